@@ -1,0 +1,57 @@
+"""Print what a run of the pipeline found and where its files are.
+
+    python3 scripts/summary.py work --backend cpu --model work/tresnet.onnx --result work/result
+"""
+import argparse
+import json
+import os
+from typing import Any, List, Tuple
+
+import onnx
+
+SAMPLE_NOTE = ("The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is right, and says nothing "
+               "about TResNet's.")
+
+
+def read_json(path: str) -> Any:
+    """The content of a JSON file, None if there is none."""
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def rows(workdir: str, backend: str, model: str, result: str) -> List[Tuple[str, str]]:
+    """(what, value) of every line of the summary."""
+    metadata = {entry.key: entry.value for entry in onnx.load(model).metadata_props}
+    counts = read_json(os.path.join(workdir, "acc_report.json"))["counts"]
+    lines = [("backend", backend),
+             ("network", f"{metadata['variant']}, {metadata['num_classes']} classes, {metadata['img_size']}×{metadata['img_size']}, "
+                         f"{metadata['lineage']} lineage" + (", int8" if metadata.get("precision") == "int8" else "")),
+             ("images", ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in (
+                 "images", "labelled", "preprocessed", "inferred", "evaluated", "left_out") if counts.get(key) is not None))]
+    lines += [(row["key"], row["value"]) for row in read_json(os.path.join(workdir, "acc.json"))["value"] if "accuracy" in row["key"]]
+    files = [("accuracy", "acc.json"), ("every image's fate", "acc_report.json"), ("comparison", "compare.json"), ("throughput", "perf.md"),
+             ("its plot", "perf.png")]
+    lines += [(what, os.path.join(workdir, name)) for what, name in files if os.path.exists(os.path.join(workdir, name))]
+    return lines + [("predictions", result), ("model", model)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir")
+    parser.add_argument("--backend", required=True)
+    parser.add_argument("--model", required=True, help="the ONNX file")
+    parser.add_argument("--result", required=True, help="the result folder")
+    parser.add_argument("--sample", action="store_true", help="the checkpoint is the sample's")
+    arguments = parser.parse_args()
+    lines = rows(arguments.workdir, arguments.backend, arguments.model, arguments.result)
+    width = max(len(what) for what, _ in lines)
+    for what, value in lines:
+        print(f"{what:<{width}}  {value}")
+    if arguments.sample:
+        print(SAMPLE_NOTE)
+
+
+if __name__ == "__main__":
+    main()

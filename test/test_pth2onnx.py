@@ -1,0 +1,392 @@
+"""The patch and the export: whose network it is, what is accepted, what is refused, and what the graph is made of."""
+import argparse
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import GOLDEN, ROOT, refusal, succeed
+from fill import fill
+
+import TResNet_pth2onnx as export
+from make_sample import load_images
+
+VARIANTS = ("tresnet_m", "tresnet_l", "tresnet_xl")
+ALLOWED = {"Conv", "LeakyRelu", "Relu", "Add", "Mul", "Sigmoid", "GlobalAveragePool", "AveragePool", "SpaceToDepth", "Flatten", "Gemm"}
+NODES = {"tresnet_m": 256, "tresnet_l": 369, "tresnet_xl": 447}
+SMALL = 64  # pixels: all that does not compare with golden values is exported at this size, to be quick
+
+
+@pytest.fixture(scope="module")
+def photos(sample: Path) -> np.ndarray:
+    """The sample photos in file-name order, float32 [20, 3, 224, 224]."""
+    return load_images(sorted(map(str, (sample / "val_union").iterdir())))
+
+
+@pytest.fixture(scope="module")
+def weights() -> Dict[str, Dict[str, torch.Tensor]]:
+    """{variant: the state dict that the golden logits were computed with, timm 0.4.5 names}."""
+    return {variant: fill(export.create_network(variant, 1000).state_dict()) for variant in VARIANTS}
+
+
+@pytest.fixture(scope="module")
+def small(weights: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bare TResNet-M state dict of the ascend lineage."""
+    path = tmp_path_factory.mktemp("checkpoint") / "small.pth"
+    torch.save(weights["tresnet_m"], path)
+    return path
+
+
+def untracked(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """As InplaceABN saves it."""
+    return OrderedDict((name, tensor) for name, tensor in state.items() if not name.endswith("num_batches_tracked"))
+
+
+def today(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """As timm 0.8 and newer name the official weights, the absolute value taken."""
+    norms = {name[:-len("running_var")] + "weight" for name in state if name.endswith("running_var")}
+    return OrderedDict((export.name_today(name), tensor.abs() + 1e-5 if name in norms else tensor) for name, tensor in untracked(state).items())
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """The command line, in this process: importing PyTorch takes longer than most of what is tested here."""
+    monkeypatch.setattr(sys, "argv", ["TResNet_pth2onnx.py", *map(str, arguments)])
+    export.main()
+
+
+def save_safetensors(path: Path, state: Dict[str, torch.Tensor], dtype: str = "F32") -> None:
+    """Write a .safetensors file by the format's description, as float32, float16 or bfloat16 (truncated)."""
+    header: Dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data: List[bytes] = []
+    for name, tensor in state.items():
+        array = tensor.float().numpy()
+        raw = {"F32": array, "F16": array.astype("<f2"), "BF16": (array.astype("<f4").view("<u4") >> 16).astype("<u2")}[dtype].tobytes()
+        begin = sum(map(len, data))
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [begin, begin + len(raw)]}
+        data.append(raw)
+    import json
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data))
+
+
+# ---- the patch ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("tool", (["patch", "--fuzz=0", "-p1", "-i"], ["git", "apply", "-p1"]), ids=lambda tool: tool[0])
+def test_the_patch_applies_to_the_unpatched_source_without_fuzz(tool: List[str], tmp_path: Path) -> None:
+    if not shutil.which(tool[0]):
+        pytest.skip(f"{tool[0]} is not installed")
+    source = tmp_path / "source"
+    shutil.copytree(str(ROOT / "pytorch-image-models"), str(source))
+    (source / ".patched-with").unlink()
+    environment = dict(os.environ, GIT_CEILING_DIRECTORIES=str(tmp_path))
+    subprocess.run(["git", "apply", "-p1", "--reverse", str(ROOT / "TResNet.patch")], cwd=str(source), env=environment, check=True)
+    assert "InplaceAbn(nf" in (source / "timm/models/tresnet.py").read_text()
+    done = subprocess.run([*tool, str(ROOT / "TResNet.patch")], cwd=str(source), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0 and b"fuzz" not in done.stdout and b"offset" not in done.stdout, done.stdout
+    assert (source / "timm/models/tresnet.py").read_bytes() == (ROOT / "pytorch-image-models/timm/models/tresnet.py").read_bytes()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_patched_network_has_the_names_and_logits_of_the_original_environment(variant: str, weights: Any, photos: np.ndarray) -> None:
+    network = export.create_network(variant, 1000).eval()
+    found = [f"{name} {str(tensor.dtype)[6:]} {list(tensor.shape)}" for name, tensor in network.state_dict().items()]
+    assert found == (GOLDEN / f"{variant}.keys.txt").read_text().splitlines()
+    network.load_state_dict(weights[variant])
+    expected = np.load(str(GOLDEN / f"{variant}.ascend.npy"))
+    with torch.no_grad():
+        logits = network(torch.from_numpy(photos[:len(expected)])).numpy()
+    assert np.abs(logits - expected).max() <= 1e-4
+
+
+# ---- whose network it is: every lineage and naming, through the ONNX file ----------------------------------------------
+
+FORMS = {
+    "ascend training checkpoint": ("ascend", lambda state: {"epoch": 3, "arch": None, "metric": np.float64(77.5), "args": argparse.Namespace(lr=0.1),
+                                                            "state_dict": OrderedDict(("module." + name, t) for name, t in state.items())}),
+    "miil bare, timm 0.4.5 names": ("miil", untracked),
+    "miil's own repository": ("miil", lambda state: {"model": untracked(state)}),
+    "timm 0.8 names": ("miil", today),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_golden_logits_through_the_onnx_file(variant: str, form: str, weights: Any, photos: np.ndarray, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    lineage, wrap = FORMS[form]
+    checkpoint = wrap(weights[variant])
+    if "arch" in checkpoint:
+        checkpoint["arch"] = variant
+    torch.save(checkpoint, tmp_path / "checkpoint.pth.tar")
+    monkeypatch.setattr(export, "VERIFIED_BATCHES", (1,))
+    run_main(monkeypatch, tmp_path / "checkpoint.pth.tar", tmp_path / "network.onnx")
+    assert f"{variant}, 1000 classes, {lineage} lineage" in capsys.readouterr().out
+    expected = np.load(str(GOLDEN / f"{variant}.{lineage}.npy"))[:4]
+    session = onnxruntime.InferenceSession(str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"])
+    logits, = session.run(None, {"image": photos[:len(expected)]})
+    assert np.abs(logits - expected).max() <= 1e-4
+    shutil.rmtree(str(tmp_path))  # a gigabyte for all of these
+
+
+@pytest.mark.parametrize("dtype, tolerance", (("F32", 0), ("F16", 2e-3), ("BF16", 2e-2)))
+def test_safetensors_are_read_in_every_precision(dtype: str, tolerance: float, weights: Any, tmp_path: Path) -> None:
+    state = today(weights["tresnet_m"])
+    save_safetensors(tmp_path / "weights.safetensors", state, dtype)
+    found = export.find_state_dict(export.load_checkpoint(str(tmp_path / "weights.safetensors")), "weights", ema=False)
+    assert list(found) == list(state)
+    for name, tensor in state.items():
+        assert found[name].dtype in (torch.float32, torch.float16)
+        scale = float(tensor.abs().max())
+        assert float((found[name].float() - tensor.float()).abs().max()) <= tolerance * scale
+
+
+def test_a_safetensors_file_and_half_precision_are_exported(weights: Any, tmp_path: Path) -> None:
+    save_safetensors(tmp_path / "half.safetensors", today(weights["tresnet_m"]), "F16")
+    done = succeed("TResNet_pth2onnx.py", tmp_path / "half.safetensors", tmp_path / "half.onnx", "--img-size", SMALL)
+    assert "tresnet_m, 1000 classes, miil lineage, named as by timm 0.8 or newer" in done.stdout
+    assert "verified: ONNX Runtime differs from PyTorch by at most" in done.stdout
+
+
+def test_averaged_weights_are_taken_only_when_asked_for(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                        capsys: pytest.CaptureFixture) -> None:
+    state = weights["tresnet_m"]
+    averaged = OrderedDict(state, **{"head.fc.bias": torch.full_like(state["head.fc.bias"], 7.0)})
+    torch.save({"state_dict": state, "state_dict_ema": averaged}, tmp_path / "both.pth")
+    biases = {}
+    for options in ((), ("--ema",)):
+        run_main(monkeypatch, tmp_path / "both.pth", tmp_path / "network.onnx", "--img-size", SMALL, *options)
+        model = onnx.load(str(tmp_path / "network.onnx"))
+        biases[options] = next(onnx.numpy_helper.to_array(w) for w in model.graph.initializer if w.name == "head.fc.bias")
+    assert np.array_equal(biases[()], state["head.fc.bias"].numpy()) and set(biases[("--ema",)]) == {7.0}
+    assert "it also holds averaged weights" in capsys.readouterr().out
+
+
+def test_any_number_of_classes_and_a_larger_image(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = OrderedDict(weights["tresnet_m"], **{"head.fc.weight": torch.rand(7, 2048), "head.fc.bias": torch.rand(7)})
+    torch.save(state, tmp_path / "tuned.pth")
+    monkeypatch.setattr(export, "VERIFIED_BATCHES", (1,))
+    run_main(monkeypatch, tmp_path / "tuned.pth", tmp_path / "tuned.onnx", "--img-size", 448)
+    model = onnx.load(str(tmp_path / "tuned.onnx"))
+    shapes = [[side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim] for value in (model.graph.input[0], model.graph.output[0])]
+    assert shapes == [["batch", 3, 448, 448], ["batch", 7]]
+    metadata = export.read_metadata(str(tmp_path / "tuned.onnx"))
+    assert [metadata[key] for key in ("variant", "num_classes", "lineage", "img_size", "version", "checkpoint_sha256")] == [
+        "tresnet_m", "7", "ascend", "448", export.VERSION, export.file_sha256(str(tmp_path / "tuned.pth"))]
+
+
+def test_ascend_weights_whose_counters_were_stripped_need_a_word_from_the_user(weights: Any) -> None:
+    tensors = untracked(weights["tresnet_m"])
+    assert export.recognise(tensors, "x.pth", None, None, None).lineage == "miil"
+    assert export.recognise(tensors, "x.pth", None, None, "ascend").lineage == "ascend"
+
+
+# ---- the graph ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def models(weights: Any) -> Dict[str, onnx.ModelProto]:
+    """{"tresnet_m ascend": the model at 224 pixels, …}"""
+    made = {}
+    for variant in VARIANTS:
+        for lineage in ("ascend", "miil"):
+            tensors = weights[variant] if lineage == "ascend" else untracked(weights[variant])
+            network = export.load_network(tensors, "x.pth", export.Recognised(variant, 1000, lineage, ""))
+            made[f"{variant} {lineage}"] = export.build_model(network, 224, 11, None, "space-to-depth")
+    return made
+
+
+def test_the_graph_has_only_operators_that_an_npu_runs_as_they_are(models: Dict[str, onnx.ModelProto]) -> None:
+    for name, model in models.items():
+        variant, lineage = name.split()
+        counts = Counter(node.op_type for node in model.graph.node)
+        pads = counts.pop("Pad", 0)
+        assert set(counts) == ALLOWED, name
+        assert pads == (3 if lineage == "miil" else 0), name
+        assert sum(counts.values()) == NODES[variant], name
+        assert all(attribute.i == 4 for node in model.graph.node if node.op_type == "SpaceToDepth" for attribute in node.attribute)
+
+
+def test_the_graph_has_no_dead_weights_old_ir_and_shapes_with_only_the_batch_open(models: Dict[str, onnx.ModelProto]) -> None:
+    for name, model in models.items():
+        read = {name for node in model.graph.node for name in node.input}
+        assert {weight.name for weight in model.graph.initializer} == read - {node.output[0] for node in model.graph.node} - {"image"}, name
+        assert model.ir_version <= 8 and [version.version for version in model.opset_import] == [11], name
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        shapes = {value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+                  for value in [*inferred.graph.value_info, *inferred.graph.output]}
+        for node in model.graph.node:
+            shape = shapes[node.output[0]]
+            assert shape[0] == "batch" and all(isinstance(side, int) and side > 0 for side in shape[1:]), (name, node.name, shape)
+
+
+def test_a_second_runtime_agrees(models: Dict[str, onnx.ModelProto], photos: np.ndarray, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="OpenVINO has no build for this Python")
+    for lineage in ("ascend", "miil"):
+        path = tmp_path / f"{lineage}.onnx"
+        onnx.save(models[f"tresnet_m {lineage}"], str(path))
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        logits = compiled(photos[:4])[0]
+        assert np.abs(logits - np.load(str(GOLDEN / f"tresnet_m.{lineage}.npy"))[:4]).max() <= 1e-3
+
+
+@pytest.mark.parametrize("opset", export.OPSETS)
+def test_every_opset_is_verified(opset: int, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL, "--opset", opset)
+    model = onnx.load(str(tmp_path / "network.onnx"))
+    assert [version.version for version in model.opset_import] == [opset] and model.ir_version <= 8
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_the_convolutional_stem_is_the_same_function(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.RandomState(1).uniform(0, 1, (2, 3, SMALL, SMALL)).astype(np.float32)
+    logits = {}
+    for stem in ("space-to-depth", "conv"):
+        run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL, "--stem", stem)
+        model = onnx.load(str(tmp_path / "network.onnx"))
+        assert any(node.op_type == "SpaceToDepth" for node in model.graph.node) == (stem == "space-to-depth")
+        logits[stem], = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"image": images})
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    attributes = {attribute.name: list(attribute.ints) for attribute in first.attribute}
+    assert (attributes["kernel_shape"], attributes["strides"], attributes["pads"]) == ([12, 12], [4, 4], [4, 4, 4, 4])
+    assert np.abs(logits["conv"] - logits["space-to-depth"]).max() <= 1e-5 * np.abs(logits["conv"]).max()
+
+
+def test_a_fixed_batch(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL, "--batch-size", 3)
+    assert onnx.load(str(tmp_path / "network.onnx")).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
+
+
+# ---- doing it once, and not leaving a wrong file -----------------------------------------------------------------------
+
+def test_a_second_export_finds_the_first_unless_something_changed(small: Path, tmp_path: Path) -> None:
+    target = tmp_path / "network.onnx"
+    command = ("TResNet_pth2onnx.py", small, target, "--img-size", SMALL)
+    succeed(*command)
+    first = target.read_bytes()
+    stamp = target.stat().st_mtime_ns
+    assert "is up to date" in succeed(*command).stdout and target.stat().st_mtime_ns == stamp
+    assert "verified" in succeed(*command, "--force").stdout and target.read_bytes() == first
+    assert "verified" in succeed(*command, "--opset", 13).stdout
+    target.write_bytes(first[:1000])
+    assert "verified" in succeed(*command).stdout and target.read_bytes() == first
+
+
+def test_a_graph_that_differs_from_the_network_is_refused_and_not_written(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = export.folded
+
+    def wrong(convolution: Any, norm: Any) -> Any:
+        weight, bias = right(convolution, norm)
+        return weight, bias + 1e-2
+
+    monkeypatch.setattr(export, "folded", wrong)
+    with pytest.raises(SystemExit, match="differ by .* on a batch of 1"):
+        run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL)
+    assert os.listdir(str(tmp_path)) == []
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------------
+
+class Evil:
+    """Unpickled naively, makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+def broken_files(folder: Path, state: Dict[str, torch.Tensor]) -> Dict[str, str]:
+    """Write one file per way to be wrong; returns {file name: what the message must say}."""
+    torch.save({"state_dict": state, "extra": Evil(folder / "executed")}, folder / "evil_zip.pth")
+    with open(folder / "evil_pickle.pth", "wb") as file:
+        pickle.dump({"state_dict": Evil(folder / "executed")}, file, protocol=2)
+    torch.save(state, folder / "whole.pth")
+    whole = (folder / "whole.pth").read_bytes()
+    (folder / "whole.pth").unlink()
+    (folder / "truncated.pth").write_bytes(whole[:len(whole) // 2])
+    (folder / "page.pth").write_text("<!DOCTYPE html><html>404</html>")
+    (folder / "empty.pth").write_bytes(b"")
+    (folder / "zeros.pth").write_bytes(b"PK\x03\x04" + bytes(100000))
+    with zipfile.ZipFile(str(folder / "zipped_zeros.pth"), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1000))
+    (folder / "short.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+    (folder / "outside.safetensors").write_bytes(struct.pack("<Q", 66) + b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}    ')
+    torch.save({"weights": 5, "note": "x"}, folder / "no_weights.pth")
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512)}, folder / "resnet.pth")
+    torch.save(OrderedDict(state, **{"body.conv1.0.weight": torch.zeros(65, 48, 3, 3)}), folder / "width_65.pth")
+    torch.save(OrderedDict(state, **{"head.fc.bias": state["head.fc.bias"] * float("nan")}), folder / "nan.pth")
+    torch.save(OrderedDict(state, **{"head.extra": torch.zeros(3)}), folder / "unexpected.pth")
+    torch.save(OrderedDict(state, **{"body.layer4.2.conv3.0.weight": torch.zeros(2048, 256, 1, 1)}), folder / "misshapen.pth")
+    torch.save(OrderedDict((name, tensor) for name, tensor in state.items() if name != "body.layer1.0.se.fc1.bias"), folder / "missing.pth")
+    torch.save({"arch": "tresnet_l", "state_dict": state}, folder / "arch.pth")
+    torch.save({"module.a": torch.zeros(1), "a": torch.zeros(1)}, folder / "twice.pth")
+    return {
+        "evil_zip.pth": "mkdir, which weights do not need", "evil_pickle.pth": "mkdir, which weights do not need",
+        "truncated.pth": "cannot be read as a checkpoint", "page.pth": "is not a PyTorch checkpoint: it begins with b'<!DOCTYPE html><'",
+        "empty.pth": "is not a PyTorch checkpoint", "zeros.pth": "cannot be read as a checkpoint",
+        "zipped_zeros.pth": "cannot be read as a checkpoint", "short.safetensors": "more than the file has",
+        "outside.safetensors": "a lies outside the file's data", "no_weights.pth": "should hold a state dict",
+        "resnet.pth": "is not a TResNet", "width_65.pth": "has 65 channels", "nan.pth": "head.fc.bias has values that are not finite",
+        "unexpected.pth": "head.extra is not expected",
+        "misshapen.pth": "body.layer4.2.conv3.0.weight has shape [2048, 256, 1, 1] instead of [2048, 512, 1, 1]",
+        "missing.pth": "body.layer1.0.se.fc1.bias is missing", "arch.pth": "says tresnet_l, but the tensors of",
+        "twice.pth": "holds some tensors twice",
+    }
+
+
+def test_broken_and_hostile_files_are_refused_in_one_sentence_and_nothing_runs(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = broken_files(tmp_path, weights["tresnet_m"])
+    for name, sentence in expected.items():
+        with pytest.raises(SystemExit) as error:
+            run_main(monkeypatch, tmp_path / name, tmp_path / "network.onnx", "--img-size", SMALL)
+        message = str(error.value)
+        assert sentence in message, (name, message)
+        assert message.startswith("TResNet_pth2onnx.py: ") and "\n" not in message, (name, message)
+    assert not (tmp_path / "executed").exists(), "code in a checkpoint was executed"
+    assert not list(tmp_path.glob("network.onnx*"))
+
+
+def test_a_torchscript_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "scripted.pt"))
+    with pytest.raises(SystemExit, match="is a TorchScript archive"):
+        run_main(monkeypatch, tmp_path / "scripted.pt", tmp_path / "network.onnx")
+
+
+@pytest.mark.parametrize("options, sentence", (
+    (("--model", "tresnet_l"), "--model says tresnet_l, but the tensors of"),
+    (("--lineage", "miil"), "--lineage miil contradicts"),
+    (("--ema",), "has no averaged weights"),
+))
+def test_what_the_user_says_against_the_evidence_is_refused(options: Any, sentence: str, small: Path, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as error:
+        run_main(monkeypatch, small, tmp_path / "network.onnx", *options)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("arguments, status, sentence", (
+    (("nowhere.pth", "x.onnx"), 1, "the checkpoint nowhere.pth is not there"),
+    ((".", "x.onnx"), 1, "the checkpoint . is not there or not a file"),
+    (("nowhere.pth", "x.pb"), 2, "the output must end in .onnx"),
+    (("nowhere.pth", "x.onnx", "--img-size", "225"), 2, "must be a multiple of 32"),
+    (("nowhere.pth", "x.onnx", "--batch-size", "0"), 2, "--batch-size must be 1 or more"),
+))
+def test_wrong_usage(arguments: Any, status: int, sentence: str, tmp_path: Path) -> None:
+    assert sentence in refusal("TResNet_pth2onnx.py", *arguments, status=status, cwd=str(tmp_path))
+
+
+def test_an_output_folder_that_is_not_there_is_named(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="cannot be written"):
+        run_main(monkeypatch, small, tmp_path / "nowhere" / "network.onnx", "--img-size", SMALL)
