@@ -12,6 +12,7 @@ Out: OUT_DIR/OUT_NAME, the accuracy as strings, and beside it ..._report.json, w
 Exit status: 0 good, 1 something is wrong with the data, 2 wrong usage, 3 the accuracy is below --min-top1/--min-top5.
 """
 import argparse
+import errno
 import io
 import itertools
 import json
@@ -28,12 +29,13 @@ import numpy as np
 
 from TResNet_preprocess import SUFFIXES, VERSION, hashed_stem, read_manifest, write_whole
 
-Label = Tuple[str, int, int]    # NAME, class, line number: a plain tuple, made in a fifth of a NamedTuple's time
+Label = Tuple[str, int, int]    # NAME, class, line number; a plain tuple, because 50,000 NamedTuples take 20 ms
 TOP = 5
 IMAGENET_CLASSES = 1000
-BATCH_VALUES = 16_384           # values parsed at once: 128 KB for each NumPy temporary stays in the L2 cache
-CHUNK_VALUES = 512_000          # values per order to a worker process: about 10 ms of work
-FEWEST_FOR_PROCESSES = 1_000_000  # values; below it, starting processes takes longer than they save
+BATCH_VALUES = 8_192            # values parsed at once; larger arrays' memory goes back to the system each time, and the
+                                # page faults on taking it again cost as much as all the work
+CHUNK_VALUES = 512_000          # values in one order to a worker process: about 10 ms of work
+PROCESSES_FROM = 1_000_000      # values; for fewer, starting processes takes longer than they save
 TEXT_BEFORE = b"000000000000000 "
 SPACE, NEWLINE = b" \n"
 NO_PREFIX = -1 << 63            # the smallest int64, which no number needs
@@ -50,7 +52,7 @@ def refuse(sentence: str) -> NoReturn:
 def some(names: Iterable[str]) -> str:
     """A few of the names, quoted so that no terminal or encoding can be upset by them."""
     names = sorted(names)
-    more = " and {} more".format(len(names) - 3) if len(names) > 3 else ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(ascii, names[:3])) + more
 
 
@@ -63,33 +65,35 @@ def read_regular_file(path: str, follow_links: bool, largest: int) -> bytes:
         with open(file, "rb") as stream:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
-                refuse("{!a} is not a regular file".format(path))
+                refuse(f"{path!a} is not a regular file")
             if status.st_size > largest:
-                refuse("{!a} has {:,} bytes; at most {:,} were expected".format(path, status.st_size, largest))
+                refuse(f"{path!a} has {status.st_size:,} bytes; at most {largest:,} were expected")
             return stream.read()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        return refuse("cannot read {!a}: {}".format(path, getattr(error, "strerror", None) or error))
+    except OSError as error:
+        what = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        return refuse(f"cannot read {path!a}: {what}")
 
 
 def parse_txt(data: bytes, path: str) -> np.ndarray:
     """float64 [classes] from one line of decimal numbers."""
     if not data.endswith(b"\n"):
-        refuse("{!a} is half a file: it has no closing newline; run the inference again".format(path))
-    if data.count(b"\n") > 1:
-        refuse("{!a} holds {} lines; one sample per file was expected, because the lines of a batch cannot be told "
-               "apart".format(path, data.count(b"\n")))
+        refuse(f"{path!a} is half a file: it has no closing newline; run the inference again")
+    lines = data.count(b"\n")
+    if lines > 1:
+        refuse(f"{path!a} holds {lines} lines; one sample per file was expected, because the lines of a batch cannot "
+               "be told apart")
     words = data.split()
     for place, word in enumerate(words, 1):
         if not NUMBER.fullmatch(word):
             what = "not finite" if word.lstrip(b"-+").lower() in (b"nan", b"inf", b"infinity") else "not a number"
-            refuse("{!a}: value {} is {!a}, {}".format(path, place, word[:40].decode("latin-1"), what))
+            refuse(f"{path!a}: value {place} is {word[:40].decode('latin-1')!a}, {what}")
     return np.array([float(word) for word in words], np.float64)
 
 
 def parse_bin(data: bytes, path: str) -> np.ndarray:
     """float32 [classes] from the raw little-endian array."""
     if len(data) % 4:
-        refuse("{!a} is half a file: its {} bytes are not a multiple of 4 (float32)".format(path, len(data)))
+        refuse(f"{path!a} is half a file: its {len(data)} bytes are not a multiple of 4 (float32)")
     return np.frombuffer(data, "<f4").astype(np.float32)
 
 
@@ -101,19 +105,17 @@ def parse_npy(data: bytes, path: str) -> np.ndarray:
                        (2, 0): np.lib.format.read_array_header_2_0}[np.lib.format.read_magic(stream)]
         shape, _, dtype = read_header(stream)
     except Exception as error:  # the header is a Python literal: its parser raises a dozen types on a damaged one
-        return refuse("{!a} is not a whole NumPy file ({}: {})".format(
-            path, type(error).__name__, ascii(str(error)[:80])))
+        return refuse(f"{path!a} is not a whole NumPy file ({type(error).__name__}: {ascii(str(error)[:80])})")
     if dtype.hasobject or dtype.kind not in "fiu":
-        refuse("{!a} holds {} values; numbers were expected".format(path, ascii(str(dtype))))
+        refuse(f"{path!a} holds {ascii(str(dtype))} values; numbers were expected")
     values = 1
     for length in shape:
         values *= int(length)
     rest = data[stream.tell():]
     if min(shape, default=1) < 0 or len(rest) != values * dtype.itemsize:
-        refuse("{!a} is half a file: {} bytes follow its header, {} were expected".format(
-            path, len(rest), values * dtype.itemsize))
+        refuse(f"{path!a} is half a file: {len(rest)} bytes follow its header, {values * dtype.itemsize} were expected")
     if len(shape) == 0 or values != shape[-1]:
-        refuse("{!a} has the shape {}; one sample per file was expected, [classes] or [1, classes]".format(path, shape))
+        refuse(f"{path!a} has the shape {shape}; one sample per file was expected, [classes] or [1, classes]")
     return np.frombuffer(rest, dtype).astype(np.float32 if dtype.itemsize <= 4 and dtype.kind == "f" else np.float64)
 
 
@@ -124,13 +126,13 @@ def read_result(path: str) -> np.ndarray:
     """
     data = read_regular_file(path, follow_links=False, largest=LARGEST_RESULT)
     if not data:
-        refuse("{!a} is empty; run the inference again".format(path))
+        refuse(f"{path!a} is empty; run the inference again")
     values = {".txt": parse_txt, ".bin": parse_bin, ".npy": parse_npy}[os.path.splitext(path)[1]](data, path)
     if not len(values):
-        refuse("{!a} holds no values".format(path))
+        refuse(f"{path!a} holds no values")
     if not np.isfinite(values).all():
         place = int(np.flatnonzero(~np.isfinite(values))[0])
-        refuse("{!a}: value {} is {}, not finite".format(path, place + 1, values[place]))
+        refuse(f"{path!a}: value {place + 1} is {values[place]}, not finite")
     return values
 
 
@@ -140,15 +142,14 @@ def refuse_strangers(folder: str, names: Sequence[str]) -> NoReturn:
     strangers = [name for name, match in matches.items() if not match]
     if strangers:
         half = "; .part is half a file of an interrupted run" if any(s.endswith(".part") for s in strangers) else ""
-        refuse("{!a} holds what is not a result (STEM_0.txt, .bin or .npy): {}{}; move it away".format(
-            folder, some(strangers), half))
+        refuse(f"{folder!a} holds what is not a result (STEM_0.txt, .bin or .npy): {some(strangers)}{half}; "
+               "move it away")
     outputs = [name for name, match in matches.items() if match and match.group(2) != "0"]
     if outputs:
-        refuse("{!a} holds several outputs per image ({}); one, the class scores STEM_0, was expected".format(
-            folder, some(outputs)))
+        refuse(f"{folder!a} holds several outputs per image ({some(outputs)}); one, the class scores STEM_0, "
+               "was expected")
     formats = {match.group(3): name for name, match in matches.items() if match}
-    refuse("{!a} holds results in several formats ({}); are some from another run?".format(
-        folder, some(formats.values())))
+    refuse(f"{folder!a} holds results in several formats ({some(formats.values())}); are some from another run?")
 
 
 def result_files(folder: str) -> Dict[str, str]:
@@ -159,13 +160,13 @@ def result_files(folder: str) -> Dict[str, str]:
     """
     try:
         names = sorted(os.listdir(folder))
-    except (OSError, ValueError) as error:
-        refuse("cannot read the result folder {!a}: {}".format(folder, getattr(error, "strerror", None) or error))
+    except OSError as error:
+        refuse(f"cannot read the result folder {folder!a}: {error.strerror}")
     if not names:
-        refuse("{!a} holds no results".format(folder))
+        refuse(f"{folder!a} holds no results")
     endings = {name[-len("_0.txt"):] for name in names}
-    if len(endings) > 1 or not endings <= {"_0.txt", "_0.bin", "_0.npy"} or any(
-            name.startswith(".") or len(name) == len("_0.txt") for name in names):
+    if len(endings) > 1 or not endings <= {"_0.txt", "_0.bin", "_0.npy"} or (
+            "." in {name[0] for name in names} or min(map(len, names)) == len("_0.txt")):
         refuse_strangers(folder, names)
     start = os.path.join(folder, "")
     return {name[:-len("_0.txt")]: start + name for name in names}
@@ -176,21 +177,22 @@ def result_files(folder: str) -> Dict[str, str]:
 def read_labels(path: str) -> List[Label]:
     """The lines "NAME INT" of a labels file (NAME may hold spaces).
 
-    A byte order mark, CRLF and empty lines are allowed. NAME is decoded as file names are: one that is not UTF-8 still names its file.
+    A byte order mark, CRLF and empty lines are allowed. NAME is decoded as file names are: one that is not UTF-8
+    still names its file.
     """
     data = read_regular_file(path, follow_links=True, largest=1 << 32)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        refuse("{!a} is UTF-16 text; save it as UTF-8".format(path))
+        refuse(f"{path!a} is UTF-16 text; save it as UTF-8")
     labels = []
     for line, text in enumerate(os.fsdecode(data[3:] if data.startswith(b"\xef\xbb\xbf") else data).split("\n"), 1):
         words = text.rsplit(None, 1)
         if len(words) == 2 and words[1].isdigit() and words[1].isascii() and len(words[1]) <= 9:
             labels.append((words[0], int(words[1]), line))
         elif words:
-            refuse("{!a}, line {}: {} is not a label; \"NAME INT\" was expected, such as \"cat.JPEG 281\"".format(
-                path, line, ascii(text[:80])))
+            refuse(f"{path!a}, line {line}: {text[:80]!a} is not a label; 'NAME INT' was expected, as in "
+                   "'cat.JPEG 281'")
     if not labels:
-        refuse("{!a} holds no labels".format(path))
+        refuse(f"{path!a} holds no labels")
     return labels
 
 
@@ -212,12 +214,12 @@ def match_labels(stems: Sequence[str], labels: List[Label], path: str) -> List[L
                 conflicts.setdefault(key, label)
     lacking = [stem for stem in stems if stem not in by_key]
     if lacking:
-        refuse("{} of {} predictions have no label in {!a}: {}; a line \"NAME INT\" was expected for each".format(
-            len(lacking), len(stems), path, some(lacking)))
+        refuse(f"{len(lacking)} of {len(stems)} predictions have no label in {path!a}: {some(lacking)}; "
+               "a line 'NAME INT' was expected for each")
     for stem in stems if conflicts else ():
         if stem in conflicts:
-            refuse("{!a} gives {!a} two labels: {} in line {} and {} in line {}".format(
-                path, stem, *by_key[stem][1:], *conflicts[stem][1:]))
+            (_, index, line), (_, other, other_line) = by_key[stem], conflicts[stem]
+            refuse(f"{path!a} gives {stem!a} two labels: {index} in line {line} and {other} in line {other_line}")
     return [by_key[stem] for stem in stems]
 
 
@@ -277,19 +279,18 @@ def read_sort_keys(paths: Sequence[str], classes: int, memory: bytearray) -> Opt
             return None
         ends.append(end - 1)
     memory[end:end + 8] = bytes(8)
-    all_words = np.frombuffer(memory, "<u8", (end + 7) // 8)
-    text = all_words.view(np.uint8)
+    text = np.frombuffer(memory, np.uint8, (end + 7) // 8 * 8)
 
     # A number has at least nine characters with its space, so that no word of eight bytes holds two spaces.
     is_space = text == SPACE
     words = is_space.view("<u8")
-    at = np.flatnonzero(words != 0)
-    if np.count_nonzero(is_space) != len(at) or len(at) != len(paths) * classes + 1:
+    spaces = np.flatnonzero(words != 0)
+    if np.count_nonzero(is_space) != len(spaces) or len(spaces) != len(paths) * classes + 1:
         return None
-    byte_in_word = words[at]              # 256 ** byte
+    byte_in_word = words[spaces]          # 256 ** byte
     byte_in_word *= 0x0001020304050607    # moves the byte's number to the top
     byte_in_word >>= 56
-    spaces = at << 3
+    spaces <<= 3
     spaces += byte_in_word.view(np.int64)
     lengths = spaces[1:] - spaces[:-1]
     if lengths.min() < len("1.234567 ") or lengths.max() > len("-12.345678 "):
@@ -297,20 +298,10 @@ def read_sort_keys(paths: Sequence[str], classes: int, memory: bytearray) -> Opt
     if not np.array_equal(spaces[classes::classes], ends):
         return None
 
-    # The sixteen bytes before each space, "…10.123456", from the three aligned words that hold them (fetching
-    # unaligned words takes twice as long).
-    shift = byte_in_word[1:] << 3
-    shift_back = 64 - shift
-    last = all_words[at[1:]]
-    middle = all_words[at[1:] - 1]
-    first = all_words[at[1:] - 2] >> shift
-    first |= middle << shift_back  # a shift by 64 gives 0
-    middle >>= shift
-    last <<= shift_back
-    middle |= last
-    first >>= 48
-    prefix = PREFIX[first.view(np.int64)]
-    digits = middle.byteswap().view(np.int64)
+    windows = np.ndarray((end,), "V16", memory, 0, (1,))[spaces[1:] - 16]  # "…10.123456" of each number
+    windows = windows.view(np.uint64).reshape(-1, 2)
+    prefix = PREFIX[(windows[:, 0] >> 48).view(np.int64)]
+    digits = windows[:, 1].byteswap().view(np.int64)
     digits ^= 0x302E303030303030  # "0.000000": leaves 0 to 9 in each byte, and 0 for the point
     wrong = int(np.bitwise_or.reduce(digits)) | int(np.bitwise_or.reduce(digits + 0x0600060606060606))
     if wrong & 0xF0FFF0F0F0F0F0F0 or prefix.min() == NO_PREFIX:
@@ -330,7 +321,7 @@ def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     scores [batch, classes], no NaN; labels int64 [batch].
     """
     own = scores[np.arange(len(labels)), labels][:, np.newaxis]
-    before = np.array([np.count_nonzero(row) for row in scores > own])  # three times as fast as with axis=1
+    before = np.count_nonzero(scores > own, axis=1)
     ties = scores == own
     if np.count_nonzero(ties) > len(labels):  # more than the labels themselves
         before += [np.count_nonzero(row[:label]) for row, label in zip(ties, labels)]
@@ -350,7 +341,7 @@ def ranks_of_files(paths: Sequence[str], labels: np.ndarray, classes: int, first
     predictions = [read_result(path) for path in paths]
     for i, prediction in enumerate(predictions):
         if len(prediction) != classes:
-            refuse("{!a} holds {} values, but {!a} holds {}".format(paths[i], len(prediction), first, classes))
+            refuse(f"{paths[i]!a} holds {len(prediction)} values, but {first!a} holds {classes}")
     return ranks(np.stack(predictions), labels)
 
 
@@ -408,8 +399,8 @@ def count_ranks_in_processes(paths: Sequence[str], labels: np.ndarray, classes: 
                     answer = ours.recv()
                 except (EOFError, ConnectionResetError):
                     processes[ours].join()
-                    refuse("a worker process was ended by the system (exit code {}; out of memory?) between {!a} and "
-                           "{!a}".format(processes[ours].exitcode, paths[start], paths[stop - 1]))
+                    refuse(f"a worker process was ended by the system (exit code {processes[ours].exitcode}; out of "
+                           f"memory?) between {paths[start]!a} and {paths[stop - 1]!a}")
                 if isinstance(answer, str):
                     refusals[start] = answer
                 else:
@@ -436,30 +427,32 @@ def account(prep: str, results: Dict[str, str]) -> Tuple[int, List[Dict[str, str
     """
     header, images = read_manifest(prep)
     if not header or not images:
-        refuse("{!a} holds no manifest.jsonl of TResNet_preprocess.py; give the prepared folder as --prep".format(prep))
+        refuse(f"{prep!a} holds no manifest.jsonl of TResNet_preprocess.py; give the prepared folder as --prep")
     bad = [{"source": source, "error": str(entry["error"])} for source, entry in images.items() if "error" in entry]
     prepared = {str(entry.get("bin")) for entry in images.values() if "error" not in entry}
     try:
         with os.scandir(prep) as entries:
             written = {entry.name: entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".bin")}
     except OSError as error:
-        refuse("cannot read the prepared folder {!a}: {}".format(prep, error.strerror))
+        refuse(f"cannot read the prepared folder {prep!a}: {error.strerror}")
     if prepared != set(written):
-        refuse("the .bin files in {!a} are not those of its manifest ({}); run TResNet_preprocess.py again".format(
-            prep, some(prepared ^ set(written))))
+        refuse(f"the .bin files in {prep!a} are not those of its manifest ({some(prepared ^ set(written))}); "
+               "run TResNet_preprocess.py again")
     stems = {name[:-len(".bin")] for name in prepared}
     strange = [stem for stem in results if stem not in stems]
     if strange:
-        refuse("{} results belong to no .bin in {!a}: {}; are they another run's?".format(
-            len(strange), prep, some(strange)))
+        refuse(f"{len(strange)} results belong to no .bin in {prep!a}: {some(strange)}; are they another run's?")
     lacking = stems.difference(results)
     if lacking:
-        refuse("the inference was incomplete: {} of {} .bin files in {!a} have no result: {}".format(
-            len(lacking), len(stems), prep, some(lacking)))
-    older = [stem for stem, path in results.items() if os.stat(path).st_mtime_ns < written[stem + ".bin"]]
+        refuse(f"the inference was incomplete: {len(lacking)} of {len(stems)} .bin files in {prep!a} have no result: "
+               f"{some(lacking)}")
+    try:
+        older = [stem for stem, path in results.items() if os.lstat(path).st_mtime_ns < written[stem + ".bin"]]
+    except OSError as error:
+        refuse(f"cannot read {error.filename!a}: {error.strerror}")
     if older:
-        refuse("{} of {} results are older than their .bin in {!a}: {}; run the inference again".format(
-            len(older), len(results), prep, some(older)))
+        refuse(f"{len(older)} of {len(results)} results are older than their .bin in {prep!a}: {some(older)}; "
+               "run the inference again")
     return len(images), bad
 
 
@@ -468,8 +461,8 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
 
     Returns a report that json can write: "classes" (int), "hits" ([Top-1, Top-2, ... Top-5] as counts, fewer for fewer
     classes), "counts" (labelled, images, preprocessed, bad, inferred, evaluated, left_out; None where that cannot be
-    known without prep), "evaluated" (stems), "bad" and "left_out" ([{"source", "error"}]),
-    "labelled_without_prediction" (names), "notes" (sentences). Exits with one sentence if anything is amiss.
+    known without prep), "evaluated" (stems), "left_out" ([{"source", "error"}]), "labelled_without_prediction"
+    (names), "notes" (sentences). Exits with one sentence if anything is amiss.
     """
     results = result_files(result)
     images, bad = account(prep, results) if prep is not None else (None, [])
@@ -479,25 +472,24 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     shift = int(classes == IMAGENET_CLASSES + 1)  # class 0 of 1001 is "background"
     for _, index, line in lines:
         if index >= classes - shift:
-            refuse("{!a}, line {}: label {} is outside the classes 0 to {} of {!a}".format(
-                labels, line, index, classes - shift - 1, paths[0]))
+            refuse(f"{labels!a}, line {line}: label {index} is outside the classes 0 to {classes - shift - 1} of "
+                   f"{paths[0]!a}")
     matched = match_labels(stems, lines, labels)
     indices = np.array([index for _, index, _ in matched], np.int64) + shift
-    if workers > 1 and len(paths) * classes >= FEWEST_FOR_PROCESSES:
+    if workers > 1 and len(paths) * classes >= PROCESSES_FROM:
         counts = count_ranks_in_processes(paths, indices, classes, workers)
     else:
         counts = count_ranks(paths, indices, classes, paths[0])
     if counts.sum() != len(paths):
-        raise AssertionError("{} predictions were counted, {} were given".format(counts.sum(), len(paths)))
+        refuse(f"{counts.sum()} of {len(paths)} predictions were counted; this is a defect of the program")
 
     names = {name for name, _, _ in lines}
     unpredicted = sorted(names.difference(name for name, _, _ in matched))
     notes = []
     if unpredicted:
-        notes.append("{} of {} labelled names have no prediction: this is a subset".format(
-            len(unpredicted), len(names)))
+        notes.append(f"{len(unpredicted)} of {len(names)} labelled names have no prediction: this is a subset")
     if bad:
-        notes.append("{} of {} images were left out".format(len(bad), images))
+        notes.append(f"{len(bad)} of {images} images were left out")
     return {
         "tool": "TResNet_postprocess.py", "version": VERSION, "result": os.path.abspath(result),
         "labels": os.path.abspath(labels), "prep": None if prep is None else os.path.abspath(prep),
@@ -517,7 +509,7 @@ def percentages(report: Dict[str, Any]) -> List[float]:
 def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
     """The content of acc.json."""
     rows = [("Number of images", str(report["counts"]["evaluated"])), ("Number of classes", str(report["classes"]))]
-    rows += [("Top{} accuracy".format(k), "{}%".format(value)) for k, value in enumerate(percentages(report), 1)]
+    rows += [(f"Top{k} accuracy", f"{value}%") for k, value in enumerate(percentages(report), 1)]
     return {"title": "Overall statistical evaluation", "value": [{"key": key, "value": value} for key, value in rows]}
 
 
@@ -525,18 +517,19 @@ def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
 
 def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple[str, str]:
     """The paths of acc.json and its report; refuses those that would damage the input."""
-    if out_name in ("", ".", "..") or os.path.basename(out_name) != out_name or "\0" in out_dir + out_name:
-        refuse("OUT_NAME is {!a}; a file name such as acc.json was expected".format(out_name))
+    if out_name in ("", ".", "..") or os.path.basename(out_name) != out_name:
+        refuse(f"OUT_NAME is {out_name!a}; a file name such as acc.json was expected")
     inside = os.path.join(os.path.realpath(result), "")
     if os.path.join(os.path.realpath(out_dir), "").startswith(inside):
-        refuse("OUT_DIR {!a} lies in the result folder {!a}; choose another, or the next run would take {!a} for a "
-               "result".format(out_dir, result, out_name))
+        refuse(f"OUT_DIR {out_dir!a} lies in the result folder {result!a}; choose another, or the next run would take "
+               f"{out_name!a} for a result")
     stem = out_name[:-len(".json")] if out_name.endswith(".json") else out_name
     paths = os.path.join(out_dir, out_name), os.path.join(out_dir, stem + "_report.json")
     for path in paths:
-        if os.path.isdir(path) or os.path.realpath(path) == os.path.realpath(labels):
-            refuse("{!a} is {}; choose another OUT_NAME".format(
-                path, "a folder" if os.path.isdir(path) else "the labels file"))
+        if os.path.isdir(path):
+            refuse(f"{path!a} is a folder; choose another OUT_NAME")
+        if os.path.realpath(path) == os.path.realpath(labels):
+            refuse(f"{path!a} is the labels file; choose another OUT_NAME")
     return paths
 
 
@@ -578,17 +571,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         write_whole(report_path, json.dumps(report).encode("ascii"))
         write_whole(accuracy_path, json.dumps(table).encode("ascii"))  # last: where it stands, its report does
     except OSError as error:
-        refuse("cannot write {!a}: {}".format(error.filename or given.out_dir, error.strerror))
+        refuse(f"cannot write {error.filename or given.out_dir!a}: {error.strerror}")
 
     for row in table["value"]:
-        print("{key}: {value}".format(**row))
+        print(row["key"] + ": " + row["value"])
     for note in report["notes"]:
         print(note)
     for image in report["left_out"][:3]:
-        print("left out: {} ({})".format(ascii(image["source"]), ascii(image["error"])))
-    print("wrote {} and {}".format(ascii(accuracy_path), ascii(report_path)))
+        print(f"left out: {image['source']!a}: {image['error']!a}")
+    print(f"wrote {ascii(accuracy_path)} and {ascii(report_path)}")
     reached = percentages(report)
-    below = ["Top-{} accuracy {}% is below {}%".format(k, reached[min(k, len(reached)) - 1], least)
+    below = [f"Top-{k} accuracy {reached[min(k, len(reached)) - 1]}% is below {least}%"
              for k, least in ((1, given.min_top1), (5, given.min_top5))
              if least is not None and reached[min(k, len(reached)) - 1] < least]
     if below:

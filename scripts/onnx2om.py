@@ -55,7 +55,7 @@ def describe_onnx(path: str) -> Dict[str, Any]:
     tensor = inputs[0].type.tensor_type
     dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
     return {"input": inputs[0].name,
-            "shape": [dim.dim_value or None for dim in tensor.shape.dim],
+            "shape": [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim],
             "dtype": "float32" if dtype == "float" else dtype,
             "metadata": {entry.key: entry.value for entry in model.metadata_props}}
 
@@ -152,4 +152,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        raise SystemExit(f"onnx2om.py: {error.filename!a}: {error.strerror}; mend that and start again") from None
+    except KeyboardInterrupt:
+        sys.exit(130)  # onnx2om.sh says it

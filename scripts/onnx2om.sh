@@ -115,7 +115,7 @@ choose_python() {
 check_atc() {
     local script
     command -v atc >/dev/null && return
-    for script in {/usr/local/Ascend,"$HOME/Ascend"}/{ascend-toolkit,cann}/set_env.sh; do
+    for script in {/usr/local/Ascend,"${HOME:-}/Ascend"}/{ascend-toolkit,cann}/set_env.sh; do
         if [[ -f $script ]]; then
             die "there is no atc on the PATH; put CANN's there: source $script"
         fi
@@ -144,6 +144,7 @@ clean_up() {
 
 interrupted() {
     trap '' INT TERM
+    exec 2>&3  # the signal may come while stderr is turned off
     clean_up
     die "$1; the model being compiled is dropped, finished ones are kept" "$2"
 }
@@ -181,10 +182,10 @@ print_command() {
 run_atc() {
     status=0
     set -m  # a process group of its own for atc and the compilers it starts
-    (cd "$private" && ASCEND_PROCESS_LOG_PATH=$private/log exec "${command[@]}") >"$1" 2>&1 </dev/null &
+    (cd "$private" && ASCEND_PROCESS_LOG_PATH=$private/log exec "${command[@]}") >"$1" 2>&1 </dev/null 3>&- &
     atc_pid=$!
     set +m
-    { wait "$atc_pid" || status=$?; } 2>/dev/null
+    { wait "$atc_pid" || status=$?; } 2>/dev/null  # without bash's own line about a killed job
     { stop_atc; } 2>/dev/null
     if [[ -d $private/log ]]; then  # CANN's own log, more detailed than what it prints
         find "$private/log" -type f -name '*.log' -exec cat {} + >>"$1" || true
@@ -228,7 +229,7 @@ compile() {
     fi
     printf '%s: compiling for %s ...\n' "$om" "$soc_version"
     private=$output_dir/$name.atc-run-$$
-    mkdir -m 0750 -- "$private"
+    { mkdir -m 0750 -- "$private" && : >"$log"; } || die "nothing can be written to $output_dir; see the line above"
     started=$SECONDS
     run_atc "$log"
     found=$(find "$private" -maxdepth 1 -type f -size +0 \( -name "$name.om" -o -name "${name}_linux_*.om" \) -print -quit)
@@ -238,7 +239,7 @@ compile() {
     fi
     chmod 0640 -- "$found"  # ais_bench refuses a model that others can write
     rm -f -- "$om.json"
-    mv -f -T -- "$found" "$om"
+    mv -f -T -- "$found" "$om" || die "the finished model cannot be put to $om; see the line above"
     size=$("$python" "$here/onnx2om.py" record "$om" "$model" -- "${command[@]}")
     clean_up
     printf '%s: compiled in %d s, %s\n' "$om" $((SECONDS - started)) "$size"
@@ -246,6 +247,7 @@ compile() {
 
 main() {
     local words batch fixed batches
+    exec 3>&2
     parse_options "$@"
     check_paths
     choose_python

@@ -77,13 +77,25 @@ def run_to_end(command: List[str], log: str) -> int:
         raise
 
 
+def make_run_folder(output: str) -> str:
+    """A new folder for the runners' files, named after this process; what killed processes left is removed."""
+    for name in os.listdir(output):
+        match = re.fullmatch("perf_runs-([1-9][0-9]*)", name)
+        if match and not os.path.exists(f"/proc/{match.group(1)}"):
+            shutil.rmtree(os.path.join(output, name))
+    runs = os.path.join(output, f"perf_runs-{os.getpid()}")
+    os.mkdir(runs)
+    os.chmod(runs, 0o750)  # ais_bench refuses to write where others may look
+    return runs
+
+
 def measure(arguments: argparse.Namespace, batch_size: int, runs: str, name: str) -> Dict[str, float]:
     """One run: {throughput in images/s, mean and p99 latency of a batch in ms}, as the runner's summary has them.
 
     Raises: SystemExit if the runner fails or its summary is not that of this run.
     """
     command = build_command(arguments, batch_size, runs, name)
-    log = os.path.join(runs, name + ".log")
+    log = os.path.join(arguments.output, "perf_runner.log")  # kept only of a run that failed
     try:
         status = run_to_end(command, log)
     except FileNotFoundError:
@@ -93,38 +105,40 @@ def measure(arguments: argparse.Namespace, batch_size: int, runs: str, name: str
             said = [line.strip() for line in file if line.strip()] or ["nothing"]
         refuse(f"the runner failed with status {status} at batch size {batch_size} and said {said[-1][:300]!a}; "
                f"its whole output: {log}")
-    path = os.path.join(runs, name + "_summary.json")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(os.path.join(runs, name + "_summary.json"), encoding="utf-8") as file:
             summary = json.load(file)
         times = summary["NPU_compute_time"]
         figures = {"throughput": float(summary["throughput"]), "latency_mean": float(times["mean"]),
                    "latency_p99": float(times["percentile(99%)"])}
         count = int(times["count"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        refuse(f"the runner ended well at batch size {batch_size}, but its summary {path} is missing or damaged "
+        refuse(f"the runner ended well at batch size {batch_size}, but its summary is missing or damaged "
                f"({type(error).__name__}: {str(error)!a}); see its output: {log}")
     if not all(math.isfinite(figure) and figure > 0 for figure in figures.values()):
-        refuse(f"the runner's summary {path} has figures that cannot be true: {figures}; run it again")
+        refuse(f"the runner's summary of batch size {batch_size} has figures that cannot be true: {figures}; "
+               f"see its output: {log}")
     expected = 1000 * batch_size / figures["latency_mean"]
     if count != arguments.loop or abs(figures["throughput"] - expected) > 0.01 * expected:
-        refuse(f"the runner's summary {path} tells of {count} runs and {figures['throughput']:.1f} images/s; "
-               f"expected are {arguments.loop} runs and {expected:.1f} images/s, so it is that of another run")
+        refuse(f"the runner's summary of batch size {batch_size} tells of {count} runs and "
+               f"{figures['throughput']:.1f} images/s; expected are {arguments.loop} runs and {expected:.1f} images/s, "
+               "so it is that of another run")
+    os.remove(log)
     return figures
 
 
 def sweep(arguments: argparse.Namespace) -> List[Dict[str, Any]]:
     """All runs; one row per batch size with the median of each figure and the throughput of every run."""
-    runs = os.path.join(arguments.output, "perf_runs")
-    shutil.rmtree(runs, ignore_errors=True)
-    os.makedirs(runs)
-    os.chmod(runs, 0o750)  # ais_bench refuses to write where others may look
     found: Dict[int, List[Dict[str, float]]] = {batch_size: [] for batch_size in arguments.batch_sizes}
-    for repeat in range(1, arguments.repeat + 1):
-        for batch_size in arguments.batch_sizes:
-            found[batch_size].append(measure(arguments, batch_size, runs, f"bs{batch_size}_run{repeat}"))
-            print(f"run {repeat} of {arguments.repeat}, batch size {batch_size}: "
-                  f"{found[batch_size][-1]['throughput']:.1f} images/s", flush=True)
+    runs = make_run_folder(arguments.output)
+    try:
+        for repeat in range(1, arguments.repeat + 1):
+            for batch_size in arguments.batch_sizes:
+                found[batch_size].append(measure(arguments, batch_size, runs, f"bs{batch_size}_run{repeat}"))
+                print(f"run {repeat} of {arguments.repeat}, batch size {batch_size}: "
+                      f"{found[batch_size][-1]['throughput']:.1f} images/s", flush=True)
+    finally:
+        shutil.rmtree(runs)
     rows = []
     for batch_size, figures in found.items():
         row: Dict[str, Any] = {"batch_size": batch_size}
@@ -133,7 +147,6 @@ def sweep(arguments: argparse.Namespace) -> List[Dict[str, Any]]:
         row["throughput_runs"] = [figure["throughput"] for figure in figures]
         row["throughput_spread"] = (max(row["throughput_runs"]) - min(row["throughput_runs"])) / row["throughput"]
         rows.append(row)
-    shutil.rmtree(runs)
     return rows
 
 
@@ -195,7 +208,7 @@ def markdown(report: Dict[str, Any]) -> str:
             known = "reference" in row
             cells += [f"{row['reference']:.0f}" if known else NOT_MEASURED,
                       f"{row['ratio']:.2f}" if known else NOT_MEASURED]
-        lines.append([cell.replace("|", "/") for cell in cells])
+        lines.append([" ".join(cell.replace("|", "/").split()) for cell in cells])
     text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     text += (f"\nPure inference (zeros in, no files): median of {report['repeat']} runs of {report['loop']} batches "
              "each, ± half the span of the runs. Latency is that of a whole batch.\n")

@@ -1,0 +1,238 @@
+"""Stand-in of CANN's atc: makes an .om of an ONNX file, as strict about its input as the real one.
+
+Its .om holds the ONNX model with the batch fixed and the weights rounded to float16, as the 310P3 computes by default,
+and the AIPP settings; the stand-in of ais_bench runs it in ONNX Runtime. Started by bin/atc; the switches stand in
+python/ascend_standin.py. E codes and their words follow what users report of the real tool; what has no known code gets
+E10001, "invalid value".
+"""
+import json
+import os
+import platform
+import re
+import sys
+import time
+from typing import Any, Dict, List, NoReturn
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "python"))
+from ascend_standin import fault, log_call, write_om  # noqa: E402
+
+# Values that a flag admits; None: checked below. atc has more flags, which this stand-in does not know and so refuses.
+FLAGS = {
+    "mode": ("0",), "framework": ("5",), "model": None, "output": None,
+    "input_format": ("NCHW", "ND"), "input_shape": None,
+    "log": ("debug", "info", "warning", "error", "null"), "soc_version": None, "insert_op_conf": None,
+    "output_type": ("FP32", "FP16"), "enable_small_channel": ("0", "1"),
+    "precision_mode": ("force_fp16", "force_fp32", "allow_fp32_to_fp16", "must_keep_origin_dtype"),
+    "op_select_implmode": ("high_performance", "high_precision"),
+}
+SOC_VERSIONS = re.compile(r"Ascend(310|310B[1-4]|310P[1357]|910|910[AB]|910Pro[AB]|910B[1-4](-1)?|910B2C|910_93\d\d)")
+PATH_CHARACTERS = re.compile(r"[A-Za-z0-9_./-]+")
+AIPP_CHANNEL = {"min_chn": float, "mean_chn": int, "var_reci_chn": float}  # each with _0, _1, _2; mean_chn is an int32
+
+
+def fail(code: str, text: str) -> NoReturn:
+    """End as atc ends: the reason on stdout and in its log, exit status 255."""
+    message = f"{code}: {text}\n        Solution: Try again with a valid argument."
+    print("ATC run failed, Please check the detail log, Try 'atc --help' for more information")
+    print(message, flush=True)
+    write_log(f"[ERROR] GE({os.getpid()},atc.bin): {message}")
+    sys.exit(255)
+
+
+def write_log(text: str) -> None:
+    """Add to the process log, where CANN keeps it."""
+    logs = os.environ.get("ASCEND_PROCESS_LOG_PATH", os.path.expanduser("~/ascend/log"))
+    folder = os.path.join(logs, "debug", "plog")
+    os.makedirs(folder, mode=0o750, exist_ok=True)
+    with open(os.path.join(folder, f"plog-{os.getpid()}.log"), "a", encoding="utf-8") as file:
+        file.write(text + "\n")
+
+
+def invalid(flag: str, value: str, reason: str) -> NoReturn:
+    fail("E10001", f"Value [{value}] for parameter [--{flag}] is invalid. Reason: {reason}")
+
+
+def parse_flags(argv: List[str]) -> Dict[str, str]:
+    """{flag: value} of `--flag=value` and `--flag value`, each checked on its own."""
+    flags: Dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-") or name not in FLAGS:
+            print(f"ERROR: unknown command line flag '{name}'")
+            sys.exit(1)
+        if not equals:
+            if not rest:
+                print(f"ERROR: flag '--{name}' is missing its argument")
+                sys.exit(1)
+            value = rest.pop(0)
+        flags[name] = value
+        admitted = FLAGS[name]
+        if admitted is not None and value not in admitted:
+            invalid(name, value, f"The value must be {' or '.join(admitted)}.")
+    for name in ("framework", "model", "output"):
+        if name not in flags:
+            fail("E10007", f"[--{name}] is required.")
+    if not flags.get("soc_version"):
+        fail("E10054", "The requested parameter [--soc_version] is empty.")
+    if not SOC_VERSIONS.fullmatch(flags["soc_version"]):
+        invalid("soc_version", flags["soc_version"], "It is not supported.")
+    for name in ("model", "output", "insert_op_conf"):
+        if name in flags and not PATH_CHARACTERS.fullmatch(flags[name]):
+            invalid(name, flags[name], "The path can contain only letters, digits, '_', '.', '-' and '/'.")
+    for name in ("model", "insert_op_conf"):
+        if name in flags and not (os.path.isfile(flags[name]) and os.access(flags[name], os.R_OK)):
+            invalid(name, flags[name], "No such file or no permission to read it.")
+    folder = os.path.dirname(os.path.abspath(flags["output"]))
+    if os.path.isdir(flags["output"]) or not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        invalid("output", flags["output"], "It is a folder, or its folder is missing or not writable.")
+    return flags
+
+
+def load_onnx(path: str) -> Any:
+    """The ONNX model, its opset and input types checked. What onnx itself says of a damaged file goes to the log."""
+    import onnx
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf, checker and file errors have no common class
+        write_log(f"[ERROR] {error}")
+        invalid("model", path, "Failed to parse the ONNX model.")
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    highest = 11 if os.environ.get("STANDIN_CANN", "6.0.RC1") == "6.0.RC1" else 17
+    if not 11 <= opset <= highest:
+        node = model.graph.node[0]
+        fail("E19010", f"No parser is registered for Op [{node.name}, optype [ai.onnx::{opset}::{node.op_type}]].")
+    return model
+
+
+def fix_shapes(model: Any, argument: str) -> int:
+    """Set the inputs' shapes from --input_shape; the batch size."""
+    from onnx import TensorProto
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value.type.tensor_type for value in model.graph.input if value.name not in weights}
+    given: Dict[str, List[int]] = {}
+    for item in filter(None, argument.split(";")):
+        match = re.fullmatch(r"([^:]+):(-?\d+(?:,-?\d+)*)", item)
+        if not match:
+            fail("E10002", f"Value [{argument}] for parameter [--input_shape] is invalid. Reason: it must be formatted "
+                           'as "input_name1:n1,c1,h1,w1;input_name2:n2,c2,h2,w2".')
+        if match.group(1) not in inputs:
+            fail("E10016", f"Opname [{match.group(1)}] specified in [--input_shape] is not found in the model. Confirm "
+                           "whether this node name exists.")
+        given[match.group(1)] = [int(size) for size in match.group(2).split(",")]
+    batch = 0
+    for name, tensor in inputs.items():
+        if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            invalid("model", name, "The input must be float32 or float16; uint8 comes only through AIPP.")
+        shape = [dim.dim_value or -1 for dim in tensor.shape.dim]
+        wanted = given.get(name, shape)
+        if len(wanted) != len(shape) or any(shape[i] not in (-1, wanted[i]) for i in range(len(shape))):
+            invalid("input_shape", str(wanted), f"It does not match the model's {shape}.")
+        if any(size < 1 for size in wanted):
+            invalid(name, "-1", "maybe you should set input_shape to specify its shape")
+        for i, size in enumerate(wanted):
+            tensor.shape.dim[i].dim_value = size
+        batch = wanted[0]
+    for value in model.graph.output:
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    return batch
+
+
+def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
+    """The settings of a static AIPP file for one input of height x width; whatever else it says is refused."""
+    with open(path, encoding="utf-8") as file:
+        text = re.sub(r"#.*", "", file.read())
+    match = re.fullmatch(r"\s*aipp_op\s*\{([^{}]*)\}\s*", text)
+    if not match:
+        invalid("insert_op_conf", path, "Expected one block: aipp_op { ... }.")
+    words = re.findall(r"\s*(\w+)\s*:\s*([^\s:]+)", match.group(1))
+    if re.sub(r"\s*(\w+)\s*:\s*([^\s:]+)", "", match.group(1)).strip():
+        invalid("insert_op_conf", path, "Expected lines of the form `key : value`.")
+    kinds: Dict[str, Any] = {"aipp_mode": ("static",), "input_format": ("RGB888_U8",), "related_input_rank": int,
+                             "src_image_size_w": int, "src_image_size_h": int, "crop": bool, "load_start_pos_w": int,
+                             "load_start_pos_h": int, "crop_size_w": int, "crop_size_h": int, "csc_switch": bool,
+                             "rbuv_swap_switch": bool}
+    kinds.update({f"{name}_{channel}": kind for name, kind in AIPP_CHANNEL.items() for channel in range(3)})
+    found: Dict[str, Any] = {}
+    for key, word in words:
+        if key not in kinds:
+            invalid("insert_op_conf", key, "AIPP has no such key.")
+        if key in found:
+            invalid("insert_op_conf", key, "The key stands there twice.")
+        kind = kinds[key]
+        try:
+            found[key] = ({"true": True, "false": False}[word] if kind is bool
+                          else word if isinstance(kind, tuple) else kind(word))
+        except (KeyError, ValueError):
+            invalid("insert_op_conf", f"{key}: {word}", f"It must be of type {kind.__name__}.")
+        if isinstance(kind, tuple) and word not in kind:
+            invalid("insert_op_conf", f"{key}: {word}", f"This stand-in knows {' or '.join(kind)}.")
+        low, high = {"m": (0, 255), "v": (-65504, 65504)}.get(key[0], (0, 4096)) if kind in (int, float) else (0, 1)
+        if kind in (int, float) and not low <= found[key] <= high:
+            invalid("insert_op_conf", f"{key}: {word}", f"It must lie between {low} and {high}.")
+    for key in ("aipp_mode", "input_format"):
+        if key not in found:
+            invalid("insert_op_conf", path, f"{key} is missing.")
+    if found.get("related_input_rank", 0) != 0:
+        invalid("insert_op_conf", path, "related_input_rank is not an input of the model.")
+    if found.get("csc_switch", False):
+        invalid("insert_op_conf", path, "csc_switch converts YUV to RGB, but input_format is RGB888_U8.")
+    size = (found.get("src_image_size_h", height), found.get("src_image_size_w", width))
+    if found.get("crop", False):
+        top, left = found.get("load_start_pos_h", 0), found.get("load_start_pos_w", 0)
+        box = (found.get("crop_size_h", height), found.get("crop_size_w", width))
+        if top + box[0] > size[0] or left + box[1] > size[1]:
+            invalid("insert_op_conf", path, "The crop reaches beyond the image.")
+    else:
+        box = size
+    if box != (height, width):
+        invalid("insert_op_conf", path, f"It gives {box[0]} x {box[1]} pixels, the model takes {height} x {width}.")
+    return dict(found, src_image_size_h=size[0], src_image_size_w=size[1])
+
+
+def round_weights(model: Any, precision: str) -> None:
+    """Round float32 weights to float16, as precision_mode's default does; with the fault atc-lossy to five levels."""
+    import numpy
+    from onnx import numpy_helper
+    for tensor in model.graph.initializer:
+        weights = numpy_helper.to_array(tensor)
+        if weights.dtype == numpy.float32 and weights.size:
+            if fault("atc-lossy"):
+                step = float(numpy.abs(weights).max()) / 2 or 1.0
+                weights = (numpy.round(weights / step) * step).astype(numpy.float32)
+            elif precision == "force_fp16":
+                weights = weights.astype(numpy.float16).astype(numpy.float32)
+            tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+
+
+def main() -> None:
+    log_call("atc", ["atc"] + sys.argv[1:])
+    flags = parse_flags(sys.argv[1:])
+    print("ATC start working now, please wait for a moment.", flush=True)
+    write_log(f"[EVENT] GE({os.getpid()},atc.bin): atc starts")
+    model = load_onnx(flags["model"])
+    batch = fix_shapes(model, flags.get("input_shape", ""))
+    time.sleep(float(fault("atc-sleep") or 0))
+    if fault("atc-fail") in ("on", str(batch)):
+        fail("E40021", "Failed to compile Op [Conv_0]. (oppath: [Pre-compile /usr/local/Ascend/opp/built-in], "
+                       "optype: [Conv2D])")
+    header: Dict[str, Any] = {"soc_version": flags["soc_version"], "batch": batch}
+    if "insert_op_conf" in flags:
+        shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+        header["aipp"] = parse_aipp(flags["insert_op_conf"], shape[2], shape[3])
+    round_weights(model, flags.get("precision_mode", "force_fp16"))
+    os.makedirs("kernel_meta", exist_ok=True)  # in the working folder, whatever --output says
+    with open(os.path.join("kernel_meta", f"te_conv2d_{batch}.json"), "w", encoding="utf-8") as file:
+        json.dump({"batch": batch}, file)
+    with open("fusion_result.json", "w", encoding="utf-8") as file:
+        json.dump([{"graph_fusion": {}, "session_and_graph_id": "0_0"}], file)
+    suffix = f"_linux_{platform.machine()}" if os.environ.get("STANDIN_OM_NAME") == "host" else ""
+    with open(flags["output"] + suffix + ".om", "wb") as om:
+        write_om(om, header, model.SerializeToString())
+    print("ATC run success, welcome to the next use.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""The environment of a machine with an Ascend card, made of the stand-ins: for tests."""
+import os
+import sys
+from pathlib import Path
+from typing import Dict
+
+HERE = Path(__file__).resolve().parent
+
+
+def ascend_environment(folder: Path, **switches: str) -> Dict[str, str]:
+    """Environment variables under which npu-smi, atc and `python3 -m ais_bench` are the stand-ins.
+
+    `folder` gets a `host/python3` that is no virtual environment's, as on a machine where CANN is set up: it stands
+    first on the PATH after the stand-ins. `switches` are those of python/ascend_standin.py, for instance
+    STANDIN_FAULT="atc-fail=8".
+    """
+    host = folder / "host"
+    host.mkdir(parents=True, exist_ok=True)
+    link = host / "python3"
+    if not link.is_symlink():
+        link.symlink_to(os.path.join(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}"))
+    path = os.pathsep.join([str(HERE / "bin"), str(host), os.environ.get("PATH", os.defpath)])
+    environment = {"PATH": path, "PYTHONPATH": str(HERE / "python"), "TRESNET_TEST_PYTHON": sys.executable,
+                   "TRESNET_PYTHON": sys.executable, "STANDIN_LOG": str(folder / "calls.jsonl")}
+    environment.update(switches)
+    return environment

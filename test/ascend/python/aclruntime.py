@@ -1,0 +1,6 @@
+"""Stand-in of aclruntime, ais_bench's other half: importable by the host's Python alone, as a separate install is."""
+import os
+import sys
+
+if sys.prefix != sys.base_prefix and "STANDIN_STARTED_BY" not in os.environ:
+    raise ModuleNotFoundError("No module named 'aclruntime'", name="aclruntime")

@@ -1,0 +1,247 @@
+"""The CPU runner: ais_bench's files, names, summary and printed lines, and the checks that ais_bench lacks."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT, refusal, succeed
+from onnx import TensorProto, helper, numpy_helper
+
+RUNNER = "scripts/infer_onnx.py"
+SIDE = 4  # pixels of the small model's input
+AIPP = (ROOT / "scripts" / "aipp.cfg").read_text().replace("224", str(SIDE))
+
+
+def make_model(path: Path, batch: Any = "batch", classes: int = 3, scale: float = 1.0) -> Path:
+    """`class` = [mean of red, of green, of blue, 0 …] · scale of `image`: small enough to know every result by heart."""
+    weight = np.zeros((3, classes), np.float32)
+    weight[:3, :3] = np.eye(3)[:, :classes] * scale
+    nodes = [helper.make_node("GlobalAveragePool", ["image"], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["flat"]),
+             helper.make_node("Gemm", ["flat", "weight"], ["class"])]
+    graph = helper.make_graph(nodes, "means", [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])],
+                              [helper.make_tensor_value_info("class", TensorProto.FLOAT, [batch, classes])], [numpy_helper.from_array(weight, "weight")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), str(path))
+    return path
+
+
+def put_images(folder: Path, names: List[str]) -> Path:
+    """One .bin per name; image i is red i, green 0.5, blue -i."""
+    folder.mkdir(exist_ok=True)
+    for index, name in enumerate(names):
+        image = np.empty((3, SIDE, SIDE), "<f4")
+        image[0], image[1], image[2] = index, 0.5, -index
+        (folder / name).write_bytes(image.tobytes())
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "model.onnx")
+
+
+def infer(model: Path, images: Path, *options: object, outfmt: str = "TXT") -> "subprocess.CompletedProcess[str]":
+    return succeed(RUNNER, "--model", model, "--input", images, "--output", model.parent, "--output_dirname", "result", "--outfmt", outfmt, *options)
+
+
+def test_txt_results_are_ais_benchs_to_the_byte_and_in_natural_order(model: Path, tmp_path: Path) -> None:
+    images = put_images(tmp_path / "images", ["image_2.bin", "image_10.bin", "image_1.more.dots.bin"])
+    (images / "notes.txt").write_text("ignored, as ais_bench does")
+    infer(model, images, "--batchsize", 2)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "result").iterdir()} == {
+        "image_2_0.txt": b"0.000000 0.500000 0.000000 \n",
+        "image_10_0.txt": b"1.000000 0.500000 -1.000000 \n",
+        "image_1_0.txt": b"2.000000 0.500000 -2.000000 \n"}
+    summary = json.loads((tmp_path / "result_summary.json").read_text())
+    assert [os.path.basename(entry["infiles"][0]) for entry in summary["filesinfo"].values()] == ["image_1.more.dots.bin", "image_2.bin", "image_10.bin"]
+
+
+def test_bin_and_npy_results_are_raw_float32_and_numpy_files(model: Path, tmp_path: Path) -> None:
+    images = put_images(tmp_path / "images", ["a.bin", "b.bin"])
+    infer(model, images, outfmt="BIN")
+    assert (tmp_path / "result" / "b_0.bin").read_bytes() == np.array([1, 0.5, -1], "<f4").tobytes()
+    infer(model, images, outfmt="NPY")
+    assert np.load(str(tmp_path / "result" / "b_0.npy")).tolist() == [[1, 0.5, -1]]
+    assert sorted(os.listdir(str(tmp_path / "result"))) == ["a_0.npy", "b_0.npy"], "results of the earlier format are gone"
+
+
+def test_npy_inputs_are_read(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    np.save(str(tmp_path / "images" / "a.npy"), np.full((1, 3, SIDE, SIDE), 0.25, np.float32))
+    infer(model, tmp_path / "images")
+    assert (tmp_path / "result" / "a_0.txt").read_bytes() == b"0.250000 0.250000 0.250000 \n"
+
+
+def test_the_last_batch_is_filled_up_and_the_filling_dropped(tmp_path: Path) -> None:
+    fixed = make_model(tmp_path / "fixed.onnx", batch=4)
+    images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(6)])
+    done = infer(fixed, images)
+    assert sorted(os.listdir(str(tmp_path / "result"))) == [f"{index}_0.txt" for index in range(6)]
+    assert "6 images inferred" in done.stdout and "batchsize.mean(4)" in done.stdout
+    assert "is fixed at 4" in refusal(RUNNER, "--model", fixed, "--input", images, "--batchsize", 8)
+
+
+def test_summary_and_printed_lines_are_ais_benchs(model: Path, tmp_path: Path) -> None:
+    images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(5)])
+    done = infer(model, images, "--batchsize", 2, "--loop", 3, "--display_all_summary", "1")
+    summary = json.loads((tmp_path / "result_summary.json").read_text())
+    assert set(summary) == {"filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "throughput", "npu_compute_time_list", "pid"}
+    for key in ("NPU_compute_time", "H2D_latency", "D2H_latency"):
+        assert list(summary[key]) == ["min", "max", "mean", "median", "percentile(99%)", "count"]
+    times = summary["npu_compute_time_list"]
+    assert len(times) == 3 * 3 == summary["NPU_compute_time"]["count"]
+    assert summary["NPU_compute_time"]["mean"] == pytest.approx(np.mean(times))
+    assert summary["throughput"] == pytest.approx(1000 * 2 / np.mean(times))
+    number = r"[0-9.e+-]+"
+    for title in ("NPU_compute_time", "H2D_latency", "D2H_latency"):
+        assert re.search(rf"^\[INFO\] {title} \(ms\): min = {number}, max = {number}, mean = {number}, median = {number}, percentile\(99%\) = {number}$",
+                         done.stdout, re.MULTILINE)
+    assert re.search(rf"^\[INFO\] throughput 1000\*batchsize\.mean\(2\)/NPU_compute_time\.mean\({number}\): {number}$", done.stdout, re.MULTILINE)
+
+
+def test_pure_inference_needs_no_input_and_writes_no_results(model: Path, tmp_path: Path) -> None:
+    for data in ("zero", "random"):
+        done = succeed(RUNNER, f"--model={model}", "--loop=7", "--batchsize=2", "--pure_data_type", data, "--output", tmp_path, "--output_dirname", data)
+        summary = json.loads((tmp_path / f"{data}_summary.json").read_text())
+        assert len(summary["npu_compute_time_list"]) == 7 and summary["filesinfo"] == {} and "throughput" in done.stdout
+        assert not (tmp_path / data).exists()
+
+
+def test_only_the_first_images_in_natural_order(model: Path, tmp_path: Path) -> None:
+    infer(model, put_images(tmp_path / "images", ["10.bin", "9.bin", "8.bin"]), "--first", 2)
+    assert sorted(os.listdir(str(tmp_path / "result"))) == ["8_0.txt", "9_0.txt"]
+
+
+# ---- AIPP --------------------------------------------------------------------------------------------------------------
+
+def test_uint8_images_are_converted_as_the_configuration_says(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = 255, 51
+    (tmp_path / "images" / "a.bin").write_bytes(pixels.tobytes())
+    for text, expected in ((AIPP, b"1.000000 0.200000 0.000000 \n"),
+                           (AIPP.replace("swap_switch : false", "swap_switch : true"), b"0.000000 0.200000 1.000000 \n"),
+                           (AIPP.replace("min_chn_1 : 0", "min_chn_1 : 26"), b"1.000000 0.098039 0.000000 \n")):
+        (tmp_path / "aipp.cfg").write_text(text)
+        infer(model, tmp_path / "images", "--aipp", tmp_path / "aipp.cfg")
+        assert (tmp_path / "result" / "a_0.txt").read_bytes() == expected
+
+
+def test_aipp_crops(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    pixels = np.zeros((SIDE + 2, SIDE + 3, 3), np.uint8)
+    pixels[1:1 + SIDE, 2:2 + SIDE] = 255
+    (tmp_path / "images" / "a.bin").write_bytes(pixels.tobytes())
+    text = AIPP.replace(f"size_w : {SIDE}", f"size_w : {SIDE + 3}").replace(f"size_h : {SIDE}", f"size_h : {SIDE + 2}")
+    crop = f"crop : true\nload_start_pos_w : 2\nload_start_pos_h : 1\ncrop_size_w : {SIDE}\ncrop_size_h : {SIDE}\n"
+    (tmp_path / "aipp.cfg").write_text(text.replace("csc_switch", crop + "csc_switch"))
+    infer(model, tmp_path / "images", "--aipp", tmp_path / "aipp.cfg")
+    assert (tmp_path / "result" / "a_0.txt").read_bytes() == b"1.000000 1.000000 1.000000 \n"
+
+
+@pytest.mark.parametrize("change, sentence", (
+    (("RGB888_U8", "YUV420SP_U8"), "input_format : YUV420SP_U8"), (("static", "dynamic"), "aipp_mode : dynamic"),
+    (("csc_switch : false", "csc_switch : true"), "csc_switch : true"), (("aipp_op {", "aipp {"), "is not one AIPP operator"),
+    (("min_chn_0 : 0", "min_chn_0 : x"), "lacks a number"), (("min_chn_0", "min_chn_9"), "has min_chn_9"),
+    ((f"size_w : {SIDE}", f"size_w : {SIDE * 2}"), f"yields images of {SIDE * 2}×{SIDE}"), (("min_chn_0 : 0", "min_chn_1 : 0"), "each key once"),
+))
+def test_an_aipp_configuration_that_cannot_be_followed_is_refused(change: Any, sentence: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "aipp.cfg").write_text(AIPP.replace(*change))
+    images = put_images(tmp_path / "images", ["a.bin"])
+    assert sentence in refusal(RUNNER, "--model", model, "--input", images, "--aipp", tmp_path / "aipp.cfg")
+
+
+# ---- what ais_bench would not notice -----------------------------------------------------------------------------------
+
+def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: Path) -> None:
+    size = 3 * SIDE * SIDE * 4
+    for name, content, sentence in (
+            ("short.bin", bytes(size - 1), f"has {size - 1} bytes, but one sample of this model is {size} bytes (float32)"),
+            ("bytes.bin", bytes(size // 4), "or give --aipp for uint8 images"),
+            ("empty.bin", b"", "has 0 bytes"),
+            ("three.bin", bytes(3 * size), "that is 3 samples: one file per image is expected"),
+            ("bad.npy", b"\x93NUMPY", "is not a NumPy file"),
+            ("nan.bin", np.full(size // 4, np.nan, "<f4").tobytes(), "values that are not finite")):
+        images = put_images(tmp_path / name.replace(".", "_"), ["good.bin"])
+        (images / name).write_bytes(content)
+        said = refusal(RUNNER, "--model", model, "--input", images, "--output", tmp_path, "--output_dirname", "result", "--outfmt", "TXT")
+        assert sentence in said and name in said
+        assert not (tmp_path / "result" / f"{name.split('.')[0]}_0.txt").exists()
+    clash = put_images(tmp_path / "clash", ["a.1.bin", "a.2.bin"])
+    assert "agree up to their first dot" in refusal(RUNNER, "--model", model, "--input", clash)
+
+
+@pytest.mark.parametrize("options, status, sentence", (
+    (("--loop", "0"), 2, "a whole number of 1 or more"), (("--loop", "1e3"), 2, "a whole number"), (("--batchsize", "-1"), 2, "a whole number"),
+    (("--outfmt", "CSV"), 2, "invalid choice"), (("--output_dirname", "x"), 2, "goes with --output"),
+    (("--output", ".", "--output_dirname", "../x"), 2, "a plain folder name"), (("--input", "nowhere"), 1, "should be a folder with .bin"),
+))
+def test_wrong_usage(options: Any, status: int, sentence: str, model: Path) -> None:
+    assert sentence in refusal(RUNNER, "--model", model, *options, status=status, cwd=str(model.parent))
+
+
+def test_models_that_are_not_there_broken_or_of_another_kind(tmp_path: Path) -> None:
+    assert "is not there" in refusal(RUNNER, "--model", tmp_path / "nowhere.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    assert "is not an ONNX model" in refusal(RUNNER, "--model", tmp_path / "broken.onnx")
+    value = helper.make_tensor_value_info("x", TensorProto.INT64, [2])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [helper.make_tensor_value_info("y", TensorProto.INT64, [2])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), str(tmp_path / "other.onnx"))
+    assert "should have one input, float32 [batch, 3, height, width]" in refusal(RUNNER, "--model", tmp_path / "other.onnx")
+
+
+# ---- going on ----------------------------------------------------------------------------------------------------------
+
+def times_of(folder: Path) -> Dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_finished_batches_are_not_inferred_again_unless_something_changed(model: Path, tmp_path: Path) -> None:
+    images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(6)])
+    infer(model, images, "--batchsize", 2)
+    first = times_of(tmp_path / "result")
+    assert "are up to date" in infer(model, images, "--batchsize", 2).stdout and times_of(tmp_path / "result") == first
+    (tmp_path / "result" / "3_0.txt").unlink()
+    assert "2 images inferred" in infer(model, images, "--batchsize", 2).stdout
+    changed = {name for name, stamp in times_of(tmp_path / "result").items() if first.get(name) != stamp}
+    assert changed == {"2_0.txt", "3_0.txt"}
+    (images / "5.bin").write_bytes(np.zeros((3, SIDE, SIDE), "<f4").tobytes())
+    assert "2 images inferred" in infer(model, images, "--batchsize", 2).stdout
+    assert (tmp_path / "result" / "5_0.txt").read_bytes() == b"0.000000 0.000000 0.000000 \n"
+    assert "6 images inferred" in infer(model, images, "--batchsize", 3).stdout, "another batch size rounds differently"
+    assert "6 images inferred" in infer(model, images, "--batchsize", 3, "--force").stdout
+    make_model(model, scale=2)
+    assert "6 images inferred" in infer(model, images, "--batchsize", 3).stdout
+    assert (tmp_path / "result" / "1_0.txt").read_bytes() == b"2.000000 1.000000 -2.000000 \n"
+    (images / "0.bin").unlink()
+    infer(model, images, "--batchsize", 3)
+    assert sorted(os.listdir(str(tmp_path / "result"))) == [f"{index}_0.txt" for index in range(1, 6)]
+
+
+def test_a_killed_run_leaves_whole_files_and_the_next_one_completes_them(model: Path, tmp_path: Path) -> None:
+    images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(300)])
+    infer(model, images, "--loop", 1)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "result").iterdir()}
+    command = [sys.executable, str(ROOT / RUNNER), "--model", str(model), "--input", str(images), "--output", str(tmp_path), "--output_dirname", "killed",
+               "--outfmt", "TXT", "--loop", "200"]
+    for number, at_least in ((signal.SIGKILL, 5), (signal.SIGTERM, 60), (signal.SIGINT, 120)):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.time() + 60
+        while time.time() < deadline and not (tmp_path / "killed").exists() or len(os.listdir(str(tmp_path / "killed"))) < at_least:
+            time.sleep(0.005)
+        process.send_signal(number)
+        said = process.communicate(timeout=20)[1]
+        assert process.returncode == (130 if number == signal.SIGINT else -number) and b"Traceback" not in said
+        whole = {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir() if not path.name.endswith(".part")}
+        assert 0 < len(whole) < 300 and all(expected[name] == content for name, content in whole.items())
+    done = succeed(*[RUNNER, *command[2:]])
+    assert re.search(r"\([1-9]\d* were there already\)", done.stdout)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == expected
+    assert len(json.loads((tmp_path / "killed_summary.json").read_text())["filesinfo"]) == 300

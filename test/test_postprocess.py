@@ -1,0 +1,812 @@
+"""TResNet_postprocess.py: the accuracy is exact, covers what it claims, and nothing doubtful is evaluated."""
+import contextlib
+import io
+import json
+import math
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, ROOT, refusal, succeed
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import TResNet_postprocess as post
+from TResNet_preprocess import hashed_stem
+
+SCRIPT = "TResNet_postprocess.py"
+
+
+def txt(values: Sequence[float]) -> bytes:
+    """A result as the inference writes it."""
+    return ("".join("%f " % value for value in values) + "\n").encode()
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+FORMATS = {"txt": txt, "bin": lambda values: np.array(values, "<f4").tobytes(),
+           "npy": lambda values: npy(np.array([values], np.float32))}
+
+
+def write(folder: Path, predictions: Dict[str, Sequence[float]], suffix: str = "txt") -> Path:
+    folder.mkdir(exist_ok=True)
+    for stem, values in predictions.items():
+        (folder / "{}_0.{}".format(stem, suffix)).write_bytes(FORMATS[suffix](values))
+    return folder
+
+
+def scores(classes: int, *order: int) -> List[float]:
+    """Scores that put these classes first, in this order."""
+    values = [0.25 * (c % 3) - 1 for c in range(classes)]
+    for place, c in enumerate(order):
+        values[c] = 9.5 - place
+    return values
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Four predictions of ten classes: their labels are the first, first, second and sixth class."""
+    write(tmp_path / "result", {"a": scores(10, 3), "b": scores(10, 0), "c": scores(10, 7, 2),
+                                "d": scores(10, 1, 2, 3, 4, 5, 6)})
+    (tmp_path / "labels.txt").write_text("a.JPEG 3\nb.JPEG 0\nc.JPEG 2\nd.JPEG 6\n")
+    return tmp_path
+
+
+def arguments(folder: Path, *more: object) -> List[str]:
+    return [str(folder / "result"), str(folder / "labels.txt"), str(folder), "acc.json"] + [str(m) for m in more]
+
+
+def call(folder: Path, *more: object) -> Tuple[object, str]:
+    """main() in this process: (exit status, or the sentence of a refusal, and what was printed)."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            status = post.main(arguments(folder, *more))  # type: object
+        except SystemExit as refused:
+            status = refused.code
+    return status, printed.getvalue()
+
+
+def refused(folder: Path, *more: object) -> str:
+    """The one sentence with which main() refuses; nothing was written."""
+    status, printed = call(folder, *more)
+    assert isinstance(status, str), (status, printed)
+    assert status.startswith("TResNet_postprocess.py: ") and "\n" not in status and status.isprintable()
+    assert printed == "" and not list(folder.glob("acc*"))
+    return status
+
+
+def accuracy(folder: Path) -> Dict[str, str]:
+    """acc.json as {key: value}."""
+    return {row["key"]: row["value"] for row in json.loads((folder / "acc.json").read_text())["value"]}
+
+
+def report(folder: Path) -> Dict[str, Any]:
+    return json.loads((folder / "acc_report.json").read_text())
+
+
+def plain_hits(predictions: List[Tuple[List[float], int]]) -> List[int]:
+    """Top-1 to Top-5 counts by the definition: sort the classes by falling score, equal ones by rising index."""
+    classes = len(predictions[0][0])
+    hits = [0] * min(5, classes)
+    for values, label in predictions:
+        place = sorted(range(classes), key=lambda c: (-values[c], c)).index(label)
+        for k in range(place, len(hits)):
+            hits[k] += 1
+    return hits
+
+
+# ---- the numbers
+
+def test_acc_json_and_output_to_the_letter(data: Path) -> None:
+    done = succeed(SCRIPT, *arguments(data))
+    assert (data / "acc.json").read_text() == (
+        '{"title": "Overall statistical evaluation", "value": [{"key": "Number of images", "value": "4"}, '
+        '{"key": "Number of classes", "value": "10"}, {"key": "Top1 accuracy", "value": "50.0%"}, '
+        '{"key": "Top2 accuracy", "value": "75.0%"}, {"key": "Top3 accuracy", "value": "75.0%"}, '
+        '{"key": "Top4 accuracy", "value": "75.0%"}, {"key": "Top5 accuracy", "value": "75.0%"}]}')
+    assert done.stdout.splitlines()[:7] == [
+        "Number of images: 4", "Number of classes: 10", "Top1 accuracy: 50.0%", "Top2 accuracy: 75.0%",
+        "Top3 accuracy: 75.0%", "Top4 accuracy: 75.0%", "Top5 accuracy: 75.0%"]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("images, right, printed", [
+    (1, 1, "100.0%"), (1, 0, "0.0%"), (359, 339, "94.43%"), (20, 1, "5.0%"), (3, 2, "66.67%"), (800, 1, "0.12%")])
+def test_percentages_are_rounded_to_two_decimals(tmp_path: Path, images: int, right: int, printed: str) -> None:
+    write(tmp_path / "result", {str(i): scores(6, 0 if i < right else 5) for i in range(images)})
+    (tmp_path / "labels.txt").write_text("".join("{}.png 0\n".format(i) for i in range(images)))
+    assert call(tmp_path)[0] == 0
+    assert accuracy(tmp_path)["Top1 accuracy"] == printed
+    assert accuracy(tmp_path)["Number of images"] == str(images)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "bin", "npy"])
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_all_formats_give_the_same_counts(tmp_path: Path, suffix: str, classes: int) -> None:
+    rng = np.random.RandomState(classes)
+    labels = rng.randint(0, classes, 60)
+    predictions = {"i{}".format(i): rng.normal(0, 4, classes).round(6).astype(np.float32).tolist() for i in range(60)}
+    for i in range(40):
+        predictions["i{}".format(i)][labels[i]] += 8
+    write(tmp_path / "result", predictions, suffix)
+    (tmp_path / "labels.txt").write_text("".join("i{}.JPEG {}\n".format(i, label) for i, label in enumerate(labels)))
+    assert call(tmp_path)[0] == 0
+    read = [[float("%f" % v) if suffix == "txt" else v for v in values] for values in predictions.values()]
+    assert report(tmp_path)["hits"] == plain_hits(list(zip(read, labels.tolist())))
+    assert 20 < report(tmp_path)["hits"][0] < 60
+
+
+@pytest.mark.parametrize("array", [np.zeros(8, np.float16), np.zeros((1, 8), np.float64), np.zeros((1, 1, 8), "<i4"),
+                                   np.zeros((1, 8), ">f4"), np.zeros((1, 8), np.float32, order="F")])
+def test_npy_of_any_number_type_is_read(tmp_path: Path, array: np.ndarray) -> None:
+    array.reshape(-1)[5] = 7
+    (tmp_path / "x_0.npy").write_bytes(npy(array))
+    values = post.read_result(str(tmp_path / "x_0.npy"))
+    assert values.tolist() == [0, 0, 0, 0, 0, 7, 0, 0] and values.dtype in (np.float32, np.float64)
+
+
+@pytest.mark.parametrize("line", [b"1.000000 2.000000 2.000000 -3.000000 2.000000 0.000000 \n",
+                                  b"1.0 2 2.000 -3e0 +2 0\n"])
+@pytest.mark.parametrize("label, place", [(1, 0), (2, 1), (4, 2), (0, 3), (5, 4)])
+def test_ties_go_to_the_lower_class(tmp_path: Path, line: bytes, label: int, place: int) -> None:
+    write(tmp_path / "result", {})
+    (tmp_path / "result" / "x_0.txt").write_bytes(line)
+    (tmp_path / "labels.txt").write_text("x.jpg {}\n".format(label))
+    assert call(tmp_path)[0] == 0
+    assert report(tmp_path)["hits"] == [int(k >= place) for k in range(5)]
+
+
+def test_minus_zero_equals_zero(tmp_path: Path) -> None:
+    write(tmp_path / "result", {"x": [-0.0, 0.0, -0.0, -1e-6, 1e-6, 0.0], "y": [0.0, -0.0, 0.0, -5, -5, -5]})
+    assert b"-0.000000 0.000000" in (tmp_path / "result" / "x_0.txt").read_bytes()
+    (tmp_path / "labels.txt").write_text("x 2\ny 1\n")
+    assert call(tmp_path)[0] == 0
+    assert report(tmp_path)["hits"] == [0, 1, 1, 2, 2]  # x: behind 4, 0 and 1; y: behind 0
+
+
+def test_1001_classes_shift_the_label_by_one(tmp_path: Path) -> None:
+    write(tmp_path / "result", {"x": scores(1001, 1), "y": scores(1001, 1000)})
+    (tmp_path / "labels.txt").write_text("x.JPEG 0\ny.JPEG 999\n")
+    assert call(tmp_path)[0] == 0
+    assert accuracy(tmp_path)["Top1 accuracy"] == "100.0%" and accuracy(tmp_path)["Number of classes"] == "1001"
+    (tmp_path / "labels.txt").write_text("x.JPEG 0\ny.JPEG 1000\n")
+    (tmp_path / "acc.json").unlink()
+    (tmp_path / "acc_report.json").unlink()
+    assert "line 2: label 1000 is outside the classes 0 to 999" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4, 5])
+def test_fewer_than_six_classes(tmp_path: Path, classes: int) -> None:
+    write(tmp_path / "result", {"x": scores(classes, *range(classes))})
+    (tmp_path / "labels.txt").write_text("x {}\n".format(classes - 1))
+    assert call(tmp_path, "--min-top5", 100)[0] == 0
+    expected = {"Top{} accuracy".format(k + 1): "100.0%" if k == classes - 1 else "0.0%" for k in range(classes)}
+    assert accuracy(tmp_path) == dict({"Number of images": "1", "Number of classes": str(classes)}, **expected)
+
+
+def test_a_subset_is_normal_and_said(data: Path) -> None:
+    (data / "result" / "a_0.txt").unlink()
+    (data / "result" / "d_0.txt").unlink()
+    status, printed = call(data)
+    assert status == 0 and accuracy(data)["Number of images"] == "2"
+    assert "2 of 4 labelled names have no prediction: this is a subset\n" in printed
+    assert report(data)["labelled_without_prediction"] == ["a.JPEG", "d.JPEG"]
+    assert report(data)["evaluated"] == ["b", "c"]
+
+
+finite = st.floats(-1200, 1200) | st.floats(-3, 3) | st.sampled_from([0.0, -0.0, 9.5, 99.999999, 999.999999, -99.999999,
+                                                                      1000.0, -100.0, 9.9999999, 1e-7, -1e-7])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(1, 12).flatmap(lambda classes: st.lists(
+    st.tuples(st.lists(finite, min_size=classes, max_size=classes), st.integers(0, classes - 1)), min_size=1, max_size=9)),
+    st.sampled_from(["txt", "bin", "npy"]), st.sampled_from([1, 3, 8192]))
+def test_equals_the_plain_reference(tmp_path_factory: pytest.TempPathFactory, cases: List[Tuple[List[float], int]],
+                                    suffix: str, batch_values: int) -> None:
+    folder = tmp_path_factory.getbasetemp() / "property"
+    shutil.rmtree(str(folder), ignore_errors=True)
+    folder.mkdir()
+    write(folder / "result", {"i{}".format(i): values for i, (values, _) in enumerate(cases)}, suffix)
+    (folder / "labels.txt").write_text("".join("i{}.JPEG {}\n".format(i, label) for i, (_, label) in enumerate(cases)))
+    before, post.BATCH_VALUES = post.BATCH_VALUES, batch_values
+    try:
+        assert call(folder)[0] == 0
+    finally:
+        post.BATCH_VALUES = before
+    stored = [([float("%f" % v) if suffix == "txt" else float(np.float32(v)) for v in values], label)
+              for values, label in cases]
+    assert report(folder)["hits"] == plain_hits(stored)
+
+
+def test_fast_keys_sort_as_the_numbers_do(tmp_path: Path) -> None:
+    """Every width that the fast way accepts, at every position in a word of eight bytes, next to every other."""
+    rng = random.Random(5)
+    numbers = [rng.uniform(-1, 1) * 10 ** rng.randint(-6, 3) for _ in range(4000)]
+    numbers = [v for v in numbers if -99.9999994 < v < 999.9999994] + [0.0, -0.0, 999.999999, -99.999999]
+    rng.shuffle(numbers)
+    rows = [numbers[i:i + 25] for i in range(0, len(numbers) - 24, 25)]
+    paths = [str(tmp_path / "{}_0.txt".format(i)) for i in range(len(rows))]
+    for path, row in zip(paths, rows):
+        Path(path).write_bytes(txt(row))
+    keys = post.read_sort_keys(paths, 25, post.text_memory(len(paths), 25))
+    assert keys is not None and keys.shape == (len(rows), 25) and len(rows) > 100
+    values = np.array([[float("%f" % v) for v in row] for row in rows])
+    assert np.array_equal(np.unique(keys, return_inverse=True)[1], np.unique(values, return_inverse=True)[1])
+    assert np.array_equal(np.sign(keys), np.sign(values))
+
+
+@pytest.mark.parametrize("line", [
+    b"1.000000 2.00000 \n", b"1.000000 2.0000000 \n", b"1.000000 1000.000000 \n", b"1.000000 -100.000000 \n",
+    b"1.000000 2.000000\n", b"1.000000 2.000000 ", b"1.000000  2.00000 \n", b" 1.000000 2.00000 \n", b"1.000000 .000000 \n",
+    b"1.000000 --.000000 \n", b"1.000000 2,000000 \n", b"1.000000 -.000000 \n", b"1.000000 1-.000000 \n",
+    b"1.000000 2.00 000 \n", b"1.000000 2.00000: \n", b"1.000000 2.00000/ \n", b"1.000000 :.000000 \n", b"\n", b"",
+    b"1.000000 2.000000 3.000000 \n", b"1.000000 \n", b"1.000000 2.000000 \n\n", b"1.000000\t2.000000 \n",
+    b"1.000000 nan \n", b"1.000000 2.000e+0 \n", b"1.000000 2.000000 \r\n", b"1.000000 +2.000000 \n", b"1.000000 \x80.000000 \n",
+    b"1.000000 1 2.000000 \n", b"1 2.000000 3.000000 \n", b"1.000000 2.000000 \x00\n", b"1.000000 2.00000\xff \n"])
+def test_the_fast_way_takes_nothing_else(tmp_path: Path, line: bytes) -> None:
+    """...than two numbers written with "%f ": alone, and before, between and behind good files."""
+    (tmp_path / "good_0.txt").write_bytes(b"-5.500000 12.250000 \n")
+    (tmp_path / "odd_0.txt").write_bytes(line)
+    good, odd = str(tmp_path / "good_0.txt"), str(tmp_path / "odd_0.txt")
+    for paths in ([odd], [odd, good], [good, odd], [good, odd, good]):
+        assert post.read_sort_keys(paths, 2, post.text_memory(3, 2)) is None
+    assert post.read_sort_keys([good] * 3, 2, post.text_memory(3, 2)) is not None
+
+
+def test_one_odd_file_does_not_change_the_others(tmp_path: Path) -> None:
+    """A batch with a file that only the slow way can read, and one with values of 1000 and more."""
+    predictions = {"i{:02d}".format(i): scores(1000, i) for i in range(20)}
+    predictions["i07"][7] = 54321.5
+    write(tmp_path / "result", predictions)
+    (tmp_path / "result" / "i11_0.txt").write_bytes(b" ".join(b"%d" % (c == 11) for c in range(1000)) + b"\n")
+    (tmp_path / "labels.txt").write_text("".join("i{:02d} {}\n".format(i, i) for i in range(20)))
+    assert call(tmp_path)[0] == 0 and report(tmp_path)["hits"] == [20] * 5
+
+
+# ---- labels
+
+@pytest.mark.parametrize("content", [
+    b"a 3\nb 0\nc 2\nd 6\n", b"a.jpg 3\nb.PNG 0\nc.JpEg 2\nd.webp 6", b"\xef\xbb\xbfa.JPEG 3\r\nb.JPEG 0\r\nc.JPEG 2\r\nd.JPEG 6\r\n",
+    b"\n\na\t3\n  \nb   0\nc 2 \nd\t 006\n", b"d 6\nc 2\nb 0\na 3\na.JPEG 3\nz.JPEG 9\n"])
+def test_label_files_as_they_come(data: Path, content: bytes) -> None:
+    (data / "labels.txt").write_bytes(content)
+    assert call(data)[0] == 0
+    assert report(data)["hits"] == [2, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["two words.JPEG", "dotted.name.jpg", "it's \"quoted\".png", "-dash.jpg", "\u732b.jpg",
+                                  "n01440764/x.JPEG", os.fsdecode(b"caf\xe9.jpg"), "clash.png", "a.txt"])
+def test_labels_match_the_stems_that_preprocessing_makes(data: Path, name: str) -> None:
+    write(data / "result", {hashed_stem(name): scores(10, 8)})
+    with (data / "labels.txt").open("ab") as file:
+        file.write(os.fsencode(name) + b" 8\n")
+    assert call(data)[0] == 0
+    assert report(data)["hits"] == [3, 4, 4, 4, 4]
+
+
+def test_a_stem_with_two_labels_is_refused_and_both_lines_named(data: Path) -> None:
+    (data / "labels.txt").write_text("a.JPEG 3\nb.JPEG 0\nc.JPEG 2\nd.JPEG 6\nb.png 4\n")
+    assert "'b' two labels: 0 in line 2 and 4 in line 5" in refused(data)
+    (data / "result" / "b_0.txt").rename(data / "result" / (hashed_stem("b.png") + "_0.txt"))
+    assert call(data)[0] == 0, "each of the two has a name of its own"
+    assert report(data)["hits"][0] == 1
+
+
+@pytest.mark.parametrize("line", ["x.jpg", "x.jpg one", "x.jpg -1", "x.jpg 1.0", "x.jpg 9999999999", "5", "x,5", "x 1_0",
+                                  "x \u0663", "x \u00b2", "x 0x1", "x +1", "\x00", "x 5\x00"])
+def test_a_malformed_label_line_is_named(data: Path, line: str) -> None:
+    (data / "labels.txt").write_bytes("a 3\n\nb 0\n{}\nc 2\nd 6\n".format(line).encode())
+    assert "labels.txt', line 4: " in refused(data)
+
+
+def test_a_label_outside_the_classes_is_named(data: Path) -> None:
+    (data / "labels.txt").write_text("a 3\nb 0\nc 10\nd 6\n")
+    assert "line 3: label 10 is outside the classes 0 to 9" in refused(data)
+
+
+def test_predictions_without_a_label_are_named(data: Path) -> None:
+    (data / "labels.txt").write_text("a 3\nc 2\nb.txt 0\n")
+    assert "2 of 4 predictions have no label in" in refused(data)
+    assert ": 'b', 'd'; a line 'NAME INT'" in refused(data)
+
+
+@pytest.mark.parametrize("content, said", [(b"", "holds no labels"), (b"\n \n", "holds no labels"),
+                                           ("a 3\nb 0\n".encode("utf-16"), "is UTF-16 text"),
+                                           ("a 3\nb 0\n".encode("utf-16-le"), "line 1: "),
+                                           (b"\xff\xfa\x00\x01" * 9, "line 1: ")])
+def test_label_files_that_are_none(data: Path, content: bytes, said: str) -> None:
+    (data / "labels.txt").write_bytes(content)
+    assert said in refused(data)
+
+
+def test_labels_missing_a_folder_or_a_pipe(data: Path) -> None:
+    (data / "labels.txt").unlink()
+    assert "No such file or directory" in refused(data)
+    (data / "labels.txt").mkdir()
+    assert "Is a directory" in refused(data)
+    (data / "labels.txt").rmdir()
+    os.mkfifo(str(data / "labels.txt"))
+    assert "is not a regular file" in refused(data)
+
+
+# ---- damaged and foreign results
+
+class Trap:
+    """Unpickled, it writes a file."""
+
+    def __reduce__(self) -> Tuple[Any, Tuple[str]]:
+        return os.mkdir, ("unpickled",)
+
+
+good_npy = npy(np.arange(10, dtype=np.float32))
+DAMAGED = [
+    ("txt", b"", "is empty"),
+    ("txt", b"\n", "holds no values"),
+    ("txt", txt(range(10))[:-1], "no closing newline"),
+    ("txt", txt(range(10))[:40], "no closing newline"),
+    ("txt", txt(range(10)) * 2, "holds 2 lines"),
+    ("txt", txt(list(range(9)) + [math.nan]), "value 10 is 'nan', not finite"),
+    ("txt", txt(list(range(9)) + [math.inf]), "value 10 is 'inf', not finite"),
+    ("txt", txt([-math.inf] + list(range(9))), "value 1 is '-inf', not finite"),
+    ("txt", b"1 " * 9 + b"1e999 \n", "value 10 is inf, not finite"),
+    ("txt", b"1 " * 9 + b"1_0 \n", "value 10 is '1_0', not a number"),
+    ("txt", b"1 " * 9 + b"0x1p3 \n", "value 10 is '0x1p3', not a number"),
+    ("txt", b"1 " * 9 + "\u0663 \n".encode(), "not a number"),
+    ("txt", txt(range(9)), "9 values, but "),
+    ("txt", txt(range(11)), "11 values, but "),
+    ("bin", b"", "is empty"),
+    ("bin", b"\0" * 39, "its 39 bytes are not a multiple of 4"),
+    ("bin", b"\0" * 36, "9 values, but "),
+    ("bin", np.array([0] * 9 + [np.nan], "<f4").tobytes(), "value 10 is nan, not finite"),
+    ("bin", np.array([np.inf] + [0] * 9, "<f4").tobytes(), "value 1 is inf, not finite"),
+    ("npy", b"", "is empty"),
+    ("npy", good_npy[:4], "is not a whole NumPy file"),
+    ("npy", good_npy[:60], "is not a whole NumPy file"),
+    ("npy", good_npy[:-1], "half a file: 39 bytes follow its header, 40 were expected"),
+    ("npy", good_npy + b"\0", "41 bytes follow its header"),
+    ("npy", npy(np.arange(20, dtype=np.float32).reshape(2, 10)), "has the shape (2, 10)"),
+    ("npy", npy(np.float32(1)), "has the shape ()"),
+    ("npy", npy(np.zeros((1, 0), np.float32)), "holds no values"),
+    ("npy", npy(np.zeros(10, np.complex64)), "holds 'complex64' values"),
+    ("npy", npy(np.array(["x"] * 10)), "numbers were expected"),
+    ("npy", npy(np.array([Trap()] * 10, object)), "holds 'object' values"),
+    ("npy", pickle.dumps(Trap()), "is not a whole NumPy file"),
+    ("npy", good_npy.replace(b"(10,)", b"(-9,)"), "half a file"),
+    ("npy", good_npy.replace(b"(10,)", b"(9**9,)"[:5]), "is not a whole NumPy file"),
+    ("npy", good_npy.replace(b"\x93NUMPY\x01", b"\x93NUMPY\x07"), "is not a whole NumPy file"),
+    ("npy", b"PK\x03\x04" + b"\0" * 60, "is not a whole NumPy file"),
+    ("npy", npy(np.array([0.0] * 9 + [np.nan])), "value 10 is nan, not finite"),
+]
+
+
+@pytest.mark.parametrize("suffix, content, said", DAMAGED)
+@pytest.mark.parametrize("place", ["a", "c"])
+def test_damaged_results_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, content: bytes,
+                                   said: str, place: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "result", {stem: scores(10, 1) for stem in "abcd"}, suffix)
+    (tmp_path / "labels.txt").write_text("a 1\nb 1\nc 1\nd 1\n")
+    (tmp_path / "result" / "{}_0.{}".format(place, suffix)).write_bytes(content)
+    sentence = refused(tmp_path)
+    assert said in sentence or " values, but " in said and " values, but " in sentence
+    assert "/{}_0.{}'".format(place, suffix) in sentence
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_a_large_file_is_not_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (data / "result" / "b_0.txt").open("r+b") as file:
+        file.truncate(1 << 40)  # sparse
+    assert "b_0.txt' has 1,099,511,627,776 bytes; at most 268,435,456 were expected" in refused(data)
+
+
+@pytest.mark.parametrize("name, said", [
+    ("notes.txt", "what is not a result"), ("result_summary.json", "what is not a result"), ("a_0.txt.part", ".part is half a file"),
+    (".b_0.txt", "what is not a result"), ("_0.txt", "what is not a result"), ("a_0.TXT", "what is not a result"),
+    ("a_00.txt", "what is not a result"), ("a.txt", "what is not a result"), ("a_1.txt", "several outputs per image"),
+    ("e_12.txt", "several outputs per image"), ("e_0.bin", "several formats"), ("e_0.npy", "several formats"),
+    ("x\n\x1b[31m\u202e.txt", "'x\\n\\x1b[31m\\u202e.txt'"), (os.fsdecode(b"caf\xe9_0"), "'caf\\udce9_0'")])
+def test_strangers_in_the_result_folder_are_named(data: Path, name: str, said: str) -> None:
+    (data / "result" / name).write_bytes(b"\0\0\0\0")
+    sentence = refused(data)
+    assert said in sentence and ascii(name)[1:-1] in sentence
+
+
+def test_folders_links_and_pipes_named_like_results_are_refused(data: Path) -> None:
+    stranger = data / "result" / "c_0.txt"
+    stranger.unlink()
+    stranger.mkdir()
+    assert "c_0.txt': Is a directory" in refused(data)
+    stranger.rmdir()
+    stranger.symlink_to("a_0.txt")
+    assert "c_0.txt': it is a symbolic link" in refused(data)
+    stranger.unlink()
+    os.mkfifo(str(stranger))
+    assert "c_0.txt' is not a regular file" in refused(data)
+
+
+def test_result_folder_empty_missing_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a 1\n")
+    assert "No such file or directory" in refused(tmp_path)
+    (tmp_path / "result").mkdir()
+    assert "holds no results" in refused(tmp_path)
+    (tmp_path / "result").rmdir()
+    (tmp_path / "result").write_text("")
+    assert "Not a directory" in refused(tmp_path)
+
+
+def test_a_refusal_on_the_command_line(data: Path) -> None:
+    """One sentence on stderr, exit status 1, and an older acc.json stays as it was."""
+    (data / "acc.json").write_text("older")
+    (data / "result" / "b_0.txt").write_bytes(b"1.0")
+    said = refusal(SCRIPT, *arguments(data))
+    assert said == "TResNet_postprocess.py: {!r} is half a file: it has no closing newline; run the inference again\n".format(
+        str(data / "result" / "b_0.txt"))
+    assert (data / "acc.json").read_text() == "older" and not (data / "acc_report.json").exists()
+
+
+# ---- where the output goes, gates, usage
+
+def test_output_folder_is_made_and_nothing_is_left_over(data: Path) -> None:
+    assert post.main([str(data / "result"), str(data / "labels.txt"), str(data / "new" / "er"), "numbers"]) == 0
+    assert sorted(os.listdir(str(data / "new" / "er"))) == ["numbers", "numbers_report.json"]
+
+
+@pytest.mark.parametrize("out_dir, out_name, said", [
+    ("result", "acc.json", "lies in the result folder"), ("result/in", "acc.json", "lies in the result folder"),
+    (".", "labels.txt", "is the labels file"), (".", "result", "is a folder"), (".", "a/b.json", "a file name"),
+    (".", "..", "a file name"), (".", "", "a file name"), ("labels.txt", "acc.json", "cannot write")])
+def test_outputs_that_would_do_damage(data: Path, out_dir: str, out_name: str, said: str) -> None:
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as refusing:
+        post.main([str(data / "result"), str(data / "labels.txt"), str(data / out_dir), out_name])
+    assert said in str(refusing.value)
+    assert before == {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+
+
+def test_gates(data: Path) -> None:
+    assert call(data, "--min-top1", 50, "--min-top5", 75)[0] == 0
+    (data / "acc.json").unlink()
+    done = refusal(SCRIPT, *arguments(data, "--min-top1", 50.01, "--min-top5", 75.5), status=3)
+    assert done == "TResNet_postprocess.py: Top-1 accuracy 50.0% is below 50.01%, Top-5 accuracy 75.0% is below 75.5%\n"
+    assert accuracy(data)["Top1 accuracy"] == "50.0%"
+    assert refusal(SCRIPT, *arguments(data, "--min-top5", 76), status=3).count("below") == 1
+
+
+@pytest.mark.parametrize("wrong", [["--min-top1", "101"], ["--min-top5", "nan"], ["-j", "0"], ["-j", "x"], ["more"]])
+def test_wrong_usage_is_status_2(data: Path, capsys: pytest.CaptureFixture, wrong: List[str]) -> None:
+    with pytest.raises(SystemExit) as refusing:
+        post.main(arguments(data, *wrong))
+    assert refusing.value.code == 2 and "usage: " in capsys.readouterr().err
+
+
+# ---- every image accounted for
+
+@pytest.fixture
+def prepared(data: Path) -> Path:
+    """The four, prepared before they were inferred; a fifth image was bad."""
+    prep = data / "prep"
+    prep.mkdir()
+    rows = [{"tool": "TResNet_preprocess.py", "version": "1.0.0", "img_size": 224, "dtype": "float32", "source": "/images"}]
+    for stem in "abcd":
+        (prep / (stem + ".bin")).write_bytes(b"\0" * 8)
+        os.utime(str(prep / (stem + ".bin")), ns=(10 ** 18, 10 ** 18))
+        rows.append({"bin": stem + ".bin", "source": stem + ".JPEG", "size": 1, "mtime_ns": 1})
+    rows.append({"source": "e\n.JPEG", "error": "truncated"})
+    (prep / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data
+
+
+def test_left_out_images_are_said(prepared: Path) -> None:
+    status, printed = call(prepared, "--prep", prepared / "prep")
+    assert status == 0
+    assert "\n1 of 5 images were left out\nleft out: 'e\\n.JPEG': 'truncated'\n" in printed
+    found = report(prepared)
+    assert found["counts"] == {"labelled": 4, "images": 5, "preprocessed": 4, "bad": 1, "inferred": 4, "evaluated": 4,
+                               "left_out": 1}
+    assert found["left_out"] == [{"source": "e\n.JPEG", "error": "truncated"}]
+    assert found["evaluated"] == ["a", "b", "c", "d"] and found["hits"] == [2, 3, 3, 3, 3] and found["classes"] == 10
+    assert found["notes"] == ["1 of 5 images were left out"]
+    assert found["prep"] == str(prepared / "prep") and found["result"] == str(prepared / "result")
+
+
+def test_without_prep_the_report_says_what_can_be_known(data: Path) -> None:
+    assert call(data)[0] == 0
+    assert report(data)["counts"] == {"labelled": 4, "images": None, "preprocessed": None, "bad": None, "inferred": 4,
+                                      "evaluated": 4, "left_out": None}
+
+
+def test_an_incomplete_inference_is_refused(prepared: Path) -> None:
+    (prepared / "result" / "b_0.txt").unlink()
+    assert "incomplete: 1 of 4 .bin files" in refused(prepared, "--prep", prepared / "prep")
+    assert "have no result: 'b'" in refused(prepared, "--prep", prepared / "prep")
+
+
+def test_results_of_something_else_are_refused(prepared: Path) -> None:
+    write(prepared / "result", {"z": scores(10, 1)})
+    (prepared / "labels.txt").write_text("a 3\nb 0\nc 2\nd 6\nz 1\n")
+    assert "1 results belong to no .bin in" in refused(prepared, "--prep", prepared / "prep")
+
+
+def test_results_of_an_older_run_are_refused(prepared: Path) -> None:
+    result = str(prepared / "result" / "c_0.txt")
+    os.utime(result, ns=(10 ** 18, 10 ** 18))
+    assert call(prepared, "--prep", prepared / "prep")[0] == 0, "of the same time is not older"
+    os.utime(result, ns=(10 ** 18, 10 ** 18 - 1))
+    for path in prepared.glob("acc*"):
+        path.unlink()
+    assert "1 of 4 results are older than their .bin in" in refused(prepared, "--prep", prepared / "prep")
+
+
+def test_a_prepared_folder_that_its_manifest_does_not_describe(prepared: Path) -> None:
+    (prepared / "prep" / "z.bin").write_bytes(b"")
+    assert "are not those of its manifest ('z.bin')" in refused(prepared, "--prep", prepared / "prep")
+    (prepared / "prep" / "z.bin").unlink()
+    (prepared / "prep" / "a.bin").unlink()
+    assert "are not those of its manifest ('a.bin')" in refused(prepared, "--prep", prepared / "prep")
+    (prepared / "prep" / "manifest.jsonl").unlink()
+    assert "holds no manifest.jsonl" in refused(prepared, "--prep", prepared / "prep")
+    assert "holds no manifest.jsonl" in refused(prepared, "--prep", prepared / "none")
+
+
+def test_with_real_preprocessing(tmp_path: Path) -> None:
+    """Images with awkward names, one broken: prepared, 'inferred' for each .bin, evaluated by the user's own labels."""
+    images = tmp_path / "images"
+    images.mkdir()
+    names = ["plain.png", "two words.png", "dotted.name.png", "clash.png", "clash.PNG", "\u732b.png"]
+    for name in names:
+        shutil.copy(str(GOLDEN / "odd" / "tiny_5x3.png"), str(images / name))
+    (images / "broken.png").write_bytes(b"no image")
+    succeed("TResNet_preprocess.py", images, tmp_path / "prep", "--skip-bad", "-j", "1")
+    stems = [path.stem for path in (tmp_path / "prep").glob("*.bin")]
+    assert len(stems) == 6
+    write(tmp_path / "result", {stem: scores(10, 4) for stem in stems})
+    (tmp_path / "labels.txt").write_bytes("".join(name + " 4\n" for name in names).encode())
+    done = succeed(SCRIPT, *arguments(tmp_path, "--prep", tmp_path / "prep"))
+    assert "1 of 7 images were left out" in done.stdout
+    assert accuracy(tmp_path)["Number of images"] == "6" and accuracy(tmp_path)["Top1 accuracy"] == "100.0%"
+    assert [image["source"] for image in report(tmp_path)["left_out"]] == ["broken.png"]
+
+
+# ---- many results
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """2,000 results of 100 classes, in 20 contents."""
+    rng = np.random.RandomState(1)
+    contents = [txt(rng.normal(0, 5, 100)) for _ in range(20)]
+    (tmp_path / "result").mkdir()
+    for i in range(2000):
+        (tmp_path / "result" / "i{:04d}_0.txt".format(i)).write_bytes(contents[i % 20])
+    (tmp_path / "labels.txt").write_text("".join("i{:04d} {}\n".format(i, i * 7 % 100) for i in range(2000)))
+    return tmp_path
+
+
+def test_processes_count_the_same(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(many, "-j", 1)[0] == 0
+    alone = report(many)
+    read = [([float(v) for v in (many / "result" / "i{:04d}_0.txt".format(i)).read_text().split()], i * 7 % 100)
+            for i in range(100)]
+    assert alone["hits"] == [20 * count for count in plain_hits(read)]  # contents and labels repeat after 100
+    monkeypatch.setattr(post, "PROCESSES_FROM", 1)
+    for workers in (2, 3, 40):
+        for chunk in (100, 12300, 10 ** 6):
+            monkeypatch.setattr(post, "CHUNK_VALUES", chunk)
+            assert call(many, "-j", workers)[0] == 0
+            assert report(many) == alone
+
+
+def test_processes_name_the_first_damaged_file(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(post, "PROCESSES_FROM", 1)
+    monkeypatch.setattr(post, "CHUNK_VALUES", 1000)
+    for i in (1900, 444, 451):
+        (many / "result" / "i{:04d}_0.txt".format(i)).write_bytes(b"1.0 nan \n")
+    for _ in range(5):
+        assert "i0444_0.txt': value 2 is 'nan', not finite" in refused(many, "-j", 3)
+
+
+def test_a_killed_worker_is_noticed(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(post, "PROCESSES_FROM", 1)
+    count = post.count_ranks
+
+    def killed_at_the_end(paths: Sequence[str], *rest: Any) -> np.ndarray:
+        if paths[-1].endswith("i1999_0.txt"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return count(paths, *rest)
+    monkeypatch.setattr(post, "count_ranks", killed_at_the_end)
+    assert "a worker process was ended by the system (exit code -9" in refused(many, "-j", 2)
+
+
+def children(pid: int) -> List[str]:
+    with contextlib.suppress(FileNotFoundError):
+        return Path("/proc/{0}/task/{0}/children".format(pid)).read_text().split()
+    return []
+
+
+@pytest.mark.parametrize("sent, status, said", [(signal.SIGINT, 130, "TResNet_postprocess.py: interrupted\n"),
+                                                (signal.SIGTERM, 143, "")])
+def test_an_interrupted_run_ends_its_workers(tmp_path: Path, sent: signal.Signals, status: int, said: str) -> None:
+    (tmp_path / "result").mkdir()
+    first = tmp_path / "result" / "i0_0.txt"
+    first.write_bytes(b"1.25 " * 1000 + b"\n")  # not "%f": read the slow way
+    for i in range(1, 20000):
+        os.link(str(first), str(tmp_path / "result" / "i{}_0.txt".format(i)))
+    (tmp_path / "labels.txt").write_text("".join("i{} 5\n".format(i) for i in range(20000)))
+    process = subprocess.Popen([sys.executable, str(ROOT / SCRIPT)] + arguments(tmp_path, "-j", 2),
+                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    while len(children(process.pid)) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    workers = children(process.pid)
+    if sent == signal.SIGINT:
+        os.killpg(process.pid, sent)  # as a terminal does
+    else:
+        process.send_signal(sent)
+    start = time.monotonic()
+    _, stderr = process.communicate(timeout=20)
+    assert time.monotonic() - start < 2
+    assert (process.returncode, stderr.decode()) == (status, said)
+    assert len(workers) == 2 and not any(Path("/proc/" + worker).exists() for worker in workers)
+    assert not list(tmp_path.glob("acc*"))
+
+
+def test_memory_does_not_grow_with_the_results(tmp_path: Path) -> None:
+    """9 KB a result: 4,000 more of them may cost at most 1 KB each, for the names."""
+    peaks = []
+    (tmp_path / "result").mkdir()
+    first = tmp_path / "result" / "i0_0.txt"
+    first.write_bytes(txt(scores(1000, 5)))
+    for start, stop in ((1, 1000), (1000, 5000)):
+        for i in range(start, stop):
+            os.link(str(first), str(tmp_path / "result" / "i{}_0.txt".format(i)))
+        (tmp_path / "labels.txt").write_text("".join("i{} 5\n".format(i) for i in range(stop)))
+        program = ("import resource, sys\nimport TResNet_postprocess\nTResNet_postprocess.main(sys.argv[1:])\n"
+                   "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+        done = subprocess.run([sys.executable, "-c", program] + arguments(tmp_path, "-j", 1), check=True, cwd=str(ROOT),
+                              stdout=subprocess.PIPE)
+        peaks.append(int(done.stdout.split()[-1]))
+    assert accuracy(tmp_path)["Top1 accuracy"] == "100.0%"
+    assert peaks[1] - peaks[0] < 4000
+
+
+def test_is_several_times_as_fast_as_float(tmp_path: Path) -> None:
+    """Processor time of one process against float() and argsort(), interleaved; about 8 times on an idle machine."""
+    rng = np.random.RandomState(0)
+    labels = rng.randint(0, 1000, 100)
+    write(tmp_path / "result", {"i{:03d}".format(i): rng.normal(0, 3, 1000) for i in range(100)})
+    paths = list(post.result_files(str(tmp_path / "result")).values())
+
+    def plainly() -> List[int]:
+        hits = np.zeros(5, int)
+        for path, label in zip(paths, labels):
+            with open(path) as file:
+                for line in file:
+                    order = np.argsort(-np.array([float(v) for v in line.split()]), kind="stable")
+                    hits += np.cumsum(order[:5] == label)
+        return hits.tolist()
+
+    ratios = []
+    for _ in range(5):
+        start = time.process_time()
+        expected = plainly()
+        middle = time.process_time()
+        found = post.count_ranks(paths, labels, 1000, paths[0])
+        ratios.append((middle - start) / (time.process_time() - middle))
+        assert np.cumsum(found)[:5].tolist() == expected
+    assert max(ratios) > 4
+
+
+# ---- fuzz
+
+def mutated(content: bytes, rng: random.Random) -> bytes:
+    """One to three random damages."""
+    pieces = [b"nan", b"-", b" ", b"\n", b"\r\n", b"\0", b"\xff\xfe", b"1e400", b"9" * 5000, b".", b"-0.000000 ", b"_",
+              b"\xc2\xa0", b"inf", b"e5", b"\xef\xbb\xbf", b"{", b"'", b"(", b"9999999999", b"\t", b"\x1c", b"\xe3\x80\x80"]
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randint(0, len(content))
+        stop = min(len(content), at + rng.choice([0, 1, 1, 2, 8, 50]))
+        content = content[:at] + rng.choice([
+            b"", rng.choice(pieces), rng.choice(pieces), bytes([rng.randint(0, 255)]), content[at:stop] * 2,
+            content[:rng.choice([0, 10, 10 ** 6])]]) + content[stop:]
+        if rng.random() < 0.1:
+            content = content[:rng.randint(0, len(content))]
+    return content
+
+
+def plain_result(path: Path) -> Optional[List[float]]:
+    """One line of numbers, or None."""
+    data = path.read_bytes()
+    if path.suffix == ".txt":
+        if data.count(b"\n") != 1 or not data.endswith(b"\n") or b"_" in data:
+            return None
+        try:
+            values = [float(word) for word in data.split()]
+        except ValueError:
+            return None
+    elif path.suffix == ".bin":
+        values = np.frombuffer(data, "<f4").tolist() if len(data) % 4 == 0 else []
+    else:
+        try:
+            values = np.load(str(path), allow_pickle=False).reshape(-1).tolist()
+        except (ValueError, OSError, EOFError):
+            return None
+    return values if values and all(map(math.isfinite, values)) else None
+
+
+@pytest.mark.parametrize("suffix, cases", [("txt", 700), ("bin", 150), ("npy", 400)])
+def test_fuzzed_results(tmp_path: Path, suffix: str, cases: int) -> None:
+    """A sentence, or exactly the accuracy that the plain reference gives; nothing else."""
+    rng = random.Random(suffix)
+    (tmp_path / "labels.txt").write_text("a 3\nb 0\nc 2\nd 6\n")
+    accepted = 0
+    for case in range(cases):
+        classes = rng.choice([1, 2, 10, 10, 10, 33])
+        (tmp_path / "labels.txt").write_text("a 0\nb {}\nc {}\n".format(classes // 2, classes - 1))
+        predictions = {stem: [rng.uniform(-20, 20) for _ in range(classes)] for stem in "abc"}
+        write(tmp_path / "result", predictions, suffix)
+        victim = tmp_path / "result" / "{}_0.{}".format(rng.choice("abc"), suffix)
+        victim.write_bytes(mutated(victim.read_bytes(), rng))
+        for path in tmp_path.glob("acc*"):
+            path.unlink()
+        status, _ = call(tmp_path)
+        read = [plain_result(tmp_path / "result" / "{}_0.{}".format(stem, suffix)) for stem in "abc"]
+        if status == 0:
+            accepted += 1
+            assert None not in read and len({len(values) for values in read if values}) == 1, case
+            plain = [values for values in read if values]
+            assert report(tmp_path)["hits"] == plain_hits(list(zip(plain, [0, classes // 2, classes - 1]))), case
+        else:
+            assert isinstance(status, str) and status.startswith("TResNet_postprocess.py: "), (case, status)
+            assert "\n" not in status and status.isprintable() and not list(tmp_path.glob("acc*")), (case, status)
+    assert 0 < accepted < cases
+
+
+def test_fuzzed_labels(tmp_path: Path) -> None:
+    """A sentence, or the labels that a plain reading of the lines gives; nothing else."""
+    rng = random.Random(3)
+    content = b"a.JPEG 3\nb.jpg 0\nc 2\nd.png 6\nsome name.JPEG 9\n"
+    predictions = {stem: [rng.uniform(-20, 20) for _ in range(10)] for stem in "abcd"}
+    write(tmp_path / "result", predictions)
+    accepted = 0
+    for case in range(800):
+        damaged = mutated(content, rng)
+        (tmp_path / "labels.txt").write_bytes(damaged)
+        for path in tmp_path.glob("acc*"):
+            path.unlink()
+        status, _ = call(tmp_path)
+        if status == 0:
+            accepted += 1
+            text = damaged[3:] if damaged.startswith(b"\xef\xbb\xbf") else damaged
+            plain = {}  # type: Dict[str, set]
+            for line in os.fsdecode(text).split("\n"):
+                if line.strip():
+                    name, label = line.rsplit(None, 1)
+                    for key in {name, os.path.splitext(name)[0]}:
+                        plain.setdefault(key, set()).add(int(label))
+            labels = [plain[stem].pop() for stem in "abcd" if len(plain[stem]) == 1]
+            read = [[float("%f" % v) for v in predictions[stem]] for stem in "abcd"]
+            assert len(labels) == 4 and report(tmp_path)["hits"] == plain_hits(list(zip(read, labels))), case
+        else:
+            assert isinstance(status, str) and status.startswith("TResNet_postprocess.py: "), (case, status)
+            assert "\n" not in status and status.isprintable() and not list(tmp_path.glob("acc*")), (case, status)
+    assert 0 < accepted < 800
+
+
+def test_fuzzed_on_the_command_line(data: Path) -> None:
+    rng = random.Random(8)
+    content = (data / "result" / "b_0.txt").read_bytes()
+    for _ in range(4):
+        (data / "result" / "b_0.txt").write_bytes(mutated(content, rng) + b"?\n")
+        assert refusal(SCRIPT, *arguments(data)).startswith("TResNet_postprocess.py: ")

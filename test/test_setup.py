@@ -1,0 +1,165 @@
+"""The set-up: an environment that is made once, found again at once, and repaired if its making was interrupted."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict
+
+import pytest
+from conftest import ROOT
+
+REQUIREMENTS = "iniconfig==1.1.1  # small, and too old to be anywhere already\nnothing-for-you; python_version < '3.0'\n"
+BARE = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV")}
+
+
+def base_python() -> str:
+    """A Python without the packages of the tests: the one that their virtual environment was made from."""
+    return os.path.join(sys.base_prefix, "bin", "python%d.%d" % sys.version_info[:2])
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A copy of the set-up scripts, with requirements that install in a second."""
+    folder = tmp_path / "a clone"
+    (folder / "scripts").mkdir(parents=True)
+    for name in ("setup_env.py", "timm_source.py"):
+        shutil.copy(str(ROOT / "scripts" / name), str(folder / "scripts" / name))
+    shutil.copy(str(ROOT / "TResNet.patch"), str(folder))
+    (folder / "requirements.txt").write_text(REQUIREMENTS)
+    return folder
+
+
+def set_up(clone: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([base_python(), str(clone / "scripts" / "setup_env.py"), *arguments], env=dict(BARE, **environment), universal_newlines=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+
+
+def test_an_environment_is_made_once_and_found_again_within_a_second(clone: Path) -> None:
+    first = set_up(clone)
+    python = str(clone / ".venv" / "bin" / "python")
+    assert first.returncode == 0 and first.stdout == python + "\n", first.stderr
+    assert "making" in first.stderr and "Collecting" not in first.stderr
+    subprocess.run([python, "-c", "import iniconfig"], check=True)
+    start = time.time()
+    second = set_up(clone)
+    assert second.stdout == python + "\n" and second.stderr == "" and time.time() - start < 1
+
+
+def test_a_python_that_has_everything_is_taken_as_it_is(clone: Path) -> None:
+    (clone / "requirements.txt").write_text("pip>=9\n")
+    done = set_up(clone)
+    assert done.stdout == base_python() + "\n" or os.path.samefile(done.stdout.strip(), base_python())
+    assert not (clone / ".venv").exists()
+
+
+def test_an_interrupted_set_up_is_repaired(clone: Path) -> None:
+    for wait in (0.3, 2.0):
+        process = subprocess.Popen([base_python(), str(clone / "scripts" / "setup_env.py")], env=BARE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   start_new_session=True)
+        time.sleep(wait)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (clone / ".venv" / "finished").exists()
+    done = set_up(clone)
+    assert done.returncode == 0, done.stderr
+    subprocess.run([done.stdout.strip(), "-c", "import iniconfig"], check=True)
+
+
+def test_more_requirements_are_added_to_a_finished_environment(clone: Path) -> None:
+    set_up(clone)
+    (clone / "more.txt").write_text("pluggy\n")
+    done = set_up(clone, "-r", str(clone / "requirements.txt"), "-r", str(clone / "more.txt"))
+    assert "adding to" in done.stderr, done.stderr
+    subprocess.run([done.stdout.strip(), "-c", "import iniconfig, pluggy"], check=True)
+    assert set_up(clone).stderr == "", "the product's own requirements are still fulfilled"
+
+
+def test_pip_speaks_only_when_it_fails(clone: Path) -> None:
+    (clone / "requirements.txt").write_text("iniconfig==0.0.0.dev999\n")
+    done = set_up(clone)
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "No matching distribution" in done.stderr and "set-up: pip failed with status 1" in done.stderr.splitlines()[-1]
+
+
+def test_another_python_gets_an_environment_of_its_own(clone: Path) -> None:
+    done = set_up(clone, "--dry-run", PYTHON=base_python())
+    assert done.stdout == str(clone / (".venv-%d.%d" % sys.version_info[:2]) / "bin" / "python") + "\n"
+
+
+# ---- timm's source -----------------------------------------------------------------------------------------------------
+
+def timm_source(clone: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([base_python(), str(clone / "scripts" / "timm_source.py"), *arguments], env=BARE, universal_newlines=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+
+
+def python_files(folder: Path) -> Dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in (folder / "timm").rglob("*.py")}
+
+
+def run_git(folder: Path, *arguments: str) -> None:
+    environment = dict(BARE, GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a@b", GIT_COMMITTER_NAME="a", GIT_COMMITTER_EMAIL="a@b",
+                       GIT_CEILING_DIRECTORIES=str(folder.parent))
+    subprocess.run(["git", *arguments], cwd=str(folder), env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Path:
+    """A git repository with the unpatched source under the tag v0.4.5, as upstream has it."""
+    folder = tmp_path / "upstream"
+    shutil.copytree(str(ROOT / "pytorch-image-models"), str(folder), ignore=shutil.ignore_patterns("__pycache__", ".patched-with"))
+    run_git(folder, "apply", "-p1", "--reverse", str(ROOT / "TResNet.patch"))
+    run_git(folder, "init", "--quiet")
+    run_git(folder, "add", "--all")
+    run_git(folder, "commit", "--quiet", "--message", "v0.4.5")
+    run_git(folder, "tag", "v0.4.5")
+    return folder
+
+
+def test_registry_and_git_give_the_same_patched_source(clone: Path, upstream: Path) -> None:
+    from_registry = timm_source(clone)
+    assert from_registry.returncode == 0, from_registry.stderr
+    target = clone / "pytorch-image-models"
+    expected = python_files(target)
+    assert b"nn.LeakyReLU(1e-2" in expected["timm/models/tresnet.py"] and len(expected) > 100
+    assert timm_source(clone).stderr == "", "nothing is done again"
+    shutil.rmtree(str(target))
+    from_git = timm_source(clone, "--from", "git", "--url", f"file://{upstream}")
+    assert from_git.returncode == 0, from_git.stderr
+    assert python_files(target) == expected
+
+
+def test_a_clone_that_the_user_put_there_is_patched_and_a_strange_folder_refused(clone: Path, upstream: Path) -> None:
+    target = clone / "pytorch-image-models"
+    run_git(clone, "clone", "--quiet", "--branch", "v0.4.5", f"file://{upstream}", str(target))
+    assert timm_source(clone).returncode == 0
+    assert b"nn.LeakyReLU(1e-2" in (target / "timm" / "models" / "tresnet.py").read_bytes()
+    (target / ".patched-with").unlink()
+    assert timm_source(clone).returncode == 0, "patched already"
+    (target / ".patched-with").unlink()
+    (target / "timm" / "models" / "tresnet.py").write_text("something else\n")
+    done = timm_source(clone)
+    assert done.returncode == 1 and "TResNet.patch does not fit" in done.stderr and "Traceback" not in done.stderr
+    assert (target / "timm" / "models" / "tresnet.py").read_text() == "something else\n"
+
+
+def test_a_changed_package_is_refused_before_it_is_opened(clone: Path) -> None:
+    script = clone / "scripts" / "timm_source.py"
+    script.write_text(script.read_text().replace('SDIST_SHA256 = "6', 'SDIST_SHA256 = "7'))
+    done = timm_source(clone)
+    assert done.returncode == 1 and "DO NOT MATCH THE HASHES" in done.stderr and "Traceback" not in done.stderr
+    assert not (clone / "pytorch-image-models").exists()
+
+
+def test_a_changed_patch_and_an_interrupted_fetch_are_fetched_anew(clone: Path) -> None:
+    assert timm_source(clone).returncode == 0
+    (clone / "pytorch-image-models" / ".patched-with").write_text("another patch")
+    (clone / "pytorch-image-models-unfinished" / "timm").mkdir(parents=True)
+    done = timm_source(clone)
+    assert done.returncode == 0 and "fetching" in done.stderr
+    assert sorted(name for name in os.listdir(str(clone)) if "pytorch" in name) == ["pytorch-image-models"]
+
+
