@@ -32,13 +32,14 @@ from TResNet_preprocess import SUFFIXES, VERSION, hashed_stem, read_manifest, wr
 Label = Tuple[str, int, int]    # NAME, class, line number; a plain tuple, because 50,000 NamedTuples take 20 ms
 TOP = 5
 IMAGENET_CLASSES = 1000
-BATCH_VALUES = 8_192            # values parsed at once; larger arrays' memory goes back to the system each time, and the
-                                # page faults on taking it again cost as much as all the work
+BATCH_VALUES = 8_192            # values parsed at once; larger arrays' memory goes back to the system each time, and
+                                # the page faults on taking it again cost as much as all the work
 CHUNK_VALUES = 512_000          # values in one order to a worker process: about 10 ms of work
 PROCESSES_FROM = 1_000_000      # values; for fewer, starting processes takes longer than they save
 TEXT_BEFORE = b"000000000000000 "
 SPACE, NEWLINE = b" \n"
 NO_PREFIX = -1 << 63            # the smallest int64, which no number needs
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LARGEST_RESULT = 1 << 28        # bytes; no classifier's output comes near it, and a file is read whole
 RESULT_NAME = re.compile(r"([^.].*)_(0|[1-9][0-9]*)\.(txt|bin|npy)", re.DOTALL)
 NUMBER = re.compile(rb"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
@@ -357,10 +358,14 @@ def count_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, first: s
     return counts
 
 
-def serve(orders: Connection, paths: Sequence[str], labels: np.ndarray, classes: int) -> None:
+def serve(orders: Connection, parents: Iterable[Connection], paths: Sequence[str], labels: np.ndarray, classes: int
+          ) -> None:
     """A worker process: receives (start, stop), sends back the counts, or the sentence of a refusal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    for connection in parents:  # while a worker held the parent's end, it would not notice the parent's death
+        connection.close()
     try:
         while True:
             start, stop = orders.recv()
@@ -378,17 +383,18 @@ def count_ranks_in_processes(paths: Sequence[str], labels: np.ndarray, classes: 
     chunks = iter([(start, min(start + chunk, len(paths))) for start in range(0, len(paths), chunk)])
     fork = multiprocessing.get_context("fork")  # the workers share the names without a copy
     busy = {}  # type: Dict[Any, Tuple[int, int]]
-    processes = {}
+    processes = {}  # type: Dict[Any, Any]
     counts = np.zeros(TOP + 1, np.int64)
     refusals = {}
     try:
         for order in itertools.islice(chunks, workers):
             ours, theirs = fork.Pipe()
-            process = fork.Process(target=serve, args=(theirs, paths, labels, classes), daemon=True)
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the child ignores it, no Ctrl-C
+            arguments = theirs, [ours] + list(processes), paths, labels, classes
+            process = fork.Process(target=serve, args=arguments, daemon=True)
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the worker is known and has its own handlers
             process.start()
             processes[ours] = process
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             theirs.close()
             ours.send(order)
             busy[ours] = order

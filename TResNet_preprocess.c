@@ -4,7 +4,7 @@
  * pass first, its result rounded to 8 bits. TResNet_preprocess.py compiles this file and computes the weights. No sum
  * leaves 0..255: weights are not negative and add up to 1 but for less than half a unit of the 22nd bit each.
  *
- * image      [height, width, 4] bytes; the fourth channel is not used
+ * image      [height, width, 3] bytes, and one more that is read but not used
  * x_first    [size] first source column of each kept column;  x_weights [size, x_taps]
  * y_first    [size] first source row of each kept row, ascending;  y_weights [size, y_taps]
  * rows       scratch, [y_first[size-1] + y_taps - y_first[0], 3, size] bytes
@@ -14,6 +14,7 @@
  */
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define BITS 22
 #define HALF (1 << (BITS - 1))
@@ -30,12 +31,13 @@ void crop_resize(const uint8_t *image, ptrdiff_t width, ptrdiff_t size,
     for (ptrdiff_t y = top; y < bottom; y++) {
         uint8_t *row = rows + (y - top) * row_length;
         for (ptrdiff_t x = 0; x < size; x++) {
-            const uint8_t *in = image + (y * width + x_first[x]) * 4;
+            const uint8_t *in = image + (y * width + x_first[x]) * 3;
             const int32_t *weights = x_weights + x * x_taps;
             int32x4 sum = {HALF, HALF, HALF, HALF};
-            for (ptrdiff_t t = 0; t < x_taps; t++, in += 4) {
-                int32x4 pixel = {in[0], in[1], in[2], in[3]};
-                sum += weights[t] * pixel;
+            for (ptrdiff_t t = 0; t < x_taps; t++, in += 3) {
+                uint32_t word;  /* little-endian: the channels are its bytes, the fourth belongs to the next pixel */
+                memcpy(&word, in, sizeof word);
+                sum += weights[t] * ((int32x4){word, word, word, word} >> (int32x4){0, 8, 16, 24} & 255);
             }
             for (int c = 0; c < 3; c++)
                 row[c * size + x] = (uint8_t)(sum[c] >> BITS);

@@ -274,15 +274,15 @@ def network_input(pixels: Any, dtype: str) -> bytes:
 def convert(file: BinaryIO, img_size: int, dtype: str, fast: Optional[Callable[..., Any]] = None) -> Any:
     """The bytes of an image file's .bin; raises whatever Pillow raises for a bad image, and ValueError."""
     from PIL import Image
-    data = file.read(FAST_LIMIT)
+    small = file.seek(0, os.SEEK_END) < FAST_LIMIT
     file.seek(0)
-    whole = len(data) < FAST_LIMIT
-    image = Image.open(io.BytesIO(data) if whole else file, formats=FORMATS)  # reads no more than the header
+    data = file.read() if small else b""
+    image = Image.open(io.BytesIO(data) if small else file, formats=FORMATS)  # reads no more than the header
     width, height = resized_size(image.width, image.height, math.floor(img_size / CROP_PCT))
     if max(image.width * image.height, width * height) > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"decompression bomb: {image.width}x{image.height} pixels, resized {width}x{height}, are more "
                          f"than {Image.MAX_IMAGE_PIXELS:,} in all")
-    if fast and whole and image.format in ("JPEG", "MPO") and image.mode == "RGB":
+    if fast and small and image.format in ("JPEG", "MPO") and image.mode == "RGB":
         result = fast(data, image.width, image.height)
         if result is not None:
             return result
@@ -389,10 +389,10 @@ def fast_path(images: int, img_size: int, dtype: str) -> Callable[[bytes, int, i
         if width * height > FAST_LIMIT:
             return None
         try:
-            image = simplejpeg.decode_jpeg(data, "RGBX", buffer=buffer("image", width * height * 4))
+            image = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer("image", width * height * 3 + 1)[:-1])
         except ValueError:  # broken, or only doubtful: Pillow decides
             return None
-        if image.shape != (height, width, 4):
+        if image.shape != (height, width, 3):
             return None
         new_width, new_height = resized_size(width, height, short)
         x_first, x_weights = resize_weights(width, new_width, crop_offset(new_width, img_size), img_size)
@@ -426,6 +426,7 @@ def serve(connection: Any, progress: Any, slot: int, parent: int, work: Callable
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and others print to it, without the image's name
     while True:
         results = []
         for position, job in enumerate(connection.recv(), 1):
@@ -689,7 +690,8 @@ def make_work(args: argparse.Namespace, images: int) -> Callable[[Tuple[str, str
     def work(job: Tuple[str, str]) -> Dict[str, Any]:
         source, stem = job
         try:
-            with os.fdopen(os.open(os.path.join(args.src, source), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            descriptor = os.open(os.path.join(args.src, source), os.O_RDONLY | os.O_NONBLOCK)
+            with open(descriptor, "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
                     raise ValueError("empty" if stat.S_ISREG(status.st_mode) else "not a regular file")

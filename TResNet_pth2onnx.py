@@ -255,13 +255,15 @@ def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
             tensor = remaining.pop(rename(name), None)
             if tensor is None:
                 problems.append(f"{rename(name)} is missing")
-            elif tensor.shape != parameter.shape:
+                continue
+            tensor = tensor.to(parameter.dtype)  # half precision as well
+            if tensor.shape != parameter.shape:
                 problems.append(f"{rename(name)} has shape {list(tensor.shape)} instead of {list(parameter.shape)}")
-            elif not torch.isfinite(tensor.float()).all() or name.endswith("running_var") and (tensor < 0).any():
+            elif not torch.isfinite(tensor).all() or name.endswith("running_var") and (tensor < 0).any():
                 problems.append(f"{rename(name)} has values that are not finite or, for a variance, negative")
             else:
                 if seen.lineage == "miil" and rename is str and name[:-len("weight")] + "running_var" in expected:
-                    tensor = tensor.float().abs() + INPLACE_ABN_EPS
+                    tensor = tensor.abs() + INPLACE_ABN_EPS
                 parameter.copy_(tensor)
     blur = torch.tensor([1., 2., 1.]).ger(torch.tensor([1., 2., 1.])) / 16  # the blur's constant, which some tools save
     problems += [f"{name} is not expected" for name, tensor in remaining.items()

@@ -79,6 +79,8 @@ def make_checkpoint(folder: str, labels: Dict[str, int], path: str) -> None:
             if parameter.dim() == 4:  # convolutions: He's initialisation, https://arxiv.org/abs/1502.01852
                 deviation = (2 / np.prod(parameter.shape[1:])) ** 0.5
                 parameter.copy_(torch.from_numpy(generator.normal(0, deviation, tuple(parameter.shape))))
+            else:
+                parameter.zero_()
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.fill_(1)  # TResNet starts its residual branches at 0, which would leave them untested

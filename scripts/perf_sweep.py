@@ -37,7 +37,7 @@ from TResNet_preprocess import VERSION, write_whole  # noqa: E402
 BATCH_SIZES = "1,4,8,16,32"
 # Published for TResNet-M at 224 pixels on one Ascend 310P3 (README, performance): {batch size: images/s}.
 REFERENCE = {1: 1154.0, 4: 2552.0, 8: 3158.0, 16: 3249.0, 32: 2756.0}
-REFERENCE_CASE = ("310P3", "m", 224)  # chip, variant, image size
+REFERENCE_CASE = ("310P3", "tresnet_m", 224)  # chip, variant, image size
 BELOW_MINIMUM = 3  # exit status
 NOT_MEASURED = "-"
 
@@ -324,7 +324,7 @@ def draw_plot(report: Dict[str, Any]) -> bytes:
                          width=SCALE)
     draw.line(scaled((left, top), (left, bottom), (right, bottom), (right, top)), fill=INK, width=SCALE)
 
-    title = f"TResNet-{report['variant'].upper()}, {report['img_size']} px" if report["variant"] else "Pure inference"
+    title = f"{report['variant']}, {report['img_size']} px" if report["variant"] else "Pure inference"
     put_text(image, (left, 14), f"{title} on {report['chip']}"[:90], 18, (0, 0))
     for line, (text, color) in enumerate((("batch size", INK), ("images/s", BAR), ("mean, ms", MEAN))):
         put_text(image, (left - 8, bottom + 10 + 24 * line), text, 15, (1, 0), color)

@@ -4,6 +4,8 @@ set -Eeuo pipefail
 umask 027  # later versions of ais_bench refuse folders that others can enter
 set -m     # each step is a process group of its own, so that Ctrl-C ends all of it
 
+{ # read to the end before anything runs, so that an update of this file does not change a run
+
 usage() {
     cat <<'END'
 usage: bash scripts/pipeline.sh [options]
@@ -26,6 +28,7 @@ how it runs
   --batch-size N        batch of the accuracy run (default: 1 on ascend, 8 on the CPU)
   --precision NAME      float32, or int8 on the CPU: quantised, measured against float32 (default: float32)
   --perf                measure throughput per batch size (on ascend always)
+  --loop N              batches per measurement of throughput (default: 20)
   --compare N           images to compare with ONNX Runtime after an ascend run, 0 for none (default: 64)
   --min-cosine X        stop if an image's cosine similarity in that comparison is lower
 
@@ -52,7 +55,7 @@ fail() {  # message [status]
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ $PWD == "$root" ]]; then here=""; else here=$root/; fi  # commands are shown as short as they can be pasted
 data="" checkpoint="" img_size=224 workdir=./work backend=auto device="" soc_version="" batch_sizes=1,4,8,16,32 batch_size=""
-precision=float32 compare=64 perf="" uint8="" check="" dry_run=""
+precision=float32 compare=64 loop=20 perf="" uint8="" check="" dry_run=""
 bad=() force=() accuracy_gates=() throughput_gate=() compare_gates=()
 
 while (($#)); do
@@ -67,7 +70,7 @@ while (($#)); do
         --dry-run) dry_run=1 ;;
         --help | -h) usage; exit 0 ;;
         --data | --checkpoint | --img-size | --workdir | --backend | --device | --soc-version | --batch-sizes | --batch-size | --precision | \
-            --compare | --min-cosine | --min-top1 | --min-top5 | --min-throughput)
+            --loop | --compare | --min-cosine | --min-top1 | --min-top5 | --min-throughput)
             (($# > 1)) || fail "$option needs a value; see --help" 2
             value=$2
             shift
@@ -82,6 +85,7 @@ while (($#)); do
                 --batch-sizes) batch_sizes=$value ;;
                 --batch-size) batch_size=$value ;;
                 --precision) precision=$value ;;
+                --loop) loop=$value ;;
                 --compare) compare=$value ;;
                 --min-cosine) compare_gates+=("$option" "$value") ;;
                 --min-top1 | --min-top5) accuracy_gates+=("$option" "$value") ;;
@@ -95,10 +99,11 @@ while (($#)); do
 done
 [[ $backend =~ ^(auto|ascend|cpu)$ ]] || fail "--backend is auto, ascend or cpu, not '$backend'" 2
 [[ $precision =~ ^(float32|int8)$ ]] || fail "--precision is float32 or int8, not '$precision'" 2
-[[ $img_size =~ ^[0-9]+$ ]] && ((img_size >= 32 && img_size % 32 == 0)) || fail "--img-size is a multiple of 32, not '$img_size'" 2
+if ! [[ $img_size =~ ^[1-9][0-9]*$ ]] || ((img_size % 32)); then fail "--img-size is a multiple of 32, not '$img_size'" 2; fi
 [[ $batch_sizes =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || fail "--batch-sizes is a list such as 1,4,8, not '$batch_sizes'" 2
 [[ -z $batch_size || $batch_size =~ ^[1-9][0-9]*$ ]] || fail "--batch-size is a whole number of 1 or more, not '$batch_size'" 2
 [[ -z $device || $device =~ ^[0-9]+$ ]] || fail "--device is an NPU's number, not '$device'" 2
+[[ $loop =~ ^[1-9][0-9]*$ ]] || fail "--loop is a whole number of 1 or more, not '$loop'" 2
 [[ $compare =~ ^[0-9]+$ ]] || fail "--compare is a number of images, not '$compare'" 2
 [[ $workdir != -* ]] || workdir=./$workdir  # no program may take it for an option
 
@@ -106,9 +111,11 @@ done
 
 child="" step_name=set-up
 
+# shellcheck disable=SC2317,SC2329  # the traps call it
 stop() {  # status: end the running step's whole process group
     trap '' INT TERM HUP
     if [[ -n $child ]]; then
+        disown "$child" 2>/dev/null || true  # or bash reports its end as well
         kill -TERM -- "-$child" 2>/dev/null || true
         for _ in {1..15}; do
             kill -0 -- "-$child" 2>/dev/null || break
@@ -116,7 +123,7 @@ stop() {  # status: end the running step's whole process group
         done
         kill -KILL -- "-$child" 2>/dev/null || true
     fi
-    printf '\npipeline.sh: stopped during %s; the same command goes on from there\n' "$step_name" >&2
+    printf 'pipeline.sh: stopped during %s; the same command goes on from there\n' "$step_name" >&2
     exit "$1"
 }
 trap 'stop 130' INT
@@ -134,7 +141,7 @@ run() {  # command...: run it to its end in a process group of its own; its exit
 show() {  # command...: print it so that it can be pasted
     local words=""
     printf -v words ' %q' "$@"
-    printf '$%s\n' "$words"
+    printf '$%s\n' "${words//\\,/,}"  # %q need not quote commas
 }
 
 header() {  # name
@@ -166,9 +173,9 @@ fi
 
 images=$data/val_union labels=$data/val_label.txt
 if [[ -z $data ]]; then
-    data=$workdir/sample images=$workdir/sample/val_union labels=$workdir/sample/val_label.txt is_sample=1
+    data_set="20 sample photos" data=$workdir/sample images=$workdir/sample/val_union labels=$workdir/sample/val_label.txt is_sample=1
 else
-    is_sample=""
+    is_sample="" data_set=$(basename -- "$data")
     if [[ ! -d $images && -d $data/val ]]; then images=$data/val; fi
     [[ -d $images ]] || fail "--data '$data' should hold a folder val_union/ with the images (or val/ with a folder per class), but holds neither"
     if [[ ! -e $labels ]]; then labels=$workdir/prep_dataset/val_label.txt; fi  # class folders: the first step writes it
@@ -182,7 +189,8 @@ if [[ -n $dry_run ]]; then
     step "$host_python" "${here}scripts/setup_env.py"
     step "$host_python" "${here}scripts/timm_source.py"
 else
-    mkdir -p -- "$workdir" 2>/dev/null && [[ -w $workdir ]] || fail "the work folder '$workdir' cannot be made or written; name another: --workdir DIR"
+    mkdir -p -- "$workdir" 2>/dev/null || true
+    [[ -d $workdir && -w $workdir ]] || fail "the work folder '$workdir' cannot be made or written; name another: --workdir DIR"
     exec 9>>"$workdir/.lock"  # held by this shell and its steps until the last of them has ended
     "$host_python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null \
         || fail "the work folder '$workdir' is in use by the run with process id $(<"$workdir/.lock"), or by a step of it that has not ended; wait for it or name another: --workdir DIR"
@@ -273,11 +281,13 @@ fi
 
 if [[ -n $perf ]]; then
     header "Performance"
-    step "$python" "${here}scripts/perf_sweep.py" --backend "$backend" --model "$model" --batch-sizes "$batch_sizes" --accuracy "$workdir/acc.json" \
-        --output "$workdir" ${device:+--device "$device"} ${aipp[@]+"${aipp[@]}"} ${throughput_gate[@]+"${throughput_gate[@]}"}
+    step "$python" "${here}scripts/perf_sweep.py" --backend "$backend" --model "$model" --batch-sizes "$batch_sizes" --loop "$loop" --data-set "$data_set" \
+        --accuracy "$workdir/acc.json" --output "$workdir" ${device:+--device "$device"} ${aipp[@]+"${aipp[@]}"} ${throughput_gate[@]+"${throughput_gate[@]}"}
 fi
 
 [[ -z $dry_run ]] || exit 0
 step_name=summary
 printf '\n== Summary (%d s) ==\n' "$SECONDS"
 "$python" "$root/scripts/summary.py" "$workdir" --backend "$backend" --model "$model" --result "$final" ${is_sample:+--sample}
+exit
+}

@@ -47,7 +47,7 @@ def save_network(path: Path, opset: int = 11, batch: Any = "batch", dtype: str =
         [numpy_helper.from_array(value.astype(np.float32), key) for key, value in weights.items()])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     model.ir_version = 6
-    helper.set_model_props(model, {"variant": "m", "img_size": str(SIZE)})
+    helper.set_model_props(model, {"variant": "tresnet_m", "img_size": str(SIZE)})
     onnx.save(model, str(path))
     return path
 
@@ -816,7 +816,7 @@ def test_plot_shows_bars_in_proportion_to_throughput(tmp_path: Path) -> None:
     from perf_sweep import BAR, draw_plot
     rows = [{"batch_size": batch, "throughput": throughput, "latency_mean": 1.0, "latency_p99": 1.1}
             for batch, throughput in ((1, 1000.0), (8, 3000.0))]
-    plot = Image.open(BytesIO(draw_plot({"chip": "310P3", "variant": "m", "img_size": 224, "rows": rows})))
+    plot = Image.open(BytesIO(draw_plot({"chip": "310P3", "variant": "tresnet_m", "img_size": 224, "rows": rows})))
     bar = np.array([int(BAR[i:i + 2], 16) for i in (1, 3, 5)])
     blue = (np.abs(np.asarray(plot.convert("RGB"), int) - bar).sum(axis=2) < 12)[:500]
     heights = blue[:, 150:860].sum(axis=0)

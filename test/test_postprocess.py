@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -44,7 +45,7 @@ FORMATS = {"txt": txt, "bin": lambda values: np.array(values, "<f4").tobytes(),
 def write(folder: Path, predictions: Dict[str, Sequence[float]], suffix: str = "txt") -> Path:
     folder.mkdir(exist_ok=True)
     for stem, values in predictions.items():
-        (folder / "{}_0.{}".format(stem, suffix)).write_bytes(FORMATS[suffix](values))
+        (folder / f"{stem}_0.{suffix}").write_bytes(FORMATS[suffix](values))
     return folder
 
 
@@ -127,7 +128,7 @@ def test_acc_json_and_output_to_the_letter(data: Path) -> None:
     (1, 1, "100.0%"), (1, 0, "0.0%"), (359, 339, "94.43%"), (20, 1, "5.0%"), (3, 2, "66.67%"), (800, 1, "0.12%")])
 def test_percentages_are_rounded_to_two_decimals(tmp_path: Path, images: int, right: int, printed: str) -> None:
     write(tmp_path / "result", {str(i): scores(6, 0 if i < right else 5) for i in range(images)})
-    (tmp_path / "labels.txt").write_text("".join("{}.png 0\n".format(i) for i in range(images)))
+    (tmp_path / "labels.txt").write_text("".join(f"{i}.png 0\n" for i in range(images)))
     assert call(tmp_path)[0] == 0
     assert accuracy(tmp_path)["Top1 accuracy"] == printed
     assert accuracy(tmp_path)["Number of images"] == str(images)
@@ -138,15 +139,15 @@ def test_percentages_are_rounded_to_two_decimals(tmp_path: Path, images: int, ri
 def test_all_formats_give_the_same_counts(tmp_path: Path, suffix: str, classes: int) -> None:
     rng = np.random.RandomState(classes)
     labels = rng.randint(0, classes, 60)
-    predictions = {"i{}".format(i): rng.normal(0, 4, classes).round(6).astype(np.float32).tolist() for i in range(60)}
+    predictions = {f"i{i}": rng.normal(0, 4, classes).round(6).astype(np.float32).tolist() for i in range(60)}
     for i in range(40):
-        predictions["i{}".format(i)][labels[i]] += 8
+        predictions[f"i{i}"][labels[i]] += 16
     write(tmp_path / "result", predictions, suffix)
-    (tmp_path / "labels.txt").write_text("".join("i{}.JPEG {}\n".format(i, label) for i, label in enumerate(labels)))
+    (tmp_path / "labels.txt").write_text("".join(f"i{i}.JPEG {label}\n" for i, label in enumerate(labels)))
     assert call(tmp_path)[0] == 0
     read = [[float("%f" % v) if suffix == "txt" else v for v in values] for values in predictions.values()]
     assert report(tmp_path)["hits"] == plain_hits(list(zip(read, labels.tolist())))
-    assert 20 < report(tmp_path)["hits"][0] < 60
+    assert 10 < report(tmp_path)["hits"][0] < 60
 
 
 @pytest.mark.parametrize("array", [np.zeros(8, np.float16), np.zeros((1, 8), np.float64), np.zeros((1, 1, 8), "<i4"),
@@ -164,7 +165,7 @@ def test_npy_of_any_number_type_is_read(tmp_path: Path, array: np.ndarray) -> No
 def test_ties_go_to_the_lower_class(tmp_path: Path, line: bytes, label: int, place: int) -> None:
     write(tmp_path / "result", {})
     (tmp_path / "result" / "x_0.txt").write_bytes(line)
-    (tmp_path / "labels.txt").write_text("x.jpg {}\n".format(label))
+    (tmp_path / "labels.txt").write_text(f"x.jpg {label}\n")
     assert call(tmp_path)[0] == 0
     assert report(tmp_path)["hits"] == [int(k >= place) for k in range(5)]
 
@@ -191,9 +192,9 @@ def test_1001_classes_shift_the_label_by_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("classes", [1, 2, 4, 5])
 def test_fewer_than_six_classes(tmp_path: Path, classes: int) -> None:
     write(tmp_path / "result", {"x": scores(classes, *range(classes))})
-    (tmp_path / "labels.txt").write_text("x {}\n".format(classes - 1))
+    (tmp_path / "labels.txt").write_text(f"x {classes - 1}\n")
     assert call(tmp_path, "--min-top5", 100)[0] == 0
-    expected = {"Top{} accuracy".format(k + 1): "100.0%" if k == classes - 1 else "0.0%" for k in range(classes)}
+    expected = {f"Top{k + 1} accuracy": "100.0%" if k == classes - 1 else "0.0%" for k in range(classes)}
     assert accuracy(tmp_path) == dict({"Number of images": "1", "Number of classes": str(classes)}, **expected)
 
 
@@ -212,16 +213,16 @@ finite = st.floats(-1200, 1200) | st.floats(-3, 3) | st.sampled_from([0.0, -0.0,
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.integers(1, 12).flatmap(lambda classes: st.lists(
-    st.tuples(st.lists(finite, min_size=classes, max_size=classes), st.integers(0, classes - 1)), min_size=1, max_size=9)),
+@given(st.integers(1, 12).flatmap(lambda classes: st.lists(st.tuples(
+    st.lists(finite, min_size=classes, max_size=classes), st.integers(0, classes - 1)), min_size=1, max_size=9)),
     st.sampled_from(["txt", "bin", "npy"]), st.sampled_from([1, 3, 8192]))
 def test_equals_the_plain_reference(tmp_path_factory: pytest.TempPathFactory, cases: List[Tuple[List[float], int]],
                                     suffix: str, batch_values: int) -> None:
     folder = tmp_path_factory.getbasetemp() / "property"
     shutil.rmtree(str(folder), ignore_errors=True)
     folder.mkdir()
-    write(folder / "result", {"i{}".format(i): values for i, (values, _) in enumerate(cases)}, suffix)
-    (folder / "labels.txt").write_text("".join("i{}.JPEG {}\n".format(i, label) for i, (_, label) in enumerate(cases)))
+    write(folder / "result", {f"i{i}": values for i, (values, _) in enumerate(cases)}, suffix)
+    (folder / "labels.txt").write_text("".join(f"i{i}.JPEG {label}\n" for i, (_, label) in enumerate(cases)))
     before, post.BATCH_VALUES = post.BATCH_VALUES, batch_values
     try:
         assert call(folder)[0] == 0
@@ -239,7 +240,7 @@ def test_fast_keys_sort_as_the_numbers_do(tmp_path: Path) -> None:
     numbers = [v for v in numbers if -99.9999994 < v < 999.9999994] + [0.0, -0.0, 999.999999, -99.999999]
     rng.shuffle(numbers)
     rows = [numbers[i:i + 25] for i in range(0, len(numbers) - 24, 25)]
-    paths = [str(tmp_path / "{}_0.txt".format(i)) for i in range(len(rows))]
+    paths = [str(tmp_path / f"{i}_0.txt") for i in range(len(rows))]
     for path, row in zip(paths, rows):
         Path(path).write_bytes(txt(row))
     keys = post.read_sort_keys(paths, 25, post.text_memory(len(paths), 25))
@@ -251,12 +252,14 @@ def test_fast_keys_sort_as_the_numbers_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", [
     b"1.000000 2.00000 \n", b"1.000000 2.0000000 \n", b"1.000000 1000.000000 \n", b"1.000000 -100.000000 \n",
-    b"1.000000 2.000000\n", b"1.000000 2.000000 ", b"1.000000  2.00000 \n", b" 1.000000 2.00000 \n", b"1.000000 .000000 \n",
-    b"1.000000 --.000000 \n", b"1.000000 2,000000 \n", b"1.000000 -.000000 \n", b"1.000000 1-.000000 \n",
+    b"1.000000 2.000000\n", b"1.000000 2.000000 ", b"1.000000  2.00000 \n", b" 1.000000 2.00000 \n",
+    b"1.000000 .000000 \n", b"1.000000 --.000000 \n", b"1.000000 2,000000 \n", b"1.000000 -.000000 \n",
+    b"1.000000 1-.000000 \n",
     b"1.000000 2.00 000 \n", b"1.000000 2.00000: \n", b"1.000000 2.00000/ \n", b"1.000000 :.000000 \n", b"\n", b"",
     b"1.000000 2.000000 3.000000 \n", b"1.000000 \n", b"1.000000 2.000000 \n\n", b"1.000000\t2.000000 \n",
-    b"1.000000 nan \n", b"1.000000 2.000e+0 \n", b"1.000000 2.000000 \r\n", b"1.000000 +2.000000 \n", b"1.000000 \x80.000000 \n",
-    b"1.000000 1 2.000000 \n", b"1 2.000000 3.000000 \n", b"1.000000 2.000000 \x00\n", b"1.000000 2.00000\xff \n"])
+    b"1.000000 nan \n", b"1.000000 2.000e+0 \n", b"1.000000 2.000000 \r\n", b"1.000000 +2.000000 \n",
+    b"1.000000 \x80.000000 \n", b"1.000000 1 2.000000 \n", b"1 2.000000 3.000000 \n", b"1.000000 2.000000 \x00\n",
+    b"1.000000 2.00000\xff \n"])
 def test_the_fast_way_takes_nothing_else(tmp_path: Path, line: bytes) -> None:
     """...than two numbers written with "%f ": alone, and before, between and behind good files."""
     (tmp_path / "good_0.txt").write_bytes(b"-5.500000 12.250000 \n")
@@ -269,18 +272,19 @@ def test_the_fast_way_takes_nothing_else(tmp_path: Path, line: bytes) -> None:
 
 def test_one_odd_file_does_not_change_the_others(tmp_path: Path) -> None:
     """A batch with a file that only the slow way can read, and one with values of 1000 and more."""
-    predictions = {"i{:02d}".format(i): scores(1000, i) for i in range(20)}
+    predictions = {f"i{i:02d}": scores(1000, i) for i in range(20)}
     predictions["i07"][7] = 54321.5
     write(tmp_path / "result", predictions)
     (tmp_path / "result" / "i11_0.txt").write_bytes(b" ".join(b"%d" % (c == 11) for c in range(1000)) + b"\n")
-    (tmp_path / "labels.txt").write_text("".join("i{:02d} {}\n".format(i, i) for i in range(20)))
+    (tmp_path / "labels.txt").write_text("".join(f"i{i:02d} {i}\n" for i in range(20)))
     assert call(tmp_path)[0] == 0 and report(tmp_path)["hits"] == [20] * 5
 
 
 # ---- labels
 
 @pytest.mark.parametrize("content", [
-    b"a 3\nb 0\nc 2\nd 6\n", b"a.jpg 3\nb.PNG 0\nc.JpEg 2\nd.webp 6", b"\xef\xbb\xbfa.JPEG 3\r\nb.JPEG 0\r\nc.JPEG 2\r\nd.JPEG 6\r\n",
+    b"a 3\nb 0\nc 2\nd 6\n", b"a.jpg 3\nb.PNG 0\nc.JpEg 2\nd.webp 6",
+    b"\xef\xbb\xbfa.JPEG 3\r\nb.JPEG 0\r\nc.JPEG 2\r\nd.JPEG 6\r\n",
     b"\n\na\t3\n  \nb   0\nc 2 \nd\t 006\n", b"d 6\nc 2\nb 0\na 3\na.JPEG 3\nz.JPEG 9\n"])
 def test_label_files_as_they_come(data: Path, content: bytes) -> None:
     (data / "labels.txt").write_bytes(content)
@@ -306,10 +310,10 @@ def test_a_stem_with_two_labels_is_refused_and_both_lines_named(data: Path) -> N
     assert report(data)["hits"][0] == 1
 
 
-@pytest.mark.parametrize("line", ["x.jpg", "x.jpg one", "x.jpg -1", "x.jpg 1.0", "x.jpg 9999999999", "5", "x,5", "x 1_0",
-                                  "x \u0663", "x \u00b2", "x 0x1", "x +1", "\x00", "x 5\x00"])
+@pytest.mark.parametrize("line", ["x.jpg", "x.jpg one", "x.jpg -1", "x.jpg 1.0", "x.jpg 9999999999", "5", "x,5",
+                                  "x 1_0", "x \u0663", "x \u00b2", "x 0x1", "x +1", "\x00", "x 5\x00"])
 def test_a_malformed_label_line_is_named(data: Path, line: str) -> None:
-    (data / "labels.txt").write_bytes("a 3\n\nb 0\n{}\nc 2\nd 6\n".format(line).encode())
+    (data / "labels.txt").write_bytes(f"a 3\n\nb 0\n{line}\nc 2\nd 6\n".encode())
     assert "labels.txt', line 4: " in refused(data)
 
 
@@ -400,10 +404,10 @@ def test_damaged_results_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "result", {stem: scores(10, 1) for stem in "abcd"}, suffix)
     (tmp_path / "labels.txt").write_text("a 1\nb 1\nc 1\nd 1\n")
-    (tmp_path / "result" / "{}_0.{}".format(place, suffix)).write_bytes(content)
+    (tmp_path / "result" / f"{place}_0.{suffix}").write_bytes(content)
     sentence = refused(tmp_path)
     assert said in sentence or " values, but " in said and " values, but " in sentence
-    assert "/{}_0.{}'".format(place, suffix) in sentence
+    assert f"/{place}_0.{suffix}'" in sentence
     assert not (tmp_path / "unpickled").exists()
 
 
@@ -414,7 +418,8 @@ def test_a_large_file_is_not_read(data: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("name, said", [
-    ("notes.txt", "what is not a result"), ("result_summary.json", "what is not a result"), ("a_0.txt.part", ".part is half a file"),
+    ("notes.txt", "what is not a result"), ("result_summary.json", "what is not a result"),
+    ("a_0.txt.part", ".part is half a file of an interrupted run"),
     (".b_0.txt", "what is not a result"), ("_0.txt", "what is not a result"), ("a_0.TXT", "what is not a result"),
     ("a_00.txt", "what is not a result"), ("a.txt", "what is not a result"), ("a_1.txt", "several outputs per image"),
     ("e_12.txt", "several outputs per image"), ("e_0.bin", "several formats"), ("e_0.npy", "several formats"),
@@ -453,8 +458,8 @@ def test_a_refusal_on_the_command_line(data: Path) -> None:
     (data / "acc.json").write_text("older")
     (data / "result" / "b_0.txt").write_bytes(b"1.0")
     said = refusal(SCRIPT, *arguments(data))
-    assert said == "TResNet_postprocess.py: {!r} is half a file: it has no closing newline; run the inference again\n".format(
-        str(data / "result" / "b_0.txt"))
+    assert said == (f"TResNet_postprocess.py: {str(data / 'result' / 'b_0.txt')!r} is half a file: it has no closing "
+                    "newline; run the inference again\n")
     assert (data / "acc.json").read_text() == "older" and not (data / "acc_report.json").exists()
 
 
@@ -500,7 +505,8 @@ def prepared(data: Path) -> Path:
     """The four, prepared before they were inferred; a fifth image was bad."""
     prep = data / "prep"
     prep.mkdir()
-    rows = [{"tool": "TResNet_preprocess.py", "version": "1.0.0", "img_size": 224, "dtype": "float32", "source": "/images"}]
+    rows = [{"tool": "TResNet_preprocess.py", "version": "1.0.0", "img_size": 224, "dtype": "float32",
+             "source": "/images"}]
     for stem in "abcd":
         (prep / (stem + ".bin")).write_bytes(b"\0" * 8)
         os.utime(str(prep / (stem + ".bin")), ns=(10 ** 18, 10 ** 18))
@@ -590,15 +596,15 @@ def many(tmp_path: Path) -> Path:
     contents = [txt(rng.normal(0, 5, 100)) for _ in range(20)]
     (tmp_path / "result").mkdir()
     for i in range(2000):
-        (tmp_path / "result" / "i{:04d}_0.txt".format(i)).write_bytes(contents[i % 20])
-    (tmp_path / "labels.txt").write_text("".join("i{:04d} {}\n".format(i, i * 7 % 100) for i in range(2000)))
+        (tmp_path / "result" / f"i{i:04d}_0.txt").write_bytes(contents[i % 20])
+    (tmp_path / "labels.txt").write_text("".join(f"i{i:04d} {i * 7 % 100}\n" for i in range(2000)))
     return tmp_path
 
 
 def test_processes_count_the_same(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(many, "-j", 1)[0] == 0
     alone = report(many)
-    read = [([float(v) for v in (many / "result" / "i{:04d}_0.txt".format(i)).read_text().split()], i * 7 % 100)
+    read = [([float(v) for v in (many / "result" / f"i{i:04d}_0.txt").read_text().split()], i * 7 % 100)
             for i in range(100)]
     assert alone["hits"] == [20 * count for count in plain_hits(read)]  # contents and labels repeat after 100
     monkeypatch.setattr(post, "PROCESSES_FROM", 1)
@@ -613,7 +619,7 @@ def test_processes_name_the_first_damaged_file(many: Path, monkeypatch: pytest.M
     monkeypatch.setattr(post, "PROCESSES_FROM", 1)
     monkeypatch.setattr(post, "CHUNK_VALUES", 1000)
     for i in (1900, 444, 451):
-        (many / "result" / "i{:04d}_0.txt".format(i)).write_bytes(b"1.0 nan \n")
+        (many / "result" / f"i{i:04d}_0.txt").write_bytes(b"1.0 nan \n")
     for _ in range(5):
         assert "i0444_0.txt': value 2 is 'nan', not finite" in refused(many, "-j", 3)
 
@@ -632,21 +638,22 @@ def test_a_killed_worker_is_noticed(many: Path, monkeypatch: pytest.MonkeyPatch)
 
 def children(pid: int) -> List[str]:
     with contextlib.suppress(FileNotFoundError):
-        return Path("/proc/{0}/task/{0}/children".format(pid)).read_text().split()
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return []
 
 
 @pytest.mark.parametrize("sent, status, said", [(signal.SIGINT, 130, "TResNet_postprocess.py: interrupted\n"),
-                                                (signal.SIGTERM, 143, "")])
+                                                (signal.SIGTERM, 143, ""), (signal.SIGKILL, -9, "")])
 def test_an_interrupted_run_ends_its_workers(tmp_path: Path, sent: signal.Signals, status: int, said: str) -> None:
     (tmp_path / "result").mkdir()
     first = tmp_path / "result" / "i0_0.txt"
     first.write_bytes(b"1.25 " * 1000 + b"\n")  # not "%f": read the slow way
     for i in range(1, 20000):
-        os.link(str(first), str(tmp_path / "result" / "i{}_0.txt".format(i)))
-    (tmp_path / "labels.txt").write_text("".join("i{} 5\n".format(i) for i in range(20000)))
+        os.link(str(first), str(tmp_path / "result" / f"i{i}_0.txt"))
+    (tmp_path / "labels.txt").write_text("".join(f"i{i} 5\n" for i in range(20000)))
     process = subprocess.Popen([sys.executable, str(ROOT / SCRIPT)] + arguments(tmp_path, "-j", 2),
-                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's "&" ignores it
     while len(children(process.pid)) < 2 and process.poll() is None:
         time.sleep(0.01)
     workers = children(process.pid)
@@ -655,10 +662,10 @@ def test_an_interrupted_run_ends_its_workers(tmp_path: Path, sent: signal.Signal
     else:
         process.send_signal(sent)
     start = time.monotonic()
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=20)  # the workers hold stderr, too: this waits for them as well
     assert time.monotonic() - start < 2
     assert (process.returncode, stderr.decode()) == (status, said)
-    assert len(workers) == 2 and not any(Path("/proc/" + worker).exists() for worker in workers)
+    assert len(workers) == 2 and not any(Path(f"/proc/{worker}/exe").exists() for worker in workers)
     assert not list(tmp_path.glob("acc*"))
 
 
@@ -670,8 +677,8 @@ def test_memory_does_not_grow_with_the_results(tmp_path: Path) -> None:
     first.write_bytes(txt(scores(1000, 5)))
     for start, stop in ((1, 1000), (1000, 5000)):
         for i in range(start, stop):
-            os.link(str(first), str(tmp_path / "result" / "i{}_0.txt".format(i)))
-        (tmp_path / "labels.txt").write_text("".join("i{} 5\n".format(i) for i in range(stop)))
+            os.link(str(first), str(tmp_path / "result" / f"i{i}_0.txt"))
+        (tmp_path / "labels.txt").write_text("".join(f"i{i} 5\n" for i in range(stop)))
         program = ("import resource, sys\nimport TResNet_postprocess\nTResNet_postprocess.main(sys.argv[1:])\n"
                    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
         done = subprocess.run([sys.executable, "-c", program] + arguments(tmp_path, "-j", 1), check=True, cwd=str(ROOT),
@@ -685,7 +692,7 @@ def test_is_several_times_as_fast_as_float(tmp_path: Path) -> None:
     """Processor time of one process against float() and argsort(), interleaved; about 8 times on an idle machine."""
     rng = np.random.RandomState(0)
     labels = rng.randint(0, 1000, 100)
-    write(tmp_path / "result", {"i{:03d}".format(i): rng.normal(0, 3, 1000) for i in range(100)})
+    write(tmp_path / "result", {f"i{i:03d}": rng.normal(0, 3, 1000) for i in range(100)})
     paths = list(post.result_files(str(tmp_path / "result")).values())
 
     def plainly() -> List[int]:
@@ -713,7 +720,8 @@ def test_is_several_times_as_fast_as_float(tmp_path: Path) -> None:
 def mutated(content: bytes, rng: random.Random) -> bytes:
     """One to three random damages."""
     pieces = [b"nan", b"-", b" ", b"\n", b"\r\n", b"\0", b"\xff\xfe", b"1e400", b"9" * 5000, b".", b"-0.000000 ", b"_",
-              b"\xc2\xa0", b"inf", b"e5", b"\xef\xbb\xbf", b"{", b"'", b"(", b"9999999999", b"\t", b"\x1c", b"\xe3\x80\x80"]
+              b"\xc2\xa0", b"inf", b"e5", b"\xef\xbb\xbf", b"{", b"'", b"(", b"9999999999", b"\t", b"\x1c",
+              b"\xe3\x80\x80"]
     for _ in range(rng.randint(1, 3)):
         at = rng.randint(0, len(content))
         stop = min(len(content), at + rng.choice([0, 1, 1, 2, 8, 50]))
@@ -740,20 +748,20 @@ def plain_result(path: Path) -> Optional[List[float]]:
     else:
         try:
             values = np.load(str(path), allow_pickle=False).reshape(-1).tolist()
-        except (ValueError, OSError, EOFError):
+        except Exception:  # np.load itself raises many types on a damaged header
             return None
     return values if values and all(map(math.isfinite, values)) else None
 
 
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")  # NumPy's word on headers like those of Python 2
 @pytest.mark.parametrize("suffix, cases", [("txt", 700), ("bin", 150), ("npy", 400)])
 def test_fuzzed_results(tmp_path: Path, suffix: str, cases: int) -> None:
     """A sentence, or exactly the accuracy that the plain reference gives; nothing else."""
     rng = random.Random(suffix)
-    (tmp_path / "labels.txt").write_text("a 3\nb 0\nc 2\nd 6\n")
     accepted = 0
     for case in range(cases):
         classes = rng.choice([1, 2, 10, 10, 10, 33])
-        (tmp_path / "labels.txt").write_text("a 0\nb {}\nc {}\n".format(classes // 2, classes - 1))
+        (tmp_path / "labels.txt").write_text(f"a 0\nb {classes // 2}\nc {classes - 1}\n")
         predictions = {stem: [rng.uniform(-20, 20) for _ in range(classes)] for stem in "abc"}
         write(tmp_path / "result", predictions, suffix)
         victim = tmp_path / "result" / "{}_0.{}".format(rng.choice("abc"), suffix)
@@ -761,7 +769,7 @@ def test_fuzzed_results(tmp_path: Path, suffix: str, cases: int) -> None:
         for path in tmp_path.glob("acc*"):
             path.unlink()
         status, _ = call(tmp_path)
-        read = [plain_result(tmp_path / "result" / "{}_0.{}".format(stem, suffix)) for stem in "abc"]
+        read = [plain_result(tmp_path / "result" / f"{stem}_0.{suffix}") for stem in "abc"]
         if status == 0:
             accepted += 1
             assert None not in read and len({len(values) for values in read if values}) == 1, case
@@ -793,7 +801,7 @@ def test_fuzzed_labels(tmp_path: Path) -> None:
             for line in os.fsdecode(text).split("\n"):
                 if line.strip():
                     name, label = line.rsplit(None, 1)
-                    for key in {name, os.path.splitext(name)[0]}:
+                    for key in {name, re.sub(r"(?i)\.(jpe?g|png|bmp|gif|p[gp]m|tiff?|webp)$", "", name)}:
                         plain.setdefault(key, set()).add(int(label))
             labels = [plain[stem].pop() for stem in "abcd" if len(plain[stem]) == 1]
             read = [[float("%f" % v) for v in predictions[stem]] for stem in "abcd"]

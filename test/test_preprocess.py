@@ -287,7 +287,8 @@ def test_without_a_compiler_and_cache_the_bytes_are_the_same_and_it_says_so(tmp_
 def test_hostile_and_equal_names_each_get_a_bin_of_their_own(tmp_path: Path) -> None:
     names = ["plain.jpg", "with space.png", "-dash.png", "quote\"'.png", "line\nbreak.png", "a.b.png", "a.c.png",
              "same.png", "same.JPG", "\u5317\u4eac.png", os.fsdecode(b"\xff\xfe.png"), "one/x.png", "two/x.png", ".png",
-             "l" * 250 + ".png", preprocess.hashed_stem("one/x.png") + ".png", "$(touch pwned).png"]
+             "l" * 250 + ".png", preprocess.hashed_stem("one/x.png") + ".png",
+             preprocess.hashed_stem("same.png") + ".png", "$(touch pwned).png"]
     done = succeed(SCRIPT, fill(tmp_path / "src", names), tmp_path / "prep", cwd=str(tmp_path))
     assert done.stdout.startswith(f"{len(names)} images in ") and not (tmp_path / "pwned").exists()
     entries = preprocess.read_manifest(str(tmp_path / "prep"))[1]
