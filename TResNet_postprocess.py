@@ -32,8 +32,7 @@ from TResNet_preprocess import SUFFIXES, VERSION, hashed_stem, read_manifest, wr
 Label = Tuple[str, int, int]    # NAME, class, line number; a plain tuple, because 50,000 NamedTuples take 20 ms
 TOP = 5
 IMAGENET_CLASSES = 1000
-BATCH_VALUES = 8_192            # values parsed at once; larger arrays' memory goes back to the system each time, and
-                                # the page faults on taking it again cost as much as all the work
+BATCH_VALUES = 16_384           # values parsed at once: 128 KB for each NumPy temporary
 CHUNK_VALUES = 512_000          # values in one order to a worker process: about 10 ms of work
 PROCESSES_FROM = 1_000_000      # values; for fewer, starting processes takes longer than they save
 TEXT_BEFORE = b"000000000000000 "
@@ -43,7 +42,6 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LARGEST_RESULT = 1 << 28        # bytes; no classifier's output comes near it, and a file is read whole
 RESULT_NAME = re.compile(r"([^.].*)_(0|[1-9][0-9]*)\.(txt|bin|npy)", re.DOTALL)
 NUMBER = re.compile(rb"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-HASHED_STEM = re.compile(r".*-[0-9a-f]{12}", re.DOTALL)
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -107,7 +105,7 @@ def parse_npy(data: bytes, path: str) -> np.ndarray:
         shape, _, dtype = read_header(stream)
     except Exception as error:  # the header is a Python literal: its parser raises a dozen types on a damaged one
         return refuse(f"{path!a} is not a whole NumPy file ({type(error).__name__}: {ascii(str(error)[:80])})")
-    if dtype.hasobject or dtype.kind not in "fiu":
+    if dtype.kind not in "fiu":
         refuse(f"{path!a} holds {ascii(str(dtype))} values; numbers were expected")
     values = 1
     for length in shape:
@@ -207,12 +205,14 @@ def match_labels(stems: Sequence[str], labels: List[Label], path: str) -> List[L
     """The label of each stem: of the line whose NAME, NAME without image suffix, or hashed_stem(NAME) it is."""
     by_key = {}  # type: Dict[str, Label]
     conflicts = {}  # type: Dict[str, Label]
-    hashed = any(HASHED_STEM.fullmatch(stem) for stem in stems)  # hashing every NAME takes longer than all the rest
-    for label in labels:
-        name = label[0]
-        for key in (name, stem_of(name), hashed_stem(name)) if hashed else (name, stem_of(name)):
-            if by_key.setdefault(key, label)[1] != label[1]:
-                conflicts.setdefault(key, label)
+    # One key for each is enough for plain names; making all three takes longer than reading the labels.
+    if any("." in stem or stem[-13:-12] == "-" for stem in stems):  # "-" and 12 digits end a hashed stem
+        keyed = [(key, label) for label in labels for key in {stem_of(label[0]), label[0], hashed_stem(label[0])}]
+    else:
+        keyed = [(stem_of(label[0]), label) for label in labels]
+    for key, label in keyed:
+        if by_key.setdefault(key, label)[1] != label[1]:
+            conflicts.setdefault(key, label)
     lacking = [stem for stem in stems if stem not in by_key]
     if lacking:
         refuse(f"{len(lacking)} of {len(stems)} predictions have no label in {path!a}: {some(lacking)}; "
@@ -263,57 +263,55 @@ def read_sort_keys(paths: Sequence[str], classes: int, memory: bytearray) -> Opt
     one before, which leaves numbers that end in a space each; the 16 bytes before that space are fetched for all.
     """
     view = memoryview(memory)
-    longest = len("-12.345678 ") * classes + len("\n")
+    room = len("-12.345678 ") * classes + len("\n")
     end = len(TEXT_BEFORE)
     ends = []
     for path in paths:
         try:
             file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                size = os.readv(file, [view[end:end + longest + 1]])
+                size = os.readv(file, [view[end:end + room + 1]])
             finally:
                 os.close(file)
         except OSError:
             return None
         end += size - 1
-        if not 1 < size <= longest or memory[end] != NEWLINE:
+        if not 1 < size <= room or memory[end] != NEWLINE:
             return None
-        ends.append(end - 1)
+        ends.append(end - 1 - len(TEXT_BEFORE))
     memory[end:end + 8] = bytes(8)
-    text = np.frombuffer(memory, np.uint8, (end + 7) // 8 * 8)
+    text = np.frombuffer(memory, np.uint8, (end - len(TEXT_BEFORE) + 7) // 8 * 8, len(TEXT_BEFORE))
 
-    # A number has at least nine characters with its space, so that no word of eight bytes holds two spaces.
-    is_space = text == SPACE
-    words = is_space.view("<u8")
+    # The places of all spaces, by words of eight bytes: a number has nine characters or more with its space, so that no
+    # word holds two. If one does, the place found for it is wrong, but then either one of the spaces is among the eight
+    # characters before that place, or it is too far from the place before; both are refused below.
+    words = (text == SPACE).view("<u8")
     spaces = np.flatnonzero(words != 0)
-    if np.count_nonzero(is_space) != len(spaces) or len(spaces) != len(paths) * classes + 1:
+    if len(spaces) != len(paths) * classes:
         return None
     byte_in_word = words[spaces]          # 256 ** byte
     byte_in_word *= 0x0001020304050607    # moves the byte's number to the top
     byte_in_word >>= 56
     spaces <<= 3
     spaces += byte_in_word.view(np.int64)
-    lengths = spaces[1:] - spaces[:-1]
-    if lengths.min() < len("1.234567 ") or lengths.max() > len("-12.345678 "):
-        return None
-    if not np.array_equal(spaces[classes::classes], ends):
+    longest = (spaces[1:] - spaces[:-1]).max(initial=spaces[0] + 1)
+    if longest > len("-12.345678 ") or not np.array_equal(spaces[classes - 1::classes], ends):
         return None
 
-    windows = np.ndarray((end,), "V16", memory, 0, (1,))[spaces[1:] - 16]  # "…10.123456" of each number
-    windows = windows.view(np.uint64).reshape(-1, 2)
-    prefix = PREFIX[(windows[:, 0] >> 48).view(np.int64)]
-    digits = windows[:, 1].byteswap().view(np.int64)
+    # The sixteen bytes before each space, "…10.123456": they begin in memory where the space lies in text.
+    windows = np.ndarray((len(text),), "V16", memory, 0, (1,))[spaces]
+    prefix = PREFIX[windows.view("<u8")[::2] >> 48]
+    digits = windows.view(">i8")[1::2].astype(np.int64)
     digits ^= 0x302E303030303030  # "0.000000": leaves 0 to 9 in each byte, and 0 for the point
     wrong = int(np.bitwise_or.reduce(digits)) | int(np.bitwise_or.reduce(digits + 0x0600060606060606))
     if wrong & 0xF0FFF0F0F0F0F0F0 or prefix.min() == NO_PREFIX:
         return None
-    keys = digits >> 56
-    keys <<= 48
-    digits &= 0xFFFFFFFFFFFF
-    keys |= digits
-    keys ^= prefix
-    keys -= keys >> 63  # ~k + 1 = -k, so that -0.000000 equals 0.000000
-    return keys.reshape(len(paths), classes)
+    units = digits >> 56
+    units *= 0x0101 << 48
+    digits ^= units         # moves the units to bits 48 to 51
+    digits ^= prefix
+    digits -= digits >> 63  # ~k + 1 = -k, so that -0.000000 equals 0.000000
+    return digits.reshape(len(paths), classes)
 
 
 def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -351,6 +349,9 @@ def count_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, first: s
     counts = np.zeros(TOP + 1, np.int64)
     batch = max(1, min(256, BATCH_VALUES // classes))
     memory = text_memory(batch, classes)
+    # Once 16 MB have been freed, glibc keeps what smaller arrays give back; otherwise it returns them to the system,
+    # and the page faults on taking them again cost as much as all the work.
+    np.empty(1 << 24, np.uint8)
     for start in range(0, len(paths), batch):
         stop = min(start + batch, len(paths))
         found = ranks_of_files(paths[start:stop], labels[start:stop], classes, first, memory)

@@ -753,8 +753,7 @@ def process(args: argparse.Namespace, todo: List[Tuple[str, str]], bad: Dict[str
 
 
 def terminate(*_: Any) -> None:
-    """On SIGTERM: end like on Ctrl-C, the workers too."""
-    os.write(2, f"{TOOL}: terminated; run the same command again, it goes on from here\n".encode())
+    """On SIGTERM: end like on Ctrl-C, the workers too, but without a word."""
     sys.exit(143)
 
 

@@ -532,4 +532,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
+        print("\nTResNet_pth2onnx.py: interrupted; nothing was written", file=sys.stderr)
         sys.exit(130)

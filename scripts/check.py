@@ -61,11 +61,13 @@ def host_has(module: str) -> str:
     return done.stdout.decode().strip() if done.returncode == 0 else ""
 
 
-def chip(chosen: str) -> Tuple[str, str]:
+def chip(chosen: str, device: int) -> Tuple[str, str]:
     """(soc version, '') of the chip that is compiled for, or ('', what is wrong)."""
     try:
-        names = find_chips()
-        return chosen or soc_version(the_chip(names)), ""
+        chips = find_chips()
+        if device >= len(chips):
+            return "", f"--device {device} was asked for, but there are {len(chips)}, numbered from 0"
+        return chosen or soc_version(the_chip(chips)), ""
     except SystemExit as error:
         return "", re.sub(r"^npu_info.py: ", "", str(error))
 
@@ -74,9 +76,9 @@ def cann_folders() -> List[str]:
     return [folder for folder in (os.environ.get("ASCEND_TOOLKIT_HOME", ""), *CANN_INFO) if folder and os.path.isdir(folder)]
 
 
-def ascend_rows(soc: str) -> List[Row]:
+def ascend_rows(soc: str, device: int) -> List[Row]:
     """What the ascend backend needs of the machine."""
-    found, problem = chip(soc)
+    found, problem = chip(soc, device)
     folders = cann_folders()
     cann = version_in([path for folder in folders for path in [f"{folder}/version.cfg", *sorted(glob.glob(f"{folder}/*/ascend_toolkit_install.info"))]])
     sources = [f"{os.path.dirname(folder)}/set_env.sh" for folder in folders if os.path.exists(f"{os.path.dirname(folder)}/set_env.sh")]
@@ -186,9 +188,10 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="")
     parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--soc-version", default="")
+    parser.add_argument("--device", type=int, default=0)
     parser.add_argument("--uint8", action="store_true")
     arguments = parser.parse_args()
-    rows = [] if arguments.choose and arguments.backend == "cpu" else ascend_rows(arguments.soc_version)
+    rows = [] if arguments.choose and arguments.backend == "cpu" else ascend_rows(arguments.soc_version, arguments.device)
     backend, why = choose(arguments.backend, rows)
     rows += path_rows(arguments.workdir)
     if not arguments.choose:

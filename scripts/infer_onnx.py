@@ -403,4 +403,5 @@ if __name__ == "__main__":
     except OSError as error:
         sys.exit(f"infer_onnx.py: {shown(str(error.filename))}: {error.strerror}; check that the folder can be written and has space")
     except KeyboardInterrupt:
+        print("\ninfer_onnx.py: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -19,7 +19,6 @@ from typing import Dict, List
 
 import numpy as np
 from PIL import Image
-
 from timm_source import ROOT, download
 
 sys.path.insert(0, ROOT)
@@ -130,4 +129,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
+        print("\nmake_sample.py: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -146,7 +146,7 @@ interrupted() {
     trap '' INT TERM
     exec 2>&3  # the signal may come while stderr is turned off
     clean_up
-    die "$1; the model being compiled is dropped, finished ones are kept" "$2"
+    die "interrupted; the model being compiled is dropped, finished ones are kept" 130
 }
 
 # Leftovers of runs that were killed: their number is that of a process which is gone.
@@ -264,8 +264,8 @@ main() {
     if [[ $fixed != N && $batch_sizes != "$fixed" ]]; then
         die "the batch size of $model is fixed to $fixed, so give --batch-sizes $fixed, or export it with a free one"
     fi
-    trap 'interrupted interrupted 130' INT
-    trap 'interrupted "told to end" 143' TERM
+    trap interrupted INT
+    trap 'trap "" INT TERM; clean_up; exit 143' TERM
     trap clean_up EXIT
     if [[ -z $dry_run ]]; then
         remove_leftovers

@@ -164,7 +164,7 @@ step() {  # command...: show and run the current step's command; a failure ends 
 host_python=${PYTHON:-python3}
 command -v "$host_python" >/dev/null || fail "Python 3.7 or newer is needed, but there is no '$host_python'; name yours: PYTHON=python3.11 bash scripts/pipeline.sh"
 
-backend_options=(--backend "$backend" --workdir "$workdir" --img-size "$img_size" --soc-version "$soc_version" --data "$data" --checkpoint "$checkpoint")
+backend_options=(--backend "$backend" --workdir "$workdir" --img-size "$img_size" --soc-version "$soc_version" --device "${device:-0}" --data "$data" --checkpoint "$checkpoint")
 if [[ -n $uint8 ]]; then backend_options+=(--uint8); fi
 if [[ -n $check ]]; then
     run "$host_python" "$root/scripts/check.py" "${backend_options[@]}"

@@ -21,6 +21,7 @@ import onnx
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 from infer_onnx import Input, identity, list_inputs, read_aipp, read_batch, shown  # noqa: E402
+
 from TResNet_preprocess import VERSION, write_whole  # noqa: E402
 
 OPSET = 13  # the first whose (de)quantisation has a scale per channel
@@ -98,4 +99,5 @@ if __name__ == "__main__":
     except OSError as error:
         sys.exit(f"quantize_onnx.py: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
+        print("\nquantize_onnx.py: interrupted; nothing was written", file=sys.stderr)
         sys.exit(130)

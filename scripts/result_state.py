@@ -15,6 +15,7 @@ from typing import Any, Dict, List
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 from infer_onnx import identity, list_inputs, stem  # noqa: E402
+
 from TResNet_postprocess import result_files  # noqa: E402
 from TResNet_preprocess import write_whole  # noqa: E402
 

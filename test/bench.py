@@ -554,6 +554,14 @@ def machine() -> Dict[str, Any]:
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1), "system": platform.platform(), "versions": versions}
 
 
+def cpu_seconds() -> Tuple[float, float]:
+    """CPU time so far: (of all programs on this machine, of this one and the contestants that have ended)."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system = map(int, file.readline().split()[1:4])
+    times = os.times()
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK"), sum(times[:4])
+
+
 def spread(values: Sequence[float]) -> str:
     return f"{min(values):.2f}…{max(values):.2f}"
 
@@ -613,9 +621,12 @@ def main() -> None:
         parser.error("--rounds, --images and --results must be 1 or more")
     workdir = os.path.abspath(arguments.workdir)
     os.makedirs(workdir, exist_ok=True)
-    about = machine()
-    results = {name: CONTESTS[name](workdir, arguments.rounds, arguments.results if name == "postprocess" else arguments.images)
-               for name in arguments.contests or CONTESTS}
+    about, results = machine(), {}
+    for name in arguments.contests or CONTESTS:
+        before = cpu_seconds()
+        results[name] = CONTESTS[name](workdir, arguments.rounds, arguments.results if name == "postprocess" else arguments.images)
+        everyone, we = (b - a for a, b in zip(before, cpu_seconds()))
+        results[name].notes.append(f"other programs took {100 * max(0.0, 1 - we / max(everyone, 1e-9)):.0f} % of the CPU time that was spent meanwhile")
     show(results, about)
     if arguments.json:
         write_whole(arguments.json, as_json(results, about, arguments.rounds, arguments.images))

@@ -258,7 +258,8 @@ def test_fast_keys_sort_as_the_numbers_do(tmp_path: Path) -> None:
     b"1.000000 2.00 000 \n", b"1.000000 2.00000: \n", b"1.000000 2.00000/ \n", b"1.000000 :.000000 \n", b"\n", b"",
     b"1.000000 2.000000 3.000000 \n", b"1.000000 \n", b"1.000000 2.000000 \n\n", b"1.000000\t2.000000 \n",
     b"1.000000 nan \n", b"1.000000 2.000e+0 \n", b"1.000000 2.000000 \r\n", b"1.000000 +2.000000 \n",
-    b"1.000000 \x80.000000 \n", b"1.000000 1 2.000000 \n", b"1 2.000000 3.000000 \n", b"1.000000 2.000000 \x00\n",
+    b"1.000000 \x80.000000 \n", b"1.000000 2.000000 x", b"1.000000 2.000000 \r", b"1.000000 1 2.000000 \n",
+    b"1 2.000000 3.000000 \n", b"1.000000 2.000000 \x00\n",
     b"1.000000 2.00000\xff \n"])
 def test_the_fast_way_takes_nothing_else(tmp_path: Path, line: bytes) -> None:
     """...than two numbers written with "%f ": alone, and before, between and behind good files."""
@@ -268,6 +269,30 @@ def test_the_fast_way_takes_nothing_else(tmp_path: Path, line: bytes) -> None:
     for paths in ([odd], [odd, good], [good, odd], [good, odd, good]):
         assert post.read_sort_keys(paths, 2, post.text_memory(3, 2)) is None
     assert post.read_sort_keys([good] * 3, 2, post.text_memory(3, 2)) is not None
+
+
+def test_the_fast_way_finds_the_right_numbers_or_none(tmp_path: Path) -> None:
+    """Characters put in, taken out and moved, spaces above all: what is taken has the order that float() gives."""
+    rng = random.Random(11)
+    path, taken = tmp_path / "x_0.txt", 0
+    for _ in range(4000):
+        text = list("".join("%f " % rng.uniform(-100, 100) for _ in range(4)))
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randint(0, len(text))
+            if rng.random() < 0.6:
+                text[at:at + rng.randint(0, 1)] = rng.choice(["", " ", " ", "  ", "0", "-", "."])
+            elif at + 1 < len(text):
+                text[at:at + 2] = text[at + 1], text[at]
+        path.write_text("".join(text) + "\n")
+        words = "".join(text).split()
+        keys = post.read_sort_keys([str(path)], 4, post.text_memory(1, 4))
+        if keys is not None:
+            taken += 1
+            assert "".join(text) == "".join(word + " " for word in words)
+            assert all(re.fullmatch(r"-?[0-9]+[.][0-9]{6}", word) for word in words) and len(words) == 4
+            assert np.argsort(keys[0], kind="stable").tolist() == np.argsort([float(w) for w in words],
+                                                                             kind="stable").tolist()
+    assert taken > 100
 
 
 def test_one_odd_file_does_not_change_the_others(tmp_path: Path) -> None:
@@ -651,9 +676,10 @@ def test_an_interrupted_run_ends_its_workers(tmp_path: Path, sent: signal.Signal
     for i in range(1, 20000):
         os.link(str(first), str(tmp_path / "result" / f"i{i}_0.txt"))
     (tmp_path / "labels.txt").write_text("".join(f"i{i} 5\n" for i in range(20000)))
+    # A shell's "&" lets its programs ignore SIGINT; a terminal does not.
     process = subprocess.Popen([sys.executable, str(ROOT / SCRIPT)] + arguments(tmp_path, "-j", 2),
                                stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's "&" ignores it
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while len(children(process.pid)) < 2 and process.poll() is None:
         time.sleep(0.01)
     workers = children(process.pid)

@@ -491,8 +491,9 @@ def test_an_image_that_always_kills_its_worker_costs_only_itself() -> None:
 
 # ---- interruption and resume
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_all_processes_with_one_line(number: int, status: int, slow_images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number, status, said", [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 0)])
+def test_a_signal_ends_all_processes_within_two_seconds(number: int, status: int, said: int, slow_images: Path,
+                                                        tmp_path: Path) -> None:
     process = start(slow_images, tmp_path / "prep", "-j", 4)
     until(lambda: list((tmp_path / "prep").glob("*.bin")))
     workers = children(process.pid)
@@ -504,7 +505,7 @@ def test_a_signal_ends_all_processes_with_one_line(number: int, status: int, slo
         process.send_signal(number)
     output, errors = process.communicate(timeout=20)
     assert process.returncode == status and time.monotonic() - sent < 2
-    assert len(errors.strip().splitlines()) == 1 and "Traceback" not in errors
+    assert len(errors.strip().splitlines()) == said and "Traceback" not in errors
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
     assert not list((tmp_path / "prep").glob("*.part"))
 
@@ -618,11 +619,15 @@ def test_after_a_power_loss_only_what_the_disk_had_for_certain_counts(prepared: 
 
 def test_during_a_long_run_the_disk_is_told_to_keep_what_is_done(slow_images: Path, tmp_path: Path) -> None:
     program = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import TResNet_preprocess as p;"
-               "p.SYNC_EVERY = 0.1; p.MAX_BATCH = 1; p.main()")
-    subprocess.run([sys.executable, "-c", program, str(ROOT), str(slow_images), str(tmp_path / "prep")], check=True,
-                   stdout=subprocess.PIPE)
-    lines = rows(tmp_path / "prep")
-    synced = [(index, row["synced"]) for index, row in enumerate(lines) if row.get("synced")]
+               "p.SYNC_EVERY = 0.1; p.BATCH = 1; p.main()")
+    for attempt in range(5):  # a busy disk may take longer to sync than a run lasts
+        target = tmp_path / str(attempt)
+        subprocess.run([sys.executable, "-c", program, str(ROOT), str(slow_images), str(target)], check=True,
+                       stdout=subprocess.PIPE)
+        lines = rows(target)
+        synced = [(index, row["synced"]) for index, row in enumerate(lines) if row.get("synced")]
+        if synced:
+            break
     assert synced and all(0 < count <= sum("bin" in row for row in lines[:index]) for index, count in synced)
 
 
@@ -721,7 +726,10 @@ def test_others_can_never_write_the_products(tmp_path: Path) -> None:
 
 
 def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    umask = os.umask(0)
     preprocess.write_whole(str(tmp_path / "a"), b"old")
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))

@@ -18,9 +18,9 @@ import pytest
 import torch
 from conftest import GOLDEN, ROOT, refusal, succeed
 from fill import fill
+from make_sample import load_images
 
 import TResNet_pth2onnx as export
-from make_sample import load_images
 
 VARIANTS = ("tresnet_m", "tresnet_l", "tresnet_xl")
 ALLOWED = {"Conv", "LeakyRelu", "Relu", "Add", "Mul", "Sigmoid", "GlobalAveragePool", "AveragePool", "SpaceToDepth", "Flatten", "Gemm"}
