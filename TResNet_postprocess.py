@@ -297,6 +297,8 @@ def read_sort_keys(paths: Sequence[str], classes: int, memory: bytearray) -> Opt
     longest = (spaces[1:] - spaces[:-1]).max(initial=spaces[0] + 1)
     if longest > len("-12.345678 ") or not np.array_equal(spaces[classes - 1::classes], ends):
         return None
+    if spaces.max() > ends[-1]:
+        return None
 
     # The sixteen bytes before each space, "…10.123456": they begin in memory where the space lies in text.
     windows = np.ndarray((len(text),), "V16", memory, 0, (1,))[spaces]

@@ -6,7 +6,8 @@
 
 In: a training checkpoint (a dict with `state_dict`, or `model`, or `state_dict_ema` for --ema), a bare state dict, or a
 `.safetensors` file. Variant, number of classes, lineage of the weights and naming are read off its tensors.
-Out: input `image`, float32 [batch, 3, img_size, img_size], RGB in 0…1; output `class`, float32 [batch, classes]: logits.
+Out: input `image`, float32 [batch, 3, img_size, img_size], RGB in 0…1; output `class`, float32 [batch, classes]:
+logits.
 
 The graph is written node by node from the network's modules, batch norm folded in double precision, with operators that
 an NPU runs as they are. It is then run in ONNX Runtime against the PyTorch network; a file that differs is not kept.
@@ -62,7 +63,7 @@ def refuse(message: str) -> SystemExit:
     return SystemExit(f"TResNet_pth2onnx.py: {message}")
 
 
-# ---- reading a checkpoint without running anything in it ---------------------------------------------------------------
+# ---- reading a checkpoint without running anything in it -------------------------------------------------------------
 
 def numpy_globals() -> List[Tuple[Any, str]]:
     """(object, pickled name) of what a pickled NumPy scalar such as `metric` refers to, under NumPy 1 and 2."""
@@ -77,7 +78,9 @@ def numpy_globals() -> List[Tuple[Any, str]]:
 
 
 def load_weights_only(path: str) -> Any:
-    """torch.load that builds tensors, containers, numbers, argparse.Namespace and NumPy scalars, and refuses all else."""
+    """torch.load that builds tensors, containers, numbers, argparse.Namespace and NumPy scalars,
+    and refuses all else.
+    """
     import torch
     if hasattr(torch.serialization, "safe_globals"):
         with torch.serialization.safe_globals([argparse.Namespace, *numpy_globals()]):
@@ -89,8 +92,8 @@ def load_weights_only(path: str) -> Any:
                     "_codecs.encode": _codecs.encode})  # how pickle protocol 2 spells bytes
     allowed.update({f"torch._utils.{name}": getattr(torch._utils, name)
                     for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")})
-    allowed.update({f"torch.{kind}Storage": getattr(torch, f"{kind}Storage")
-                    for kind in ("Half", "BFloat16", "Float", "Double", "Byte", "Char", "Short", "Int", "Long", "Bool")})
+    allowed.update({f"torch.{kind}Storage": getattr(torch, f"{kind}Storage") for kind in (
+        "Half", "BFloat16", "Float", "Double", "Byte", "Char", "Short", "Int", "Long", "Bool")})
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -107,7 +110,8 @@ def load_weights_only(path: str) -> Any:
 def load_safetensors(path: str) -> Tensors:
     """Tensors of a .safetensors file: 8 bytes length, a JSON header {name: {dtype, shape, data_offsets}}, raw data.
 
-    Source: https://huggingface.co/docs/safetensors/index (format). Raises: ValueError, KeyError, … where the file is broken.
+    Source: https://huggingface.co/docs/safetensors/index (format).
+    Raises: ValueError, KeyError, … where the file is broken.
     """
     import torch
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
@@ -142,22 +146,26 @@ def load_checkpoint(path: str) -> Any:
         with open(path, "rb") as file:
             beginning = file.read(16)
     except OSError as error:
-        raise refuse(f"the checkpoint {path} cannot be read ({error.strerror}); give the path of a .pth, .pth.tar, .pt or .safetensors file")
+        raise refuse(f"the checkpoint {path} cannot be read ({error.strerror}); give the path of a .pth, .pth.tar, .pt "
+                     "or .safetensors file")
     try:
         if path.endswith(".safetensors"):
             return load_safetensors(path)
         if beginning[:2] == b"PK":
             with zipfile.ZipFile(path) as archive:
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    raise refuse(f"{path} is a TorchScript archive, which holds code; save the network's state_dict() instead")
+                    raise refuse(f"{path} is a TorchScript archive, which holds code; save the network's state_dict() "
+                                 "instead")
         elif beginning[:1] != b"\x80":  # where every pickle begins
-            raise refuse(f"{path} is not a PyTorch checkpoint: it begins with {beginning!r}; give the file that torch.save wrote")
+            raise refuse(f"{path} is not a PyTorch checkpoint: it begins with {beginning!r}; give the file that "
+                         "torch.save wrote")
         return load_weights_only(path)
     except Exception as error:  # a broken file can fail anywhere in PyTorch's reader, with any type of error
         forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
         if forbidden:
-            raise refuse(f"{path} refers to the Python object {forbidden.group(1)}, which weights do not need and which could run "
-                         "code, so nothing of it was loaded; save only the state dict: torch.save(model.state_dict(), ...)")
+            raise refuse(f"{path} refers to the Python object {forbidden.group(1)}, which weights do not need and "
+                         "which could run code, so nothing of it was loaded; save only the state dict: "
+                         "torch.save(model.state_dict(), ...)")
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise refuse(f"{path} cannot be read as a checkpoint ({reason}); it is damaged or incomplete: copy it again")
 
@@ -172,43 +180,55 @@ def find_state_dict(checkpoint: Any, path: str, ema: bool) -> Tensors:
         if wrapped:
             found = checkpoint[wrapped[0]]
         elif ema:
-            raise refuse(f"{path} has no averaged weights (state_dict_ema), only {', '.join(map(str, list(checkpoint)[:9]))}; leave out --ema")
-    if not isinstance(found, dict) or not found or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-        held = f"a dict of {', '.join(map(repr, list(found)[:9]))}" if isinstance(found, dict) else f"a {type(found).__name__}"
-        raise refuse(f"{path} should hold a state dict (name: tensor), bare or under 'state_dict' or 'model', but holds {held}")
+            raise refuse(f"{path} has no averaged weights (state_dict_ema), only "
+                         f"{', '.join(map(str, list(checkpoint)[:9]))}; leave out --ema")
+    if not isinstance(found, dict) or not found or not all(
+            isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        held = (f"a dict of {', '.join(map(repr, list(found)[:9]))}" if isinstance(found, dict)
+                else f"a {type(found).__name__}")
+        raise refuse(f"{path} should hold a state dict (name: tensor), bare or under 'state_dict' or 'model', but "
+                     f"holds {held}")
     tensors = OrderedDict((re.sub(r"^(module\.)+", "", name), tensor) for name, tensor in found.items())
     if len(tensors) != len(found):
-        raise refuse(f"{path} holds some tensors twice, with and without the prefix 'module.'; save it again with one of the two")
+        raise refuse(f"{path} holds some tensors twice, with and without the prefix 'module.'; save it again with one "
+                     "of the two")
     return tensors
 
 
-# ---- recognising what it is --------------------------------------------------------------------------------------------
+# ---- recognising what it is ------------------------------------------------------------------------------------------
 
 def name_today(name: str) -> str:
     """timm 0.8's name of a tensor that timm 0.4.5 calls `name`: conv1.0.weight → conv1.conv.weight."""
-    return re.sub(r"\b(conv\d|downsample\.1)\.(?:0\.)?([01])\.", lambda found: f"{found.group(1)}.{('conv', 'bn')[int(found.group(2))]}.", name)
+    return re.sub(r"\b(conv\d|downsample\.1)\.(?:0\.)?([01])\.",
+                  lambda found: f"{found.group(1)}.{('conv', 'bn')[int(found.group(2))]}.", name)
 
 
-def recognise(tensors: Tensors, path: str, arch: Optional[str], model: Optional[str], lineage: Optional[str]) -> Recognised:
-    """Read variant, classes, lineage and naming off the tensors; `arch` is what the checkpoint says, `model` and `lineage` what the user says.
+def recognise(tensors: Tensors, path: str, arch: Optional[str], model: Optional[str],
+              lineage: Optional[str]) -> Recognised:
+    """Read variant, classes, lineage and naming off the tensors; `arch` is what the checkpoint says, `model` and
+    `lineage` what the user says.
 
     Raises: SystemExit if it is no TResNet or if two of these contradict each other.
     """
     today = STEM_TODAY in tensors
     stem, head = tensors.get(STEM_TODAY if today else STEM), tensors.get("head.fc.weight")
     if stem is None or head is None or stem.dim() != 4 or head.dim() != 2:
-        raise refuse(f"{path} is not a TResNet: a first convolution {STEM} or {STEM_TODAY} and a head head.fc.weight are expected, "
-                     f"but it holds {len(tensors)} tensors such as {', '.join(list(tensors)[:3])}")
+        raise refuse(f"{path} is not a TResNet: a first convolution {STEM} or {STEM_TODAY} and a head head.fc.weight "
+                     f"are expected, but it holds {len(tensors)} tensors such as {', '.join(list(tensors)[:3])}")
     variant = VARIANTS.get(stem.shape[0])
     if variant is None:
-        raise refuse(f"{path} is no TResNet that is known: its first convolution has {stem.shape[0]} channels, where M has 64, L 76 and XL 83")
+        raise refuse(f"{path} is no TResNet that is known: its first convolution has {stem.shape[0]} channels, where M "
+                     "has 64, L 76 and XL 83")
     for claim, source in ((arch, "the checkpoint's own 'arch'"), (model, "--model")):
         if claim and re.sub(r"(_448|_miil.*|_in21k)+$", "", claim) != variant:
-            raise refuse(f"{source} says {claim}, but the tensors of {path} are those of {variant}; find out which file this is")
+            raise refuse(f"{source} says {claim}, but the tensors of {path} are those of {variant}; find out which "
+                         "file this is")
     tracked = any(name.endswith(TRACKED) for name in tensors)
     seen = "ascend" if tracked and not today else "miil"
-    if lineage and lineage != seen and (today or tracked):  # without the counters only training can tell: the user may know better
-        evidence = "timm 0.8's names, which only the official lineage has" if today else f"{TRACKED}, which InplaceABN does not keep"
+    # Without the counters only training can tell: the user may know better.
+    if lineage and lineage != seen and (today or tracked):
+        evidence = ("timm 0.8's names, which only the official lineage has" if today
+                    else f"{TRACKED}, which InplaceABN does not keep")
         raise refuse(f"--lineage {lineage} contradicts {path}: it has {evidence}, so it is {seen}; leave out --lineage")
     naming = "timm 0.8 or newer" if today else "timm 0.4.5 and MIIL"
     return Recognised(variant, head.shape[0], lineage or seen, naming)
@@ -230,9 +250,10 @@ def create_network(variant: str, num_classes: int) -> Any:
         raise refuse(f"{TIMM} is not patched ({error}); move it away and {hint}")
     finally:
         sys.path.remove(TIMM)
-    if not timm.__file__.startswith(TIMM) or timm.__version__ != "0.4.5" or any("Inplace" in type(module).__name__ for module in network.modules()):
-        raise refuse(f"the network must come from timm v0.4.5 patched with TResNet.patch, but {timm.__file__} is version "
-                     f"{timm.__version__} or not patched; move it away and {hint}")
+    if not timm.__file__.startswith(TIMM) or timm.__version__ != "0.4.5" or any(
+            "Inplace" in type(module).__name__ for module in network.modules()):
+        raise refuse(f"the network must come from timm v0.4.5 patched with TResNet.patch, but {timm.__file__} is "
+                     f"version {timm.__version__} or not patched; move it away and {hint}")
     return network
 
 
@@ -267,10 +288,12 @@ def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
                 parameter.copy_(tensor)
     blur = torch.tensor([1., 2., 1.]).ger(torch.tensor([1., 2., 1.])) / 16  # the blur's constant, which some tools save
     problems += [f"{name} is not expected" for name, tensor in remaining.items()
-                 if not (name.endswith(".filt") and tensor.shape[-2:] == blur.shape and torch.equal(tensor.float(), blur.expand_as(tensor)))]
+                 if not (name.endswith(".filt") and tensor.shape[-2:] == blur.shape
+                         and torch.equal(tensor.float(), blur.expand_as(tensor)))]
     if problems:
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise refuse(f"{path} does not fit {seen.variant} with {seen.num_classes} classes: {'; '.join(problems[:SHOWN])}{more}")
+        raise refuse(f"{path} does not fit {seen.variant} with {seen.num_classes} classes: "
+                     f"{'; '.join(problems[:SHOWN])}{more}")
     if seen.lineage == "miil":
         for name, module in network.named_modules():
             if hasattr(module, "pad_mode"):
@@ -280,7 +303,7 @@ def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
     return network.eval()
 
 
-# ---- writing the graph -------------------------------------------------------------------------------------------------
+# ---- writing the graph -----------------------------------------------------------------------------------------------
 
 class Graph:
     """An ONNX graph under construction: nodes in the order they run, and the weights they read."""
@@ -298,7 +321,8 @@ class Graph:
         self.weights.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def conv(self, name: str, x: str, weight: np.ndarray, bias: Optional[np.ndarray], stride: int, padding: int, groups: int = 1) -> str:
+    def conv(self, name: str, x: str, weight: np.ndarray, bias: Optional[np.ndarray], stride: int, padding: int,
+             groups: int = 1) -> str:
         """Add a convolution. weight: [out, in / groups, k, k], bias: [out]; both are stored as float32."""
         inputs = [x, self.weight(name + ".weight", weight.astype(np.float32))]
         if bias is not None:
@@ -308,7 +332,9 @@ class Graph:
 
 
 def folded(convolution: Any, norm: Any) -> Tuple[np.ndarray, np.ndarray]:
-    """Weight [out, in, k, k] and bias [out], float64, of a bias-free convolution with the batch norm that follows it."""
+    """Weight [out, in, k, k] and bias [out], float64, of a bias-free convolution
+    with the batch norm that follows it.
+    """
     weight, gamma, beta, mean, variance = (tensor.detach().double().numpy() for tensor in (
         convolution.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var))
     scale = gamma / np.sqrt(variance + norm.eps)
@@ -316,7 +342,9 @@ def folded(convolution: Any, norm: Any) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def unshuffled(weight: np.ndarray, block: int) -> np.ndarray:
-    """The kernel that does on the image what `weight` does after SpaceToDepth: [out, b·b·c, k, k] → [out, c, b·k, b·k]."""
+    """The kernel that does on the image what `weight` does after SpaceToDepth:
+    [out, b·b·c, k, k] → [out, c, b·k, b·k].
+    """
     out, depth, height, width = weight.shape
     split = weight.reshape(out, block, block, depth // block ** 2, height, width)
     return split.transpose(0, 3, 4, 1, 5, 2).reshape(out, depth // block ** 2, block * height, block * width)
@@ -349,7 +377,8 @@ def add_attention(graph: Graph, attention: Any, name: str, x: str) -> str:
     gate = graph.node("GlobalAveragePool", name + ".pool", x)
     for part, operator in (("fc1", "Relu"), ("fc2", "Sigmoid")):
         layer = getattr(attention, part)
-        gate = graph.conv(f"{name}.{part}", gate, layer.weight.detach().numpy(), layer.bias.detach().numpy(), stride=1, padding=0)
+        gate = graph.conv(f"{name}.{part}", gate, layer.weight.detach().numpy(), layer.bias.detach().numpy(),
+                          stride=1, padding=0)
         gate = graph.node(operator, f"{name}.{part}.{operator.lower()}", gate)
     return graph.node("Mul", name + ".mul", x, gate)
 
@@ -364,7 +393,10 @@ def add_blur(graph: Graph, blur: Any, name: str, x: str) -> str:
 
 
 def add_module(graph: Graph, module: Any, name: str, x: str) -> str:
-    """Add one module of the network to the graph; returns the name of its output. Raises: TypeError for an unknown one."""
+    """Add one module of the network to the graph; returns the name of its output.
+
+    Raises: TypeError for an unknown one.
+    """
     kind = type(module).__name__
     if kind == "Sequential":
         return add_chain(graph, module, name, x)
@@ -386,12 +418,15 @@ def add_module(graph: Graph, module: Any, name: str, x: str) -> str:
 
 
 def add_stem(graph: Graph, body: Any, stem: str, x: str) -> str:
-    """Add SpaceToDepth and the first convolution, as they are or as one 12×12 convolution of stride 4: the same function."""
+    """Add SpaceToDepth and the first convolution, as they are or as one 12×12 convolution of stride 4:
+    the same function.
+    """
     if stem == "space-to-depth":
         return add_module(graph, body.conv1, "body.conv1", add_module(graph, body.SpaceToDepth, "body.SpaceToDepth", x))
     block = body.SpaceToDepth.op.bs
     weight, bias = folded(body.conv1[0], body.conv1[1])
-    x = graph.conv("body.conv1.0", x, unshuffled(weight, block), bias, stride=block, padding=block * body.conv1[0].padding[0])
+    x = graph.conv("body.conv1.0", x, unshuffled(weight, block), bias, stride=block,
+                   padding=block * body.conv1[0].padding[0])
     return add_module(graph, body.conv1[2], "body.conv1.2", x)
 
 
@@ -413,14 +448,16 @@ def build_model(network: Any, img_size: int, opset: int, batch_size: Optional[in
     image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [batch, 3, img_size, img_size])
     logits = helper.make_tensor_value_info("class", onnx.TensorProto.FLOAT, [batch, fc.out_features])
     versions = [helper.make_opsetid("", opset)]
-    return helper.make_model(helper.make_graph(graph.nodes, "TResNet", [image], [logits], graph.weights), opset_imports=versions,
-                             ir_version=helper.find_min_ir_version_for(versions), producer_name="TResNet_pth2onnx.py", producer_version=VERSION)
+    return helper.make_model(helper.make_graph(graph.nodes, "TResNet", [image], [logits], graph.weights),
+                             opset_imports=versions, ir_version=helper.find_min_ir_version_for(versions),
+                             producer_name="TResNet_pth2onnx.py", producer_version=VERSION)
 
 
-# ---- proving it --------------------------------------------------------------------------------------------------------
+# ---- proving it ------------------------------------------------------------------------------------------------------
 
 def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ...]) -> float:
-    """Run the ONNX model and the network on the same random images; returns the largest difference over the largest logit.
+    """Run the ONNX model and the network on the same random images; returns the largest difference
+    over the largest logit.
 
     Raises: SystemExit if it exceeds TOLERANCE.
     """
@@ -437,9 +474,10 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
         largest = float(np.abs(expected).max())
         difference = float(np.abs(found - expected).max())
         if not math.isfinite(largest) or not difference <= TOLERANCE * largest:
-            raise refuse(f"the ONNX model and the PyTorch network differ by {difference:.3g} on a batch of {batch_size}, where the largest logit is "
-                         f"{largest:.3g} and {TOLERANCE:g} of it is allowed, so no file is written; the weights overflow, or onnxruntime "
-                         f"{onnxruntime.__version__} or torch {torch.__version__} computes wrongly: try another version")
+            raise refuse(f"the ONNX model and the PyTorch network differ by {difference:.3g} on a batch of "
+                         f"{batch_size}, where the largest logit is {largest:.3g} and {TOLERANCE:g} of it is allowed, "
+                         f"so no file is written; the weights overflow, or onnxruntime {onnxruntime.__version__} or "
+                         f"torch {torch.__version__} computes wrongly: try another version")
         worst = max(worst, difference / largest if largest else 0.0)
     return worst
 
@@ -464,18 +502,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("checkpoint", help=".pth, .pth.tar, .pt or .safetensors")
     parser.add_argument("output", help="the .onnx file")
     parser.add_argument("--model", choices=sorted(VARIANTS.values()), help="insist on this variant")
-    parser.add_argument("--lineage", choices=("ascend", "miil"), help="insist on this lineage of weights (needed only for `ascend` weights "
-                        f"whose {TRACKED} were stripped)")
+    parser.add_argument("--lineage", choices=("ascend", "miil"),
+                        help="insist on this lineage of weights (needed only for `ascend` weights whose "
+                             f"{TRACKED} were stripped)")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights, state_dict_ema")
-    parser.add_argument("--img-size", type=int, default=224, help=f"height and width in pixels, a multiple of {MULTIPLE} (default: %(default)s)")
-    parser.add_argument("--opset", type=int, choices=OPSETS, default=11, help="ONNX operator set (default: %(default)s, which every CANN reads)")
+    parser.add_argument("--img-size", type=int, default=224,
+                        help=f"height and width in pixels, a multiple of {MULTIPLE} (default: %(default)s)")
+    parser.add_argument("--opset", type=int, choices=OPSETS, default=11,
+                        help="ONNX operator set (default: %(default)s, which every CANN reads)")
     parser.add_argument("-b", "--batch-size", type=int, help="fix the batch size (default: open)")
     parser.add_argument("--stem", choices=("space-to-depth", "conv"), default="space-to-depth",
-                        help="conv: one 12×12 convolution of stride 4 instead of SpaceToDepth and 3×3; the same function (default: %(default)s)")
+                        help="conv: one 12×12 convolution of stride 4 instead of SpaceToDepth and 3×3; the same "
+                             "function (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="export again even if the output is up to date")
     arguments = parser.parse_args()
     if arguments.img_size < MULTIPLE or arguments.img_size % MULTIPLE:
-        parser.error(f"--img-size must be a multiple of {MULTIPLE}, because the network halves the image five times, not {arguments.img_size}")
+        parser.error(f"--img-size must be a multiple of {MULTIPLE}, because the network halves the image five times, "
+                     f"not {arguments.img_size}")
     if arguments.batch_size is not None and arguments.batch_size < 1:
         parser.error(f"--batch-size must be 1 or more, not {arguments.batch_size}")
     if not arguments.output.endswith(".onnx"):
@@ -487,20 +530,23 @@ def main() -> None:
     arguments = parse_arguments()
     start = time.time()
     if not os.path.isfile(arguments.checkpoint):
-        raise refuse(f"the checkpoint {arguments.checkpoint} is not there or not a file; give the path of a .pth, .pth.tar, .pt or .safetensors file")
-    made_from = {"checkpoint_sha256": file_sha256(arguments.checkpoint), "version": VERSION, "tool": "TResNet_pth2onnx.py",
+        raise refuse(f"the checkpoint {arguments.checkpoint} is not there or not a file; give the path of a .pth, "
+                     ".pth.tar, .pt or .safetensors file")
+    made_from = {"checkpoint_sha256": file_sha256(arguments.checkpoint), "version": VERSION,
+                 "tool": "TResNet_pth2onnx.py",
                  "options": json.dumps({name: getattr(arguments, name) for name in (
                      "model", "lineage", "ema", "img_size", "opset", "batch_size", "stem")}, sort_keys=True)}
     if not arguments.force and os.path.exists(arguments.output):
         metadata = read_metadata(arguments.output)
         if all(metadata.get(key) == value for key, value in made_from.items()):
-            print(f"{arguments.output} is up to date: {metadata.get('variant')}, {metadata.get('num_classes')} classes, "
-                  f"{metadata.get('lineage')} lineage; --force exports again")
+            print(f"{arguments.output} is up to date: {metadata.get('variant')}, {metadata.get('num_classes')} "
+                  f"classes, {metadata.get('lineage')} lineage; --force exports again")
             return
     checkpoint = load_checkpoint(arguments.checkpoint)
     tensors = find_state_dict(checkpoint, arguments.checkpoint, arguments.ema)
     arch = checkpoint.get("arch") if isinstance(checkpoint, dict) else None
-    seen = recognise(tensors, arguments.checkpoint, arch if isinstance(arch, str) else None, arguments.model, arguments.lineage)
+    seen = recognise(tensors, arguments.checkpoint, arch if isinstance(arch, str) else None, arguments.model,
+                     arguments.lineage)
     print(f"checkpoint: {seen.variant}, {seen.num_classes} classes, {seen.lineage} lineage, named as by {seen.naming}"
           + (", averaged weights" if arguments.ema else ""))
     if not arguments.ema and isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict_ema"), dict):
@@ -508,8 +554,9 @@ def main() -> None:
     network = load_network(tensors, arguments.checkpoint, seen)
     del checkpoint, tensors  # half a gigabyte for an XL
     model = build_model(network, arguments.img_size, arguments.opset, arguments.batch_size, arguments.stem)
-    onnx.helper.set_model_props(model, dict(made_from, variant=seen.variant, num_classes=str(seen.num_classes), lineage=seen.lineage,
-                                            img_size=str(arguments.img_size)))
+    onnx.helper.set_model_props(model, dict(
+        made_from, variant=seen.variant, num_classes=str(seen.num_classes), lineage=seen.lineage,
+        img_size=str(arguments.img_size)))
     operators = Counter(node.op_type for node in model.graph.node)
     counts = ", ".join(f"{name} {count}" for name, count in sorted(operators.items()))
     print(f"graph: opset {arguments.opset}, {sum(operators.values())} nodes: {counts}")
@@ -523,8 +570,8 @@ def main() -> None:
     try:
         write_whole(arguments.output, serialized)
     except OSError as error:
-        raise refuse(f"{arguments.output} cannot be written ({error.strerror}); choose a folder that exists, can be written and has "
-                     f"{len(serialized) / 1e6:.0f} MB of space")
+        raise refuse(f"{arguments.output} cannot be written ({error.strerror}); choose a folder that exists, can be "
+                     f"written and has {len(serialized) / 1e6:.0f} MB of space")
     print(f"{arguments.output}: {len(serialized) / 1e6:.1f} MB in {time.time() - start:.1f} s")
 
 

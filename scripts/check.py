@@ -55,7 +55,8 @@ def host_has(module: str) -> str:
     code = (f"import {module}\ntry:\n from importlib.metadata import version\n print(version({module!r}))\n"
             f"except Exception:\n print('version unknown')")
     try:
-        done = subprocess.run(["python3", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=60)
+        done = subprocess.run(["python3", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              stdin=subprocess.DEVNULL, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.decode().strip() if done.returncode == 0 else ""
@@ -73,27 +74,36 @@ def chip(chosen: str, device: int) -> Tuple[str, str]:
 
 
 def cann_folders() -> List[str]:
-    return [folder for folder in (os.environ.get("ASCEND_TOOLKIT_HOME", ""), *CANN_INFO) if folder and os.path.isdir(folder)]
+    return [folder for folder in (os.environ.get("ASCEND_TOOLKIT_HOME", ""), *CANN_INFO)
+            if folder and os.path.isdir(folder)]
 
 
 def ascend_rows(soc: str, device: int) -> List[Row]:
     """What the ascend backend needs of the machine."""
     found, problem = chip(soc, device)
     folders = cann_folders()
-    cann = version_in([path for folder in folders for path in [f"{folder}/version.cfg", *sorted(glob.glob(f"{folder}/*/ascend_toolkit_install.info"))]])
-    sources = [f"{os.path.dirname(folder)}/set_env.sh" for folder in folders if os.path.exists(f"{os.path.dirname(folder)}/set_env.sh")]
+    version_files = [path for folder in folders for path in [
+        f"{folder}/version.cfg", *sorted(glob.glob(f"{folder}/*/ascend_toolkit_install.info"))]]
+    cann = version_in(version_files)
+    sources = [f"{os.path.dirname(folder)}/set_env.sh" for folder in folders
+               if os.path.exists(f"{os.path.dirname(folder)}/set_env.sh")]
     source = f"source {(sources or ['/usr/local/Ascend/ascend-toolkit/set_env.sh'])[0]}"
     atc, bench, runtime = shutil.which("atc"), host_has("ais_bench"), host_has("aclruntime")
     driver = version_in([DRIVER_INFO])
-    virtual = subprocess.run(["python3", "-c", "import sys; sys.exit(sys.prefix != sys.base_prefix)"], stdin=subprocess.DEVNULL).returncode
+    virtual = subprocess.run(["python3", "-c", "import sys; sys.exit(sys.prefix != sys.base_prefix)"],
+                             stdin=subprocess.DEVNULL).returncode
     return [
-        Row("ascend", "NPU (npu-smi)", bool(found), found or problem, "install the driver and firmware of the card, then: npu-smi info"),
+        Row("ascend", "NPU (npu-smi)", bool(found), found or problem,
+            "install the driver and firmware of the card, then: npu-smi info"),
         Row("", "driver", bool(driver), driver or "no version found"),
         Row("", "CANN", bool(cann), cann or "no version found"),
         Row("ascend", "atc", bool(atc), atc or "not on the PATH", source),
-        Row("ascend", "ais_bench", bool(bench), bench or "python3 cannot import it", "pip3 install the ais_bench wheel of Ascend's tools for this Python"),
-        Row("ascend", "aclruntime", bool(runtime), runtime or "python3 cannot import it", f"pip3 install the aclruntime wheel for this Python, then: {source}"),
-        Row("ascend", "host's python3", not virtual, "a virtual environment, in which atc fails" if virtual else shutil.which("python3") or "", "deactivate"),
+        Row("ascend", "ais_bench", bool(bench), bench or "python3 cannot import it",
+            "pip3 install the ais_bench wheel of Ascend's tools for this Python"),
+        Row("ascend", "aclruntime", bool(runtime), runtime or "python3 cannot import it",
+            f"pip3 install the aclruntime wheel for this Python, then: {source}"),
+        Row("ascend", "host's python3", not virtual,
+            "a virtual environment, in which atc fails" if virtual else shutil.which("python3") or "", "deactivate"),
     ]
 
 
@@ -106,7 +116,8 @@ def path_rows(workdir: str) -> List[Row]:
     wrong, mend = "", ""
     strange = sorted(set(SAFE_PATH.sub("", path)))
     if strange:
-        wrong, mend = f"has {', '.join(map(ascii, strange))}, but only letters, digits and _ / . - are accepted", "--workdir with another path"
+        wrong, mend = (f"has {', '.join(map(ascii, strange))}, but only letters, digits and _ / . - are accepted",
+                       "--workdir with another path")
     elif os.path.islink(path):
         wrong, mend = "is a symbolic link", f"--workdir {os.path.realpath(path)}"
     elif folder == path:
@@ -130,7 +141,8 @@ def data_rows(data: str, checkpoint: str, workdir: str, img_size: int, uint8: bo
         folder = next((f"{data}/{name}" for name in ("val_union", "val") if os.path.isdir(f"{data}/{name}")), "")
         images = count_images(folder) if folder else 0
         labels = f"{data}/val_label.txt"
-        rows = [Row("both", "images", images > 0, f"{images} in {folder}" if folder else f"{data} has neither val_union/ nor val/",
+        rows = [Row("both", "images", images > 0,
+                    f"{images} in {folder}" if folder else f"{data} has neither val_union/ nor val/",
                     f"put the images into {data}/val_union")]
         classes = bool(folder) and any(entry.is_dir() for entry in os.scandir(folder))
         if os.path.exists(labels):
@@ -138,15 +150,18 @@ def data_rows(data: str, checkpoint: str, workdir: str, img_size: int, uint8: bo
                 count = sum(bool(line.strip()) for line in file)
             rows.append(Row("both", "labels", count > 0, f"{count} in {labels}", "one line per image: NAME INT"))
         else:
-            rows.append(Row("both", "labels", classes, "from the class folders" if classes else f"no {labels}", "one line per image: NAME INT"))
+            rows.append(Row("both", "labels", classes, "from the class folders" if classes else f"no {labels}",
+                            "one line per image: NAME INT"))
         path = checkpoint or f"{data}/model_best.pth.tar"
-        rows.append(Row("both", "checkpoint", os.path.isfile(path), path if os.path.isfile(path) else f"no {path}", "--checkpoint FILE"))
+        rows.append(Row("both", "checkpoint", os.path.isfile(path), path if os.path.isfile(path) else f"no {path}",
+                        "--checkpoint FILE"))
     folder = os.path.abspath(workdir)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     needed = images * 3 * img_size ** 2 * FILE_BYTES[uint8] + 6 * MODEL_BYTES
     free = shutil.disk_usage(folder).free
-    rows.append(Row("both", "disk space", free >= needed, f"{free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed for {images} images and the models",
+    rows.append(Row("both", "disk space", free >= needed,
+                    f"{free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed for {images} images and the models",
                     "--workdir on another disk"))
     return rows
 
@@ -156,8 +171,10 @@ def python_rows() -> List[Row]:
     suffix = "-%d.%d" % sys.version_info[:2] if os.environ.get("PYTHON") else ""
     there = finished(os.path.join(ROOT, ".venv" + suffix), requirements) or satisfied(requirements)
     timm = os.path.exists(os.path.join(ROOT, "pytorch-image-models", ".patched-with"))
-    return [Row("", "Python packages", there, "all of requirements.txt" if there else "the first run makes .venv", "python3 scripts/setup_env.py"),
-            Row("", "timm v0.4.5", timm, "patched, in pytorch-image-models" if timm else "the first run fetches it", "python3 scripts/timm_source.py")]
+    return [Row("", "Python packages", there, "all of requirements.txt" if there else "the first run makes .venv",
+                "python3 scripts/setup_env.py"),
+            Row("", "timm v0.4.5", timm, "patched, in pytorch-image-models" if timm else "the first run fetches it",
+                "python3 scripts/timm_source.py")]
 
 
 def choose(backend: str, rows: List[Row]) -> Tuple[str, str]:
@@ -191,16 +208,19 @@ def main() -> int:
     parser.add_argument("--device", type=int, default=0)
     parser.add_argument("--uint8", action="store_true")
     arguments = parser.parse_args()
-    rows = [] if arguments.choose and arguments.backend == "cpu" else ascend_rows(arguments.soc_version, arguments.device)
+    rows = ([] if arguments.choose and arguments.backend == "cpu"
+            else ascend_rows(arguments.soc_version, arguments.device))
     backend, why = choose(arguments.backend, rows)
     rows += path_rows(arguments.workdir)
     if not arguments.choose:
-        rows += data_rows(arguments.data, arguments.checkpoint, arguments.workdir, arguments.img_size, arguments.uint8) + python_rows()
+        rows += data_rows(arguments.data, arguments.checkpoint, arguments.workdir, arguments.img_size,
+                          arguments.uint8) + python_rows()
         print_table(rows, backend)
     bad = [row for row in rows if not row.good and row.backend in ("both", backend)]
     if arguments.choose:
         if bad:
-            raise SystemExit(f"pipeline.sh: the {backend} backend cannot run: {bad[0].item}: {bad[0].found}; {bad[0].mend}; `--check` shows all that is missing")
+            raise SystemExit(f"pipeline.sh: the {backend} backend cannot run: {bad[0].item}: {bad[0].found}; "
+                             f"{bad[0].mend}; `--check` shows all that is missing")
         print(f"{backend}: {why}")
     else:
         print(f"backend {backend} ({why}): " + (f"cannot run, {len(bad)} missing" if bad else "can run"))

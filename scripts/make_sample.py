@@ -4,9 +4,9 @@
     →  ImageNet/val_union/*.jpg  ImageNet/val_label.txt  ImageNet/model_best.pth.tar
 
 The photos come with the `foolbox` package (its wheel is only unzipped, nothing of it runs). The checkpoint is made: a
-TResNet-M with seeded random weights, batch-norm statistics taken from the photos, and a head fitted to their labels by ridge
-regression. It proves that the chain is right (swapped channels or a wrong scale lose most photos) and says nothing about
-TResNet's accuracy. What is there already is not made again.
+TResNet-M with seeded random weights, batch-norm statistics taken from the photos, and a head fitted to their labels by
+ridge regression. It proves that the chain is right (swapped channels or a wrong scale lose most photos) and says
+nothing about TResNet's accuracy. What is there already is not made again.
 """
 import argparse
 import os
@@ -50,8 +50,9 @@ def make_photos(folder: str) -> Dict[str, int]:
         labels = {name: int(label) for name, label in map(str.split, file)}
     missing = [name for name in labels if not os.path.exists(os.path.join(photos, name))]
     if len(labels) != PHOTOS or missing:
-        raise SystemExit(f"make_sample.py: {folder} should hold {PHOTOS} photos in val_union/ and their labels in val_label.txt, but "
-                         f"{len(labels)} are labelled and {len(missing)} of those missing; remove the folder and start again")
+        raise SystemExit(f"make_sample.py: {folder} should hold {PHOTOS} photos in val_union/ and their labels in "
+                         f"val_label.txt, but {len(labels)} are labelled and {len(missing)} of those missing; "
+                         "remove the folder and start again")
     return labels
 
 
@@ -60,7 +61,8 @@ def load_images(paths: List[str]) -> np.ndarray:
     inputs = []
     for path in paths:
         with Image.open(path) as image:
-            inputs.append(np.frombuffer(network_input(reference_crop(image, IMG_SIZE), "float32"), np.float32).reshape(3, IMG_SIZE, IMG_SIZE))
+            content = network_input(reference_crop(image, IMG_SIZE), "float32")
+            inputs.append(np.frombuffer(content, np.float32).reshape(3, IMG_SIZE, IMG_SIZE))
     return np.stack(inputs)
 
 
@@ -101,8 +103,9 @@ def make_checkpoint(folder: str, labels: Dict[str, int], path: str) -> None:
         raise SystemExit("make_sample.py: the fitted head does not give the photos their labels, "
                          f"but {found}; this PyTorch ({torch.__version__}) computes something else than expected")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    settings = argparse.Namespace(model="tresnet_m", num_classes=CLASSES, img_size=IMG_SIZE, crop_pct=0.875, interpolation="bilinear",
-                                  mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], opt="sgd", lr=0.1, seed=SEED, distributed=True)
+    settings = argparse.Namespace(
+        model="tresnet_m", num_classes=CLASSES, img_size=IMG_SIZE, crop_pct=0.875, interpolation="bilinear",
+        mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], opt="sgd", lr=0.1, seed=SEED, distributed=True)
     state = OrderedDict(("module." + name, tensor) for name, tensor in network.state_dict().items())
     partial = path + ".part"
     torch.save({"epoch": 0, "arch": "tresnet_m", "state_dict": state, "optimizer": optimizer.state_dict(), "version": 2,
@@ -120,8 +123,8 @@ def main() -> None:
         if not os.path.exists(path):
             make_checkpoint(folder, labels, path)
     except OSError as error:
-        raise SystemExit(f"make_sample.py: {error.strerror}: {error.filename}; the sample data needs a folder that can be "
-                         "written and 130 MB of space")
+        raise SystemExit(f"make_sample.py: {error.strerror}: {error.filename}; the sample data needs a folder that can "
+                         "be written and 130 MB of space")
     print(f"sample data: {len(labels)} photos, their labels and a checkpoint in {folder}")
 
 

@@ -2,9 +2,9 @@
 
     python3 scripts/quantize_onnx.py tresnet_m.onnx tresnet_m_int8.onnx --calibrate prep_dataset
 
-For CPUs with 8-bit dot products (VNNI), where it is near three times as fast as float32. Weights are quantised per output
-channel, activations per tensor, by the ranges they take on the calibration images. Accuracy changes: infer both models and
-compare them with scripts/compare_results.py before you trust the fast one.
+For CPUs with 8-bit dot products (VNNI), where it is near three times as fast as float32. Weights are quantised per
+output channel, activations per tensor, by the ranges they take on the calibration images. Accuracy changes: infer both
+models and compare them with scripts/compare_results.py before you trust the fast one.
 """
 import argparse
 import json
@@ -34,11 +34,15 @@ def refuse(message: str) -> SystemExit:
 
 def spread(paths: List[str], count: int) -> List[str]:
     """`count` of the paths, evenly spaced: data sets are often sorted by class."""
-    return [paths[index * len(paths) // count] for index in range(min(count, len(paths)))] if len(paths) > count else paths
+    return ([paths[index * len(paths) // count] for index in range(min(count, len(paths)))] if len(paths) > count
+            else paths)
 
 
 def quantize(model: onnx.ModelProto, images: Iterator[np.ndarray], folder: str) -> onnx.ModelProto:
-    """The model with int8 weights and uint8 activations in QDQ form. images: float32 [1, 3, h, w] each; folder: for scratch files."""
+    """The model with int8 weights and uint8 activations in QDQ form.
+
+    images: float32 [1, 3, h, w] each; folder: for scratch files.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     name = model.graph.input[0].name
@@ -62,7 +66,8 @@ def main() -> None:
     parser.add_argument("model", help="float32 .onnx file")
     parser.add_argument("output", help="the int8 .onnx file")
     parser.add_argument("--calibrate", required=True, metavar="FOLDER", help="prepared images (.bin)")
-    parser.add_argument("--images", type=int, default=IMAGES, help="how many of them, evenly spaced (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=IMAGES,
+                        help="how many of them, evenly spaced (default: %(default)s)")
     parser.add_argument("--aipp", help="AIPP configuration, if the images are uint8")
     parser.add_argument("--force", action="store_true", help="quantise again even if the output is up to date")
     arguments = parser.parse_args()
@@ -76,13 +81,15 @@ def main() -> None:
     made_from = json.dumps([VERSION, identity([arguments.model]), identity(paths), aipp])
     try:
         if not arguments.force and os.path.exists(arguments.output) and any(
-                entry.key == "quantized_from" and entry.value == made_from for entry in onnx.load(arguments.output).metadata_props):
+                entry.key == "quantized_from" and entry.value == made_from
+                for entry in onnx.load(arguments.output).metadata_props):
             print(f"{arguments.output} is up to date; --force quantises again")
             return
         model = onnx.load(arguments.model)
         sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim]
     except Exception as error:  # protobuf's errors have no common type
-        raise refuse(f"{shown(arguments.model)} or {shown(arguments.output)} is not an ONNX file that can be read ({str(error)[:200]})")
+        raise refuse(f"{shown(arguments.model)} or {shown(arguments.output)} is not an ONNX file that can be read "
+                     f"({str(error)[:200]})")
     sample = Input(model.graph.input[0].name, tuple(sides[1:]), 1, aipp)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +97,8 @@ def main() -> None:
     onnx.helper.set_model_props(quantized, dict(metadata, precision="int8", quantized_from=made_from))
     data = quantized.SerializeToString()
     write_whole(arguments.output, data)
-    print(f"{arguments.output}: int8, calibrated on {len(paths)} images, {len(data) / 1e6:.1f} MB in {time.time() - start:.1f} s")
+    print(f"{arguments.output}: int8, calibrated on {len(paths)} images, {len(data) / 1e6:.1f} MB in "
+          f"{time.time() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python3 scripts/result_state.py tresnet_bs1.om prep_dataset result --is-current
 
 --record: refuses unless every .bin of the prepared folder has exactly one result; then notes model and images in
-RESULT_state.json. --is-current: exit status 0 if that note still fits what is there, so that nothing needs inferring again.
+RESULT_state.json. --is-current: exit status 0 if that note still fits what is there, so that nothing needs inferring
+again.
 """
 import argparse
 import json
@@ -24,7 +25,8 @@ SHOWN = 5  # names in a message
 
 def state(model: str, inputs: List[str], results: Dict[str, str]) -> Dict[str, Any]:
     """Names, sizes and modification times of the model, the inputs and the results."""
-    return {"model": identity([model])[0], "inputs": identity(inputs), "results": identity([results[name] for name in sorted(results)])}
+    return {"model": identity([model])[0], "inputs": identity(inputs),
+            "results": identity([results[name] for name in sorted(results)])}
 
 
 def main() -> int:
@@ -52,8 +54,9 @@ def main() -> int:
     missing, foreign = sorted(wanted - set(results)), sorted(set(results) - wanted)
     if missing or foreign:
         what, names = ("have no result", missing) if missing else ("are results of no prepared image", foreign)
-        raise SystemExit(f"result_state.py: {len(names)} of {len(inputs)} images {what} in {result}: {', '.join(names[:SHOWN])}"
-                         f"{', …' if len(names) > SHOWN else ''}; ais_bench stopped early or the folder is not its own: run it again")
+        raise SystemExit(f"result_state.py: {len(names)} of {len(inputs)} images {what} in {result}: "
+                         f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}; ais_bench stopped early or "
+                         "the folder is not its own: run it again")
     write_whole(note, json.dumps(state(arguments.model, inputs, results)).encode())
     print(f"{len(results)} results, one for each of {len(inputs)} images")
     return 0

@@ -3,10 +3,10 @@
     python3 scripts/setup_env.py
     python3 scripts/setup_env.py -r requirements.txt -r test/requirements.txt
 
-Runs on a bare Python 3.7 or newer. In this order: a `.venv` finished earlier; the Python that runs this script, if it has
-everything; a `.venv` made anew and filled by pip. `.venv` counts as finished only if a stamp, written last, names the same
-Python and the same requirements, so that an interrupted set-up is repaired by the next call. With the environment
-variable PYTHON set (another Python than the default one), the folder is `.venv-3.7` and so on.
+Runs on a bare Python 3.7 or newer. In this order: a `.venv` finished earlier; the Python that runs this script, if it
+has everything; a `.venv` made anew and filled by pip. `.venv` counts as finished only if a stamp, written last, names
+the same Python and the same requirements, so that an interrupted set-up is repaired by the next call. With the
+environment variable PYTHON set (another Python than the default one), the folder is `.venv-3.7` and so on.
 Only the interpreter's path goes to stdout; what happens is told on stderr, pip's own output only if it fails.
 """
 import argparse
@@ -35,12 +35,14 @@ def run_pip(arguments: List[str], python: str = sys.executable) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise SystemExit(f"{done.stdout.decode(errors='replace').rstrip()}\n"
-                         f"set-up: pip failed with status {done.returncode} (its words stand above); mend what it names, "
-                         f"for instance the network or the disk, and start again: {' '.join(command)}")
+                         f"set-up: pip failed with status {done.returncode} (its words stand above); mend what it "
+                         f"names, for instance the network or the disk, and start again: {' '.join(command)}")
 
 
 def satisfied(requirements: List[str]) -> bool:
-    """Whether this Python has every package of the files, in an admitted version (nothing is imported: that takes seconds)."""
+    """Whether this Python has every package of the files, in an admitted version
+    (nothing is imported: that takes seconds).
+    """
     try:
         from pip._vendor.packaging.requirements import Requirement
     except ImportError:
@@ -99,8 +101,9 @@ def make(folder: str, requirements: List[str]) -> None:
         say(f"making {folder} for Python {sys.version.split()[0]} (a few minutes, once)")
         done = subprocess.run([sys.executable, "-m", "venv", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode:
-            raise SystemExit(f"{done.stdout.decode(errors='replace').rstrip()}\nset-up: {sys.executable} cannot make a virtual "
-                             "environment (its words stand above); on Debian and Ubuntu: apt-get install python3-venv")
+            raise SystemExit(f"{done.stdout.decode(errors='replace').rstrip()}\nset-up: {sys.executable} cannot make a "
+                             "virtual environment (its words stand above); on Debian and Ubuntu: apt-get install "
+                             "python3-venv")
         if sys.version_info < (3, 8):
             run_pip(["install", "--upgrade", "pip"], python)  # 3.7's own does not know today's wheel names
     else:
@@ -120,7 +123,8 @@ def main() -> None:
     if sys.version_info < (3, 7):
         raise SystemExit(f"set-up: Python 3.7 or newer is needed, {sys.executable} is {sys.version.split()[0]}; "
                          "name another one: PYTHON=python3.11 bash scripts/pipeline.sh")
-    requirements = [os.path.abspath(path) for path in arguments.requirements or [os.path.join(ROOT, "requirements.txt")]]
+    requirements = [os.path.abspath(path)
+                    for path in arguments.requirements or [os.path.join(ROOT, "requirements.txt")]]
     suffix = "-%d.%d" % sys.version_info[:2] if os.environ.get("PYTHON") else ""
     folder = os.path.join(ROOT, ".venv" + suffix)
     try:

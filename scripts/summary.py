@@ -9,8 +9,8 @@ from typing import Any, List, Tuple
 
 import onnx
 
-SAMPLE_NOTE = ("The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is right, and says nothing "
-               "about TResNet's.")
+SAMPLE_NOTE = ("The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is right, and "
+               "says nothing about TResNet's.")
 
 
 def read_json(path: str) -> Any:
@@ -26,14 +26,18 @@ def rows(workdir: str, backend: str, model: str, result: str) -> List[Tuple[str,
     metadata = {entry.key: entry.value for entry in onnx.load(model).metadata_props}
     counts = read_json(os.path.join(workdir, "acc_report.json"))["counts"]
     lines = [("backend", backend),
-             ("network", f"{metadata['variant']}, {metadata['num_classes']} classes, {metadata['img_size']}×{metadata['img_size']}, "
-                         f"{metadata['lineage']} lineage" + (", int8" if metadata.get("precision") == "int8" else "")),
+             ("network", f"{metadata['variant']}, {metadata['num_classes']} classes, "
+                         f"{metadata['img_size']}×{metadata['img_size']}, {metadata['lineage']} lineage"
+                         + (", int8" if metadata.get("precision") == "int8" else "")),
              ("images", ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in (
-                 "images", "labelled", "preprocessed", "inferred", "evaluated", "left_out") if counts.get(key) is not None))]
-    lines += [(row["key"], row["value"]) for row in read_json(os.path.join(workdir, "acc.json"))["value"] if "accuracy" in row["key"]]
-    files = [("accuracy", "acc.json"), ("every image's fate", "acc_report.json"), ("comparison", "compare.json"), ("throughput", "perf.md"),
-             ("its plot", "perf.png")]
-    lines += [(what, os.path.join(workdir, name)) for what, name in files if os.path.exists(os.path.join(workdir, name))]
+                 "images", "labelled", "preprocessed", "inferred", "evaluated", "left_out")
+                 if counts.get(key) is not None))]
+    lines += [(row["key"], row["value"]) for row in read_json(os.path.join(workdir, "acc.json"))["value"]
+              if "accuracy" in row["key"]]
+    files = [("accuracy", "acc.json"), ("every image's fate", "acc_report.json"), ("comparison", "compare.json"),
+             ("throughput", "perf.md"), ("its plot", "perf.png")]
+    lines += [(what, os.path.join(workdir, name)) for what, name in files
+              if os.path.exists(os.path.join(workdir, name))]
     return lines + [("predictions", result), ("model", model)]
 
 

@@ -70,8 +70,9 @@ def patch(folder: str, stamp: str) -> None:
     """
     apply = git(["apply", "-p1", PATCH], folder)
     if apply.returncode and git(["apply", "-p1", "--reverse", "--check", PATCH], folder).returncode:
-        raise SystemExit(f"{apply.stdout.decode(errors='replace').rstrip()}\ntimm source: TResNet.patch does not fit {folder}, "
-                         "which should be timm v0.4.5, untouched or patched with it; move that folder away and start again")
+        raise SystemExit(f"{apply.stdout.decode(errors='replace').rstrip()}\ntimm source: TResNet.patch does not fit "
+                         f"{folder}, which should be timm v0.4.5, untouched or patched with it; move that folder away "
+                         "and start again")
     with open(os.path.join(folder, STAMP), "w", encoding="utf-8") as file:
         file.write(stamp)
 
@@ -81,8 +82,9 @@ def fetch(source: str, url: str, folder: str) -> None:
     if source == "git":
         done = git(["clone", "--quiet", "--depth", "1", "--branch", TAG, url, folder], os.path.dirname(folder))
         if done.returncode:
-            raise SystemExit(f"{done.stdout.decode(errors='replace').rstrip()}\ntimm source: git cannot clone {TAG} of {url}; "
-                             "mend what git says, or fetch from the package registry: python3 scripts/timm_source.py")
+            raise SystemExit(f"{done.stdout.decode(errors='replace').rstrip()}\ntimm source: git cannot clone {TAG} of "
+                             f"{url}; mend what git says, or fetch from the package registry: "
+                             "python3 scripts/timm_source.py")
         return
     with tempfile.TemporaryDirectory() as downloads:
         unpack(download(PACKAGE, SDIST_SHA256, downloads, "--no-binary", ":all:"), folder)

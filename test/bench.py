@@ -46,10 +46,10 @@ INFERENCE_IMAGES = 160  # per run: 20 batches
 CALIBRATION_IMAGES = 100
 TORCH_BATCHES = (1, 8, 16, 32)  # PyTorch runs the fastest of them
 
-# (width, height, gray) of every 20 images. ImageNet's photos are mostly 500×375, some larger, few gray.
-SIZES = [(500, 375, False)] * 12 + [(375, 500, False)] * 3 + [(500, 333, False), (500, 500, False), (500, 375, True),
-                                                              (1024, 768, False), (1600, 1200, False)]
-FILE_SIZE = 100_000  # bytes of a 500×375 photo; ImageNet's average is 110 KB over all sizes
+# (width, height, gray) of every 50 images: mostly 500×375 as in ImageNet, and 110 KB on average as there.
+SIZES = [(500, 375, False)] * 35 + [(375, 500, False)] * 6 + [(500, 333, False)] * 3 + [(500, 500, False)] * 2 + [
+    (500, 375, True)] * 2 + [(1024, 768, False), (1600, 1200, False)]
+FILE_SIZE = 100_000  # bytes that a 500×375 photo should have
 TILE = 500  # pixels; larger images are put together from pieces of several photos, so that they are as detailed
 
 
@@ -610,8 +610,8 @@ def main() -> None:
     parser.add_argument("contests", nargs="*", metavar="contest", help=f"of {', '.join(CONTESTS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each contestant (default: %(default)s)")
     parser.add_argument("--images", type=int, default=2000, help="JPEGs of preprocess and chain (default: %(default)s)")
-    parser.add_argument("--results", type=int, default=10_000, help="result files of postprocess (default: %(default)s)")
-    parser.add_argument("--workdir", default=os.path.join(ROOT, "work", "bench"), help="for the data, 2 GB (default: work/bench)")
+    parser.add_argument("--results", type=int, default=50_000, help="result files of postprocess (default: %(default)s)")
+    parser.add_argument("--workdir", default=os.path.join(ROOT, "work", "bench"), help="for the data, 4 GB (default: work/bench)")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.contests if name not in CONTESTS]

@@ -21,13 +21,16 @@ AIPP = (ROOT / "scripts" / "aipp.cfg").read_text().replace("224", str(SIDE))
 
 
 def make_model(path: Path, batch: Any = "batch", classes: int = 3, scale: float = 1.0) -> Path:
-    """`class` = [mean of red, of green, of blue, 0 …] · scale of `image`: small enough to know every result by heart."""
+    """`class` = [mean of red, of green, of blue, 0 …] · scale of `image`:
+    small enough to know every result by heart.
+    """
     weight = np.zeros((3, classes), np.float32)
     weight[:3, :3] = np.eye(3)[:, :classes] * scale
-    nodes = [helper.make_node("GlobalAveragePool", ["image"], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["flat"]),
-             helper.make_node("Gemm", ["flat", "weight"], ["class"])]
-    graph = helper.make_graph(nodes, "means", [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])],
-                              [helper.make_tensor_value_info("class", TensorProto.FLOAT, [batch, classes])], [numpy_helper.from_array(weight, "weight")])
+    nodes = [helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
+             helper.make_node("Flatten", ["pooled"], ["flat"]), helper.make_node("Gemm", ["flat", "weight"], ["class"])]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])
+    means = helper.make_tensor_value_info("class", TensorProto.FLOAT, [batch, classes])
+    graph = helper.make_graph(nodes, "means", [image], [means], [numpy_helper.from_array(weight, "weight")])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), str(path))
     return path
 
@@ -48,7 +51,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def infer(model: Path, images: Path, *options: object, outfmt: str = "TXT") -> "subprocess.CompletedProcess[str]":
-    return succeed(RUNNER, "--model", model, "--input", images, "--output", model.parent, "--output_dirname", "result", "--outfmt", outfmt, *options)
+    return succeed(RUNNER, "--model", model, "--input", images, "--output", model.parent, "--output_dirname", "result",
+                   "--outfmt", outfmt, *options)
 
 
 def test_txt_results_are_ais_benchs_to_the_byte_and_in_natural_order(model: Path, tmp_path: Path) -> None:
@@ -60,7 +64,8 @@ def test_txt_results_are_ais_benchs_to_the_byte_and_in_natural_order(model: Path
         "image_10_0.txt": b"1.000000 0.500000 -1.000000 \n",
         "image_1_0.txt": b"2.000000 0.500000 -2.000000 \n"}
     summary = json.loads((tmp_path / "result_summary.json").read_text())
-    assert [os.path.basename(entry["infiles"][0]) for entry in summary["filesinfo"].values()] == ["image_1.more.dots.bin", "image_2.bin", "image_10.bin"]
+    inferred = [os.path.basename(entry["infiles"][0]) for entry in summary["filesinfo"].values()]
+    assert inferred == ["image_1.more.dots.bin", "image_2.bin", "image_10.bin"]
 
 
 def test_bin_and_npy_results_are_raw_float32_and_numpy_files(model: Path, tmp_path: Path) -> None:
@@ -69,7 +74,8 @@ def test_bin_and_npy_results_are_raw_float32_and_numpy_files(model: Path, tmp_pa
     assert (tmp_path / "result" / "b_0.bin").read_bytes() == np.array([1, 0.5, -1], "<f4").tobytes()
     infer(model, images, outfmt="NPY")
     assert np.load(str(tmp_path / "result" / "b_0.npy")).tolist() == [[1, 0.5, -1]]
-    assert sorted(os.listdir(str(tmp_path / "result"))) == ["a_0.npy", "b_0.npy"], "results of the earlier format are gone"
+    assert sorted(os.listdir(str(tmp_path / "result"))) == ["a_0.npy", "b_0.npy"], (
+        "results of the earlier format are gone")
 
 
 def test_npy_inputs_are_read(model: Path, tmp_path: Path) -> None:
@@ -92,7 +98,8 @@ def test_summary_and_printed_lines_are_ais_benchs(model: Path, tmp_path: Path) -
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(5)])
     done = infer(model, images, "--batchsize", 2, "--loop", 3, "--display_all_summary", "1")
     summary = json.loads((tmp_path / "result_summary.json").read_text())
-    assert set(summary) == {"filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "throughput", "npu_compute_time_list", "pid"}
+    assert set(summary) == {"filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "throughput",
+                            "npu_compute_time_list", "pid"}
     for key in ("NPU_compute_time", "H2D_latency", "D2H_latency"):
         assert list(summary[key]) == ["min", "max", "mean", "median", "percentile(99%)", "count"]
     times = summary["npu_compute_time_list"]
@@ -101,14 +108,16 @@ def test_summary_and_printed_lines_are_ais_benchs(model: Path, tmp_path: Path) -
     assert summary["throughput"] == pytest.approx(1000 * 2 / np.mean(times))
     number = r"[0-9.e+-]+"
     for title in ("NPU_compute_time", "H2D_latency", "D2H_latency"):
-        assert re.search(rf"^\[INFO\] {title} \(ms\): min = {number}, max = {number}, mean = {number}, median = {number}, percentile\(99%\) = {number}$",
-                         done.stdout, re.MULTILINE)
-    assert re.search(rf"^\[INFO\] throughput 1000\*batchsize\.mean\(2\)/NPU_compute_time\.mean\({number}\): {number}$", done.stdout, re.MULTILINE)
+        assert re.search(rf"^\[INFO\] {title} \(ms\): min = {number}, max = {number}, mean = {number}, "
+                         rf"median = {number}, percentile\(99%\) = {number}$", done.stdout, re.MULTILINE)
+    assert re.search(rf"^\[INFO\] throughput 1000\*batchsize\.mean\(2\)/NPU_compute_time\.mean\({number}\): {number}$",
+                     done.stdout, re.MULTILINE)
 
 
 def test_pure_inference_needs_no_input_and_writes_no_results(model: Path, tmp_path: Path) -> None:
     for data in ("zero", "random"):
-        done = succeed(RUNNER, f"--model={model}", "--loop=7", "--batchsize=2", "--pure_data_type", data, "--output", tmp_path, "--output_dirname", data)
+        done = succeed(RUNNER, f"--model={model}", "--loop=7", "--batchsize=2", "--pure_data_type", data,
+                       "--output", tmp_path, "--output_dirname", data)
         summary = json.loads((tmp_path / f"{data}_summary.json").read_text())
         assert len(summary["npu_compute_time_list"]) == 7 and summary["filesinfo"] == {} and "throughput" in done.stdout
         assert not (tmp_path / data).exists()
@@ -119,16 +128,17 @@ def test_only_the_first_images_in_natural_order(model: Path, tmp_path: Path) -> 
     assert sorted(os.listdir(str(tmp_path / "result"))) == ["8_0.txt", "9_0.txt"]
 
 
-# ---- AIPP --------------------------------------------------------------------------------------------------------------
+# ---- AIPP ------------------------------------------------------------------------------------------------------------
 
 def test_uint8_images_are_converted_as_the_configuration_says(model: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
     pixels[..., 0], pixels[..., 1] = 255, 51
     (tmp_path / "images" / "a.bin").write_bytes(pixels.tobytes())
-    for text, expected in ((AIPP, b"1.000000 0.200000 0.000000 \n"),
-                           (AIPP.replace("swap_switch : false", "swap_switch : true"), b"0.000000 0.200000 1.000000 \n"),
-                           (AIPP.replace("min_chn_1 : 0", "min_chn_1 : 26"), b"1.000000 0.098039 0.000000 \n")):
+    for text, expected in (
+            (AIPP, b"1.000000 0.200000 0.000000 \n"),
+            (AIPP.replace("swap_switch : false", "swap_switch : true"), b"0.000000 0.200000 1.000000 \n"),
+            (AIPP.replace("min_chn_1 : 0", "min_chn_1 : 26"), b"1.000000 0.098039 0.000000 \n")):
         (tmp_path / "aipp.cfg").write_text(text)
         infer(model, tmp_path / "images", "--aipp", tmp_path / "aipp.cfg")
         assert (tmp_path / "result" / "a_0.txt").read_bytes() == expected
@@ -148,22 +158,26 @@ def test_aipp_crops(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change, sentence", (
     (("RGB888_U8", "YUV420SP_U8"), "input_format : YUV420SP_U8"), (("static", "dynamic"), "aipp_mode : dynamic"),
-    (("csc_switch : false", "csc_switch : true"), "csc_switch : true"), (("aipp_op {", "aipp {"), "is not one AIPP operator"),
-    (("min_chn_0 : 0", "min_chn_0 : x"), "lacks a number"), (("min_chn_0", "min_chn_9"), "has min_chn_9"),
-    ((f"size_w : {SIDE}", f"size_w : {SIDE * 2}"), f"yields images of {SIDE * 2}×{SIDE}"), (("min_chn_0 : 0", "min_chn_1 : 0"), "each key once"),
+    (("csc_switch : false", "csc_switch : true"), "csc_switch : true"),
+    (("aipp_op {", "aipp {"), "is not one AIPP operator"), (("min_chn_0 : 0", "min_chn_0 : x"), "lacks a number"),
+    (("min_chn_0", "min_chn_9"), "has min_chn_9"),
+    ((f"size_w : {SIDE}", f"size_w : {SIDE * 2}"), f"yields images of {SIDE * 2}×{SIDE}"),
+    (("min_chn_0 : 0", "min_chn_1 : 0"), "each key once"),
 ))
-def test_an_aipp_configuration_that_cannot_be_followed_is_refused(change: Any, sentence: str, model: Path, tmp_path: Path) -> None:
+def test_an_aipp_configuration_that_cannot_be_followed_is_refused(change: Any, sentence: str, model: Path,
+                                                                  tmp_path: Path) -> None:
     (tmp_path / "aipp.cfg").write_text(AIPP.replace(*change))
     images = put_images(tmp_path / "images", ["a.bin"])
     assert sentence in refusal(RUNNER, "--model", model, "--input", images, "--aipp", tmp_path / "aipp.cfg")
 
 
-# ---- what ais_bench would not notice -----------------------------------------------------------------------------------
+# ---- what ais_bench would not notice ---------------------------------------------------------------------------------
 
 def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: Path) -> None:
     size = 3 * SIDE * SIDE * 4
     for name, content, sentence in (
-            ("short.bin", bytes(size - 1), f"has {size - 1} bytes, but one sample of this model is {size} bytes (float32)"),
+            ("short.bin", bytes(size - 1),
+             f"has {size - 1} bytes, but one sample of this model is {size} bytes (float32)"),
             ("bytes.bin", bytes(size // 4), "or give --aipp for uint8 images"),
             ("empty.bin", b"", "has 0 bytes"),
             ("three.bin", bytes(3 * size), "that is 3 samples: one file per image is expected"),
@@ -171,7 +185,8 @@ def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: P
             ("nan.bin", np.full(size // 4, np.nan, "<f4").tobytes(), "values that are not finite")):
         images = put_images(tmp_path / name.replace(".", "_"), ["good.bin"])
         (images / name).write_bytes(content)
-        said = refusal(RUNNER, "--model", model, "--input", images, "--output", tmp_path, "--output_dirname", "result", "--outfmt", "TXT")
+        said = refusal(RUNNER, "--model", model, "--input", images, "--output", tmp_path, "--output_dirname", "result",
+                       "--outfmt", "TXT")
         assert sentence in said and name in said
         assert not (tmp_path / "result" / f"{name.split('.')[0]}_0.txt").exists()
     clash = put_images(tmp_path / "clash", ["a.1.bin", "a.2.bin"])
@@ -179,9 +194,11 @@ def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("options, status, sentence", (
-    (("--loop", "0"), 2, "a whole number of 1 or more"), (("--loop", "1e3"), 2, "a whole number"), (("--batchsize", "-1"), 2, "a whole number"),
-    (("--outfmt", "CSV"), 2, "invalid choice"), (("--output_dirname", "x"), 2, "goes with --output"),
-    (("--output", ".", "--output_dirname", "../x"), 2, "a plain folder name"), (("--input", "nowhere"), 1, "should be a folder with .bin"),
+    (("--loop", "0"), 2, "a whole number of 1 or more"), (("--loop", "1e3"), 2, "a whole number"),
+    (("--batchsize", "-1"), 2, "a whole number"), (("--outfmt", "CSV"), 2, "invalid choice"),
+    (("--output_dirname", "x"), 2, "goes with --output"),
+    (("--output", ".", "--output_dirname", "../x"), 2, "a plain folder name"),
+    (("--input", "nowhere"), 1, "should be a folder with .bin"),
 ))
 def test_wrong_usage(options: Any, status: int, sentence: str, model: Path) -> None:
     assert sentence in refusal(RUNNER, "--model", model, *options, status=status, cwd=str(model.parent))
@@ -192,12 +209,15 @@ def test_models_that_are_not_there_broken_or_of_another_kind(tmp_path: Path) -> 
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     assert "is not an ONNX model" in refusal(RUNNER, "--model", tmp_path / "broken.onnx")
     value = helper.make_tensor_value_info("x", TensorProto.INT64, [2])
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [helper.make_tensor_value_info("y", TensorProto.INT64, [2])])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), str(tmp_path / "other.onnx"))
-    assert "should have one input, float32 [batch, 3, height, width]" in refusal(RUNNER, "--model", tmp_path / "other.onnx")
+    copy = helper.make_tensor_value_info("y", TensorProto.INT64, [2])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [copy])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6),
+              str(tmp_path / "other.onnx"))
+    assert "should have one input, float32 [batch, 3, height, width]" in refusal(
+        RUNNER, "--model", tmp_path / "other.onnx")
 
 
-# ---- going on ----------------------------------------------------------------------------------------------------------
+# ---- going on --------------------------------------------------------------------------------------------------------
 
 def times_of(folder: Path) -> Dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -229,19 +249,20 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_completes_them(model: 
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(300)])
     infer(model, images, "--loop", 1)
     expected = {path.name: path.read_bytes() for path in (tmp_path / "result").iterdir()}
-    command = [sys.executable, str(ROOT / RUNNER), "--model", str(model), "--input", str(images), "--output", str(tmp_path), "--output_dirname", "killed",
-               "--outfmt", "TXT", "--loop", "200"]
+    killed = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / RUNNER), "--model", str(model), "--input", str(images),
+               "--output", str(tmp_path), "--output_dirname", "killed", "--outfmt", "TXT", "--loop", "200"]
     for number, at_least in ((signal.SIGKILL, 5), (signal.SIGTERM, 60), (signal.SIGINT, 120)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         deadline = time.time() + 60
-        while time.time() < deadline and not (tmp_path / "killed").exists() or len(os.listdir(str(tmp_path / "killed"))) < at_least:
+        while time.time() < deadline and not killed.exists() or len(os.listdir(str(killed))) < at_least:
             time.sleep(0.005)
         process.send_signal(number)
         said = process.communicate(timeout=20)[1]
         assert process.returncode == (130 if number == signal.SIGINT else -number) and b"Traceback" not in said
-        whole = {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir() if not path.name.endswith(".part")}
+        whole = {path.name: path.read_bytes() for path in killed.iterdir() if not path.name.endswith(".part")}
         assert 0 < len(whole) < 300 and all(expected[name] == content for name, content in whole.items())
     done = succeed(*[RUNNER, *command[2:]])
     assert re.search(r"\([1-9]\d* were there already\)", done.stdout)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == expected
+    assert {path.name: path.read_bytes() for path in killed.iterdir()} == expected
     assert len(json.loads((tmp_path / "killed_summary.json").read_text())["filesinfo"]) == 300

@@ -295,6 +295,14 @@ def test_the_fast_way_finds_the_right_numbers_or_none(tmp_path: Path) -> None:
     assert taken > 100
 
 
+def test_words_full_of_spaces_do_not_mislead_the_fast_way(tmp_path: Path) -> None:
+    """The place of a word's space is found by adding up; these sums lead, 11 bytes at a time, behind the end."""
+    words = [{1, 2, 7}, {2, 4, 7}, {4, 5, 7}, {1, 5, 6, 7}, {4, 5, 6, 7}, {3, 4, 5, 6, 7}, {1, 2, 3, 4, 5, 6, 7}, {7}]
+    text = "".join(" " if byte in spaces else "1" for spaces in words for byte in range(8))
+    (tmp_path / "x_0.txt").write_text(text + "\n")
+    assert post.read_sort_keys([str(tmp_path / "x_0.txt")], 8, post.text_memory(1, 8)) is None
+
+
 def test_one_odd_file_does_not_change_the_others(tmp_path: Path) -> None:
     """A batch with a file that only the slow way can read, and one with values of 1000 and more."""
     predictions = {f"i{i:02d}": scores(1000, i) for i in range(20)}
@@ -325,6 +333,12 @@ def test_labels_match_the_stems_that_preprocessing_makes(data: Path, name: str) 
         file.write(os.fsencode(name) + b" 8\n")
     assert call(data)[0] == 0
     assert report(data)["hits"] == [3, 4, 4, 4, 4]
+
+
+def test_a_stem_may_be_the_whole_name(data: Path) -> None:
+    write(data / "result", {"e.jpg": scores(10, 8)})
+    (data / "labels.txt").write_text("a 3\nb 0\nc 2\nd 6\ne.jpg 8\n")
+    assert call(data)[0] == 0 and report(data)["hits"] == [3, 4, 4, 4, 4]
 
 
 def test_a_stem_with_two_labels_is_refused_and_both_lines_named(data: Path) -> None:

@@ -619,7 +619,7 @@ def test_after_a_power_loss_only_what_the_disk_had_for_certain_counts(prepared: 
 
 def test_during_a_long_run_the_disk_is_told_to_keep_what_is_done(slow_images: Path, tmp_path: Path) -> None:
     program = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import TResNet_preprocess as p;"
-               "p.SYNC_EVERY = 0.1; p.BATCH = 1; p.main()")
+               "p.SYNC_EVERY = 0.1; p.MAX_BATCH = 1; p.main()")
     for attempt in range(5):  # a busy disk may take longer to sync than a run lasts
         target = tmp_path / str(attempt)
         subprocess.run([sys.executable, "-c", program, str(ROOT), str(slow_images), str(target)], check=True,

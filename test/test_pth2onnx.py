@@ -23,7 +23,8 @@ from make_sample import load_images
 import TResNet_pth2onnx as export
 
 VARIANTS = ("tresnet_m", "tresnet_l", "tresnet_xl")
-ALLOWED = {"Conv", "LeakyRelu", "Relu", "Add", "Mul", "Sigmoid", "GlobalAveragePool", "AveragePool", "SpaceToDepth", "Flatten", "Gemm"}
+ALLOWED = {"Conv", "LeakyRelu", "Relu", "Add", "Mul", "Sigmoid", "GlobalAveragePool", "AveragePool", "SpaceToDepth",
+           "Flatten", "Gemm"}
 NODES = {"tresnet_m": 256, "tresnet_l": 369, "tresnet_xl": 447}
 SMALL = 64  # pixels: all that does not compare with golden values is exported at this size, to be quick
 
@@ -56,7 +57,8 @@ def untracked(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
 def today(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
     """As timm 0.8 and newer name the official weights, the absolute value taken."""
     norms = {name[:-len("running_var")] + "weight" for name in state if name.endswith("running_var")}
-    return OrderedDict((export.name_today(name), tensor.abs() + 1e-5 if name in norms else tensor) for name, tensor in untracked(state).items())
+    return OrderedDict((export.name_today(name), tensor.abs() + 1e-5 if name in norms else tensor)
+                       for name, tensor in untracked(state).items())
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -71,7 +73,8 @@ def save_safetensors(path: Path, state: Dict[str, torch.Tensor], dtype: str = "F
     data: List[bytes] = []
     for name, tensor in state.items():
         array = tensor.float().numpy()
-        raw = {"F32": array, "F16": array.astype("<f2"), "BF16": (array.astype("<f4").view("<u4") >> 16).astype("<u2")}[dtype].tobytes()
+        raw = {"F32": array, "F16": array.astype("<f2"),
+               "BF16": (array.astype("<f4").view("<u4") >> 16).astype("<u2")}[dtype].tobytes()
         begin = sum(map(len, data))
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [begin, begin + len(raw)]}
         data.append(raw)
@@ -80,9 +83,10 @@ def save_safetensors(path: Path, state: Dict[str, torch.Tensor], dtype: str = "F
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data))
 
 
-# ---- the patch ---------------------------------------------------------------------------------------------------------
+# ---- the patch -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("tool", (["patch", "--fuzz=0", "-p1", "-i"], ["git", "apply", "-p1"]), ids=lambda tool: tool[0])
+@pytest.mark.parametrize("tool", (["patch", "--fuzz=0", "-p1", "-i"], ["git", "apply", "-p1"]),
+                         ids=lambda tool: tool[0])
 def test_the_patch_applies_to_the_unpatched_source_without_fuzz(tool: List[str], tmp_path: Path) -> None:
     if not shutil.which(tool[0]):
         pytest.skip(f"{tool[0]} is not installed")
@@ -90,15 +94,19 @@ def test_the_patch_applies_to_the_unpatched_source_without_fuzz(tool: List[str],
     shutil.copytree(str(ROOT / "pytorch-image-models"), str(source))
     (source / ".patched-with").unlink()
     environment = dict(os.environ, GIT_CEILING_DIRECTORIES=str(tmp_path))
-    subprocess.run(["git", "apply", "-p1", "--reverse", str(ROOT / "TResNet.patch")], cwd=str(source), env=environment, check=True)
+    subprocess.run(["git", "apply", "-p1", "--reverse", str(ROOT / "TResNet.patch")], cwd=str(source), env=environment,
+                   check=True)
     assert "InplaceAbn(nf" in (source / "timm/models/tresnet.py").read_text()
-    done = subprocess.run([*tool, str(ROOT / "TResNet.patch")], cwd=str(source), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run([*tool, str(ROOT / "TResNet.patch")], cwd=str(source), env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0 and b"fuzz" not in done.stdout and b"offset" not in done.stdout, done.stdout
-    assert (source / "timm/models/tresnet.py").read_bytes() == (ROOT / "pytorch-image-models/timm/models/tresnet.py").read_bytes()
+    patched = ROOT / "pytorch-image-models/timm/models/tresnet.py"
+    assert (source / "timm/models/tresnet.py").read_bytes() == patched.read_bytes()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_patched_network_has_the_names_and_logits_of_the_original_environment(variant: str, weights: Any, photos: np.ndarray) -> None:
+def test_the_patched_network_has_the_names_and_logits_of_the_original_environment(
+        variant: str, weights: Any, photos: np.ndarray) -> None:
     network = export.create_network(variant, 1000).eval()
     found = [f"{name} {str(tensor.dtype)[6:]} {list(tensor.shape)}" for name, tensor in network.state_dict().items()]
     assert found == (GOLDEN / f"{variant}.keys.txt").read_text().splitlines()
@@ -109,11 +117,12 @@ def test_the_patched_network_has_the_names_and_logits_of_the_original_environmen
     assert np.abs(logits - expected).max() <= 1e-4
 
 
-# ---- whose network it is: every lineage and naming, through the ONNX file ----------------------------------------------
+# ---- whose network it is: every lineage and naming, through the ONNX file --------------------------------------------
 
 FORMS = {
-    "ascend training checkpoint": ("ascend", lambda state: {"epoch": 3, "arch": None, "metric": np.float64(77.5), "args": argparse.Namespace(lr=0.1),
-                                                            "state_dict": OrderedDict(("module." + name, t) for name, t in state.items())}),
+    "ascend training checkpoint": ("ascend", lambda state: {
+        "epoch": 3, "arch": None, "metric": np.float64(77.5), "args": argparse.Namespace(lr=0.1),
+        "state_dict": OrderedDict(("module." + name, t) for name, t in state.items())}),
     "miil bare, timm 0.4.5 names": ("miil", untracked),
     "miil's own repository": ("miil", lambda state: {"model": untracked(state)}),
     "timm 0.8 names": ("miil", today),
@@ -167,21 +176,25 @@ def test_averaged_weights_are_taken_only_when_asked_for(weights: Any, tmp_path: 
     for options in ((), ("--ema",)):
         run_main(monkeypatch, tmp_path / "both.pth", tmp_path / "network.onnx", "--img-size", SMALL, *options)
         model = onnx.load(str(tmp_path / "network.onnx"))
-        biases[options] = next(onnx.numpy_helper.to_array(w) for w in model.graph.initializer if w.name == "head.fc.bias")
+        biases[options] = next(onnx.numpy_helper.to_array(w) for w in model.graph.initializer
+                               if w.name == "head.fc.bias")
     assert np.array_equal(biases[()], state["head.fc.bias"].numpy()) and set(biases[("--ema",)]) == {7.0}
     assert "it also holds averaged weights" in capsys.readouterr().out
 
 
-def test_any_number_of_classes_and_a_larger_image(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_classes_and_a_larger_image(weights: Any, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     state = OrderedDict(weights["tresnet_m"], **{"head.fc.weight": torch.rand(7, 2048), "head.fc.bias": torch.rand(7)})
     torch.save(state, tmp_path / "tuned.pth")
     monkeypatch.setattr(export, "VERIFIED_BATCHES", (1,))
     run_main(monkeypatch, tmp_path / "tuned.pth", tmp_path / "tuned.onnx", "--img-size", 448)
     model = onnx.load(str(tmp_path / "tuned.onnx"))
-    shapes = [[side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim] for value in (model.graph.input[0], model.graph.output[0])]
+    shapes = [[side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+              for value in (model.graph.input[0], model.graph.output[0])]
     assert shapes == [["batch", 3, 448, 448], ["batch", 7]]
     metadata = export.read_metadata(str(tmp_path / "tuned.onnx"))
-    assert [metadata[key] for key in ("variant", "num_classes", "lineage", "img_size", "version", "checkpoint_sha256")] == [
+    keys = ("variant", "num_classes", "lineage", "img_size", "version", "checkpoint_sha256")
+    assert [metadata[key] for key in keys] == [
         "tresnet_m", "7", "ascend", "448", export.VERSION, export.file_sha256(str(tmp_path / "tuned.pth"))]
 
 
@@ -191,7 +204,7 @@ def test_ascend_weights_whose_counters_were_stripped_need_a_word_from_the_user(w
     assert export.recognise(tensors, "x.pth", None, None, "ascend").lineage == "ascend"
 
 
-# ---- the graph ---------------------------------------------------------------------------------------------------------
+# ---- the graph -------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def models(weights: Any) -> Dict[str, onnx.ModelProto]:
@@ -213,20 +226,24 @@ def test_the_graph_has_only_operators_that_an_npu_runs_as_they_are(models: Dict[
         assert set(counts) == ALLOWED, name
         assert pads == (3 if lineage == "miil" else 0), name
         assert sum(counts.values()) == NODES[variant], name
-        assert all(attribute.i == 4 for node in model.graph.node if node.op_type == "SpaceToDepth" for attribute in node.attribute)
+        assert all(attribute.i == 4 for node in model.graph.node if node.op_type == "SpaceToDepth"
+                   for attribute in node.attribute)
 
 
-def test_the_graph_has_no_dead_weights_old_ir_and_shapes_with_only_the_batch_open(models: Dict[str, onnx.ModelProto]) -> None:
+def test_the_graph_has_no_dead_weights_old_ir_and_shapes_with_only_the_batch_open(
+        models: Dict[str, onnx.ModelProto]) -> None:
     for name, model in models.items():
         read = {name for node in model.graph.node for name in node.input}
-        assert {weight.name for weight in model.graph.initializer} == read - {node.output[0] for node in model.graph.node} - {"image"}, name
+        computed = {node.output[0] for node in model.graph.node}
+        assert {weight.name for weight in model.graph.initializer} == read - computed - {"image"}, name
         assert model.ir_version <= 8 and [version.version for version in model.opset_import] == [11], name
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         shapes = {value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
                   for value in [*inferred.graph.value_info, *inferred.graph.output]}
         for node in model.graph.node:
             shape = shapes[node.output[0]]
-            assert shape[0] == "batch" and all(isinstance(side, int) and side > 0 for side in shape[1:]), (name, node.name, shape)
+            assert shape[0] == "batch" and all(isinstance(side, int) and side > 0 for side in shape[1:]), (
+                name, node.name, shape)
 
 
 def test_a_second_runtime_agrees(models: Dict[str, onnx.ModelProto], photos: np.ndarray, tmp_path: Path) -> None:
@@ -248,14 +265,16 @@ def test_every_opset_is_verified(opset: int, small: Path, tmp_path: Path, monkey
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_the_convolutional_stem_is_the_same_function(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_convolutional_stem_is_the_same_function(small: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.RandomState(1).uniform(0, 1, (2, 3, SMALL, SMALL)).astype(np.float32)
     logits = {}
     for stem in ("space-to-depth", "conv"):
         run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL, "--stem", stem)
         model = onnx.load(str(tmp_path / "network.onnx"))
         assert any(node.op_type == "SpaceToDepth" for node in model.graph.node) == (stem == "space-to-depth")
-        logits[stem], = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"image": images})
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        logits[stem], = session.run(None, {"image": images})
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     attributes = {attribute.name: list(attribute.ints) for attribute in first.attribute}
     assert (attributes["kernel_shape"], attributes["strides"], attributes["pads"]) == ([12, 12], [4, 4], [4, 4, 4, 4])
@@ -267,7 +286,7 @@ def test_a_fixed_batch(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert onnx.load(str(tmp_path / "network.onnx")).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
 
 
-# ---- doing it once, and not leaving a wrong file -----------------------------------------------------------------------
+# ---- doing it once, and not leaving a wrong file ---------------------------------------------------------------------
 
 def test_a_second_export_finds_the_first_unless_something_changed(small: Path, tmp_path: Path) -> None:
     target = tmp_path / "network.onnx"
@@ -282,7 +301,8 @@ def test_a_second_export_finds_the_first_unless_something_changed(small: Path, t
     assert "verified" in succeed(*command).stdout and target.read_bytes() == first
 
 
-def test_a_graph_that_differs_from_the_network_is_refused_and_not_written(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_differs_from_the_network_is_refused_and_not_written(
+        small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = export.folded
 
     def wrong(convolution: Any, norm: Any) -> Any:
@@ -295,7 +315,7 @@ def test_a_graph_that_differs_from_the_network_is_refused_and_not_written(small:
     assert os.listdir(str(tmp_path)) == []
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------------------
+# ---- what is refused -------------------------------------------------------------------------------------------------
 
 class Evil:
     """Unpickled naively, makes a file."""
@@ -322,31 +342,36 @@ def broken_files(folder: Path, state: Dict[str, torch.Tensor]) -> Dict[str, str]
     with zipfile.ZipFile(str(folder / "zipped_zeros.pth"), "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(1000))
     (folder / "short.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
-    (folder / "outside.safetensors").write_bytes(struct.pack("<Q", 66) + b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}    ')
+    (folder / "outside.safetensors").write_bytes(
+        struct.pack("<Q", 66) + b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}    ')
     torch.save({"weights": 5, "note": "x"}, folder / "no_weights.pth")
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512)}, folder / "resnet.pth")
     torch.save(OrderedDict(state, **{"body.conv1.0.weight": torch.zeros(65, 48, 3, 3)}), folder / "width_65.pth")
     torch.save(OrderedDict(state, **{"head.fc.bias": state["head.fc.bias"] * float("nan")}), folder / "nan.pth")
     torch.save(OrderedDict(state, **{"head.extra": torch.zeros(3)}), folder / "unexpected.pth")
-    torch.save(OrderedDict(state, **{"body.layer4.2.conv3.0.weight": torch.zeros(2048, 256, 1, 1)}), folder / "misshapen.pth")
-    torch.save(OrderedDict((name, tensor) for name, tensor in state.items() if name != "body.layer1.0.se.fc1.bias"), folder / "missing.pth")
+    torch.save(OrderedDict(state, **{"body.layer4.2.conv3.0.weight": torch.zeros(2048, 256, 1, 1)}),
+               folder / "misshapen.pth")
+    torch.save(OrderedDict((name, tensor) for name, tensor in state.items() if name != "body.layer1.0.se.fc1.bias"),
+               folder / "missing.pth")
     torch.save({"arch": "tresnet_l", "state_dict": state}, folder / "arch.pth")
     torch.save({"module.a": torch.zeros(1), "a": torch.zeros(1)}, folder / "twice.pth")
     return {
         "evil_zip.pth": "mkdir, which weights do not need", "evil_pickle.pth": "mkdir, which weights do not need",
-        "truncated.pth": "cannot be read as a checkpoint", "page.pth": "is not a PyTorch checkpoint: it begins with b'<!DOCTYPE html><'",
+        "truncated.pth": "cannot be read as a checkpoint",
+        "page.pth": "is not a PyTorch checkpoint: it begins with b'<!DOCTYPE html><'",
         "empty.pth": "is not a PyTorch checkpoint", "zeros.pth": "cannot be read as a checkpoint",
         "zipped_zeros.pth": "cannot be read as a checkpoint", "short.safetensors": "more than the file has",
         "outside.safetensors": "a lies outside the file's data", "no_weights.pth": "should hold a state dict",
-        "resnet.pth": "is not a TResNet", "width_65.pth": "has 65 channels", "nan.pth": "head.fc.bias has values that are not finite",
-        "unexpected.pth": "head.extra is not expected",
+        "resnet.pth": "is not a TResNet", "width_65.pth": "has 65 channels",
+        "nan.pth": "head.fc.bias has values that are not finite", "unexpected.pth": "head.extra is not expected",
         "misshapen.pth": "body.layer4.2.conv3.0.weight has shape [2048, 256, 1, 1] instead of [2048, 512, 1, 1]",
         "missing.pth": "body.layer1.0.se.fc1.bias is missing", "arch.pth": "says tresnet_l, but the tensors of",
         "twice.pth": "holds some tensors twice",
     }
 
 
-def test_broken_and_hostile_files_are_refused_in_one_sentence_and_nothing_runs(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_and_hostile_files_are_refused_in_one_sentence_and_nothing_runs(
+        weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = broken_files(tmp_path, weights["tresnet_m"])
     for name, sentence in expected.items():
         with pytest.raises(SystemExit) as error:
@@ -387,6 +412,7 @@ def test_wrong_usage(arguments: Any, status: int, sentence: str, tmp_path: Path)
     assert sentence in refusal("TResNet_pth2onnx.py", *arguments, status=status, cwd=str(tmp_path))
 
 
-def test_an_output_folder_that_is_not_there_is_named(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_folder_that_is_not_there_is_named(small: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="cannot be written"):
         run_main(monkeypatch, small, tmp_path / "nowhere" / "network.onnx", "--img-size", SMALL)

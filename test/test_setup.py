@@ -11,7 +11,8 @@ from typing import Dict
 import pytest
 from conftest import ROOT
 
-REQUIREMENTS = "iniconfig==1.1.1  # small, and too old to be anywhere already\nnothing-for-you; python_version < '3.0'\n"
+REQUIREMENTS = ("iniconfig==1.1.1  # small, and too old to be anywhere already\n"
+                "nothing-for-you; python_version < '3.0'\n")
 BARE = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV")}
 
 
@@ -33,8 +34,9 @@ def clone(tmp_path: Path) -> Path:
 
 
 def set_up(clone: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([base_python(), str(clone / "scripts" / "setup_env.py"), *arguments], env=dict(BARE, **environment), universal_newlines=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    return subprocess.run([base_python(), str(clone / "scripts" / "setup_env.py"), *arguments],
+                          env=dict(BARE, **environment), universal_newlines=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
 
 
 def test_an_environment_is_made_once_and_found_again_within_a_second(clone: Path) -> None:
@@ -57,8 +59,8 @@ def test_a_python_that_has_everything_is_taken_as_it_is(clone: Path) -> None:
 
 def test_an_interrupted_set_up_is_repaired(clone: Path) -> None:
     for wait in (0.3, 2.0):
-        process = subprocess.Popen([base_python(), str(clone / "scripts" / "setup_env.py")], env=BARE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   start_new_session=True)
+        process = subprocess.Popen([base_python(), str(clone / "scripts" / "setup_env.py")], env=BARE,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         time.sleep(wait)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -81,7 +83,8 @@ def test_pip_speaks_only_when_it_fails(clone: Path) -> None:
     (clone / "requirements.txt").write_text("iniconfig==0.0.0.dev999\n")
     done = set_up(clone)
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
-    assert "No matching distribution" in done.stderr and "set-up: pip failed with status 1" in done.stderr.splitlines()[-1]
+    assert ("No matching distribution" in done.stderr
+            and "set-up: pip failed with status 1" in done.stderr.splitlines()[-1])
 
 
 def test_another_python_gets_an_environment_of_its_own(clone: Path) -> None:
@@ -89,11 +92,12 @@ def test_another_python_gets_an_environment_of_its_own(clone: Path) -> None:
     assert done.stdout == str(clone / (".venv-%d.%d" % sys.version_info[:2]) / "bin" / "python") + "\n"
 
 
-# ---- timm's source -----------------------------------------------------------------------------------------------------
+# ---- timm's source ---------------------------------------------------------------------------------------------------
 
 def timm_source(clone: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([base_python(), str(clone / "scripts" / "timm_source.py"), *arguments], env=BARE, universal_newlines=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    return subprocess.run([base_python(), str(clone / "scripts" / "timm_source.py"), *arguments], env=BARE,
+                          universal_newlines=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          stdin=subprocess.DEVNULL)
 
 
 def python_files(folder: Path) -> Dict[str, bytes]:
@@ -101,8 +105,8 @@ def python_files(folder: Path) -> Dict[str, bytes]:
 
 
 def run_git(folder: Path, *arguments: str) -> None:
-    environment = dict(BARE, GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a@b", GIT_COMMITTER_NAME="a", GIT_COMMITTER_EMAIL="a@b",
-                       GIT_CEILING_DIRECTORIES=str(folder.parent))
+    environment = dict(BARE, GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a@b", GIT_COMMITTER_NAME="a",
+                       GIT_COMMITTER_EMAIL="a@b", GIT_CEILING_DIRECTORIES=str(folder.parent))
     subprocess.run(["git", *arguments], cwd=str(folder), env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -110,7 +114,8 @@ def run_git(folder: Path, *arguments: str) -> None:
 def upstream(tmp_path: Path) -> Path:
     """A git repository with the unpatched source under the tag v0.4.5, as upstream has it."""
     folder = tmp_path / "upstream"
-    shutil.copytree(str(ROOT / "pytorch-image-models"), str(folder), ignore=shutil.ignore_patterns("__pycache__", ".patched-with"))
+    shutil.copytree(str(ROOT / "pytorch-image-models"), str(folder),
+                    ignore=shutil.ignore_patterns("__pycache__", ".patched-with"))
     run_git(folder, "apply", "-p1", "--reverse", str(ROOT / "TResNet.patch"))
     run_git(folder, "init", "--quiet")
     run_git(folder, "add", "--all")
