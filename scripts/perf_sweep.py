@@ -11,6 +11,7 @@ Out: OUTPUT/perf.json, perf.md (a Markdown table) and perf.png. Every figure is 
 Exit status: 0 good, 1 failure, 2 wrong usage, 3 the best throughput is below --min-throughput.
 """
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -148,6 +149,25 @@ def sweep(arguments: argparse.Namespace) -> List[Dict[str, Any]]:
         row["throughput_spread"] = (max(row["throughput_runs"]) - min(row["throughput_runs"])) / row["throughput"]
         rows.append(row)
     return rows
+
+
+def settings(arguments: argparse.Namespace, chip: str) -> Dict[str, Any]:
+    """All that the figures depend on, as JSON gives it back: of files, their sizes and modification times."""
+    files = [arguments.model] if arguments.backend == "cpu" else [om_path(arguments, size) for size in arguments.batch_sizes]
+    states = [os.stat(path) for path in files + ([arguments.aipp] if arguments.aipp else [])]
+    return {"version": VERSION, "backend": arguments.backend, "chip": chip, "device": arguments.device, "loop": arguments.loop,
+            "repeat": arguments.repeat, "batch_sizes": list(arguments.batch_sizes), "files": files,
+            "file_states": [[state.st_size, state.st_mtime_ns] for state in states]}
+
+
+def kept_rows(path: str, measured: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The rows of an earlier perf.json that was measured with the same settings; [] if there is none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none, or not one of ours: it is measured anew
+        with open(path, encoding="utf-8") as file:
+            earlier = json.load(file)
+        if earlier["measured"] == measured:
+            return list(earlier["rows"])
+    return []
 
 
 # Report -------------------------------------------------------------------------------------------------------------
@@ -382,6 +402,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--chip", metavar="NAME", help="for the table (default: what npu-smi or the system says)")
     parser.add_argument("--data-set", metavar="NAME", help="for the table: what the accuracy was measured on")
     parser.add_argument("--accuracy", metavar="acc.json", help="for the table: TResNet_postprocess.py's file")
+    parser.add_argument("--keep", action="store_true", help="take the figures of --output's perf.json if they were "
+                        "measured with these very models and settings")
     parser.add_argument("--min-throughput", type=float, metavar="X", help="exit with 3 if the best has fewer images/s")
     arguments = parser.parse_args()
     if not 0 <= arguments.device <= 255:
@@ -424,11 +446,15 @@ def main() -> int:
     model = check_before_start(arguments)
     chip = arguments.chip or (the_chip(find_chips()) if arguments.backend == "ascend" else processor_name())
     accuracy = read_accuracy(arguments.accuracy) if arguments.accuracy else {}
+    measured = settings(arguments, chip)
+    kept = kept_rows(os.path.join(arguments.output, "perf.json"), measured) if arguments.keep else []
+    if kept:
+        print("the figures in perf.json are up to date; without --keep they are measured again")
     report: Dict[str, Any] = {
         "tool": "perf_sweep.py", "version": VERSION, "backend": arguments.backend,
         "chip": chip, "model": arguments.model, "variant": model["metadata"].get("variant"),
         "img_size": model["shape"][-1], "loop": arguments.loop, "repeat": arguments.repeat,
-        "data_set": arguments.data_set, "accuracy": accuracy, "rows": sweep(arguments)}
+        "data_set": arguments.data_set, "accuracy": accuracy, "measured": measured, "rows": kept or sweep(arguments)}
     add_reference(report)
     report["best"] = max(report["rows"], key=lambda row: row["throughput"])
     table = markdown(report)

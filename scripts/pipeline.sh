@@ -29,6 +29,7 @@ how it runs
   --precision NAME      float32, or int8 on the CPU: quantised, measured against float32 (default: float32)
   --perf                measure throughput per batch size (on ascend always)
   --loop N              batches per measurement of throughput (default: 20)
+  --repeat N            measurements per batch size, of which the median counts (default: 3)
   --compare N           images to compare with ONNX Runtime after an ascend run, 0 for none (default: 64)
   --min-cosine X        stop if an image's cosine similarity in that comparison is lower
 
@@ -55,7 +56,7 @@ fail() {  # message [status]
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ $PWD == "$root" ]]; then here=""; else here=$root/; fi  # commands are shown as short as they can be pasted
 data="" checkpoint="" img_size=224 workdir=./work backend=auto device="" soc_version="" batch_sizes=1,4,8,16,32 batch_size=""
-precision=float32 compare=64 loop=20 perf="" uint8="" check="" dry_run=""
+precision=float32 compare=64 loop=20 repeat=3 perf="" uint8="" check="" dry_run=""
 bad=() force=() accuracy_gates=() throughput_gate=() compare_gates=()
 
 while (($#)); do
@@ -70,7 +71,7 @@ while (($#)); do
         --dry-run) dry_run=1 ;;
         --help | -h) usage; exit 0 ;;
         --data | --checkpoint | --img-size | --workdir | --backend | --device | --soc-version | --batch-sizes | --batch-size | --precision | \
-            --loop | --compare | --min-cosine | --min-top1 | --min-top5 | --min-throughput)
+            --loop | --repeat | --compare | --min-cosine | --min-top1 | --min-top5 | --min-throughput)
             (($# > 1)) || fail "$option needs a value; see --help" 2
             value=$2
             shift
@@ -86,6 +87,7 @@ while (($#)); do
                 --batch-size) batch_size=$value ;;
                 --precision) precision=$value ;;
                 --loop) loop=$value ;;
+                --repeat) repeat=$value ;;
                 --compare) compare=$value ;;
                 --min-cosine) compare_gates+=("$option" "$value") ;;
                 --min-top1 | --min-top5) accuracy_gates+=("$option" "$value") ;;
@@ -104,6 +106,7 @@ if ! [[ $img_size =~ ^[1-9][0-9]*$ ]] || ((img_size % 32)); then fail "--img-siz
 [[ -z $batch_size || $batch_size =~ ^[1-9][0-9]*$ ]] || fail "--batch-size is a whole number of 1 or more, not '$batch_size'" 2
 [[ -z $device || $device =~ ^[0-9]+$ ]] || fail "--device is an NPU's number, not '$device'" 2
 [[ $loop =~ ^[1-9][0-9]*$ ]] || fail "--loop is a whole number of 1 or more, not '$loop'" 2
+[[ $repeat =~ ^[1-9][0-9]*$ ]] || fail "--repeat is a whole number of 1 or more, not '$repeat'" 2
 [[ $compare =~ ^[0-9]+$ ]] || fail "--compare is a number of images, not '$compare'" 2
 [[ $workdir != -* ]] || workdir=./$workdir  # no program may take it for an option
 
@@ -281,7 +284,8 @@ fi
 
 if [[ -n $perf ]]; then
     header "Performance"
-    step "$python" "${here}scripts/perf_sweep.py" --backend "$backend" --model "$model" --batch-sizes "$batch_sizes" --loop "$loop" --data-set "$data_set" \
+    if ((${#force[@]})); then keep=(); else keep=(--keep); fi
+    step "$python" "${here}scripts/perf_sweep.py" --backend "$backend" --model "$model" --batch-sizes "$batch_sizes" --loop "$loop" --repeat "$repeat" ${keep[@]+"${keep[@]}"} --data-set "$data_set" \
         --accuracy "$workdir/acc.json" --output "$workdir" ${device:+--device "$device"} ${aipp[@]+"${aipp[@]}"} ${throughput_gate[@]+"${throughput_gate[@]}"}
 fi
 

@@ -23,7 +23,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pipeline(machine: Path, *arguments: object, **switches: str) -> "subprocess.CompletedProcess[str]":
     environment = {key: value for key, value in os.environ.items() if key not in WITHOUT}
     environment.update(ascend_environment(machine, **switches), HOME=str(machine))
-    return subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--workdir", str(machine / "work"), "--loop", "1", *map(str, arguments)],
+    return subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--workdir", str(machine / "work"), "--loop", "1", "--repeat", "1", *map(str, arguments)],
                           cwd=str(ROOT), env=environment, universal_newlines=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
 
 
@@ -71,7 +71,7 @@ def test_every_command_is_the_contracts(finished: str, machine: Path) -> None:
     for words in bench[1:]:
         batch = words[5].split("=")[1]
         assert words[:6] == ["python3", "-m", "ais_bench", f"--model={work}/tresnet_bs{batch}.om", "--loop=1", f"--batchsize={batch}"]
-    assert len(bench) == 1 + 3 * len(BATCH_SIZES)
+    assert len(bench) == 1 + len(BATCH_SIZES)
     assert not any(".venv" in call["python"] for call in found), "atc and ais_bench run in the host's own Python"
 
 
@@ -79,7 +79,7 @@ def test_a_second_run_compiles_and_infers_nothing_again(finished: str, machine: 
     before = stamps(machine, "*.om"), stamps(machine, "result/*.txt")
     out = passed(machine)
     assert (stamps(machine, "*.om"), stamps(machine, "result/*.txt")) == before
-    assert "20 results in" in out and "are up to date" in out
+    assert "20 results in" in out and out.count("up to date") == 5 + 4, "five models, export, two inferences, performance"
 
 
 @pytest.mark.parametrize("fault, sentence", (
@@ -103,7 +103,9 @@ def test_a_failing_compiler_is_reported_and_the_next_run_compiles_only_what_is_m
     ("ais-missing=3", r"3 of 20 images have no result in .*: imagenet_"),
 ))
 def test_an_incomplete_inference_is_never_evaluated(fault: str, sentence: str, finished: str, machine: Path) -> None:
-    done = pipeline(machine, "--force", STANDIN_FAULT=fault)
+    for path in [*(machine / "work" / "result").iterdir()][:1]:
+        path.unlink()
+    done = pipeline(machine, STANDIN_FAULT=fault)
     assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
     assert "== Accuracy ==" not in done.stdout
     before = stamps(machine, "*.om")
