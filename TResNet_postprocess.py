@@ -13,6 +13,7 @@ Exit status: 0 good, 1 something is wrong with the data, 2 wrong usage, 3 the ac
 """
 import argparse
 import errno
+import gc
 import io
 import itertools
 import json
@@ -571,6 +572,7 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The command line; returns the exit status."""
+    gc.disable()  # a short life without cycles; looking for them in 50,000 names over and over takes 3 % of the time
     given = parse_arguments(arguments)
     accuracy_path, report_path = output_paths(given.out_dir, given.out_name, given.result, given.labels)
     report = evaluate(given.result, given.labels, given.prep, given.workers)

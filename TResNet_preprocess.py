@@ -271,8 +271,12 @@ def network_input(pixels: Any, dtype: str) -> bytes:
     return (np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype("<f4") / np.float32(255)).tobytes()
 
 
-def convert(file: BinaryIO, img_size: int, dtype: str, fast: Optional[Callable[..., Any]] = None) -> Any:
-    """The bytes of an image file's .bin; raises whatever Pillow raises for a bad image, and ValueError."""
+def convert(file: BinaryIO, img_size: int, dtype: str, fast: Optional[Callable[..., Any]] = None,
+            size: int = FAST_LIMIT) -> Any:
+    """The bytes of an image file's .bin; raises whatever Pillow raises for a bad image, and ValueError.
+
+    size: that of the file in bytes, if known: reading sets aside all the memory that it is asked for.
+    """
     from PIL import Image
     small = file.seek(0, os.SEEK_END) < FAST_LIMIT
     file.seek(0)
@@ -695,7 +699,7 @@ def make_work(args: argparse.Namespace, images: int) -> Callable[[Tuple[str, str
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
                     raise ValueError("empty" if stat.S_ISREG(status.st_mode) else "not a regular file")
-                data = convert(file, args.img_size, args.dtype, fast)
+                data = convert(file, args.img_size, args.dtype, fast, status.st_size)
         except Exception as error:  # Pillow raises a dozen kinds for broken files, SyntaxError among them
             return {"source": source, "error": reason(error)}
         try:

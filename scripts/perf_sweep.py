@@ -153,11 +153,12 @@ def sweep(arguments: argparse.Namespace) -> List[Dict[str, Any]]:
 
 def settings(arguments: argparse.Namespace, chip: str) -> Dict[str, Any]:
     """All that the figures depend on, as JSON gives it back: of files, their sizes and modification times."""
-    files = [arguments.model] if arguments.backend == "cpu" else [om_path(arguments, size) for size in arguments.batch_sizes]
+    files = ([arguments.model] if arguments.backend == "cpu"
+             else [om_path(arguments, size) for size in arguments.batch_sizes])
     states = [os.stat(path) for path in files + ([arguments.aipp] if arguments.aipp else [])]
-    return {"version": VERSION, "backend": arguments.backend, "chip": chip, "device": arguments.device, "loop": arguments.loop,
-            "repeat": arguments.repeat, "batch_sizes": list(arguments.batch_sizes), "files": files,
-            "file_states": [[state.st_size, state.st_mtime_ns] for state in states]}
+    return {"version": VERSION, "backend": arguments.backend, "chip": chip, "device": arguments.device,
+            "loop": arguments.loop, "repeat": arguments.repeat, "batch_sizes": list(arguments.batch_sizes),
+            "files": files, "file_states": [[state.st_size, state.st_mtime_ns] for state in states]}
 
 
 def kept_rows(path: str, measured: Dict[str, Any]) -> List[Dict[str, Any]]:

@@ -10,9 +10,10 @@ inference    scripts/infer_onnx.py and ONNX Runtime against OpenVINO and PyTorch
 int8         the network quantised by scripts/quantize_onnx.py against float32
 chain        scripts/pipeline.sh on the CPU against the sum of its steps' own work
 
-Out: a Markdown table and, with --json, all figures. The contestants are processes of their own that take turns, one run
-each per round; a ratio is the median of the rounds' ratios, so that another program's load hits all alike. The data (JPEGs
-cut from the sample photos, random results) are made in --workdir, the same bytes every time, and kept for the next call.
+Out: a Markdown table and, with --json, all figures. The contestants are processes of their own that take turns, one
+run each per round; a ratio is the median of the rounds' ratios, so that another program's load hits all alike. The data
+(JPEGs cut from the sample photos, random results) are made in --workdir, the same bytes every time, and kept for the
+next call.
 Needs what requirements.txt and test/requirements.txt list.
 """
 import argparse
@@ -73,7 +74,7 @@ def refuse(message: str) -> SystemExit:
     return SystemExit(f"bench.py: {message}")
 
 
-# ---- data --------------------------------------------------------------------------------------------------------------
+# ---- data ------------------------------------------------------------------------------------------------------------
 
 def encode(image: Image.Image, quality: int) -> bytes:
     file = io.BytesIO()
@@ -89,7 +90,9 @@ def quality_for(photo: Image.Image) -> int:
 
 
 def make_image(index: int, photos: Sequence[Image.Image], qualities: Sequence[int]) -> Tuple[bytes, int]:
-    """(JPEG file, index of the photo that it shows or that is at its top left) of image `index`, which alone decides."""
+    """(JPEG file, index of the photo that it shows or that is at its top left) of image `index`,
+    which alone decides.
+    """
     chance = random.Random(index)
     width, height, gray = SIZES[index % len(SIZES)]
     image = Image.new("RGB", (width, height))
@@ -105,7 +108,9 @@ def make_image(index: int, photos: Sequence[Image.Image], qualities: Sequence[in
 
 
 def make_images(folder: str, count: int, sample: str) -> str:
-    """Make FOLDER/val_union/*.jpg and FOLDER/val_label.txt from the photos of a sample data set; returns FOLDER/val_union."""
+    """Make FOLDER/val_union/*.jpg and FOLDER/val_label.txt from the photos of a sample data set;
+    returns FOLDER/val_union.
+    """
     target, labels_path = os.path.join(folder, "val_union"), os.path.join(folder, "val_label.txt")
     if os.path.exists(labels_path):  # written last, so the images are whole where it stands
         return target
@@ -133,14 +138,15 @@ def make_results(folder: str, count: int) -> Tuple[str, str]:
     lines = []
     for index in range(count):
         scores = generator.normal(0, 3, CLASSES)
-        label = int(scores.argsort()[-1 - min(int(generator.exponential(3)), 9)])  # some Top-1, more Top-5, some neither
+        # Some Top-1, more Top-5, some neither.
+        label = int(scores.argsort()[-1 - min(int(generator.exponential(3)), 9)])
         write_whole(os.path.join(result, f"image_{index:05}_0.txt"), ("%f " * CLASSES % tuple(scores)).encode() + b"\n")
         lines.append(f"image_{index:05}.JPEG {label}\n")
     write_whole(labels_path, "".join(lines).encode())
     return result, labels_path
 
 
-# ---- the rivals, each as a user would write it -------------------------------------------------------------------------
+# ---- the rivals, each as a user would write it -----------------------------------------------------------------------
 
 class Images:
     """A data set for torch's DataLoader: ([3, 224, 224] float32 in 0…1, name) of each image, by Pillow alone."""
@@ -232,7 +238,8 @@ def load_torch(checkpoint: str) -> Tuple[int, Callable[[np.ndarray], np.ndarray]
     from TResNet_pth2onnx import find_state_dict, load_checkpoint, load_network, recognise
     torch.set_num_threads(CORES)
     tensors = find_state_dict(load_checkpoint(checkpoint), checkpoint, False)
-    network = load_network(tensors, checkpoint, recognise(tensors, checkpoint, None, None, None)).to(memory_format=torch.channels_last)
+    network = load_network(tensors, checkpoint, recognise(tensors, checkpoint, None, None, None))
+    network = network.to(memory_format=torch.channels_last)
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -270,11 +277,11 @@ def rival_evaluate(result: str, labels_path: str, prepared: str) -> None:
     print(elapsed(evaluate, result, labels_path, prepared, CORES))
 
 
-RIVALS = {"dataloader": rival_dataloader, "decode": rival_decode, "postprocess": rival_postprocess, "infer": rival_infer,
-          "evaluate": rival_evaluate}
+RIVALS = {"dataloader": rival_dataloader, "decode": rival_decode, "postprocess": rival_postprocess,
+          "infer": rival_infer, "evaluate": rival_evaluate}
 
 
-# ---- measuring ---------------------------------------------------------------------------------------------------------
+# ---- measuring -------------------------------------------------------------------------------------------------------
 
 def elapsed(function: Callable[..., Any], *arguments: Any) -> float:
     start = time.perf_counter()
@@ -296,7 +303,8 @@ def call(command: List[str]) -> Tuple[float, str]:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     seconds = time.perf_counter() - start
     if done.returncode:
-        raise refuse(f"{' '.join(command)} failed with exit status {done.returncode}: {done.stderr.decode(errors='replace').strip()[-500:]}")
+        raise refuse(f"{' '.join(command)} failed with exit status {done.returncode}: "
+                     f"{done.stderr.decode(errors='replace').strip()[-500:]}")
     return seconds, done.stdout.decode(errors="replace")
 
 
@@ -330,7 +338,10 @@ def server(runtime: str, model: str, prepared: str) -> Iterator[Tuple[Dict[str, 
 
 
 def take_turns(contestants: Dict[str, Callable[[], float]], rounds: int, contest: str) -> Dict[str, List[float]]:
-    """{contestant: [figure per round]}. Each round begins with another contestant, so that none always follows the same."""
+    """{contestant: [figure per round]}.
+
+    Each round begins with another contestant, so that none always follows the same.
+    """
     runs = {name: [] for name in contestants}  # type: Dict[str, List[float]]
     for number in range(rounds):
         names = list(contestants)
@@ -345,7 +356,7 @@ def times_as_fast(runs: Dict[str, List[float]], ours: str, other: str, goal: Opt
     return Ratio(ours, other, [a / b for a, b in pairs], goal)
 
 
-# ---- contests ----------------------------------------------------------------------------------------------------------
+# ---- contests --------------------------------------------------------------------------------------------------------
 
 def photos(workdir: str) -> str:
     """The sample photos and their labels, without a checkpoint."""
@@ -365,7 +376,8 @@ def exported(workdir: str) -> Tuple[str, str]:
 def prepared_images(workdir: str, count: int) -> str:
     """Folder of `count` prepared images, all of them whole batches."""
     prepared = os.path.join(workdir, f"prepared-{count}")
-    call(script("TResNet_preprocess.py", make_images(os.path.join(workdir, f"images-{count}"), count, photos(workdir)), prepared))
+    images = make_images(os.path.join(workdir, f"images-{count}"), count, photos(workdir))
+    call(script("TResNet_preprocess.py", images, prepared))
     return prepared
 
 
@@ -378,8 +390,8 @@ def same_files(one: str, other: str) -> int:
             if a.read() != b.read():
                 differing.add(name)
     if differing or not names[0]:
-        raise refuse(f"{len(differing)} of {len(names[0] | names[1])} files differ between {one} and {other}, such as {sorted(differing)[:3]}; "
-                     "times of different work cannot be compared")
+        raise refuse(f"{len(differing)} of {len(names[0] | names[1])} files differ between {one} and {other}, such as "
+                     f"{sorted(differing)[:3]}; times of different work cannot be compared")
     return len(names[0])
 
 
@@ -411,10 +423,14 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
     clear()
     first = next(iter(runs))
     sizes = [entry.stat().st_size for entry in os.scandir(source)]
+    fast_path = ("is used (simplejpeg is installed)" if util.find_spec("simplejpeg")
+                 else "is not used: simplejpeg is not installed")
     return Contest("s", runs, [times_as_fast(runs, first, name, goal, True) for name, goal in (
-        ("torch DataLoader, 8 workers", 2.5), ("torch DataLoader, its start not counted", None), ("decoding alone (Pillow)", 0.6))], [
-            f"{count} JPEGs of {sum(sizes) / count / 1000:.0f} KB on average; the {equal} files of both are equal byte for byte",
-            "the fast path " + ("is used (simplejpeg is installed)" if util.find_spec("simplejpeg") else "is not used: simplejpeg is not installed")])
+        ("torch DataLoader, 8 workers", 2.5), ("torch DataLoader, its start not counted", None),
+        ("decoding alone (Pillow)", 0.6))], [
+            f"{count} JPEGs of {sum(sizes) / count / 1000:.0f} KB on average; "
+            f"the {equal} files of both are equal byte for byte",
+            "the fast path " + fast_path])
 
 
 def postprocess(workdir: str, rounds: int, count: int) -> Contest:
@@ -426,15 +442,18 @@ def postprocess(workdir: str, rounds: int, count: int) -> Contest:
         hits = json.load(file)["hits"]
     expected = json.loads(call(plain)[1])
     if hits != expected:
-        raise refuse(f"TResNet_postprocess.py counts {hits} hits, the plain implementation {expected}; one of them is wrong")
-    runs = take_turns({"TResNet_postprocess.py": lambda: call(command)[0], "float() and argsort": lambda: call(plain)[0]}, rounds, "postprocess")
+        raise refuse(f"TResNet_postprocess.py counts {hits} hits, the plain implementation {expected}; "
+                     "one of them is wrong")
+    runs = take_turns({"TResNet_postprocess.py": lambda: call(command)[0],
+                       "float() and argsort": lambda: call(plain)[0]}, rounds, "postprocess")
     return Contest("s", runs, [times_as_fast(runs, *list(runs)[:2], goal=12, seconds=True)],  # type: ignore[misc]
-                   [f"{count} results of {CLASSES} values; both count {', '.join(map(str, hits))} hits for Top-1 to Top-5"])
+                   [f"{count} results of {CLASSES} values; "
+                    f"both count {', '.join(map(str, hits))} hits for Top-1 to Top-5"])
 
 
 def runner(model: str, prepared: str, workdir: str, name: str) -> Callable[[], float]:
-    command = script("scripts/infer_onnx.py", "--model", model, "--input", prepared, "--output", workdir, "--output_dirname", name,
-                     "--outfmt", "TXT", "--batchsize", str(BATCH), "--force")
+    command = script("scripts/infer_onnx.py", "--model", model, "--input", prepared, "--output", workdir,
+                     "--output_dirname", name, "--outfmt", "TXT", "--batchsize", str(BATCH), "--force")
     return lambda: images_per_second(call(command)[1])
 
 
@@ -444,49 +463,61 @@ def inference(workdir: str, rounds: int, count: int) -> Contest:
     with contextlib.ExitStack() as stack:
         contestants = {"infer_onnx.py": runner(model, prepared, workdir, "result_bench")}
         batches = {}
-        for name, runtime, file in (("ONNX Runtime", "onnxruntime", model), ("OpenVINO", "openvino", model), ("PyTorch", "torch", checkpoint)):
+        for name, runtime, file in (("ONNX Runtime", "onnxruntime", model), ("OpenVINO", "openvino", model),
+                                    ("PyTorch", "torch", checkpoint)):
             if runtime == "openvino" and not util.find_spec("openvino"):
                 continue
             about, contestants[name] = stack.enter_context(server(runtime, file, prepared))
             batches[name] = about["batch"]
         runs = take_turns(contestants, rounds, "inference")
-    ratios = [("infer_onnx.py", "ONNX Runtime", 0.95), ("ONNX Runtime", "OpenVINO", 0.95), ("ONNX Runtime", "PyTorch", 1.2)]
-    return Contest("images/s", runs, [times_as_fast(runs, *names, goal, False) for *names, goal in ratios if names[1] in runs], [
-        f"TResNet-M, float32, {INFERENCE_IMAGES} images, {CORES} threads each; infer_onnx.py reads and writes files, the others have all in memory",
-        "batch: " + ", ".join(f"{name} {batch}" for name, batch in batches.items()) + "; PyTorch channels-last at its fastest batch"]
+    ratios = [("infer_onnx.py", "ONNX Runtime", 0.95), ("ONNX Runtime", "OpenVINO", 0.95),
+              ("ONNX Runtime", "PyTorch", 1.2)]
+    measured = [times_as_fast(runs, *names, goal, False) for *names, goal in ratios if names[1] in runs]
+    return Contest("images/s", runs, measured, [
+        f"TResNet-M, float32, {INFERENCE_IMAGES} images, {CORES} threads each; infer_onnx.py reads and writes files, "
+        "the others have all in memory",
+        "batch: " + ", ".join(f"{name} {batch}" for name, batch in batches.items())
+        + "; PyTorch channels-last at its fastest batch"]
         + ([] if "OpenVINO" in runs else ["OpenVINO is not installed here and was left out"]))
 
 
 def int8(workdir: str, rounds: int, count: int) -> Contest:
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         if not re.search(r"\b(avx512_vnni|avx_vnni)\b", file.read()):
-            return Contest("images/s", {}, [], ["skipped: this CPU has no VNNI, the 8-bit dot products that int8 is for"])
+            return Contest("images/s", {}, [], [
+                "skipped: this CPU has no VNNI, the 8-bit dot products that int8 is for"])
     _, model = exported(workdir)
     prepared = prepared_images(workdir, INFERENCE_IMAGES)
     quantized = os.path.join(workdir, "tresnet_int8.onnx")
-    call(script("scripts/quantize_onnx.py", model, quantized, "--calibrate", prepared, "--images", str(CALIBRATION_IMAGES)))
+    call(script("scripts/quantize_onnx.py", model, quantized, "--calibrate", prepared,
+                "--images", str(CALIBRATION_IMAGES)))
     originals = os.path.join(workdir, "prepared-sample")
     call(script("TResNet_preprocess.py", os.path.join(workdir, "sample", "val_union"), originals))
     runner(model, originals, workdir, "agreement_float32")(), runner(quantized, originals, workdir, "agreement_int8")()
     comparison = os.path.join(workdir, "agreement.json")
-    call(script("scripts/compare_results.py", os.path.join(workdir, "agreement_float32"), os.path.join(workdir, "agreement_int8"), "--json", comparison))
+    call(script("scripts/compare_results.py", os.path.join(workdir, "agreement_float32"),
+                os.path.join(workdir, "agreement_int8"), "--json", comparison))
     with open(comparison, encoding="utf-8") as file:
         compared = json.load(file)
-    with server("onnxruntime", model, prepared) as (_, bare), server("onnxruntime", quantized, prepared) as (_, bare_int8):
+    with server("onnxruntime", model, prepared) as (_, bare), \
+            server("onnxruntime", quantized, prepared) as (_, bare_int8):
         runs = take_turns({"infer_onnx.py, int8": runner(quantized, prepared, workdir, "result_int8"),
                            "infer_onnx.py, float32": runner(model, prepared, workdir, "result_bench"),
                            "ONNX Runtime, int8": bare_int8, "ONNX Runtime, float32": bare}, rounds, "int8")
     names = list(runs)
-    return Contest("images/s", runs, [times_as_fast(runs, names[0], names[1], 2.7, False), times_as_fast(runs, names[2], names[3], None, False)], [
-        f"calibrated on {CALIBRATION_IMAGES} of the prepared images; on the {compared['images']} whole sample photos int8 and float32 agree in "
-        f"{compared['top1_agreement']:.1f} % of the Top-1, cosine similarity {compared['cosine']['min']:.4f} at least"])
+    ratios = [times_as_fast(runs, names[0], names[1], 2.7, False), times_as_fast(runs, names[2], names[3], None, False)]
+    return Contest("images/s", runs, ratios, [
+        f"calibrated on {CALIBRATION_IMAGES} of the prepared images; on the {compared['images']} whole sample photos "
+        f"int8 and float32 agree in {compared['top1_agreement']:.1f} % of the Top-1, "
+        f"cosine similarity {compared['cosine']['min']:.4f} at least"])
 
 
 def timed_pipeline(command: List[str]) -> Tuple[float, Dict[str, float], str]:
     """Run pipeline.sh; (seconds, {step: seconds between its header and the next}, what it printed)."""
     start = began = time.perf_counter()
     steps, step, printed = {}, "Set-up", []  # type: Dict[str, float], str, List[str]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, bufsize=0) as child:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          cwd=ROOT, bufsize=0) as child:
         for line in io.TextIOWrapper(child.stdout, errors="replace"):  # type: ignore[arg-type]
             printed.append(line)
             header = re.fullmatch(r"== ([\w ]+?)(?: \(\d+ s\))? ==\n", line)
@@ -504,7 +535,8 @@ def chain(workdir: str, rounds: int, count: int) -> Contest:
     make_images(os.path.join(workdir, f"images-{count}"), count, photos(workdir))
     data, work = os.path.join(workdir, f"images-{count}"), os.path.join(workdir, "chain")
     checkpoint, _ = exported(workdir)
-    command = ["bash", os.path.join(ROOT, "scripts", "pipeline.sh"), "--backend", "cpu", "--data", data, "--checkpoint", checkpoint, "--workdir", work]
+    command = ["bash", os.path.join(ROOT, "scripts", "pipeline.sh"), "--backend", "cpu", "--data", data,
+               "--checkpoint", checkpoint, "--workdir", work]
     runs = {}  # type: Dict[str, List[float]]
 
     def record(name: str, seconds: float) -> None:
@@ -519,7 +551,8 @@ def chain(workdir: str, rounds: int, count: int) -> Contest:
         ideal = {"Preprocess": float(re.findall(r" made in ([0-9.]+) s", printed)[0]),
                  "Export": float(re.findall(r" MB in ([0-9.]+) s", printed)[0]),
                  "Inference": in_model,
-                 "Accuracy": float(call(rival("evaluate", os.path.join(work, "result"), os.path.join(data, "val_label.txt"),
+                 "Accuracy": float(call(rival("evaluate", os.path.join(work, "result"),
+                                              os.path.join(data, "val_label.txt"),
                                               os.path.join(work, "prep_dataset")))[1])}
         record("pipeline.sh", wall)
         record("its steps' own work", sum(ideal.values()))
@@ -527,19 +560,21 @@ def chain(workdir: str, rounds: int, count: int) -> Contest:
             record(f"- {step}", seconds)
             if step in ideal:
                 record(f"- {step}: own work", ideal[step])
-        print(f"chain, round {number + 1} of {rounds}: {wall:.1f} s, of which {sum(ideal.values()):.1f} s work", file=sys.stderr)
+        print(f"chain, round {number + 1} of {rounds}: {wall:.1f} s, of which {sum(ideal.values()):.1f} s work",
+              file=sys.stderr)
     shutil.rmtree(work, ignore_errors=True)
     took = Ratio("pipeline.sh", "its steps' own work", [a / b for a, b in zip(*list(runs.values())[:2])], 1.1)
     return Contest("s", runs, [took], [
-        f"{count} images; own work: what each step times after its imports (preprocess, export with its check, counting), and the time "
-        "inside ONNX Runtime for the inference; the ratio is time taken to work, so less is better"])
+        f"{count} images; own work: what each step times after its imports (preprocess, export with its check, "
+        "counting), and the time inside ONNX Runtime for the inference; the ratio is time taken to work, "
+        "so less is better"])
 
 
 CONTESTS = {"preprocess": preprocess, "postprocess": postprocess, "inference": inference, "int8": int8, "chain": chain}
 AT_MOST = ("chain",)  # contests whose goal is an upper limit
 
 
-# ---- what is said about it ---------------------------------------------------------------------------------------------
+# ---- what is said about it -------------------------------------------------------------------------------------------
 
 def machine() -> Dict[str, Any]:
     """CPU, cores and versions."""
@@ -549,9 +584,11 @@ def machine() -> Dict[str, Any]:
     for name in ("torch", "onnxruntime", "openvino", "numpy", "PIL", "simplejpeg"):
         if util.find_spec(name):
             code = f"import {name}; print(getattr({name}, '__version__', 'unknown'))"
-            versions[name] = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, universal_newlines=True).stdout.strip()
-    return {"cpu": names[0] if names else platform.machine(), "cores": CORES, "memory_gb": round(
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1), "system": platform.platform(), "versions": versions}
+            done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, universal_newlines=True)
+            versions[name] = done.stdout.strip()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": names[0] if names else platform.machine(), "cores": CORES, "memory_gb": round(memory / 1e9, 1),
+            "system": platform.platform(), "versions": versions}
 
 
 def cpu_seconds() -> Tuple[float, float]:
@@ -581,25 +618,32 @@ def table(rows: List[List[str]]) -> str:
 
 
 def show(results: Dict[str, Contest], about: Dict[str, Any]) -> None:
-    print(f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()) + "\n")
-    figures, ratios, notes = [["contest", "contestant", "median", "spread", "unit"]], [["contest", "ratio", "median", "spread", "goal", "met"]], []
+    print(f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, "
+          + ", ".join(f"{k} {v}" for k, v in about["versions"].items()) + "\n")
+    figures, ratios, notes = [["contest", "contestant", "median", "spread", "unit"]], [
+        ["contest", "ratio", "median", "spread", "goal", "met"]], []
     for name, contest in results.items():
-        figures += [[name, who, f"{statistics.median(values):.2f}", spread(values), contest.unit] for who, values in contest.runs.items()]
+        figures += [[name, who, f"{statistics.median(values):.2f}", spread(values), contest.unit]
+                    for who, values in contest.runs.items()]
         sign = "≤" if name in AT_MOST else "≥"
-        ratios += [[name, f"{ratio.ours} : {ratio.rival}", f"{statistics.median(ratio.values):.2f}", spread(ratio.values),
-                    f"{sign} {ratio.goal}" if ratio.goal else "", {True: "yes", False: "no", None: ""}[met(name, ratio)]] for ratio in contest.ratios]
+        ratios += [[name, f"{ratio.ours} : {ratio.rival}", f"{statistics.median(ratio.values):.2f}",
+                    spread(ratio.values), f"{sign} {ratio.goal}" if ratio.goal else "",
+                    {True: "yes", False: "no", None: ""}[met(name, ratio)]] for ratio in contest.ratios]
         notes += [f"- {name}: {note}" for note in contest.notes]
     print(table(figures) + "\n\n" + table(ratios) + "\n\n" + "\n".join(notes))
 
 
 def as_json(results: Dict[str, Contest], about: Dict[str, Any], rounds: int, count: int) -> bytes:
     contests = {name: {"unit": contest.unit, "notes": contest.notes,
-                       "contestants": {who: {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": values}
+                       "contestants": {who: {"median": statistics.median(values), "min": min(values),
+                                             "max": max(values), "runs": values}
                                        for who, values in contest.runs.items()},
-                       "ratios": [{"ours": ratio.ours, "rival": ratio.rival, "median": statistics.median(ratio.values), "min": min(ratio.values),
-                                   "max": max(ratio.values), "goal": ratio.goal, "met": met(name, ratio)} for ratio in contest.ratios]}
+                       "ratios": [{"ours": ratio.ours, "rival": ratio.rival, "median": statistics.median(ratio.values),
+                                   "min": min(ratio.values), "max": max(ratio.values), "goal": ratio.goal,
+                                   "met": met(name, ratio)} for ratio in contest.ratios]}
                 for name, contest in results.items()}
-    return json.dumps({"machine": about, "rounds": rounds, "images": count, "contests": contests}, indent=2).encode() + b"\n"
+    figures = {"machine": about, "rounds": rounds, "images": count, "contests": contests}
+    return json.dumps(figures, indent=2).encode() + b"\n"
 
 
 def main() -> None:
@@ -610,8 +654,10 @@ def main() -> None:
     parser.add_argument("contests", nargs="*", metavar="contest", help=f"of {', '.join(CONTESTS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each contestant (default: %(default)s)")
     parser.add_argument("--images", type=int, default=2000, help="JPEGs of preprocess and chain (default: %(default)s)")
-    parser.add_argument("--results", type=int, default=50_000, help="result files of postprocess (default: %(default)s)")
-    parser.add_argument("--workdir", default=os.path.join(ROOT, "work", "bench"), help="for the data, 4 GB (default: work/bench)")
+    parser.add_argument("--results", type=int, default=50_000,
+                        help="result files of postprocess (default: %(default)s)")
+    parser.add_argument("--workdir", default=os.path.join(ROOT, "work", "bench"),
+                        help="for the data, 4 GB (default: work/bench)")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.contests if name not in CONTESTS]
@@ -624,9 +670,11 @@ def main() -> None:
     about, results = machine(), {}
     for name in arguments.contests or CONTESTS:
         before = cpu_seconds()
-        results[name] = CONTESTS[name](workdir, arguments.rounds, arguments.results if name == "postprocess" else arguments.images)
+        files = arguments.results if name == "postprocess" else arguments.images
+        results[name] = CONTESTS[name](workdir, arguments.rounds, files)
         everyone, we = (b - a for a, b in zip(before, cpu_seconds()))
-        results[name].notes.append(f"other programs took {100 * max(0.0, 1 - we / max(everyone, 1e-9)):.0f} % of the CPU time that was spent meanwhile")
+        results[name].notes.append(f"other programs took {100 * max(0.0, 1 - we / max(everyone, 1e-9)):.0f} % "
+                                   "of the CPU time that was spent meanwhile")
     show(results, about)
     if arguments.json:
         write_whole(arguments.json, as_json(results, about, arguments.rounds, arguments.images))

@@ -566,7 +566,8 @@ def test_onnx2om_ends_atc_with_itself(machine: Machine, number: int, status: int
         said = child.communicate()[1]
         assert time.time() - begun < 2
     assert child.returncode == status
-    assert re.fullmatch("onnx2om.sh: interrupted; the model being compiled is dropped, .*\n" if status == 130 else "", said), said
+    expected = "onnx2om.sh: interrupted; the model being compiled is dropped, .*\n" if status == 130 else ""
+    assert re.fullmatch(expected, said), said
     assert sorted(path.name for path in work.iterdir()) == ["net.onnx", "net_bs1.atc.log"]
     assert f"--model={work}/net.onnx" not in processes()
 

@@ -1,4 +1,6 @@
-"""The chain as a whole on the CPU: right on real photos, wrong when it should be, and impossible to damage by stopping it."""
+"""The chain as a whole on the CPU: right on real photos, wrong when it should be,
+and impossible to damage by stopping it.
+"""
 import json
 import os
 import random
@@ -20,9 +22,11 @@ STEPS = ("Sample data", "Preprocess", "Export", "Inference", "Accuracy")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV")}
 
 
-def pipeline(*arguments: object, cwd: Path = ROOT, env: Optional[Dict[str, str]] = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", *map(str, arguments)], cwd=str(cwd), env=dict(ENVIRONMENT, **env or {}),
-                          universal_newlines=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+def pipeline(*arguments: object, cwd: Path = ROOT,
+             env: Optional[Dict[str, str]] = None) -> "subprocess.CompletedProcess[str]":
+    command = ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", *map(str, arguments)]
+    return subprocess.run(command, cwd=str(cwd), env=dict(ENVIRONMENT, **env or {}), universal_newlines=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
 
 
 def passed(*arguments: object, **options: object) -> str:
@@ -45,7 +49,8 @@ def accuracy(workdir: Path) -> Dict[str, str]:
 def products(workdir: Path) -> Dict[str, str]:
     """{path: SHA-256} of everything that a run leaves but its notes about times, paths and process ids."""
     notes = {".lock", ".python", "manifest.jsonl", "acc_report.json", "result_journal.jsonl", "result_summary.json"}
-    return {str(path.relative_to(workdir)): sha256(path) for path in workdir.rglob("*") if path.is_file() and path.name not in notes}
+    return {str(path.relative_to(workdir)): sha256(path) for path in workdir.rglob("*")
+            if path.is_file() and path.name not in notes}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
-# ---- right, and wrong when it should be --------------------------------------------------------------------------------
+# ---- right, and wrong when it should be ------------------------------------------------------------------------------
 
 def test_the_sample_reaches_100_percent_and_every_image_is_accounted_for(finished: Path) -> None:
     expected = {"Number of images": "20", "Number of classes": "1000"}
@@ -72,8 +77,10 @@ def test_the_sample_reaches_100_percent_and_every_image_is_accounted_for(finishe
     assert json.loads((finished / "acc.json").read_text())["title"] == "Overall statistical evaluation"
     assert accuracy(finished) == expected
     counts = json.loads((finished / "acc_report.json").read_text())["counts"]
-    assert counts == {"labelled": 20, "images": 20, "preprocessed": 20, "bad": 0, "inferred": 20, "evaluated": 20, "left_out": 0}
-    assert {path.name: sha256(path) for path in (finished / "prep_dataset").glob("*.bin")} == listed_sha256("sample.sha256")
+    assert counts == {"labelled": 20, "images": 20, "preprocessed": 20, "bad": 0, "inferred": 20, "evaluated": 20,
+                      "left_out": 0}
+    prepared = {path.name: sha256(path) for path in (finished / "prep_dataset").glob("*.bin")}
+    assert prepared == listed_sha256("sample.sha256")
 
 
 @pytest.mark.parametrize("damage, highest", (("swapped channels", 60), ("scale of 255", 30)))
@@ -83,8 +90,8 @@ def test_a_wrong_preparation_loses_photos(damage: str, highest: float, finished:
     for path in (finished / "prep_dataset").glob("*.bin"):
         image = np.fromfile(str(path), "<f4").reshape(3, 224, 224)
         (image[::-1] if damage == "swapped channels" else image * 255).tofile(str(prepared / path.name))
-    succeed("scripts/infer_onnx.py", "--model", finished / "tresnet.onnx", "--input", prepared, "--output", tmp_path, "--output_dirname", "result",
-            "--outfmt", "TXT", "--batchsize", 8)
+    succeed("scripts/infer_onnx.py", "--model", finished / "tresnet.onnx", "--input", prepared, "--output", tmp_path,
+            "--output_dirname", "result", "--outfmt", "TXT", "--batchsize", 8)
     succeed("TResNet_postprocess.py", tmp_path / "result", finished / "sample" / "val_label.txt", tmp_path, "acc.json")
     assert float(accuracy(tmp_path)["Top1 accuracy"].rstrip("%")) <= highest
 
@@ -94,7 +101,8 @@ def test_the_commands_of_a_dry_run_are_the_steps_and_can_be_pasted(finished: Pat
     commands = [line[2:] for line in out.splitlines() if line.startswith("$ ")]
     assert not (tmp_path / "by hand").exists() and len(commands) == 7
     script = "set -e\n" + "\n".join(commands)
-    subprocess.run(["bash", "-c", script], cwd=str(ROOT), env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    subprocess.run(["bash", "-c", script], cwd=str(ROOT), env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL,
+                   stdin=subprocess.DEVNULL)
     assert (tmp_path / "by hand" / "acc.json").read_bytes() == (finished / "acc.json").read_bytes()
 
 
@@ -102,7 +110,8 @@ def test_bytes_in_quotes_with_aipp_give_the_same_logits(finished: Path, copy: Pa
     passed("--workdir", copy, "--uint8")
     assert all(path.stat().st_size == 150528 for path in (copy / "prep_dataset").glob("*.bin"))
     for path in (finished / "result").iterdir():
-        difference = np.abs(np.array(path.read_text().split(), float) - np.array((copy / "result" / path.name).read_text().split(), float))
+        difference = np.abs(np.array(path.read_text().split(), float)
+                            - np.array((copy / "result" / path.name).read_text().split(), float))
         assert difference.max() <= 1e-4
     assert accuracy(copy)["Top1 accuracy"] == "100.0%"
 
@@ -122,7 +131,7 @@ def test_performance_is_measured_and_drawn(copy: Path) -> None:
     assert [row["batch_size"] for row in rows] == [1, 2] and "best" in out.lower()
 
 
-# ---- a user's own data -------------------------------------------------------------------------------------------------
+# ---- a user's own data -----------------------------------------------------------------------------------------------
 
 def test_class_folders_spaces_in_names_and_a_bad_image(finished: Path, tmp_path: Path) -> None:
     data = tmp_path / "my data"
@@ -139,7 +148,8 @@ def test_class_folders_spaces_in_names_and_a_bad_image(finished: Path, tmp_path:
     assert "1 of 5 images were left out" in out
     report = json.loads((tmp_path / "w o r k" / "acc_report.json").read_text())
     assert report["counts"]["evaluated"] == 4 and report["left_out"][0]["source"] == "class 0/broken.jpg"
-    assert accuracy(tmp_path / "w o r k")["Top1 accuracy"] == "0.0%", "class folders are numbered from 0, the sample's labels are not"
+    assert accuracy(tmp_path / "w o r k")["Top1 accuracy"] == "0.0%", (
+        "class folders are numbered from 0, the sample's labels are not")
 
 
 def test_gates_end_with_status_3_and_one_sentence(copy: Path) -> None:
@@ -153,10 +163,13 @@ def test_gates_end_with_status_3_and_one_sentence(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments, status, sentence", (
-    (("--frobnicate",), 2, "unknown option or argument '--frobnicate'"), (("work",), 2, "unknown option or argument 'work'"),
+    (("--frobnicate",), 2, "unknown option or argument '--frobnicate'"),
+    (("work",), 2, "unknown option or argument 'work'"),
     (("--data",), 2, "--data needs a value"), (("--backend=gpu",), 2, "--backend is auto, ascend or cpu, not 'gpu'"),
-    (("--img-size", "225"), 2, "--img-size is a multiple of 32"), (("--min-top1", "high"), 2, "--min-top1 takes a number, not 'high'"),
-    (("--batch-sizes", "1,,2"), 2, "--batch-sizes is a list such as 1,4,8"), (("--data", "/nowhere"), 1, "should hold a folder val_union/"),
+    (("--img-size", "225"), 2, "--img-size is a multiple of 32"),
+    (("--min-top1", "high"), 2, "--min-top1 takes a number, not 'high'"),
+    (("--batch-sizes", "1,,2"), 2, "--batch-sizes is a list such as 1,4,8"),
+    (("--data", "/nowhere"), 1, "should hold a folder val_union/"),
     (("--workdir", "/proc/work"), 1, "cannot be made or written"),
 ))
 def test_wrong_usage(arguments: List[str], status: int, sentence: str, tmp_path: Path) -> None:
@@ -165,7 +178,8 @@ def test_wrong_usage(arguments: List[str], status: int, sentence: str, tmp_path:
 
 def test_a_failing_step_is_named_with_its_own_error(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pth").write_text("<html>")
-    said = refused("--data", finished / "sample", "--checkpoint", tmp_path / "checkpoint.pth", "--workdir", tmp_path / "work")
+    said = refused("--data", finished / "sample", "--checkpoint", tmp_path / "checkpoint.pth",
+                   "--workdir", tmp_path / "work")
     assert "is not a PyTorch checkpoint" in said and "the step 'Export' failed with exit status 1" in said
 
 
@@ -175,11 +189,12 @@ def test_check_tells_what_is_missing_for_each_backend(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
     done = pipeline("--check", "--data", tmp_path, "--workdir", tmp_path / "work")
     assert done.returncode == 1
-    found = {line.split("  ")[1].strip() if line.startswith(("both", "cpu")) else "" for line in done.stdout.splitlines() if " missing " in line}
-    assert {"images", "labels", "checkpoint"} <= {word for line in done.stdout.splitlines() if " missing " in line for word in line.split()}, found
+    missing = [line for line in done.stdout.splitlines() if " missing " in line]
+    found = {line.split("  ")[1].strip() if line.startswith(("both", "cpu")) else "" for line in missing}
+    assert {"images", "labels", "checkpoint"} <= {word for line in missing for word in line.split()}, found
 
 
-# ---- once, one at a time, and resumed ----------------------------------------------------------------------------------
+# ---- once, one at a time, and resumed --------------------------------------------------------------------------------
 
 def test_a_second_run_does_nothing_again(copy: Path) -> None:
     passed("--workdir", copy)  # the copy's .bin files have new modification times, which counts as a change once
@@ -191,8 +206,9 @@ def test_a_second_run_does_nothing_again(copy: Path) -> None:
 
 
 def test_a_second_run_at_the_same_time_is_told_who_is_at_work(copy: Path) -> None:
-    first = subprocess.Popen(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--workdir", str(copy), "--force"], cwd=str(ROOT),
-                             env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    command = ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--workdir", str(copy), "--force"]
+    first = subprocess.Popen(command, cwd=str(ROOT), env=ENVIRONMENT, stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL)
     assert first.stdout is not None
     wait_for(first, "Preprocess")
     said = refused("--workdir", copy)
@@ -227,8 +243,9 @@ def session(leader: int) -> List[int]:
 
 
 def start(workdir: Path) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--workdir", str(workdir)], cwd=str(ROOT), env=ENVIRONMENT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True)
+    command = ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--workdir", str(workdir)]
+    return subprocess.Popen(command, cwd=str(ROOT), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -262,7 +279,8 @@ def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bytes(finished: Path,
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("number, status", ((signal.SIGINT, 130), (signal.SIGTERM, 143)))
 @pytest.mark.parametrize("step", ("Preprocess", "Export", "Inference"))
-def test_ctrl_c_ends_all_within_two_seconds_with_one_line(step: str, number: signal.Signals, status: int, tmp_path: Path, finished: Path) -> None:
+def test_ctrl_c_ends_all_within_two_seconds_with_one_line(step: str, number: signal.Signals, status: int,
+                                                          tmp_path: Path, finished: Path) -> None:
     workdir = tmp_path / "work"
     shutil.copytree(str(finished / "sample"), str(workdir / "sample"))
     if step == "Inference":

@@ -1,4 +1,6 @@
-"""The chain on the Ascend backend, with stand-ins for npu-smi, atc and ais_bench that are as strict as the real ones."""
+"""The chain on the Ascend backend, with stand-ins for npu-smi, atc and ais_bench that are as strict as
+the real ones.
+"""
 import json
 import os
 import re
@@ -23,8 +25,10 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pipeline(machine: Path, *arguments: object, **switches: str) -> "subprocess.CompletedProcess[str]":
     environment = {key: value for key, value in os.environ.items() if key not in WITHOUT}
     environment.update(ascend_environment(machine, **switches), HOME=str(machine))
-    return subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--workdir", str(machine / "work"), "--loop", "1", "--repeat", "1", *map(str, arguments)],
-                          cwd=str(ROOT), env=environment, universal_newlines=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    command = ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--workdir", str(machine / "work"), "--loop", "1",
+               "--repeat", "1", *map(str, arguments)]
+    return subprocess.run(command, cwd=str(ROOT), env=environment, universal_newlines=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
 
 
 def passed(machine: Path, *arguments: object, **switches: str) -> str:
@@ -56,7 +60,8 @@ def test_auto_takes_the_card_and_reaches_100_percent(finished: str, machine: Pat
     assert compared["images"] == 20 and "Top-1 agreement: 100.00 % (20 of 20)" in finished
     table = (machine / "work" / "perf.md").read_text()
     for batch, reference in zip(BATCH_SIZES, (1154, 2552, 3158, 3249, 2756)):
-        assert re.search(rf"^\| 310P3 \| {batch} \| 20 sample photos \| Top-1 100.0%, Top-5 100.0% \|.*\| {reference} \|", table, re.MULTILINE), table
+        row = rf"^\| 310P3 \| {batch} \| 20 sample photos \| Top-1 100.0%, Top-5 100.0% \|.*\| {reference} \|"
+        assert re.search(row, table, re.MULTILINE), table
     assert "Best batch size" in finished and (machine / "work" / "perf.png").stat().st_size > 10000
 
 
@@ -64,13 +69,17 @@ def test_every_command_is_the_contracts(finished: str, machine: Path) -> None:
     work = str(machine / "work")
     found = calls(machine)
     atc = [call["argv"] for call in found if call["tool"] == "atc"]
-    assert atc == [["atc", "--framework=5", f"--model={work}/tresnet.onnx", f"--output=tresnet_bs{batch}", "--input_format=NCHW",
-                    f"--input_shape=image:{batch},3,224,224", "--log=error", "--soc_version=Ascend310P3"] for batch in BATCH_SIZES]
+    assert atc == [["atc", "--framework=5", f"--model={work}/tresnet.onnx", f"--output=tresnet_bs{batch}",
+                    "--input_format=NCHW", f"--input_shape=image:{batch},3,224,224", "--log=error",
+                    "--soc_version=Ascend310P3"] for batch in BATCH_SIZES]
     bench = [call["argv"] for call in found if call["tool"] == "ais_bench"]
-    assert bench[0] == ["python3", "-m", "ais_bench", "--model", f"{work}/tresnet_bs1.om", "--input", f"{work}/prep_dataset", "--output", work, "--output_dirname", "result", "--outfmt", "TXT"]
+    assert bench[0] == ["python3", "-m", "ais_bench", "--model", f"{work}/tresnet_bs1.om",
+                        "--input", f"{work}/prep_dataset", "--output", work, "--output_dirname", "result",
+                        "--outfmt", "TXT"]
     for words in bench[1:]:
         batch = words[5].split("=")[1]
-        assert words[:6] == ["python3", "-m", "ais_bench", f"--model={work}/tresnet_bs{batch}.om", "--loop=1", f"--batchsize={batch}"]
+        assert words[:6] == ["python3", "-m", "ais_bench", f"--model={work}/tresnet_bs{batch}.om", "--loop=1",
+                             f"--batchsize={batch}"]
     assert len(bench) == 1 + len(BATCH_SIZES)
     assert not any(".venv" in call["python"] for call in found), "atc and ais_bench run in the host's own Python"
 
@@ -79,14 +88,16 @@ def test_a_second_run_compiles_and_infers_nothing_again(finished: str, machine: 
     before = stamps(machine, "*.om"), stamps(machine, "result/*.txt")
     out = passed(machine)
     assert (stamps(machine, "*.om"), stamps(machine, "result/*.txt")) == before
-    assert "20 results in" in out and out.count("up to date") == 5 + 4, "five models, export, two inferences, performance"
+    assert "20 results in" in out and out.count("up to date") == 5 + 4, (
+        "five models, export, two inferences, performance")
 
 
 @pytest.mark.parametrize("fault, sentence", (
     ("atc-fail=8", r"atc failed with status \d+ at batch size 8\n(.*\n)*?.*E[0-9A-Z]{5}"),
     ("atc-kill=8", r"atc was ended by signal KILL at batch size 8"),
 ))
-def test_a_failing_compiler_is_reported_and_the_next_run_compiles_only_what_is_missing(fault: str, sentence: str, finished: str, machine: Path) -> None:
+def test_a_failing_compiler_is_reported_and_the_next_run_compiles_only_what_is_missing(
+        fault: str, sentence: str, finished: str, machine: Path) -> None:
     (machine / "work" / "tresnet_bs8.om").unlink()
     before = stamps(machine, "*.om")
     done = pipeline(machine, STANDIN_FAULT=fault)
@@ -132,7 +143,8 @@ def test_bytes_and_aipp_on_the_card(finished: str, machine: Path) -> None:
     ({"STANDIN_NPU_SMI": "fail"}, ("--backend", "ascend"), "npu-smi info failed"),
     ({}, ("--backend", "ascend", "--device", "9"), "--device 9 was asked for, but there are 2"),
 ))
-def test_a_machine_that_cannot_run_is_refused_in_one_sentence(switches: Dict[str, str], arguments: List[str], sentence: str, finished: str, machine: Path) -> None:
+def test_a_machine_that_cannot_run_is_refused_in_one_sentence(
+        switches: Dict[str, str], arguments: List[str], sentence: str, finished: str, machine: Path) -> None:
     done = pipeline(machine, *arguments, "--backend", "ascend", "--force", **switches)
     assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr, done.stderr
 
@@ -145,9 +157,12 @@ def test_path_and_permission_rules_are_checked_before_anything_long(machine: Pat
     open_folder.chmod(0o777)
     link = machine / "link"
     link.symlink_to(machine / "work")
-    for workdir, sentence in ((open_folder, "chmod 750"), (machine / "w o r k", "only letters, digits and _ / . - are accepted"), (link, "is a symbolic link")):
-        done = subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--workdir", str(workdir)], env=environment, cwd=str(ROOT),
-                              universal_newlines=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    refusals = ((open_folder, "chmod 750"), (machine / "w o r k", "only letters, digits and _ / . - are accepted"),
+                (link, "is a symbolic link"))
+    for workdir, sentence in refusals:
+        done = subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--workdir", str(workdir)],
+                              env=environment, cwd=str(ROOT), universal_newlines=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE)
         assert done.returncode == 1 and sentence in done.stderr and "==" not in done.stdout, done.stdout + done.stderr
 
 
