@@ -15,6 +15,7 @@ Without options: 20 sample photos and a sample checkpoint go through every step,
 data and model
   --data DIR            folder with val_union/ (images) and val_label.txt; or with class folders in val/ (default: sample data)
   --checkpoint FILE     trained TResNet (default: DIR/model_best.pth.tar)
+  --class-map FILE      numbers of the class folders (default: their order)
   --img-size N          height and width in pixels (default: 224)
   --uint8               images as bytes, converted on the device (AIPP)
   --skip-bad            leave out images that cannot be read instead of stopping
@@ -55,9 +56,9 @@ fail() {  # message [status]
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ $PWD == "$root" ]]; then here=""; else here=$root/; fi  # commands are shown as short as they can be pasted
-data="" checkpoint="" img_size=224 workdir=./work backend=auto device="" soc_version="" batch_sizes=1,4,8,16,32 batch_size=""
+data="" checkpoint="" img_size=224 workdir=work backend=auto device="" soc_version="" batch_sizes=1,4,8,16,32 batch_size=""
 precision=float32 compare=64 loop=20 repeat=3 perf="" uint8="" check="" dry_run=""
-bad=() force=() accuracy_gates=() throughput_gate=() compare_gates=()
+class_map=() bad=() force=() accuracy_gates=() throughput_gate=() compare_gates=()
 
 while (($#)); do
     option=$1
@@ -70,7 +71,7 @@ while (($#)); do
         --force) force=(--force) ;;
         --dry-run) dry_run=1 ;;
         --help | -h) usage; exit 0 ;;
-        --data | --checkpoint | --img-size | --workdir | --backend | --device | --soc-version | --batch-sizes | --batch-size | --precision | \
+        --data | --checkpoint | --class-map | --img-size | --workdir | --backend | --device | --soc-version | --batch-sizes | --batch-size | --precision | \
             --loop | --repeat | --compare | --min-cosine | --min-top1 | --min-top5 | --min-throughput)
             (($# > 1)) || fail "$option needs a value; see --help" 2
             value=$2
@@ -78,6 +79,7 @@ while (($#)); do
             case $option in
                 --data) data=${value%/} data=${data:-/} ;;
                 --checkpoint) checkpoint=$value ;;
+                --class-map) class_map=(--class-map "$value") ;;
                 --img-size) img_size=$value ;;
                 --workdir) workdir=${value%/} workdir=${workdir:-/} ;;
                 --backend) backend=$value ;;
@@ -241,7 +243,8 @@ if [[ -n $is_sample ]]; then
 fi
 
 header "Preprocess"
-step "$python" "${here}TResNet_preprocess.py" "$images" "$prepared" --img-size "$img_size" ${dtype[@]+"${dtype[@]}"} ${bad[@]+"${bad[@]}"} ${force[@]+"${force[@]}"}
+step "$python" "${here}TResNet_preprocess.py" "$images" "$prepared" --img-size "$img_size" ${dtype[@]+"${dtype[@]}"} \
+    ${class_map[@]+"${class_map[@]}"} ${bad[@]+"${bad[@]}"} ${force[@]+"${force[@]}"}
 if [[ -n $uint8 ]]; then
     show sed "s/224/$img_size/" "${here}scripts/aipp.cfg"
     [[ -n $dry_run ]] || sed "s/224/$img_size/" "$root/scripts/aipp.cfg" >"$workdir/aipp.cfg"

@@ -100,11 +100,11 @@ def test_a_failing_compiler_is_reported_and_the_next_run_compiles_only_what_is_m
         fault: str, sentence: str, finished: str, machine: Path) -> None:
     (machine / "work" / "tresnet_bs8.om").unlink()
     before = stamps(machine, "*.om")
-    done = pipeline(machine, STANDIN_FAULT=fault)
+    done = pipeline(machine, "--batch-sizes", "1,8", STANDIN_FAULT=fault)
     assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
     assert "the step 'Compile' failed" in done.stderr and "Traceback" not in done.stderr
     assert stamps(machine, "*.om") == before, "no half-written model"
-    passed(machine)
+    passed(machine, "--batch-sizes", "1,8")
     after = stamps(machine, "*.om")
     assert {name: after[name] for name in before} == before and "tresnet_bs8.om" in after
 
@@ -116,11 +116,11 @@ def test_a_failing_compiler_is_reported_and_the_next_run_compiles_only_what_is_m
 def test_an_incomplete_inference_is_never_evaluated(fault: str, sentence: str, finished: str, machine: Path) -> None:
     for path in [*(machine / "work" / "result").iterdir()][:1]:
         path.unlink()
-    done = pipeline(machine, STANDIN_FAULT=fault)
+    done = pipeline(machine, "--batch-sizes", "1,8", STANDIN_FAULT=fault)
     assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
     assert "== Accuracy ==" not in done.stdout
     before = stamps(machine, "*.om")
-    assert "== Accuracy ==" in passed(machine)
+    assert "== Accuracy ==" in passed(machine, "--batch-sizes", "1,8")
     assert stamps(machine, "*.om") == before
 
 
