@@ -135,7 +135,8 @@ def test_silent_loss_in_conversion_is_seen_in_the_comparison(finished: str, mach
 
 def test_bytes_and_aipp_on_the_card(finished: str, machine: Path) -> None:
     passed(machine, "--uint8", "--batch-sizes", "1", "--min-top1", "100", "--min-cosine", "0.999")
-    assert any(f"--insert_op_conf={machine}/work/aipp.cfg" in call["argv"] for call in calls(machine))
+    settings = machine / "work" / "aipp.cfg"
+    assert any(f"--insert_op_conf={settings}" in call["argv"] for call in calls(machine))
 
 
 @pytest.mark.parametrize("switches, arguments, sentence", (
