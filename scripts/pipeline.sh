@@ -221,7 +221,7 @@ fi
 # ---- the chain ---------------------------------------------------------------------------------------------------------
 
 prepared=$workdir/prep_dataset model=$workdir/tresnet.onnx result=$workdir/result
-dtype=() aipp=()
+dtype=() aipp=() made=()
 if [[ -n $uint8 ]]; then dtype=(--dtype uint8) aipp=(--aipp "$workdir/aipp.cfg"); fi
 
 infer_on_cpu() {  # model, folder name, further options...
@@ -246,7 +246,7 @@ header "Preprocess"
 step "$python" "${here}TResNet_preprocess.py" "$images" "$prepared" --img-size "$img_size" ${dtype[@]+"${dtype[@]}"} \
     ${class_map[@]+"${class_map[@]}"} ${bad[@]+"${bad[@]}"} ${force[@]+"${force[@]}"}
 if [[ -n $uint8 ]]; then
-    show sed "s/224/$img_size/" "${here}scripts/aipp.cfg"
+    printf '$ sed %q %q > %q\n' "s/224/$img_size/" "${here}scripts/aipp.cfg" "$workdir/aipp.cfg"
     [[ -n $dry_run ]] || sed "s/224/$img_size/" "$root/scripts/aipp.cfg" >"$workdir/aipp.cfg"
 fi
 
@@ -268,9 +268,11 @@ fi
 final=$result
 if [[ $precision == int8 ]]; then
     header "Quantise"
-    step "$python" "${here}scripts/quantize_onnx.py" "$model" "${model%.onnx}_int8.onnx" --calibrate "$prepared" ${force[@]+"${force[@]}"}
+    step "$python" "${here}scripts/quantize_onnx.py" "$model" "${model%.onnx}_int8.onnx" --calibrate "$prepared" \
+        ${aipp[@]+"${aipp[@]}"} ${force[@]+"${force[@]}"}
     infer_on_cpu "${model%.onnx}_int8.onnx" result_int8
     step "$python" "${here}scripts/compare_results.py" "$result" "${result}_int8" --json "$workdir/compare.json"
+    made+=(--compared)
     final=${result}_int8
     model=${model%.onnx}_int8.onnx
 fi
@@ -283,6 +285,7 @@ if [[ $backend == ascend ]] && ((compare > 0)); then
     step "$python" "${here}scripts/infer_onnx.py" --model "$model" --input "$prepared" --output "$workdir" --output_dirname result_onnx --outfmt TXT \
         --batchsize 8 --first "$compare" ${aipp[@]+"${aipp[@]}"} ${force[@]+"${force[@]}"}
     step "$python" "${here}scripts/compare_results.py" "${result}_onnx" "$result" --json "$workdir/compare.json" ${compare_gates[@]+"${compare_gates[@]}"}
+    made+=(--compared)
 fi
 
 if [[ -n $perf ]]; then
@@ -290,11 +293,12 @@ if [[ -n $perf ]]; then
     if ((${#force[@]})); then keep=(); else keep=(--keep); fi
     step "$python" "${here}scripts/perf_sweep.py" --backend "$backend" --model "$model" --batch-sizes "$batch_sizes" --loop "$loop" --repeat "$repeat" ${keep[@]+"${keep[@]}"} --data-set "$data_set" \
         --accuracy "$workdir/acc.json" --output "$workdir" ${device:+--device "$device"} ${aipp[@]+"${aipp[@]}"} ${throughput_gate[@]+"${throughput_gate[@]}"}
+    made+=(--measured)
 fi
 
 [[ -z $dry_run ]] || exit 0
 step_name=summary
 printf '\n== Summary (%d s) ==\n' "$SECONDS"
-"$python" "$root/scripts/summary.py" "$workdir" --backend "$backend" --model "$model" --result "$final" ${is_sample:+--sample}
+"$python" "$root/scripts/summary.py" "$workdir" --backend "$backend" --model "$model" --result "$final" ${made[@]+"${made[@]}"} ${is_sample:+--sample}
 exit
 }

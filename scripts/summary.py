@@ -14,15 +14,13 @@ SAMPLE_NOTE = ("The sample checkpoint was fitted to these 20 photos: its accurac
 
 
 def read_json(path: str) -> Any:
-    """The content of a JSON file, None if there is none."""
-    if not os.path.exists(path):
-        return None
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 
-def rows(workdir: str, backend: str, model: str, result: str) -> List[Tuple[str, str]]:
-    """(what, value) of every line of the summary."""
+def rows(workdir: str, backend: str, model: str, result: str, compared: bool,
+         measured: bool) -> List[Tuple[str, str]]:
+    """(what, value) of every line of the summary; what an earlier run compared or measured is not named."""
     metadata = {entry.key: entry.value for entry in onnx.load(model).metadata_props}
     counts = read_json(os.path.join(workdir, "acc_report.json"))["counts"]
     lines = [("backend", backend),
@@ -34,10 +32,10 @@ def rows(workdir: str, backend: str, model: str, result: str) -> List[Tuple[str,
                  if counts.get(key) is not None))]
     lines += [(row["key"], row["value"]) for row in read_json(os.path.join(workdir, "acc.json"))["value"]
               if "accuracy" in row["key"]]
-    files = [("accuracy", "acc.json"), ("every image's fate", "acc_report.json"), ("comparison", "compare.json"),
-             ("throughput", "perf.md"), ("its plot", "perf.png")]
-    lines += [(what, os.path.join(workdir, name)) for what, name in files
-              if os.path.exists(os.path.join(workdir, name))]
+    files = [("accuracy", "acc.json"), ("every image's fate", "acc_report.json")]
+    files += [("comparison", "compare.json")] if compared else []
+    files += [("throughput", "perf.md"), ("its plot", "perf.png")] if measured else []
+    lines += [(what, os.path.join(workdir, name)) for what, name in files]
     return lines + [("predictions", result), ("model", model)]
 
 
@@ -47,9 +45,12 @@ def main() -> None:
     parser.add_argument("--backend", required=True)
     parser.add_argument("--model", required=True, help="the ONNX file")
     parser.add_argument("--result", required=True, help="the result folder")
+    parser.add_argument("--compared", action="store_true", help="this run compared results")
+    parser.add_argument("--measured", action="store_true", help="this run measured throughput")
     parser.add_argument("--sample", action="store_true", help="the checkpoint is the sample's")
     arguments = parser.parse_args()
-    lines = rows(arguments.workdir, arguments.backend, arguments.model, arguments.result)
+    lines = rows(arguments.workdir, arguments.backend, arguments.model, arguments.result,
+                 arguments.compared, arguments.measured)
     width = max(len(what) for what, _ in lines)
     for what, value in lines:
         print(f"{what:<{width}}  {value}")

@@ -130,6 +130,8 @@ def test_performance_is_measured_and_drawn(copy: Path) -> None:
     assert {"perf.json", "perf.md", "perf.png"} <= set(os.listdir(str(copy)))
     rows = json.loads((copy / "perf.json").read_text())["rows"]
     assert [row["batch_size"] for row in rows] == [1, 2] and "best" in out.lower()
+    assert "perf.png" in out.split("== Summary")[1]
+    assert "perf.png" not in passed("--workdir", copy).split("== Summary")[1], "that was another run's"
 
 
 # ---- a user's own data -----------------------------------------------------------------------------------------------
