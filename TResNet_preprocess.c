@@ -4,8 +4,10 @@
  * pass first, its result rounded to 8 bits. TResNet_preprocess.py compiles this file and computes the weights. No sum
  * leaves 0..255: weights are not negative and add up to 1 but for less than half a unit of the 22nd bit each.
  *
- * image      [height, width, 3] bytes, and one more that is read but not used
+ * image      [height, width, 3] bytes, and 16 more that are read but not used
  * x_first    [size] first source column of each kept column;  x_weights [size, x_taps]
+ * x_split    x_weights for AVX2, which multiplies 16-bit numbers in pairs and adds the two products: int16
+ *            [size, groups of 4 taps, upper or lower 11 bits, taps 0 and 1 or 2 and 3, a pixel's 4 bytes, tap of the two]
  * y_first    [size] first source row of each kept row, ascending;  y_weights [size, y_taps]
  * rows       scratch, [y_first[size-1] + y_taps - y_first[0], 3, size] bytes
  * sums       scratch, [3, size] int32
@@ -21,17 +23,67 @@
 
 typedef int32_t int32x4 __attribute__((vector_size(16)));
 
+#ifdef __AVX2__
+#include <immintrin.h>
+
+/* One pixel of a row: int32 [red, green, blue, none]. */
+static inline __m128i resize_pixel(const uint8_t *in, const int16_t *split, ptrdiff_t taps)
+{
+    const __m256i in_pairs = _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
+                                              6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1);
+    __m256i upper = _mm256_setzero_si256(), lower = upper;
+    for (ptrdiff_t t = 0; t < taps; t += 4, in += 12, split += 32) {
+        const __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)in));
+        const __m256i pairs = _mm256_shuffle_epi8(bytes, in_pairs);
+        upper = _mm256_add_epi32(upper, _mm256_madd_epi16(pairs, _mm256_loadu_si256((const __m256i *)split)));
+        lower = _mm256_add_epi32(lower, _mm256_madd_epi16(pairs, _mm256_loadu_si256((const __m256i *)(split + 16))));
+    }
+    const __m256i sums = _mm256_add_epi32(_mm256_slli_epi32(upper, 11), lower);
+    const __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    return _mm_srli_epi32(_mm_add_epi32(sum, _mm_set1_epi32(HALF)), BITS);
+}
+
+/* Four pixels of a row at a time; how many of them. */
+static ptrdiff_t resize_fours(const uint8_t *image, ptrdiff_t size, const int32_t *first, const int16_t *split,
+                              ptrdiff_t taps, uint8_t *row)
+{
+    const __m128i by_channel = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, -1, -1, -1, -1);
+    const ptrdiff_t length = (taps + 3) / 4 * 32;
+    ptrdiff_t x = 0;
+    for (; x + 4 <= size; x += 4, split += 4 * length) {
+        __m128i four[4];
+        for (int i = 0; i < 4; i++)
+            four[i] = resize_pixel(image + first[x + i] * 3, split + i * length, taps);
+        const __m128i bytes = _mm_shuffle_epi8(_mm_packus_epi16(_mm_packus_epi32(four[0], four[1]),
+                                                                _mm_packus_epi32(four[2], four[3])), by_channel);
+        const int32_t channels[3] = {_mm_extract_epi32(bytes, 0), _mm_extract_epi32(bytes, 1),
+                                     _mm_extract_epi32(bytes, 2)};
+        for (int c = 0; c < 3; c++)
+            memcpy(row + c * size + x, channels + c, 4);
+    }
+    return x;
+}
+#endif
+
 void crop_resize(const uint8_t *image, ptrdiff_t width, ptrdiff_t size,
-                 const int32_t *x_first, const int32_t *x_weights, ptrdiff_t x_taps,
+                 const int32_t *x_first, const int32_t *x_weights, const int16_t *x_split, ptrdiff_t x_taps,
                  const int32_t *y_first, const int32_t *y_weights, ptrdiff_t y_taps,
                  uint8_t *rows, int32_t *sums, float *planes, uint8_t *pixels)
 {
     const ptrdiff_t top = y_first[0], bottom = y_first[size - 1] + y_taps, row_length = 3 * size;
+#ifndef __AVX2__
+    (void)x_split;
+#endif
 
     for (ptrdiff_t y = top; y < bottom; y++) {
+        const uint8_t *image_row = image + y * width * 3;
         uint8_t *row = rows + (y - top) * row_length;
-        for (ptrdiff_t x = 0; x < size; x++) {
-            const uint8_t *in = image + (y * width + x_first[x]) * 3;
+        ptrdiff_t x = 0;
+#ifdef __AVX2__
+        x = resize_fours(image_row, size, x_first, x_split, x_taps, row);
+#endif
+        for (; x < size; x++) {
+            const uint8_t *in = image_row + x_first[x] * 3;
             const int32_t *weights = x_weights + x * x_taps;
             int32x4 sum = {HALF, HALF, HALF, HALF};
             for (ptrdiff_t t = 0; t < x_taps; t++, in += 3) {

@@ -286,7 +286,7 @@ def convert(file: BinaryIO, img_size: int, dtype: str, fast: Optional[Callable[.
     if max(image.width * image.height, width * height) > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"decompression bomb: {image.width}x{image.height} pixels, resized {width}x{height}, are more "
                          f"than {Image.MAX_IMAGE_PIXELS:,} in all")
-    if fast and small and image.format in ("JPEG", "MPO") and image.mode == "RGB":
+    if fast and small and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         result = fast(data, image.width, image.height)
         if result is not None:
             return result
@@ -332,23 +332,39 @@ def resize_weights(size: int, resized: int, first: int, kept: int) -> Tuple[Any,
     return start.astype(np.int32), (0.5 + weights / total[:, None] * (1 << 22)).astype(np.int32)
 
 
-def compiled(images: int) -> Any:
-    """TResNet_preprocess.c as a loaded library, compiled if that pays for so many images; RuntimeError says why not."""
+@functools.lru_cache(maxsize=1024)
+def split_weights(size: int, resized: int, first: int, kept: int) -> Any:
+    """The weights of resize_weights() once more, as AVX2 multiplies them: x_split of TResNet_preprocess.c, int16."""
+    import numpy as np
+    _, weights = resize_weights(size, resized, first, kept)
+    weights = np.pad(weights, ((0, 0), (0, -weights.shape[1] % 4))).reshape(kept, -1, 1, 2, 1, 2)
+    return np.concatenate([weights >> 11, weights & 2047], 2).astype(np.int16).repeat(4, 4)
+
+
+def has_avx2() -> bool:
+    """Whether this CPU has the 256-bit integer instructions; what was compiled for them must not run without."""
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        return bool(re.search(r"^flags\s*:.* avx2( |$)", file.read(), re.MULTILINE))
+
+
+def compiled(name: str, pays: bool) -> Any:
+    """The C file `name` beside this one as a loaded library, compiled at first use if that `pays` for so much work.
+
+    Raises RuntimeError with the reason if there is none, empty if it would not pay.
+    """
     import ctypes
-    source = os.path.splitext(os.path.abspath(__file__))[0] + ".c"
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
     try:
         with open(source, "rb") as file:
             text = file.read()
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            avx2 = re.search(r"^flags\s*:.* avx2( |$)", file.read(), re.MULTILINE)
-        flags = ["-std=gnu99", "-O3", "-shared", "-fPIC"] + (["-mavx2"] if avx2 else [])
+        flags = ["-std=gnu99", "-O3", "-shared", "-fPIC"] + (["-mavx2"] if has_avx2() else [])
         key = hashlib.sha256(repr((text, flags, os.uname().machine)).encode()).hexdigest()[:16]
-        library = os.path.join(os.path.dirname(source), "__pycache__", f"TResNet_preprocess-{key}.so")
+        library = os.path.join(os.path.dirname(source), "__pycache__", f"{name[:-len('.c')]}-{key}.so")
         if os.path.exists(library):
             return ctypes.CDLL(library)
         compiler = shutil.which("cc") or shutil.which("gcc")
-        if images < COMPILE_FROM or not compiler:
-            raise RuntimeError("no C compiler (cc, gcc) is installed" if images >= COMPILE_FROM else "")
+        if not pays or not compiler:
+            raise RuntimeError("no C compiler (cc, gcc) is installed" if pays else "")
         with tempfile.TemporaryDirectory() as scratch:
             made = os.path.join(scratch, "kernel.so")
             subprocess.run([compiler] + flags + [source, "-o", made], check=True, timeout=60,
@@ -374,9 +390,10 @@ def fast_path(images: int, img_size: int, dtype: str) -> Callable[[bytes, int, i
         import simplejpeg
     except ImportError:
         raise RuntimeError("simplejpeg is not installed") from None
-    kernel = compiled(images).crop_resize
+    kernel = compiled("TResNet_preprocess.c", images >= COMPILE_FROM).crop_resize
     pointer, integer = ctypes.c_void_p, ctypes.c_ssize_t
-    kernel.argtypes = [pointer, integer, integer, pointer, pointer, integer, pointer, pointer, integer] + [pointer] * 4
+    kernel.argtypes = [pointer, integer, integer, pointer, pointer, pointer, integer, pointer, pointer, integer,
+                       pointer, pointer, pointer, pointer]
     kernel.restype = None
     short = math.floor(img_size / CROP_PCT)
     sums = np.empty(3 * img_size, np.int32)
@@ -393,18 +410,19 @@ def fast_path(images: int, img_size: int, dtype: str) -> Callable[[bytes, int, i
         if width * height > FAST_LIMIT:
             return None
         try:
-            image = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer("image", width * height * 3 + 1)[:-1])
+            image = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer("image", width * height * 3 + 16)[:-16])
         except ValueError:  # broken, or only doubtful: Pillow decides
             return None
         if image.shape != (height, width, 3):
             return None
         new_width, new_height = resized_size(width, height, short)
-        x_first, x_weights = resize_weights(width, new_width, crop_offset(new_width, img_size), img_size)
+        x_axis = width, new_width, crop_offset(new_width, img_size), img_size
+        (x_first, x_weights), x_split = resize_weights(*x_axis), split_weights(*x_axis)
         y_first, y_weights = resize_weights(height, new_height, crop_offset(new_height, img_size), img_size)
         rows = buffer("rows", (int(y_first[-1] - y_first[0]) + y_weights.shape[1]) * 3 * img_size)
-        kernel(image.ctypes.data, width, img_size, x_first.ctypes.data, x_weights.ctypes.data, x_weights.shape[1],
-               y_first.ctypes.data, y_weights.ctypes.data, y_weights.shape[1], rows.ctypes.data, sums.ctypes.data,
-               planes, pixels)
+        kernel(image.ctypes.data, width, img_size, x_first.ctypes.data, x_weights.ctypes.data, x_split.ctypes.data,
+               x_weights.shape[1], y_first.ctypes.data, y_weights.ctypes.data, y_weights.shape[1], rows.ctypes.data,
+               sums.ctypes.data, planes, pixels)
         return result
 
     from PIL import Image
