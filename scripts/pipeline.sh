@@ -272,12 +272,15 @@ if [[ $precision == int8 ]]; then
         ${aipp[@]+"${aipp[@]}"} ${force[@]+"${force[@]}"}
     infer_on_cpu "${model%.onnx}_int8.onnx" result_int8
     step "$python" "${here}scripts/compare_results.py" "$result" "${result}_int8" --json "$workdir/compare.json"
-    made+=(--compared)
+    made+=(--compared --float32 "$result")
     final=${result}_int8
     model=${model%.onnx}_int8.onnx
 fi
 
 header "Accuracy"
+if [[ $final != "$result" ]]; then
+    step "$python" "${here}TResNet_postprocess.py" "$result/" "$labels" "$workdir" acc_float32.json --prep "$prepared"
+fi
 step "$python" "${here}TResNet_postprocess.py" "$final/" "$labels" "$workdir" acc.json --prep "$prepared" ${accuracy_gates[@]+"${accuracy_gates[@]}"}
 
 if [[ $backend == ascend ]] && ((compare > 0)); then

@@ -4,6 +4,7 @@ and impossible to damage by stopping it.
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -119,7 +120,14 @@ def test_bytes_in_quotes_with_aipp_give_the_same_logits(finished: Path, copy: Pa
 def test_int8_is_measured_against_float32(copy: Path) -> None:
     out = passed("--workdir", copy, "--precision", "int8")
     assert accuracy(copy)["Top1 accuracy"] == "100.0%"
-    assert json.loads((copy / "compare.json").read_text())["images"] == 20 and "int8" in out.split("== Summary")[1]
+    comparison = json.loads((copy / "compare.json").read_text())
+    speed = {name: json.loads((copy / f"{name}_summary.json").read_text())["throughput"]
+             for name in ("result", "result_int8")}
+    summary = out.split("== Summary")[1]
+    assert re.search(r"Top5 accuracy +100\.0%, float32 100\.0%\n", summary)
+    assert f"{speed['result_int8']:.1f} images/s, float32 {speed['result']:.1f}: " in summary
+    assert comparison["images"] == 20
+    assert re.search(rf"float32 for {comparison['top1_agreement']:.2f} % .*{comparison['cosine']['min']:.4f}", summary)
     metadata = {entry.key: entry.value for entry in onnx.load(str(copy / "tresnet_int8.onnx")).metadata_props}
     assert metadata["precision"] == "int8" and metadata["variant"] == "tresnet_m"
 
