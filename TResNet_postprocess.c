@@ -1,0 +1,96 @@
+/* The rank of each image's label among its scores, for results in the one format that ais_bench writes.
+ *
+ * That is, strictly: per class a number as printf("%f ") writes it, up to 999999999.999999, then one newline. Numbers
+ * with six decimals and at most fifteen digits are compared exactly as integers; as doubles they compare alike.
+ * TResNet_postprocess.py compiles this file and reads whatever is refused here (rank -1) itself. No state is shared:
+ * several threads may call this at once.
+ *
+ * paths      [files] each ended by a NUL, one behind the other
+ * labels     [files] the class of each, 0 <= label < classes
+ * ranks      [files] out: how many classes come before the label (greater, or equal and of lower index), or -1
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "eight characters are read as a little-endian number"
+#endif
+
+#define LONGEST 18      /* characters: "-999999999.999999 " */
+#define PADDING 8       /* bytes behind the text that may be read, zero */
+
+/* The number of bytes of a regular file that were read, at most `room`; or -1. */
+static ptrdiff_t read_file(const char *path, char *text, ptrdiff_t room)
+{
+    const int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
+    struct stat status;
+    ptrdiff_t size = 0, more = -1;
+    if (file < 0)
+        return -1;
+    if (fstat(file, &status) == 0 && S_ISREG(status.st_mode))
+        while (size < room && ((more = read(file, text + size, room - size)) > 0 || (more < 0 && errno == EINTR)))
+            size += more > 0 ? more : 0;
+    close(file);
+    return more < 0 ? -1 : size;
+}
+
+/* Six-decimal numbers as millionths; 0 unless the text is exactly `classes` of them and a newline. */
+static int parse(const char *text, ptrdiff_t size, ptrdiff_t classes, int64_t *values)
+{
+    const char *at = text;
+    for (ptrdiff_t i = 0; i < classes; i++) {
+        const int64_t minus = *at == '-';
+        int64_t whole = 0;
+        uint64_t rest;
+        at += minus;
+        const char *first = at;
+        for (; *at >= '0' && *at <= '9'; at++) {
+            if (at - first == 9)
+                return 0;
+            whole = whole * 10 + (*at - '0');
+        }
+        if (at == first)
+            return 0;
+        memcpy(&rest, at, 8);
+        rest ^= 0x203030303030302E;     /* ".000000 ": leaves the digits' values, each in its byte, and two zeros */
+        if ((rest | (rest + 0x0006060606060600)) & 0xFFF0F0F0F0F0F0FF)
+            return 0;
+        rest = (rest << 8) * 10 + rest;                                         /* pairs of digits, */
+        rest = ((rest >> 16 & 0xFF) * 10000 + (rest >> 32 & 0xFF) * 100 + (rest >> 48 & 0xFF));
+        values[i] = ((whole * 1000000 + (int64_t)rest) ^ -minus) + minus;
+        at += 8;
+    }
+    return at + 1 == text + size && *at == '\n';
+}
+
+void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const int64_t *labels, int32_t *ranks)
+{
+    const ptrdiff_t room = LONGEST * classes + 1;
+    int64_t *values = malloc(sizeof *values * classes);
+    char *text = malloc(room + 1 + PADDING);
+
+    for (ptrdiff_t f = 0; f < files; f++, paths += strlen(paths) + 1) {
+        const ptrdiff_t size = values && text ? read_file(paths, text, room + 1) : -1;
+        ranks[f] = -1;
+        if (size < 0)
+            continue;
+        memset(text + size, 0, PADDING);
+        if (!parse(text, size, classes, values))
+            continue;
+        const int64_t own = values[labels[f]];
+        int32_t before = 0;
+        for (ptrdiff_t i = 0; i < classes; i++)
+            before += values[i] > own;
+        for (ptrdiff_t i = 0; i < labels[f]; i++)
+            before += values[i] == own;
+        ranks[f] = before;
+    }
+    free(values);
+    free(text);
+}
