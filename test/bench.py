@@ -398,11 +398,17 @@ def same_files(one: str, other: str) -> int:
 def preprocess(workdir: str, rounds: int, count: int) -> Contest:
     source = make_images(os.path.join(workdir, f"images-{count}"), count, photos(workdir))
     made = {name: os.path.join(workdir, "made-" + name) for name in ("ours", "dataloader")}
+    emptied = os.path.join(workdir, "emptied")
     without_start = []  # type: List[float]
 
     def clear() -> None:
-        for folder in made.values():
-            shutil.rmtree(folder, ignore_errors=True)
+        """Free the disk. Files are emptied and put aside, because ext4 takes 0.3 ms to make a file while it has to
+        step over thousands that were deleted in the last minutes; users seldom begin by deleting thousands."""
+        for folder in filter(os.path.isdir, made.values()):
+            for entry in os.scandir(folder):
+                os.truncate(entry.path, 0)
+            os.makedirs(emptied, exist_ok=True)
+            os.rename(folder, os.path.join(emptied, str(len(os.listdir(emptied)))))
         os.sync()  # nobody pays for another's writing
 
     def ours() -> float:
@@ -421,6 +427,7 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
                        "decoding alone (Pillow)": lambda: call(rival("decode", source))[0]}, rounds, "preprocess")
     runs["torch DataLoader, its start not counted"] = without_start
     clear()
+    shutil.rmtree(emptied)
     first = next(iter(runs))
     sizes = [entry.stat().st_size for entry in os.scandir(source)]
     fast_path = ("is used (simplejpeg is installed)" if util.find_spec("simplejpeg")
