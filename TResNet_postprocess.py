@@ -451,3 +451,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("TResNet_postprocess.py: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own end cannot be interrupted cleanly

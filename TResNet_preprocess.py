@@ -359,21 +359,24 @@ def compiled(name: str, pays: bool) -> Any:
             text = file.read()
         flags = ["-std=gnu99", "-O3", "-shared", "-fPIC"] + (["-mavx2"] if has_avx2() else [])
         key = hashlib.sha256(repr((text, flags, os.uname().machine)).encode()).hexdigest()[:16]
-        library = os.path.join(os.path.dirname(source), "__pycache__", f"{name[:-len('.c')]}-{key}.so")
-        if os.path.exists(library):
+        cache = os.path.join(os.path.dirname(source), "__pycache__")
+        library = os.path.join(cache, f"{name[:-len('.c')]}-{key}.so")
+        if os.access(library, os.R_OK):
             return ctypes.CDLL(library)
         compiler = shutil.which("cc") or shutil.which("gcc")
         if not pays or not compiler:
             raise RuntimeError("no C compiler (cc, gcc) is installed" if pays else "")
-        with tempfile.TemporaryDirectory() as scratch:
-            made = os.path.join(scratch, "kernel.so")
+        with contextlib.suppress(OSError):  # where the program cannot be written to, it is compiled every time
+            os.makedirs(cache, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache if os.access(cache, os.W_OK) else None) as scratch:
+            made = os.path.join(scratch, "made.so")
             subprocess.run([compiler] + flags + [source, "-o", made], check=True, timeout=60,
                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            with contextlib.suppress(OSError):  # where the program cannot be written to, it is compiled every time
-                os.makedirs(os.path.dirname(library), exist_ok=True)
-                with open(made, "rb") as file:
-                    write_whole(library, file.read(), durable=True)
-            return ctypes.CDLL(made)
+            loaded = ctypes.CDLL(made)
+            with contextlib.suppress(OSError), open(made, "rb") as file:
+                os.fsync(file.fileno())
+                os.replace(made, library)  # several runs may do this at once: each has its own, whole
+            return loaded
     except (OSError, subprocess.SubprocessError) as error:
         raise RuntimeError(f"its C part cannot be compiled or loaded ({shown(str(error))})") from None
 
@@ -846,3 +849,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print(f"\n{TOOL}: interrupted; run the same command again, it goes on from here", file=sys.stderr)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own end cannot be interrupted cleanly

@@ -484,3 +484,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("perf_sweep.py: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own end cannot be interrupted cleanly

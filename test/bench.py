@@ -4,7 +4,7 @@
     python3 test/bench.py preprocess postprocess --rounds 5 --json bench.json
     python3 test/bench.py chain --images 500 --workdir /fast/disk/bench
 
-preprocess   TResNet_preprocess.py against a torch DataLoader of 8 workers, and against decoding alone
+preprocess   TResNet_preprocess.py against a torch DataLoader of 8 workers, decoding alone, and one process of its own
 postprocess  TResNet_postprocess.py against float() per value and argsort per image
 inference    scripts/infer_onnx.py and ONNX Runtime against OpenVINO and PyTorch
 int8         the network quantised by scripts/quantize_onnx.py against float32
@@ -411,9 +411,9 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
             os.rename(folder, os.path.join(emptied, str(len(os.listdir(emptied)))))
         os.sync()  # nobody pays for another's writing
 
-    def ours() -> float:
+    def ours(*options: str) -> float:
         clear()
-        return call(script("TResNet_preprocess.py", source, made["ours"]))[0]
+        return call(script("TResNet_preprocess.py", source, made["ours"], *options))[0]
 
     def dataloader() -> float:
         clear()
@@ -424,7 +424,8 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
     ours(), call(rival("dataloader", source, made["dataloader"]))  # compiles, fills the page cache
     equal = same_files(*made.values())
     runs = take_turns({"TResNet_preprocess.py": ours, "torch DataLoader, 8 workers": dataloader,
-                       "decoding alone (Pillow)": lambda: call(rival("decode", source))[0]}, rounds, "preprocess")
+                       "decoding alone (Pillow)": lambda: call(rival("decode", source))[0],
+                       "the same with one process": lambda: ours("-j", "1")}, rounds, "preprocess")
     runs["torch DataLoader, its start not counted"] = without_start
     clear()
     shutil.rmtree(emptied)
@@ -434,7 +435,7 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
                  else "is not used: simplejpeg is not installed")
     return Contest("s", runs, [times_as_fast(runs, first, name, goal, True) for name, goal in (
         ("torch DataLoader, 8 workers", 2.5), ("torch DataLoader, its start not counted", None),
-        ("decoding alone (Pillow)", 0.6))], [
+        ("decoding alone (Pillow)", 0.6), ("the same with one process", None))], [
             f"{count} JPEGs of {sum(sizes) / count / 1000:.0f} KB on average; "
             f"the {equal} files of both are equal byte for byte",
             "the fast path " + fast_path])

@@ -285,6 +285,18 @@ def test_without_a_compiler_and_cache_the_bytes_are_the_same_and_it_says_so(tmp_
     assert set(bins(tmp_path / "prep").values()) == {listed_sha256("sample.sha256")["imagenet_14_129.bin"]}
 
 
+def test_runs_that_compile_at_the_same_time_do_not_meet(tmp_path: Path) -> None:
+    need_fast()
+    for name in ("TResNet_preprocess.py", "TResNet_preprocess.c"):
+        shutil.copy(str(ROOT / name), str(tmp_path / name))
+    code = ("import ctypes, TResNet_preprocess as p;"
+            "print(bool(ctypes.cast(p.compiled('TResNet_preprocess.c', True).crop_resize, ctypes.c_void_p).value))")
+    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=str(tmp_path), stdout=subprocess.PIPE) for _ in range(4)]
+    assert [run.communicate()[0] for run in runs] == [b"True\n"] * 4
+    left = [name for name in os.listdir(str(tmp_path / "__pycache__")) if not name.endswith(".pyc")]
+    assert len(left) == 1 and re.fullmatch(r"TResNet_preprocess-[0-9a-f]{16}\.so", left[0])
+
+
 # ---- names and labels
 
 def test_hostile_and_equal_names_each_get_a_bin_of_their_own(tmp_path: Path) -> None:
