@@ -763,8 +763,8 @@ def test_perf_sweep_on_the_cpu(machine: Machine) -> None:
 def fake_runner(folder: Path, throughputs: List[float], count: int = 20) -> str:
     """A `python3` that writes the summary of runs of the given throughput, one after the other; a PATH with it."""
     folder.mkdir()
-    script = folder / "python3"
-    script.write_text(f"""#!{sys.executable}
+    script = folder / "runner.py"
+    script.write_text(f"""
 import json, os, sys
 flags = dict(word[2:].split("=") for word in sys.argv[3:])
 prefix = os.path.join(flags["output"], flags["output_dirname"])
@@ -776,7 +776,9 @@ mean = 1000 * int(flags["batchsize"]) / throughput
 times = {{"mean": mean, "percentile(99%)": 2 * mean, "count": {count}}}
 json.dump({{"throughput": throughput, "NPU_compute_time": times}}, open(prefix + "_summary.json", "w"))
 """)
-    script.chmod(0o755)
+    python = folder / "python3"  # by way of sh: the first line of a script may not name a path with a space
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(script))} "$@"\n')
+    python.chmod(0o755)
     return os.pathsep.join([str(folder), os.environ["PATH"]])
 
 
