@@ -38,7 +38,7 @@ from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "scripts")]
-from TResNet_preprocess import write_whole  # noqa: E402
+from TResNet_preprocess import IMG_SIZE, fast_path, write_whole  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
 CLASSES = 1000
@@ -431,14 +431,17 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
     shutil.rmtree(emptied)
     first = next(iter(runs))
     sizes = [entry.stat().st_size for entry in os.scandir(source)]
-    fast_path = ("is used (simplejpeg is installed)" if util.find_spec("simplejpeg")
-                 else "is not used: simplejpeg is not installed")
+    try:
+        fast_path(count, IMG_SIZE, "float32")
+        way = "the fast path is used"
+    except RuntimeError as error:
+        way = f"the fast path is not used: {error}"
     return Contest("s", runs, [times_as_fast(runs, first, name, goal, True) for name, goal in (
         ("torch DataLoader, 8 workers", 2.5), ("torch DataLoader, its start not counted", None),
         ("decoding alone (Pillow)", 0.6), ("the same with one process", None))], [
             f"{count} JPEGs of {sum(sizes) / count / 1000:.0f} KB on average; "
             f"the {equal} files of both are equal byte for byte",
-            "the fast path " + fast_path])
+            way])
 
 
 def postprocess(workdir: str, rounds: int, count: int) -> Contest:
