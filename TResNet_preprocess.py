@@ -332,7 +332,7 @@ def resize_weights(size: int, resized: int, first: int, kept: int) -> Tuple[Any,
     return start.astype(np.int32), (0.5 + weights / total[:, None] * (1 << 22)).astype(np.int32)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def split_weights(size: int, resized: int, first: int, kept: int) -> Any:
     """The weights of resize_weights() once more, as AVX2 multiplies them: x_split of TResNet_preprocess.c, int16."""
     import numpy as np

@@ -30,7 +30,7 @@ def against_float32(workdir: str, result: str, float32: str) -> List[Tuple[str, 
     comparison = read_json(os.path.join(workdir, "compare.json"))
     speed = f"{now:.1f} images/s, float32 {before:.1f}: {now / max(before, 1e-9):.2f} times as fast"
     if not now or not before:  # a run was stopped after its last image and had nothing left to measure
-        speed = "not known, an interrupted run took it along; --force measures it"
+        speed = "not measured: nothing was left to infer after an interrupted run; --force measures it"
     return [("speed", speed),
             ("agreement", f"the same Top-1 as float32 for {comparison['top1_agreement']:.2f} % of the images, "
                           f"cosine similarity of the logits {comparison['cosine']['min']:.4f} at least")]

@@ -129,7 +129,7 @@ def test_int8_is_measured_against_float32(copy: Path) -> None:
     assert comparison["images"] == 20
     assert re.search(rf"float32 for {comparison['top1_agreement']:.2f} % .*{comparison['cosine']['min']:.4f}", summary)
     (copy / "result_summary.json").unlink()  # as a run leaves it that is killed after its last image
-    assert "speed               not known, " in passed("--workdir", copy, "--precision", "int8")
+    assert "speed               not measured: " in passed("--workdir", copy, "--precision", "int8")
     metadata = {entry.key: entry.value for entry in onnx.load(str(copy / "tresnet_int8.onnx")).metadata_props}
     assert metadata["precision"] == "int8" and metadata["variant"] == "tresnet_m"
 
