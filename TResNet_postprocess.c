@@ -61,8 +61,8 @@ static int parse(const char *text, ptrdiff_t size, ptrdiff_t classes, int64_t *v
         rest ^= 0x203030303030302E;     /* ".000000 ": leaves the digits' values, each in its byte, and two zeros */
         if ((rest | (rest + 0x0006060606060600)) & 0xFFF0F0F0F0F0F0FF)
             return 0;
-        rest = (rest << 8) * 10 + rest;                                         /* pairs of digits, */
-        rest = ((rest >> 16 & 0xFF) * 10000 + (rest >> 32 & 0xFF) * 100 + (rest >> 48 & 0xFF));
+        rest = (rest << 8) * 10 + rest;  /* numbers of two digits, in every other byte */
+        rest = (rest >> 16 & 0xFF) * 10000 + (rest >> 32 & 0xFF) * 100 + (rest >> 48 & 0xFF);
         values[i] = ((whole * 1000000 + (int64_t)rest) ^ -minus) + minus;
         at += 8;
     }
