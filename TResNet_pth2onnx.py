@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Turn a TResNet checkpoint into an ONNX file that is proved equal to the PyTorch network.
 
     python3 TResNet_pth2onnx.py model_best.pth.tar tresnet_m.onnx
@@ -13,9 +14,6 @@ The graph is written node by node from the network's modules, batch norm folded 
 an NPU runs as they are. It is then run in ONNX Runtime against the PyTorch network; a file that differs is not kept.
 """
 import argparse
-import contextlib
-import functools
-import hashlib
 import json
 import math
 import os
@@ -29,13 +27,15 @@ import zipfile
 from collections import Counter, OrderedDict
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
+from common import cli, files, record
+from common.cli import ROOT, Refusal, shown
+
 import numpy as np
 import onnx
 
-from TResNet_preprocess import VERSION, write_whole
-
-ROOT = os.path.dirname(os.path.abspath(__file__))
 TIMM = os.path.join(ROOT, "pytorch-image-models")
+PATCH = os.path.join(ROOT, "TResNet.patch")  # decides what the network is
 MULTIPLE = 32  # pixels: the network halves the image five times
 OPSETS = range(11, 19)  # CANN 6.0.RC1 reads opset 11, later versions more; the graph is the same in all of them
 TOLERANCE = 1e-4  # of the largest logit: float32 rounding is near 1e-6, a wrong slope or padding 1e-2
@@ -59,10 +59,6 @@ class Recognised(NamedTuple):
     naming: str
 
 
-def refuse(message: str) -> SystemExit:
-    return SystemExit(f"TResNet_pth2onnx.py: {message}")
-
-
 # ---- reading a checkpoint without running anything in it -------------------------------------------------------------
 
 def numpy_globals() -> List[Tuple[Any, str]]:
@@ -78,9 +74,7 @@ def numpy_globals() -> List[Tuple[Any, str]]:
 
 
 def load_weights_only(path: str) -> Any:
-    """torch.load that builds tensors, containers, numbers, argparse.Namespace and NumPy scalars,
-    and refuses all else.
-    """
+    """torch.load that builds tensors, containers, numbers, argparse.Namespace and NumPy scalars, nothing else."""
     import torch
     if hasattr(torch.serialization, "safe_globals"):
         with torch.serialization.safe_globals([argparse.Namespace, *numpy_globals()]):
@@ -140,34 +134,35 @@ def load_safetensors(path: str) -> Tensors:
 def load_checkpoint(path: str) -> Any:
     """What a checkpoint file holds, on the CPU; nothing in it is executed.
 
-    Raises: SystemExit with one sentence for anything that is no checkpoint.
+    Raises: Refusal with one sentence for anything that is no checkpoint.
     """
     try:
         with open(path, "rb") as file:
             beginning = file.read(16)
     except OSError as error:
-        raise refuse(f"the checkpoint {path} cannot be read ({error.strerror}); give the path of a .pth, .pth.tar, .pt "
-                     "or .safetensors file")
+        raise Refusal(f"the checkpoint {shown(path)} cannot be read ({error.strerror}); give the path of a .pth, "
+                      ".pth.tar, .pt or .safetensors file")
     try:
         if path.endswith(".safetensors"):
             return load_safetensors(path)
         if beginning[:2] == b"PK":
             with zipfile.ZipFile(path) as archive:
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    raise refuse(f"{path} is a TorchScript archive, which holds code; save the network's state_dict() "
-                                 "instead")
+                    raise Refusal(f"{shown(path)} is a TorchScript archive, which holds code; save the network's "
+                                  "state_dict() instead")
         elif beginning[:1] != b"\x80":  # where every pickle begins
-            raise refuse(f"{path} is not a PyTorch checkpoint: it begins with {beginning!r}; give the file that "
-                         "torch.save wrote")
+            raise Refusal(f"{shown(path)} is not a PyTorch checkpoint: it begins with {beginning!r}; give the file "
+                          "that torch.save wrote")
         return load_weights_only(path)
     except Exception as error:  # a broken file can fail anywhere in PyTorch's reader, with any type of error
         forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
         if forbidden:
-            raise refuse(f"{path} refers to the Python object {forbidden.group(1)}, which weights do not need and "
-                         "which could run code, so nothing of it was loaded; save only the state dict: "
-                         "torch.save(model.state_dict(), ...)")
+            raise Refusal(f"{shown(path)} refers to the Python object {forbidden.group(1)}, which weights do not need "
+                          "and which could run code, so nothing of it was loaded; save only the state dict: "
+                          "torch.save(model.state_dict(), ...)")
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise refuse(f"{path} cannot be read as a checkpoint ({reason}); it is damaged or incomplete: copy it again")
+        raise Refusal(f"{shown(path)} cannot be read as a checkpoint ({reason}); it is damaged or incomplete: copy it "
+                      "again")
 
 
 def find_state_dict(checkpoint: Any, path: str, ema: bool) -> Tensors:
@@ -180,18 +175,18 @@ def find_state_dict(checkpoint: Any, path: str, ema: bool) -> Tensors:
         if wrapped:
             found = checkpoint[wrapped[0]]
         elif ema:
-            raise refuse(f"{path} has no averaged weights (state_dict_ema), only "
-                         f"{', '.join(map(str, list(checkpoint)[:9]))}; leave out --ema")
+            raise Refusal(f"{shown(path)} has no averaged weights (state_dict_ema), only "
+                          f"{', '.join(map(str, list(checkpoint)[:9]))}; leave out --ema")
     if not isinstance(found, dict) or not found or not all(
             isinstance(tensor, torch.Tensor) for tensor in found.values()):
         held = (f"a dict of {', '.join(map(repr, list(found)[:9]))}" if isinstance(found, dict)
                 else f"a {type(found).__name__}")
-        raise refuse(f"{path} should hold a state dict (name: tensor), bare or under 'state_dict' or 'model', but "
-                     f"holds {held}")
+        raise Refusal(f"{shown(path)} should hold a state dict (name: tensor), bare or under 'state_dict' or 'model', "
+                      f"but holds {held}")
     tensors = OrderedDict((re.sub(r"^(module\.)+", "", name), tensor) for name, tensor in found.items())
     if len(tensors) != len(found):
-        raise refuse(f"{path} holds some tensors twice, with and without the prefix 'module.'; save it again with one "
-                     "of the two")
+        raise Refusal(f"{shown(path)} holds some tensors twice, with and without the prefix 'module.'; save it again "
+                      "with one of the two")
     return tensors
 
 
@@ -208,28 +203,30 @@ def recognise(tensors: Tensors, path: str, arch: Optional[str], model: Optional[
     """Read variant, classes, lineage and naming off the tensors; `arch` is what the checkpoint says, `model` and
     `lineage` what the user says.
 
-    Raises: SystemExit if it is no TResNet or if two of these contradict each other.
+    Raises: Refusal if it is no TResNet or if two of these contradict each other.
     """
     today = STEM_TODAY in tensors
     stem, head = tensors.get(STEM_TODAY if today else STEM), tensors.get("head.fc.weight")
     if stem is None or head is None or stem.dim() != 4 or head.dim() != 2:
-        raise refuse(f"{path} is not a TResNet: a first convolution {STEM} or {STEM_TODAY} and a head head.fc.weight "
-                     f"are expected, but it holds {len(tensors)} tensors such as {', '.join(list(tensors)[:3])}")
+        raise Refusal(f"{shown(path)} is not a TResNet: a first convolution {STEM} or {STEM_TODAY} and a head "
+                      f"head.fc.weight are expected, but it holds {len(tensors)} tensors such as "
+                      f"{', '.join(list(tensors)[:3])}")
     variant = VARIANTS.get(stem.shape[0])
     if variant is None:
-        raise refuse(f"{path} is no TResNet that is known: its first convolution has {stem.shape[0]} channels, where M "
-                     "has 64, L 76 and XL 83")
+        raise Refusal(f"{shown(path)} is no TResNet that is known: its first convolution has {stem.shape[0]} "
+                      "channels, where M has 64, L 76 and XL 83")
     for claim, source in ((arch, "the checkpoint's own 'arch'"), (model, "--model")):
         if claim and re.sub(r"(_448|_miil.*|_in21k)+$", "", claim) != variant:
-            raise refuse(f"{source} says {claim}, but the tensors of {path} are those of {variant}; find out which "
-                         "file this is")
+            raise Refusal(f"{source} says {claim}, but the tensors of {shown(path)} are those of {variant}; find out "
+                          "which file this is")
     tracked = any(name.endswith(TRACKED) for name in tensors)
     seen = "ascend" if tracked and not today else "miil"
     # Without the counters only training can tell: the user may know better.
     if lineage and lineage != seen and (today or tracked):
         evidence = ("timm 0.8's names, which only the official lineage has" if today
                     else f"{TRACKED}, which InplaceABN does not keep")
-        raise refuse(f"--lineage {lineage} contradicts {path}: it has {evidence}, so it is {seen}; leave out --lineage")
+        raise Refusal(f"--lineage {lineage} contradicts {shown(path)}: it has {evidence}, so it is {seen}; leave out "
+                      "--lineage")
     naming = "timm 0.8 or newer" if today else "timm 0.4.5 and MIIL"
     return Recognised(variant, head.shape[0], lineage or seen, naming)
 
@@ -237,30 +234,30 @@ def recognise(tensors: Tensors, path: str, arch: Optional[str], model: Optional[
 def create_network(variant: str, num_classes: int) -> Any:
     """The patched timm's network, a torch.nn.Module in training mode, `ascend` lineage.
 
-    Raises: SystemExit if the patched source is not in ./pytorch-image-models.
+    Raises: Refusal if the patched source is not in ./pytorch-image-models.
     """
     hint = "run: python3 scripts/timm_source.py"
     if not os.path.isdir(os.path.join(TIMM, "timm")):
-        raise refuse(f"timm v0.4.5's patched source is expected in {TIMM}, which is not there; {hint}")
+        raise Refusal(f"timm v0.4.5's patched source is expected in {shown(TIMM)}, which is not there; {hint}")
     sys.path.insert(0, TIMM)
     try:
         import timm
         network = timm.create_model(variant, num_classes=num_classes)
     except ImportError as error:  # torchvision or inplace_abn: unpatched
-        raise refuse(f"{TIMM} is not patched ({error}); move it away and {hint}")
+        raise Refusal(f"{shown(TIMM)} is not patched ({error}); move it away and {hint}")
     finally:
         sys.path.remove(TIMM)
     if not timm.__file__.startswith(TIMM) or timm.__version__ != "0.4.5" or any(
             "Inplace" in type(module).__name__ for module in network.modules()):
-        raise refuse(f"the network must come from timm v0.4.5 patched with TResNet.patch, but {timm.__file__} is "
-                     f"version {timm.__version__} or not patched; move it away and {hint}")
+        raise Refusal(f"the network must come from timm v0.4.5 patched with TResNet.patch, but {timm.__file__} is "
+                      f"version {timm.__version__} or not patched; move it away and {hint}")
     return network
 
 
 def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
     """The network with the checkpoint's weights, in evaluation mode; every tensor is accounted for.
 
-    Raises: SystemExit that names missing, unexpected, misshapen or not finite tensors.
+    Raises: Refusal that names missing, unexpected, misshapen or not finite tensors.
     """
     import torch
     network = create_network(seen.variant, seen.num_classes)
@@ -292,8 +289,8 @@ def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
                          and torch.equal(tensor.float(), blur.expand_as(tensor)))]
     if problems:
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise refuse(f"{path} does not fit {seen.variant} with {seen.num_classes} classes: "
-                     f"{'; '.join(problems[:SHOWN])}{more}")
+        raise Refusal(f"{shown(path)} does not fit {seen.variant} with {seen.num_classes} classes: "
+                      f"{'; '.join(problems[:SHOWN])}{more}")
     if seen.lineage == "miil":
         for name, module in network.named_modules():
             if hasattr(module, "pad_mode"):
@@ -332,9 +329,7 @@ class Graph:
 
 
 def folded(convolution: Any, norm: Any) -> Tuple[np.ndarray, np.ndarray]:
-    """Weight [out, in, k, k] and bias [out], float64, of a bias-free convolution
-    with the batch norm that follows it.
-    """
+    """Weight [out, in, k, k] and bias [out], float64, of a bias-free convolution with the batch norm behind it."""
     weight, gamma, beta, mean, variance = (tensor.detach().double().numpy() for tensor in (
         convolution.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var))
     scale = gamma / np.sqrt(variance + norm.eps)
@@ -342,9 +337,7 @@ def folded(convolution: Any, norm: Any) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def unshuffled(weight: np.ndarray, block: int) -> np.ndarray:
-    """The kernel that does on the image what `weight` does after SpaceToDepth:
-    [out, b·b·c, k, k] → [out, c, b·k, b·k].
-    """
+    """The kernel on the image that equals `weight` after SpaceToDepth: [out, b·b·c, k, k] → [out, c, b·k, b·k]."""
     out, depth, height, width = weight.shape
     split = weight.reshape(out, block, block, depth // block ** 2, height, width)
     return split.transpose(0, 3, 4, 1, 5, 2).reshape(out, depth // block ** 2, block * height, block * width)
@@ -393,10 +386,7 @@ def add_blur(graph: Graph, blur: Any, name: str, x: str) -> str:
 
 
 def add_module(graph: Graph, module: Any, name: str, x: str) -> str:
-    """Add one module of the network to the graph; returns the name of its output.
-
-    Raises: TypeError for an unknown one.
-    """
+    """Add one module of the network; returns the name of its output. Raises: TypeError for an unknown one."""
     kind = type(module).__name__
     if kind == "Sequential":
         return add_chain(graph, module, name, x)
@@ -418,9 +408,7 @@ def add_module(graph: Graph, module: Any, name: str, x: str) -> str:
 
 
 def add_stem(graph: Graph, body: Any, stem: str, x: str) -> str:
-    """Add SpaceToDepth and the first convolution, as they are or as one 12×12 convolution of stride 4:
-    the same function.
-    """
+    """Add SpaceToDepth and the first convolution, as they are or as one 12×12 convolution: the same function."""
     if stem == "space-to-depth":
         return add_module(graph, body.conv1, "body.conv1", add_module(graph, body.SpaceToDepth, "body.SpaceToDepth", x))
     block = body.SpaceToDepth.op.bs
@@ -450,16 +438,15 @@ def build_model(network: Any, img_size: int, opset: int, batch_size: Optional[in
     versions = [helper.make_opsetid("", opset)]
     return helper.make_model(helper.make_graph(graph.nodes, "TResNet", [image], [logits], graph.weights),
                              opset_imports=versions, ir_version=helper.find_min_ir_version_for(versions),
-                             producer_name="TResNet_pth2onnx.py", producer_version=VERSION)
+                             producer_name="TResNet_pth2onnx.py", producer_version=cli.VERSION)
 
 
 # ---- proving it ------------------------------------------------------------------------------------------------------
 
 def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ...]) -> float:
-    """Run the ONNX model and the network on the same random images; returns the largest difference
-    over the largest logit.
+    """Run the ONNX model and the network on the same random images; the largest difference over the largest logit.
 
-    Raises: SystemExit if it exceeds TOLERANCE.
+    Raises: Refusal if it exceeds TOLERANCE.
     """
     import onnxruntime
     import torch
@@ -474,74 +461,63 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
         largest = float(np.abs(expected).max())
         difference = float(np.abs(found - expected).max())
         if not math.isfinite(largest) or not difference <= TOLERANCE * largest:
-            raise refuse(f"the ONNX model and the PyTorch network differ by {difference:.3g} on a batch of "
-                         f"{batch_size}, where the largest logit is {largest:.3g} and {TOLERANCE:g} of it is allowed, "
-                         f"so no file is written; the weights overflow, or onnxruntime {onnxruntime.__version__} or "
-                         f"torch {torch.__version__} computes wrongly: try another version")
+            raise Refusal(f"the ONNX model and the PyTorch network differ by {difference:.3g} on a batch of "
+                          f"{batch_size}, where the largest logit is {largest:.3g} and {TOLERANCE:g} of it is "
+                          "allowed, so no file is written; the weights overflow, or onnxruntime "
+                          f"{onnxruntime.__version__} or torch {torch.__version__} computes wrongly: try another "
+                          "version")
         worst = max(worst, difference / largest if largest else 0.0)
     return worst
 
 
-def file_sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for chunk in iter(functools.partial(file.read, 1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def read_metadata(path: str) -> Dict[str, str]:
-    """The metadata of an ONNX file, {} if it is not there or not readable."""
-    with contextlib.suppress(Exception):  # a half-written or strange file is simply not up to date
-        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    return {}
-
-
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help=".pth, .pth.tar, .pt or .safetensors")
-    parser.add_argument("output", help="the .onnx file")
-    parser.add_argument("--model", choices=sorted(VARIANTS.values()), help="insist on this variant")
-    parser.add_argument("--lineage", choices=("ascend", "miil"),
-                        help="insist on this lineage of weights (needed only for `ascend` weights whose "
-                             f"{TRACKED} were stripped)")
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights, state_dict_ema")
-    parser.add_argument("--img-size", type=int, default=224,
-                        help=f"height and width in pixels, a multiple of {MULTIPLE} (default: %(default)s)")
-    parser.add_argument("--opset", type=int, choices=OPSETS, default=11,
-                        help="ONNX operator set (default: %(default)s, which every CANN reads)")
-    parser.add_argument("-b", "--batch-size", type=int, help="fix the batch size (default: open)")
-    parser.add_argument("--stem", choices=("space-to-depth", "conv"), default="space-to-depth",
-                        help="conv: one 12×12 convolution of stride 4 instead of SpaceToDepth and 3×3; the same "
-                             "function (default: %(default)s)")
-    parser.add_argument("--force", action="store_true", help="export again even if the output is up to date")
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("checkpoint", type=cli.path, help=".pth, .pth.tar, .pt or .safetensors")
+    add("output", type=cli.path, help="the .onnx file")
+    add("--model", choices=sorted(VARIANTS.values()), help="insist on this variant")
+    add("--lineage", choices=("ascend", "miil"),
+        help=f"insist on this lineage of weights (needed only for `ascend` weights whose {TRACKED} were stripped)")
+    add("--ema", action="store_true", help="take the averaged weights, state_dict_ema")
+    add("--img-size", type=cli.whole(MULTIPLE, 4096), default=224,
+        help=f"height and width in pixels, a multiple of {MULTIPLE} (default: %(default)s)")
+    add("--opset", type=int, choices=OPSETS, default=11,
+        help="ONNX operator set (default: %(default)s, which every CANN reads)")
+    add("-b", "--batch-size", type=cli.whole(1, 4096), help="fix the batch size (default: open)")
+    add("--stem", choices=("space-to-depth", "conv"), default="space-to-depth",
+        help="conv: one 12×12 convolution of stride 4 instead of SpaceToDepth and 3×3, the same function "
+             "(default: %(default)s)")
+    add("--force", action="store_true", help="export again even if the output is up to date")
     arguments = parser.parse_args()
-    if arguments.img_size < MULTIPLE or arguments.img_size % MULTIPLE:
+    if arguments.img_size % MULTIPLE:
         parser.error(f"--img-size must be a multiple of {MULTIPLE}, because the network halves the image five times, "
                      f"not {arguments.img_size}")
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        parser.error(f"--batch-size must be 1 or more, not {arguments.batch_size}")
     if not arguments.output.endswith(".onnx"):
         parser.error(f"the output must end in .onnx, not {arguments.output}")
     return arguments
+
+
+def recipe(arguments: argparse.Namespace) -> record.Row:
+    """What the ONNX file depends on; the checkpoint by its content."""
+    options = {name: getattr(arguments, name) for name in (
+        "model", "lineage", "ema", "img_size", "opset", "batch_size", "stem")}
+    return record.recipe(__file__, options, packages=("torch", "onnx", "onnxruntime", "numpy"),
+                         checkpoint=record.sha256(arguments.checkpoint), patch=record.sha256(PATCH))
 
 
 def main() -> None:
     arguments = parse_arguments()
     start = time.time()
     if not os.path.isfile(arguments.checkpoint):
-        raise refuse(f"the checkpoint {arguments.checkpoint} is not there or not a file; give the path of a .pth, "
-                     ".pth.tar, .pt or .safetensors file")
-    made_from = {"checkpoint_sha256": file_sha256(arguments.checkpoint), "version": VERSION,
-                 "tool": "TResNet_pth2onnx.py",
-                 "options": json.dumps({name: getattr(arguments, name) for name in (
-                     "model", "lineage", "ema", "img_size", "opset", "batch_size", "stem")}, sort_keys=True)}
-    if not arguments.force and os.path.exists(arguments.output):
-        metadata = read_metadata(arguments.output)
-        if all(metadata.get(key) == value for key, value in made_from.items()):
-            print(f"{arguments.output} is up to date: {metadata.get('variant')}, {metadata.get('num_classes')} "
-                  f"classes, {metadata.get('lineage')} lineage; --force exports again")
-            return
+        raise Refusal(f"the checkpoint {shown(arguments.checkpoint)} is not there or not a file; give the path of a "
+                      ".pth, .pth.tar, .pt or .safetensors file")
+    made_by = recipe(arguments)
+    if not arguments.force and record.is_current(arguments.output, made_by):
+        was = record.notes(arguments.output)
+        print(f"{shown(arguments.output)} is up to date: {was['variant']}, {was['num_classes']} classes, "
+              f"{was['lineage']} lineage; --force exports again")
+        return
+    record.claim(arguments.output, [arguments.output])
     checkpoint = load_checkpoint(arguments.checkpoint)
     tensors = find_state_dict(checkpoint, arguments.checkpoint, arguments.ema)
     arch = checkpoint.get("arch") if isinstance(checkpoint, dict) else None
@@ -554,9 +530,10 @@ def main() -> None:
     network = load_network(tensors, arguments.checkpoint, seen)
     del checkpoint, tensors  # half a gigabyte for an XL
     model = build_model(network, arguments.img_size, arguments.opset, arguments.batch_size, arguments.stem)
-    onnx.helper.set_model_props(model, dict(
-        made_from, variant=seen.variant, num_classes=str(seen.num_classes), lineage=seen.lineage,
-        img_size=str(arguments.img_size)))
+    about = {"variant": seen.variant, "num_classes": str(seen.num_classes), "lineage": seen.lineage,
+             "img_size": str(arguments.img_size), "checkpoint_sha256": made_by["checkpoint"]}
+    onnx.helper.set_model_props(model, dict(about, tool=made_by["tool"], version=cli.VERSION,
+                                            options=json.dumps(made_by["options"], sort_keys=True)))
     operators = Counter(node.op_type for node in model.graph.node)
     counts = ", ".join(f"{name} {count}" for name, count in sorted(operators.items()))
     print(f"graph: opset {arguments.opset}, {sum(operators.values())} nodes: {counts}")
@@ -568,16 +545,14 @@ def main() -> None:
     print(f"verified: ONNX Runtime differs from PyTorch by at most {difference:.1e} of the largest logit "
           f"(batches of {', '.join(map(str, batch_sizes))})")
     try:
-        write_whole(arguments.output, serialized)
+        record.begin(arguments.output, made_by, [arguments.output])
+        files.write_whole(arguments.output, serialized)
     except OSError as error:
-        raise refuse(f"{arguments.output} cannot be written ({error.strerror}); choose a folder that exists, can be "
-                     f"written and has {len(serialized) / 1e6:.0f} MB of space")
-    print(f"{arguments.output}: {len(serialized) / 1e6:.1f} MB in {time.time() - start:.1f} s")
+        raise Refusal(f"{shown(arguments.output)} cannot be written ({error.strerror}); choose a folder that exists, "
+                      f"can be written and has {len(serialized) / 1e6:.0f} MB of space")
+    record.write(arguments.output, made_by, [arguments.output], **about)
+    print(f"{shown(arguments.output)}: {len(serialized) / 1e6:.1f} MB in {time.time() - start:.1f} s")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\nTResNet_pth2onnx.py: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    cli.run(main)

@@ -1,31 +1,26 @@
-"""Say what is there and what is missing for each backend, with the command that mends it; or choose the backend.
+#!/usr/bin/env python3
+"""Say what is there and what is missing for each backend, with the command that mends it.
 
     python3 scripts/check.py                       # the table; exit status 0 only if the chosen backend can run
-    python3 scripts/check.py --choose              # one line: `ascend: …why…` or `cpu: …why…`
+    python3 scripts/check.py --data ./ImageNet --backend ascend
 
-Runs in the host's own Python (3.7 or newer, standard library only), because ais_bench lives there too.
+pipeline.sh asks the same questions before it starts. Runs in the host's own Python (3.7 or newer, standard library
+only), because ais_bench lives there too.
 """
 import argparse
-import glob
 import os
-import re
 import shutil
-import stat
-import subprocess
-import sys
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
-from npu_info import find_chips, soc_version, the_chip
-from setup_env import ROOT, finished, satisfied
+from common import ascend, cli, environment, files
+from common.cli import ROOT, Refusal, shown, some
+from common.images import find_images
+from common.labels import check_range, class_labels, match_labels, read_class_map, read_labels
+from common.names import SUFFIXES, name_bins
 
-sys.path.insert(0, ROOT)
-from TResNet_preprocess import SUFFIXES  # noqa: E402
-
-FILE_BYTES = {False: 4, True: 1}  # per value of a .bin: float32, or uint8 for --uint8
-MODEL_BYTES = 130e6  # a TResNet-M as .onnx or .om; an XL has 320e6
-CANN_INFO = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann/latest", "/usr/local/Ascend/latest")
-DRIVER_INFO = "/usr/local/Ascend/driver/version.info"
-SAFE_PATH = re.compile(r"[_A-Za-z0-9/.-]+")  # what later versions of ais_bench accept in a path made absolute
+VALUE_BYTES = {False: 4, True: 1}  # of a .bin: float32, or uint8 for --uint8
+MODEL_BYTES = 130_000_000  # a TResNet-M as .onnx or .om, and the sample data; an XL has 320 MB
+RESULT_BYTES = 12_000  # of one image's result, as text of 1,000 classes
 
 
 class Row(NamedTuple):
@@ -37,198 +32,223 @@ class Row(NamedTuple):
     mend: str = ""
 
 
-def version_in(paths: List[str]) -> str:
-    """The first `version=…` in the files, '' if there is none."""
-    for path in paths:
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                found = re.search(r"^\s*[Vv]ersion\s*=\s*\[?([\w.+-]+)", file.read(), re.MULTILINE)
-        except OSError:
-            continue
-        if found:
-            return found.group(1)
-    return ""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that decide what is needed; pipeline.sh has them too."""
+    add = parser.add_argument
+    add("--data", metavar="DIR", type=folder,
+        help="folder with val_union/ (images) and val_label.txt; or with class folders in val/ (default: sample data)")
+    add("--checkpoint", metavar="FILE", type=cli.path, help="trained TResNet (default: DIR/model_best.pth.tar)")
+    add("--class-map", metavar="FILE", type=cli.path, help="numbers of the class folders (default: their order)")
+    add("--img-size", metavar="N", type=img_size, default=224, help="height and width in pixels (default: 224)")
+    add("--uint8", action="store_true", help="images as bytes, converted on the device (AIPP)")
+    add("--workdir", metavar="DIR", type=folder, default="work", help="where all products go (default: ./work)")
+    add("--backend", choices=("auto", "ascend", "cpu"), default="auto",
+        help="auto (the default) takes ascend if npu-smi, atc and ais_bench are all there")
+    add("--device", metavar="N", type=cli.whole(0, 255), help="NPU to use (default: 0)")
+    add("--soc-version", metavar="NAME", default="", help="chip that is compiled for (default: what npu-smi says)")
+    add("--batch-sizes", metavar="LIST", type=cli.batch_sizes, default=[1, 4, 8, 16, 32],
+        help="models to compile and to measure (default: 1,4,8,16,32)")
 
 
-def host_has(module: str) -> str:
-    """Version of a package in the host's own python3, '' if it cannot be imported there."""
-    code = (f"import {module}\ntry:\n from importlib.metadata import version\n print(version({module!r}))\n"
-            f"except Exception:\n print('version unknown')")
-    try:
-        done = subprocess.run(["python3", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              stdin=subprocess.DEVNULL, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode().strip() if done.returncode == 0 else ""
+def folder(text: str) -> str:
+    """argparse type: a folder's path, without a slash at its end, that no program can take for an option."""
+    path = cli.path(text).rstrip("/") or "/"
+    if path == "/":
+        raise argparse.ArgumentTypeError("the root folder cannot be meant")
+    return os.path.join(".", path) if path.startswith("-") else path
 
 
-def chip(chosen: str, device: int) -> Tuple[str, str]:
-    """(soc version, '') of the chip that is compiled for, or ('', what is wrong)."""
-    try:
-        chips = find_chips()
-        if device >= len(chips):
-            return "", f"--device {device} was asked for, but there are {len(chips)}, numbered from 0"
-        return chosen or soc_version(the_chip(chips)), ""
-    except SystemExit as error:
-        return "", re.sub(r"^npu_info.py: ", "", str(error))
+def img_size(text: str) -> int:
+    """argparse type: the network halves the image five times."""
+    size = cli.whole(32, 4096)(text)
+    if size % 32:
+        raise argparse.ArgumentTypeError(f"a multiple of 32 is expected, not {text!r}")
+    return size
 
 
-def cann_folders() -> List[str]:
-    return [folder for folder in (os.environ.get("ASCEND_TOOLKIT_HOME", ""), *CANN_INFO)
-            if folder and os.path.isdir(folder)]
-
+# ---- the machine -----------------------------------------------------------------------------------------------------
 
 def ascend_rows(soc: str, device: int) -> List[Row]:
     """What the ascend backend needs of the machine."""
-    found, problem = chip(soc, device)
-    folders = cann_folders()
-    version_files = [path for folder in folders for path in [
-        f"{folder}/version.cfg", *sorted(glob.glob(f"{folder}/*/ascend_toolkit_install.info"))]]
-    cann = version_in(version_files)
-    sources = [f"{os.path.dirname(folder)}/set_env.sh" for folder in folders
-               if os.path.exists(f"{os.path.dirname(folder)}/set_env.sh")]
-    source = f"source {(sources or ['/usr/local/Ascend/ascend-toolkit/set_env.sh'])[0]}"
-    atc, bench, runtime = shutil.which("atc"), host_has("ais_bench"), host_has("aclruntime")
-    driver = version_in([DRIVER_INFO])
-    virtual = subprocess.run(["python3", "-c", "import sys; sys.exit(sys.prefix != sys.base_prefix)"],
-                             stdin=subprocess.DEVNULL).returncode
-    return [
-        Row("ascend", "NPU (npu-smi)", bool(found), found or problem,
-            "install the driver and firmware of the card, then: npu-smi info"),
-        Row("", "driver", bool(driver), driver or "no version found"),
-        Row("", "CANN", bool(cann), cann or "no version found"),
-        Row("ascend", "atc", bool(atc), atc or "not on the PATH", source),
-        Row("ascend", "ais_bench", bool(bench), bench or "python3 cannot import it",
-            "pip3 install the ais_bench wheel of Ascend's tools for this Python"),
-        Row("ascend", "aclruntime", bool(runtime), runtime or "python3 cannot import it",
-            f"pip3 install the aclruntime wheel for this Python, then: {source}"),
-        Row("ascend", "host's python3", not virtual,
-            "a virtual environment, in which atc fails" if virtual else shutil.which("python3") or "", "deactivate"),
-    ]
-
-
-def path_rows(workdir: str) -> List[Row]:
-    """What ais_bench's later versions ask of the folder that they read from and write to."""
-    path = os.path.abspath(workdir)
-    folder = path
-    while not os.path.exists(folder):
-        folder = os.path.dirname(folder)
-    wrong, mend = "", ""
-    strange = sorted(set(SAFE_PATH.sub("", path)))
-    if strange:
-        wrong, mend = (f"has {', '.join(map(ascii, strange))}, but only letters, digits and _ / . - are accepted",
-                       "--workdir with another path")
-    elif os.path.islink(path):
-        wrong, mend = "is a symbolic link", f"--workdir {os.path.realpath(path)}"
-    elif folder == path:
-        status = os.stat(path)
-        if status.st_uid != os.getuid() and status.st_gid not in os.getgroups():
-            wrong, mend = "belongs to another user", "--workdir with a folder of your own"
-        elif stat.S_IMODE(status.st_mode) & 0o027:
-            wrong, mend = f"has mode {stat.S_IMODE(status.st_mode):o}, but 750 at most is accepted", f"chmod 750 {path}"
-    return [Row("ascend", "work folder", not wrong, f"{path} {wrong or 'fits the rules of ais_bench'}", mend)]
-
-
-def count_images(folder: str) -> int:
-    return sum(name.lower().endswith(SUFFIXES) for _, _, names in os.walk(folder) for name in names)
-
-
-def data_rows(data: str, checkpoint: str, workdir: str, img_size: int, uint8: bool) -> List[Row]:
-    """Images, labels, checkpoint and the disk space for what will be made of them."""
-    if not data:
-        rows, images = [Row("both", "data", True, "the sample: 20 photos and a checkpoint, made by the first step")], 20
-    else:
-        folder = next((f"{data}/{name}" for name in ("val_union", "val") if os.path.isdir(f"{data}/{name}")), "")
-        images = count_images(folder) if folder else 0
-        labels = f"{data}/val_label.txt"
-        rows = [Row("both", "images", images > 0,
-                    f"{images} in {folder}" if folder else f"{data} has neither val_union/ nor val/",
-                    f"put the images into {data}/val_union")]
-        classes = bool(folder) and any(entry.is_dir() for entry in os.scandir(folder))
-        if os.path.exists(labels):
-            with open(labels, "rb") as file:
-                count = sum(bool(line.strip()) for line in file)
-            rows.append(Row("both", "labels", count > 0, f"{count} in {labels}", "one line per image: NAME INT"))
+    try:
+        chips, found, problem = ascend.find_chips(), "", ""
+        if device < len(chips):
+            found = soc or ascend.soc_version(ascend.the_chip(chips))
         else:
-            rows.append(Row("both", "labels", classes, "from the class folders" if classes else f"no {labels}",
-                            "one line per image: NAME INT"))
-        path = checkpoint or f"{data}/model_best.pth.tar"
-        rows.append(Row("both", "checkpoint", os.path.isfile(path), path if os.path.isfile(path) else f"no {path}",
-                        "--checkpoint FILE"))
-    folder = os.path.abspath(workdir)
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    needed = images * 3 * img_size ** 2 * FILE_BYTES[uint8] + 6 * MODEL_BYTES
-    free = shutil.disk_usage(folder).free
-    rows.append(Row("both", "disk space", free >= needed,
-                    f"{free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed for {images} images and the models",
-                    "--workdir on another disk"))
-    return rows
+            problem = f"--device {device} was asked for, but there are {len(chips)}, numbered from 0"
+    except Refusal as refusal:
+        found, problem = "", refusal.sentence
+    has, atc, virtual = ascend.host_versions(), shutil.which("atc"), ascend.virtual_python()
+    source = f"source {shown(ascend.set_env() or ascend.SET_ENV)}"
+    rows = [Row("ascend", "NPU (npu-smi)", bool(found), found or problem,
+                "install the driver and firmware of the card, then: npu-smi info"),
+            Row("ascend", "atc", bool(atc), atc or "not on the PATH", source),
+            Row("ascend", "host's python3", not virtual, (shutil.which("python3") or "") + (
+                ", a virtual environment's, in which atc fails" if virtual else ""), "deactivate")]
+    rows += [Row("", item, bool(has[item]), has[item] or "no version found") for item in ("driver", "CANN")]
+    return rows + [Row("ascend", item, bool(has[item]), has[item] or "python3 cannot import it",
+                       f"pip3 install the {item} wheel of Ascend's tools for this Python, then: {source}")
+                   for item in ("ais_bench", "aclruntime")]
 
 
 def python_rows() -> List[Row]:
-    requirements = [os.path.join(ROOT, "requirements.txt")]
-    suffix = "-%d.%d" % sys.version_info[:2] if os.environ.get("PYTHON") else ""
-    there = finished(os.path.join(ROOT, ".venv" + suffix), requirements) or satisfied(requirements)
+    wanted = [environment.REQUIREMENTS]
+    there = environment.finished(wanted) or environment.satisfied(wanted)
     timm = os.path.exists(os.path.join(ROOT, "pytorch-image-models", ".patched-with"))
-    return [Row("", "Python packages", there, "all of requirements.txt" if there else "the first run makes .venv",
+    return [Row("", "Python packages", there, "all there" if there else "the first run makes .venv",
                 "python3 scripts/setup_env.py"),
-            Row("", "timm v0.4.5", timm, "patched, in pytorch-image-models" if timm else "the first run fetches it",
+            Row("", "timm v0.4.5", timm, "patched" if timm else "the first run fetches it",
                 "python3 scripts/timm_source.py")]
 
+
+# ---- the data --------------------------------------------------------------------------------------------------------
+
+class Data:
+    """Where the images, their labels and the checkpoint are; each check raises Refusal or says what it found."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.is_sample = arguments, not arguments.data
+        self.folder = arguments.data or os.path.join(arguments.workdir, "sample")
+        self.images, self.labels = os.path.join(self.folder, "val_union"), os.path.join(self.folder, "val_label.txt")
+        if not self.is_sample:
+            if not os.path.isdir(self.images) and os.path.isdir(os.path.join(self.folder, "val")):
+                self.images = os.path.join(self.folder, "val")
+            if not os.path.lexists(self.labels):  # class folders: preprocessing writes their labels
+                self.labels = os.path.join(arguments.workdir, "prep_dataset", "val_label.txt")
+        self.checkpoint = arguments.checkpoint or os.path.join(self.folder, "model_best.pth.tar")
+        self.sources: Dict[str, Tuple[int, int]] = {}
+
+    def from_folders(self) -> bool:
+        return os.path.dirname(self.labels) != self.folder
+
+    def check_images(self) -> str:
+        if not os.path.isdir(self.images):
+            raise Refusal(f"{shown(self.folder)} should hold a folder val_union/ with the images (or val/ with a "
+                          "folder per class), but holds neither")
+        self.sources, _ = find_images(self.images)
+        if not self.sources:
+            raise Refusal(f"there are no images in {shown(self.images)}: no file there ends in {', '.join(SUFFIXES)}")
+        return f"{len(self.sources)} in {shown(self.images)}"
+
+    def check_labels(self) -> str:
+        if not self.sources:
+            raise Refusal("there are no images that they could belong to")
+        stems = name_bins(self.sources)
+        if self.from_folders():
+            text = class_labels(self.sources, stems, self.arguments.class_map)
+            if text is None:
+                raise Refusal(f"there is no {shown(os.path.join(self.folder, 'val_label.txt'))}, and the images do not "
+                              "all lie in class folders, which would be numbered")
+            return f"from the {len(self.class_folders())} class folders"
+        labels = read_labels(self.labels)
+        match_labels({stem: source for source, stem in stems.items()}, labels, self.labels)
+        return f"{len(labels)} in {shown(self.labels)}"
+
+    def check_checkpoint(self) -> str:
+        if not os.path.isfile(self.checkpoint):
+            raise Refusal(f"the checkpoint {shown(self.checkpoint)} is not there")
+        return self.checkpoint
+
+    def class_folders(self) -> List[str]:
+        return sorted(set(map(os.path.dirname, self.sources)))
+
+    def check_classes(self, classes: int) -> None:
+        """Before inference: labels must be classes of the network, class folders without a map all of its classes."""
+        names, class_map = self.class_folders(), self.arguments.class_map
+        if self.is_sample or not self.from_folders():
+            if not self.is_sample:
+                check_range(read_labels(self.labels), classes, self.labels)
+        elif class_map:
+            beyond = [name for name, index in read_class_map(class_map).items() if name in names and index >= classes]
+            if beyond:
+                raise Refusal(f"{shown(class_map)} gives {some(beyond)} numbers that the network does not have: it has "
+                              f"{classes} classes, numbered from 0")
+        elif len(names) != classes:
+            raise Refusal(f"{shown(self.images)} has {len(names)} class folders ({some(names)}), which would be "
+                          f"numbered 0 to {len(names) - 1} by their order, but the network has {classes} classes; say "
+                          "which is which: --class-map FILE")
+
+
+def needed_room(arguments: argparse.Namespace, images: int, checkpoint: str, ascend_runs: bool) -> int:
+    """Bytes that the work folder will take up, less what is there of it already."""
+    model = max(MODEL_BYTES, os.path.getsize(checkpoint) if os.path.isfile(checkpoint) else 0)
+    models = 2 + len(arguments.batch_sizes) * ascend_runs  # ONNX, and the sample or an int8 model
+    per_image = [3 * arguments.img_size ** 2 * VALUE_BYTES[arguments.uint8], RESULT_BYTES]
+    there = 0
+    for path, _, names in os.walk(arguments.workdir):
+        there += files.occupied(os.lstat(os.path.join(path, name)).st_size for name in names)
+    return max(0, images * files.occupied(per_image) + models * model - there)
+
+
+def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
+    """Images, labels, checkpoint, and the disk space for what will be made of them."""
+    checks = [("images", data.check_images, f"put the images into {shown(os.path.join(data.folder, 'val_union'))}"),
+              ("labels", data.check_labels, "one line per image: NAME INT"),
+              ("checkpoint", data.check_checkpoint, "name it: --checkpoint FILE")]
+    rows = []
+    if data.is_sample:
+        rows = [Row("both", "data", True, "the sample: 20 photos and a checkpoint, made by the first step")]
+        checks = checks[2:] if data.arguments.checkpoint else []
+    for item, check, mend in checks:
+        try:
+            rows.append(Row("both", item, True, check()))
+        except Refusal as refusal:
+            rows.append(Row("both", item, False, refusal.sentence, mend))
+    images, workdir = len(data.sources) or 20, data.arguments.workdir
+    needed, free = needed_room(data.arguments, images, data.checkpoint, ascend_runs), files.free_space(workdir)
+    rows.append(Row("both", "disk space", free >= needed,
+                    f"{free / 1e6:,.0f} MB are free for {shown(workdir)}, {needed / 1e6:,.0f} MB are needed for "
+                    f"{images} images and the models", "make room, or --workdir on another disk"))
+    return rows
+
+
+# ---- all of it -------------------------------------------------------------------------------------------------------
 
 def choose(backend: str, rows: List[Row]) -> Tuple[str, str]:
     """(backend, why): auto takes ascend if npu-smi, atc and ais_bench are all there."""
     if backend != "auto":
         return backend, "as --backend says"
     missing = [row.item for row in rows if row.item in ("NPU (npu-smi)", "atc", "ais_bench") and not row.good]
-    found: Optional[Row] = next((row for row in rows if row.item == "NPU (npu-smi)"), None)
     if missing:
         return "cpu", f"for ascend there is no {', no '.join(missing)}"
-    return "ascend", f"{found.found if found else ''}, atc and ais_bench are there"
+    return "ascend", f"{rows[0].found}, atc and ais_bench are there"
 
 
-def print_table(rows: List[Row], backend: str) -> None:
+def examine(arguments: argparse.Namespace, data: Data) -> Tuple[str, str, List[Row]]:
+    """(backend, why it was chosen, what it needs and what there is)."""
+    rows = [] if arguments.backend == "cpu" else ascend_rows(arguments.soc_version, arguments.device or 0)
+    backend, why = choose(arguments.backend, rows)
+    wrong, mend = files.path_problem(arguments.workdir)
+    rows.append(Row("ascend", "work folder", not wrong,
+                    f"{shown(os.path.abspath(arguments.workdir))} {wrong or 'fits the rules of ais_bench'}", mend))
+    return backend, why, rows + data_rows(data, backend == "ascend")
+
+
+def lacks(backend: str, rows: List[Row]) -> List[Row]:
+    return [row for row in rows if not row.good and row.backend in ("both", backend)]
+
+
+def print_table(arguments: argparse.Namespace) -> int:
+    """The table on stdout; returns the exit status."""
+    backend, why, rows = examine(arguments, Data(arguments))
+    if arguments.backend == "cpu":
+        rows = ascend_rows(arguments.soc_version, arguments.device or 0) + rows
+    rows += python_rows()
     widths = [max(len(str(row[column])) for row in rows) for column in (0, 1)]
     for row in rows:
         state = "ok" if row.good else "missing" if row.backend else "-"
         mend = f"   → {row.mend}" if not row.good and row.mend else ""
         print(f"{row.backend or '-':<{max(widths[0], 7)}}  {row.item:<{widths[1]}}  {state:<7}  {row.found}{mend}")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--choose", action="store_true", help="print only the backend and why; refuse if it cannot run")
-    parser.add_argument("--backend", choices=("auto", "ascend", "cpu"), default="auto")
-    parser.add_argument("--workdir", default="./work")
-    parser.add_argument("--data", default="", help="folder with val_union/ and val_label.txt (default: the sample)")
-    parser.add_argument("--checkpoint", default="")
-    parser.add_argument("--img-size", type=int, default=224)
-    parser.add_argument("--soc-version", default="")
-    parser.add_argument("--device", type=int, default=0)
-    parser.add_argument("--uint8", action="store_true")
-    arguments = parser.parse_args()
-    rows = ([] if arguments.choose and arguments.backend == "cpu"
-            else ascend_rows(arguments.soc_version, arguments.device))
-    backend, why = choose(arguments.backend, rows)
-    rows += path_rows(arguments.workdir)
-    if not arguments.choose:
-        rows += data_rows(arguments.data, arguments.checkpoint, arguments.workdir, arguments.img_size,
-                          arguments.uint8) + python_rows()
-        print_table(rows, backend)
-    bad = [row for row in rows if not row.good and row.backend in ("both", backend)]
-    if arguments.choose:
-        if bad:
-            raise SystemExit(f"pipeline.sh: the {backend} backend cannot run: {bad[0].item}: {bad[0].found}; "
-                             f"{bad[0].mend}; `--check` shows all that is missing")
-        print(f"{backend}: {why}")
-    else:
-        print(f"backend {backend} ({why}): " + (f"cannot run, {len(bad)} missing" if bad else "can run"))
+    bad = lacks(backend, rows)
+    print(f"backend {backend} ({why}): " + (f"cannot run, {len(bad)} missing" if bad else "can run"))
     return 1 if bad else 0
 
 
+def main() -> int:
+    parser = cli.parser(__doc__)
+    add_options(parser)
+    return print_table(parser.parse_args())
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    cli.run(main)

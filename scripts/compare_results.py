@@ -12,23 +12,17 @@ Exit status: 0 good, 1 the folders cannot be compared, 2 wrong usage, 3 below --
 import argparse
 import json
 import os
-import re
-import sys
 from typing import Any, Dict, List, Optional
+
+from common import cli
+from common.cli import Refusal, shown
+from common.files import write_whole
+from common.names import natural_key
+from common.results import read_result, result_files
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from TResNet_postprocess import read_result, result_files  # noqa: E402
-from TResNet_preprocess import VERSION, write_whole  # noqa: E402
-
 SHOWN = 20  # disagreeing images that are printed; all are in the JSON file
-BELOW_MINIMUM = 3  # exit status
-
-
-def natural_key(name: str) -> List[Any]:
-    """Sort key by which the runners order images, so that "the first N" are the same ones: img_2 before img_10."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split("([0-9]+)", name)]
 
 
 def cosine_similarity(a: np.ndarray, b: np.ndarray) -> float:
@@ -44,21 +38,22 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
 
     Returns what goes into the JSON file: images, classes, cosine {min, mean, image}, largest_difference {value, image},
     top1_agreement in per cent, disagreements [{image, a, b}], only_in_a, only_in_b.
-    Raises: SystemExit if a folder or file is unreadable, nothing is common, or the numbers of classes differ.
+    Raises: Refusal if a folder or file is unreadable, nothing is common, or the numbers of classes differ.
     """
     files_a, files_b = result_files(folder_a), result_files(folder_b)
-    common = sorted(set(files_a) & set(files_b), key=natural_key)[:first]
+    common = sorted(set(files_a) & set(files_b), key=natural_key)[:first]  # the runners' order
     if not common:
-        raise SystemExit(f"{folder_a!a} and {folder_b!a} have no image in common (for instance {min(files_a)!a} and "
-                         f"{min(files_b)!a}); give two folders with the results of the same images")
+        raise Refusal(f"{shown(folder_a)} and {shown(folder_b)} have no image in common (for instance "
+                      f"{shown(min(files_a))} and {shown(min(files_b))}); give two folders with the results of the "
+                      "same images")
     cosines, differences, disagreements = [], [], []
     classes = 0
     for name in common:
         a = read_result(files_a[name]).astype(np.float64)
         b = read_result(files_b[name]).astype(np.float64)
         if len(a) != len(b):
-            raise SystemExit(f"{files_a[name]!a} has {len(a)} classes, but {files_b[name]!a} has {len(b)}; compare "
-                             "results of models with the same classes")
+            raise Refusal(f"{shown(files_a[name])} has {count(len(a), 'class', 'classes')}, but "
+                          f"{shown(files_b[name])} has {len(b)}; compare results of models with the same classes")
         classes = len(a)
         cosines.append(cosine_similarity(a, b))
         differences.append(float(np.abs(a - b).max()))
@@ -66,7 +61,7 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
         if top_a != top_b:
             disagreements.append({"image": name, "a": top_a, "b": top_b})
     worst, furthest = int(np.argmin(cosines)), int(np.argmax(differences))
-    return {"tool": "compare_results.py", "version": VERSION,
+    return {"tool": "compare_results.py", "version": cli.VERSION,
             "a": os.path.abspath(folder_a), "b": os.path.abspath(folder_b),
             "images": len(common), "classes": classes,
             "cosine": {"min": cosines[worst], "mean": float(np.mean(cosines)), "image": common[worst]},
@@ -76,79 +71,80 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
             "only_in_b": sorted(set(files_b) - set(files_a), key=natural_key)}
 
 
+def count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
+
+
 def describe(report: Dict[str, Any]) -> str:
     """The report in lines to read."""
-    cosine, difference = report["cosine"], report["largest_difference"]
-    same = report["images"] - len(report["disagreements"])
-    lines = [f"compared {report['images']} images of {report['classes']} classes: {report['a']!a} and {report['b']!a}",
-             f"cosine similarity: min {cosine['min']:.6f} ({cosine['image']!a}), mean {cosine['mean']:.6f}",
-             f"largest absolute difference: {difference['value']:.6g} ({difference['image']!a})",
-             f"Top-1 agreement: {report['top1_agreement']:.2f} % ({same} of {report['images']})"]
-    for row in report["disagreements"][:SHOWN]:
-        lines.append(f"    {row['image']!a}: class {row['a']}, but {row['b']} in the second folder")
-    if len(report["disagreements"]) > SHOWN:
-        lines.append(f"    ... and {len(report['disagreements']) - SHOWN} more (--json FILE lists all)")
-    for folder, key in (("first", "only_in_a"), ("second", "only_in_b")):
-        if report[key]:
-            lines.append(f"{len(report[key])} images are only in the {folder} folder and were left out, "
-                         f"for instance {report[key][0]!a}")
+    cosine, difference, rows = report["cosine"], report["largest_difference"], report["disagreements"]
+    images = report["images"]
+    lines = [f"compared {count(images, 'image', 'images')} of "
+             f"{count(report['classes'], 'class', 'classes')}: {shown(report['a'])} and {shown(report['b'])}",
+             f"cosine similarity: min {cosine['min']:.6f} ({shown(cosine['image'])}), mean {cosine['mean']:.6f}",
+             f"largest absolute difference: {difference['value']:.6g} ({shown(difference['image'])})",
+             f"Top-1 agreement: {report['top1_agreement']:.2f} % ({images - len(rows)} of {images})"]
+    lines += [f"    {shown(row['image'])}: class {row['a']}, but {row['b']} in the second folder"
+              for row in rows[:SHOWN]]
+    if len(rows) > SHOWN:
+        lines.append(f"    ... and {len(rows) - SHOWN} more (--json FILE lists all)")
+    for folder, names in (("first", report["only_in_a"]), ("second", report["only_in_b"])):
+        if len(names) == 1:
+            lines.append(f"1 image is only in the {folder} folder and was left out: {shown(names[0])}")
+        elif names:
+            lines.append(f"{len(names)} images are only in the {folder} folder and were left out, for instance "
+                         f"{shown(names[0])}")
     return "\n".join(lines)
+
+
+def below(value: float, least: float, decimals: int) -> str:
+    """A value that is below a minimum, with so many decimals or as many more as it takes to see that it is."""
+    texts = (f"{value:.{places}f}" for places in range(decimals, 18))
+    return next((text for text in texts if float(text) < least), repr(value))
 
 
 def shortfalls(report: Dict[str, Any], min_cosine: Optional[float], min_agreement: Optional[float]) -> List[str]:
     """What is below the given minimum, in words."""
     found = []
-    if min_cosine is not None and report["cosine"]["min"] < min_cosine:
-        found.append(f"the cosine similarity falls to {report['cosine']['min']:.6f} ({report['cosine']['image']!a}), "
-                     f"below --min-cosine {min_cosine:g}")
-    if min_agreement is not None and report["top1_agreement"] < min_agreement:
-        found.append(f"the Top-1 agreement is {report['top1_agreement']:.2f} %, "
-                     f"below --min-agreement {min_agreement:g}")
+    cosine, agreement = report["cosine"]["min"], report["top1_agreement"]
+    if min_cosine is not None and cosine < min_cosine:
+        found.append(f"the cosine similarity falls to {below(cosine, min_cosine, 6)} "
+                     f"({shown(report['cosine']['image'])}), below --min-cosine {min_cosine}")
+    if min_agreement is not None and agreement < min_agreement:
+        found.append(f"the Top-1 agreement is {below(agreement, min_agreement, 2)} %, below --min-agreement "
+                     f"{min_agreement}")
     return found
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare two folders of inference results image by image.")
-    parser.add_argument("a", metavar="A", help="folder of results, e.g. of the NPU")
-    parser.add_argument("b", metavar="B", help="folder of results, e.g. of the CPU runner")
-    parser.add_argument("--first", type=int, metavar="N", help="only the first N common images, in natural order")
-    parser.add_argument("--json", metavar="FILE", help="write all figures and all disagreeing images to FILE")
-    parser.add_argument("--min-cosine", type=float, metavar="X",
+    parser = cli.parser(__doc__)
+    parser.add_argument("a", metavar="A", type=cli.path, help="folder of results, e.g. of the NPU")
+    parser.add_argument("b", metavar="B", type=cli.path, help="folder of results, e.g. of the CPU runner")
+    parser.add_argument("--first", type=cli.whole(1), metavar="N",
+                        help="only the first N common images, in natural order")
+    parser.add_argument("--json", type=cli.path, metavar="FILE",
+                        help="write all figures and all disagreeing images to FILE")
+    parser.add_argument("--min-cosine", type=cli.real(-1, 1), metavar="X",
                         help="exit with 3 if the similarity of an image is lower (-1 to 1)")
-    parser.add_argument("--min-agreement", type=float, metavar="P",
+    parser.add_argument("--min-agreement", type=cli.real(0, 100), metavar="P",
                         help="exit with 3 if fewer per cent of the images agree")
-    arguments = parser.parse_args()
-    if arguments.first is not None and arguments.first < 1:
-        parser.error("--first must be at least 1")
-    if arguments.min_cosine is not None and not -1 <= arguments.min_cosine <= 1:
-        parser.error("--min-cosine must lie between -1 and 1")
-    if arguments.min_agreement is not None and not 0 <= arguments.min_agreement <= 100:
-        parser.error("--min-agreement is in per cent and must lie between 0 and 100")
-    return arguments
+    return parser.parse_args()
 
 
-def main() -> int:
+def main() -> None:
     arguments = parse_arguments()
-    try:
-        report = compare(arguments.a, arguments.b, arguments.first)
-    except SystemExit as error:  # also of the functions that read results: they name the file, not this script
-        raise SystemExit("compare_results.py: " + re.sub(r"^\w+\.py: ", "", str(error))) from None
+    report = compare(arguments.a, arguments.b, arguments.first)
     print(describe(report))
     if arguments.json:
         try:
             write_whole(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
         except OSError as error:
-            raise SystemExit(f"compare_results.py: {arguments.json!a} cannot be written ({error.strerror}); choose "
-                             "another file for --json") from None
-    below = shortfalls(report, arguments.min_cosine, arguments.min_agreement)
-    if below:
-        print(f"compare_results.py: {', and '.join(below)}", file=sys.stderr)
-    return BELOW_MINIMUM if below else 0
+            raise Refusal(f"{shown(arguments.json)} cannot be written ({error.strerror}); choose another file for "
+                          "--json") from None
+    reasons = shortfalls(report, arguments.min_cosine, arguments.min_agreement)
+    if reasons:
+        raise Refusal(", and ".join(reasons), cli.BELOW_MINIMUM)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("compare_results.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+    cli.run(main)

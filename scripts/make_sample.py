@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Make the sample data set: 20 labelled ImageNet photos and a training checkpoint that classifies them.
 
     python3 scripts/make_sample.py ImageNet
@@ -17,43 +18,32 @@ import zipfile
 from collections import OrderedDict
 from typing import Dict, List
 
+from common import cli, files, record
+from common.cli import ROOT, Refusal, shown
+from common.environment import download
+from common.pixels import network_input, reference_crop
+
 import numpy as np
 from PIL import Image
-from timm_source import ROOT, download
-
-sys.path.insert(0, ROOT)
-from TResNet_preprocess import network_input, reference_crop, write_whole  # noqa: E402
 
 PACKAGE = "foolbox==3.3.4"
 WHEEL_SHA256 = "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb"  # foolbox-3.3.4-py3-none-any.whl
-PHOTO = re.compile(r"foolbox/data/(imagenet_\d\d_(\d+)\.jpg)")  # the label is in the name
+PHOTO = re.compile(r"foolbox/data/(imagenet_\d\d_\d+\.jpg)")
+PHOTO_LABEL = re.compile(r"_(\d+)\.jpg$")
 PHOTOS = 20
 CLASSES = 1000
 IMG_SIZE = 224  # pixels
 SEED = 0
+SPACE = 140_000_000  # bytes: photos, checkpoint
 RIDGE = 1e-3  # relative to the mean squared norm of a feature vector
 
 
-def make_photos(folder: str) -> Dict[str, int]:
-    """Put the photos and val_label.txt into `folder`; returns {file name: label}."""
-    labels_path = os.path.join(folder, "val_label.txt")
-    photos = os.path.join(folder, "val_union")
-    if not os.path.exists(labels_path):  # written last, so the photos are whole where it stands
-        os.makedirs(photos, exist_ok=True)
-        with tempfile.TemporaryDirectory() as downloads:
-            with zipfile.ZipFile(download(PACKAGE, WHEEL_SHA256, downloads)) as wheel:
-                found = sorted(filter(None, map(PHOTO.fullmatch, wheel.namelist())), key=lambda match: match.group(1))
-                for match in found:
-                    write_whole(os.path.join(photos, match.group(1)), wheel.read(match.group(0)))
-        write_whole(labels_path, "".join(f"{match.group(1)} {match.group(2)}\n" for match in found).encode())
-    with open(labels_path, encoding="ascii") as file:
-        labels = {name: int(label) for name, label in map(str.split, file)}
-    missing = [name for name in labels if not os.path.exists(os.path.join(photos, name))]
-    if len(labels) != PHOTOS or missing:
-        raise SystemExit(f"make_sample.py: {folder} should hold {PHOTOS} photos in val_union/ and their labels in "
-                         f"val_label.txt, but {len(labels)} are labelled and {len(missing)} of those missing; "
-                         "remove the folder and start again")
-    return labels
+def fetch_photos() -> Dict[str, bytes]:
+    """{file name: content} of the photos, out of the package's wheel."""
+    with tempfile.TemporaryDirectory() as downloads:
+        with zipfile.ZipFile(download(PACKAGE, WHEEL_SHA256, downloads)) as wheel:
+            found = sorted(filter(None, map(PHOTO.fullmatch, wheel.namelist())), key=lambda match: match.group(1))
+            return {match.group(1): wheel.read(match.group(0)) for match in found}
 
 
 def load_images(paths: List[str]) -> np.ndarray:
@@ -66,13 +56,14 @@ def load_images(paths: List[str]) -> np.ndarray:
     return np.stack(inputs)
 
 
-def make_checkpoint(folder: str, labels: Dict[str, int], path: str) -> None:
-    """Write a checkpoint, as timm's training script does, that gives each photo its label."""
+def make_checkpoint(labels: Dict[str, int], path: str) -> None:
+    """Write a checkpoint, as timm's training script does, that gives each photo ({path: label}) its label."""
     import torch  # here: it takes a second, and a second run does not need it
 
+    sys.path.insert(0, ROOT)
     from TResNet_pth2onnx import create_network
 
-    images = torch.from_numpy(load_images([os.path.join(folder, "val_union", name) for name in labels]))
+    images = torch.from_numpy(load_images(list(labels)))
     network = create_network("tresnet_m", CLASSES)
     generator = np.random.RandomState(SEED)
     with torch.no_grad():
@@ -100,37 +91,41 @@ def make_checkpoint(folder: str, labels: Dict[str, int], path: str) -> None:
         network.head.fc.bias.copy_(-(weight @ mean))
         found = (centred @ weight.t()).argmax(1).tolist()
     if found != list(labels.values()):
-        raise SystemExit("make_sample.py: the fitted head does not give the photos their labels, "
-                         f"but {found}; this PyTorch ({torch.__version__}) computes something else than expected")
+        raise Refusal("the fitted head does not give the photos their labels, "
+                      f"but {found}; this PyTorch ({torch.__version__}) computes something else than expected")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     settings = argparse.Namespace(
         model="tresnet_m", num_classes=CLASSES, img_size=IMG_SIZE, crop_pct=0.875, interpolation="bilinear",
         mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], opt="sgd", lr=0.1, seed=SEED, distributed=True)
     state = OrderedDict(("module." + name, tensor) for name, tensor in network.state_dict().items())
-    partial = path + ".part"
-    torch.save({"epoch": 0, "arch": "tresnet_m", "state_dict": state, "optimizer": optimizer.state_dict(), "version": 2,
-                "args": settings, "metric": np.float64(100.0)}, partial)
-    os.replace(partial, path)
+    with files.whole(path) as part:
+        torch.save({"epoch": 0, "arch": "tresnet_m", "state_dict": state, "optimizer": optimizer.state_dict(),
+                    "version": 2, "args": settings, "metric": np.float64(100.0)}, part)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="made if it is not there")
+    parser = cli.parser(__doc__)
+    parser.add_argument("folder", type=cli.path, help="made if it is not there")
     folder = parser.parse_args().folder
-    try:
-        labels = make_photos(folder)
-        path = os.path.join(folder, "model_best.pth.tar")
-        if not os.path.exists(path):
-            make_checkpoint(folder, labels, path)
-    except OSError as error:
-        raise SystemExit(f"make_sample.py: {error.strerror}: {error.filename}; the sample data needs a folder that can "
-                         "be written and 130 MB of space")
-    print(f"sample data: {len(labels)} photos, their labels and a checkpoint in {folder}")
+    product = os.path.join(folder, "sample")
+    made_by = record.recipe(__file__, {"seed": SEED}, packages=("torch", "numpy", "Pillow"), package=PACKAGE,
+                            wheel=WHEEL_SHA256, patch=record.sha256(os.path.join(ROOT, "TResNet.patch")))
+    if not record.is_current(product, made_by):
+        files.check_space(folder, SPACE, "name another folder")
+        files.make_folder(folder, "another name")
+        photos = {os.path.join(folder, "val_union", name): content for name, content in fetch_photos().items()}
+        labels = {path: int(PHOTO_LABEL.findall(path)[0]) for path in photos}
+        labels_path, checkpoint = (os.path.join(folder, name) for name in ("val_label.txt", "model_best.pth.tar"))
+        record.begin(product, made_by, [*photos, labels_path, checkpoint])
+        os.makedirs(os.path.join(folder, "val_union"), mode=0o750, exist_ok=True)
+        for path, content in photos.items():
+            files.write_whole(path, content)
+        text = "".join(f"{os.path.basename(path)} {label}\n" for path, label in labels.items())
+        files.write_whole(labels_path, text.encode())
+        make_checkpoint(labels, checkpoint)
+        record.write(product, made_by, [*photos, labels_path, checkpoint])
+    print(f"sample data: {PHOTOS} photos, their labels and a checkpoint in {shown(folder)}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\nmake_sample.py: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    cli.run(main, "the same command goes on from here")

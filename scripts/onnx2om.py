@@ -1,160 +1,174 @@
 #!/usr/bin/env python3
-"""What onnx2om.sh computes or parses; bash starts atc.
+"""Compile an ONNX file for an Ascend chip with CANN's atc: one .om per batch size.
 
-    python3 scripts/onnx2om.py describe tresnet_m.onnx       # one line: input name, then its shape with N for the batch
-    python3 scripts/onnx2om.py is-fresh tresnet_m_bs1.om tresnet_m.onnx -- atc --framework=5 ...
-    python3 scripts/onnx2om.py record   tresnet_m_bs1.om tresnet_m.onnx -- atc --framework=5 ...
-    python3 scripts/onnx2om.py explain  tresnet_m_bs1.atc.log
+    source /usr/local/Ascend/ascend-toolkit/set_env.sh
+    bash scripts/onnx2om.sh tresnet_m.onnx
+    bash scripts/onnx2om.sh tresnet_m.onnx --batch-sizes 1,8 --soc-version Ascend310P3 --output-dir work
+    bash scripts/onnx2om.sh tresnet_m.onnx -- --precision_mode=force_fp32
 
-`record` writes tresnet_m_bs1.om.json: the command, the size and time of the ONNX file, of the .om and of atc, and the
-SHA-256 of every file that the command names besides (AIPP settings). `is-fresh` answers by its exit status: 0 if the
-.om is newer than the ONNX file and all of that is still so. Both print the size of the .om.
+In:  MODEL.onnx: one input, NCHW, with a free batch size (TResNet_pth2onnx.py makes it).
+Out: MODEL_bs1.om, MODEL_bs4.om, ...; MODEL_bs1.atc.log holds what atc said.
+     MODEL_bs1.om.record.jsonl says what the model was made of and how: one that would be made again as it is is kept.
+What stands after -- goes to atc unchanged, after its other arguments; give files in it by their absolute paths.
+TRESNET_PYTHON names the Python that has onnx (default: the one of setup_env.py); atc runs with the PATH as it is.
 """
 import argparse
-import hashlib
-import json
+import glob
 import os
 import re
+import shlex
 import shutil
+import signal
 import sys
+import time
 from typing import Any, Dict, List
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from TResNet_preprocess import VERSION, write_whole  # noqa: E402
-
-NOT_FRESH = 1  # exit status of is-fresh
-SAFE_NAME = re.compile(r"[A-Za-z0-9_./-]+")  # an input's name with anything else would break atc's --input_shape
+from common import ascend, cli, files, onnx_file, record
+from common.cli import Refusal, shown
+from common.names import om_path
 
 
-def describe_onnx(path: str) -> Dict[str, Any]:
-    """What the other steps want to know of an ONNX file: its only input, its outputs, its metadata.
-
-    Returns {"input": name, "shape": [N, C, H, W], None where a size is free, "dtype": "float32", "metadata": {...}}.
-    Raises: SystemExit with one sentence if it cannot be read or has not exactly one NCHW input.
-    """
-    try:
-        import onnx
-    except ImportError:
-        raise SystemExit(f"onnx2om.py: {sys.executable} has no package onnx; run `bash scripts/pipeline.sh` once (it "
-                         "sets up .venv), or name a Python that has it: TRESNET_PYTHON=/path/to/python3") from None
-    from google.protobuf.message import DecodeError
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise SystemExit(f"onnx2om.py: {path!a} cannot be read ({error.strerror}); make it with "
-                         "TResNet_pth2onnx.py") from None
-    except DecodeError:
-        raise SystemExit(f"onnx2om.py: {path!a} is no ONNX file, or not whole; make it with "
-                         "TResNet_pth2onnx.py") from None
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    found = [f"{value.name!a} with {len(value.type.tensor_type.shape.dim)} dimensions" for value in inputs]
-    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
-        raise SystemExit(f"onnx2om.py: {path!a} must have one input of 4 dimensions (NCHW), but has "
-                         f"{', '.join(found) or 'none, so it may be no ONNX file'}; make it with TResNet_pth2onnx.py")
-    tensor = inputs[0].type.tensor_type
-    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-    return {"input": inputs[0].name,
-            "shape": [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim],
-            "dtype": "float32" if dtype == "float" else dtype,
-            "metadata": {entry.key: entry.value for entry in model.metadata_props}}
+def chip_name(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_-]*", text):
+        raise argparse.ArgumentTypeError(f"a name such as Ascend310P3 is expected, not {text!r}")
+    return text
 
 
-def shape_words(path: str) -> str:
-    """ "image N,3,224,224" for a model whose batch is free, "image 8,3,224,224" for one that is fixed to 8.
-
-    Raises: SystemExit if the sizes other than the batch are free, or the name cannot be said to atc.
-    """
-    model = describe_onnx(path)
-    batch, rest = model["shape"][0], model["shape"][1:]
-    if None in rest:
-        raise SystemExit(f"onnx2om.py: the input of {path!a} has the shape {model['shape']}, but all sizes except the "
-                         "batch must be fixed; export it anew with TResNet_pth2onnx.py")
-    if not SAFE_NAME.fullmatch(model["input"]):
-        raise SystemExit(f"onnx2om.py: the input of {path!a} is named {model['input']!a}, but atc's --input_shape "
-                         "takes only letters, digits, '_', '.', '-' and '/'; export it anew with TResNet_pth2onnx.py")
-    return f"{model['input']} {batch or 'N'},{','.join(str(size) for size in rest)}"
-
-
-def size_words(path: str) -> str:
-    """The size of a file, to read: "57.9 MB"."""
-    size = os.path.getsize(path)
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} KB"
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.parser(__doc__, usage=f"bash {cli.program()} MODEL.onnx [options] [-- ARGUMENTS]")
+    add = parser.add_argument
+    add("model", type=cli.path, metavar="MODEL.onnx", help="the ONNX file")
+    add("--batch-sizes", type=cli.batch_sizes, default=ascend.BATCH_SIZES, metavar="LIST", help="default %(default)s")
+    add("--soc-version", type=chip_name, default="", metavar="NAME",
+        help="e.g. Ascend310P3 (default: the chip that `npu-smi info` names)")
+    add("--output-dir", type=cli.path, metavar="FOLDER",
+        help="where MODEL_bs1.om, MODEL_bs4.om, ... go (default: beside the ONNX file)")
+    add("--aipp", type=cli.path, metavar="FILE",
+        help="AIPP settings (atc's --insert_op_conf), for models that are to be fed with uint8")
+    add("--force", action="store_true", help="compile also what is up to date")
+    add("--dry-run", action="store_true", help="print the commands, run none")
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_args(words[:end])
+    arguments.for_atc = words[end + 1:]
+    return arguments
 
 
-def file_state(path: str) -> Dict[str, Any]:
-    """Size in bytes and time of change in ns: enough to see that a large file is another one."""
-    state = os.stat(path)
-    return {"path": os.path.realpath(path), "size": state.st_size, "mtime_ns": state.st_mtime_ns}
+def prepare(arguments: argparse.Namespace) -> None:
+    """Make the paths in the arguments absolute, and the output folder. Raises: Refusal, also if there is no atc."""
+    if not arguments.model.endswith(".onnx"):
+        raise Refusal(f"expected a file that ends in .onnx, found {shown(arguments.model)}")
+    arguments.model = ascend.safe_path(arguments.model)
+    if not arguments.dry_run:
+        if not shutil.which("atc"):
+            raise Refusal("there is no atc on the PATH; with CANN's toolkit installed: source "
+                          f"{shown(ascend.set_env() or ascend.SET_ENV)}")
+        arguments.output_dir = ascend.safe_path(arguments.output_dir or os.path.dirname(arguments.model))
+        files.make_folder(arguments.output_dir, "--output-dir")
+    if arguments.aipp:
+        if not (os.path.isfile(arguments.aipp) and os.access(arguments.aipp, os.R_OK)):
+            raise Refusal(f"there is no readable AIPP file {shown(arguments.aipp)}")
+        arguments.aipp = ascend.safe_path(arguments.aipp)
+    for word in arguments.for_atc:
+        flag, _, value = word.partition("=")
+        if flag.startswith("--") and value and not os.path.isabs(value) and os.path.exists(value):
+            raise Refusal(f"atc runs in a folder of its own, so give the file in {shown(word)} by its absolute path")
 
 
-def describe_compilation(om: str, onnx_file: str, command: List[str]) -> Dict[str, Any]:
-    """All that an .om depends on, and its own state, as they are now."""
-    settings = {}
-    for word in command[1:]:
-        value = word.partition("=")[2]
-        if value and os.path.isfile(value) and not os.path.samefile(value, onnx_file):
-            with open(value, "rb") as file:
-                settings[value] = hashlib.sha256(file.read()).hexdigest()
-    atc = shutil.which(command[0])
-    return {"tool": "onnx2om.sh", "version": VERSION, "command": command, "onnx": file_state(onnx_file),
-            "atc": file_state(atc) if atc else None, "settings": settings, "om": file_state(om)}
+def build_command(arguments: argparse.Namespace, model: Dict[str, Any], batch_size: int, output: str) -> List[str]:
+    """The contract's words, then AIPP, then what the user gave for atc; `model` as onnx_file.describe() has it."""
+    shape = ",".join(map(str, [batch_size, *model["shape"][1:]]))
+    command = ["atc", "--framework=5", f"--model={arguments.model}", f"--output={output}", "--input_format=NCHW",
+               f"--input_shape={model['input']}:{shape}", "--log=error", f"--soc_version={arguments.soc_version}"]
+    return command + ([f"--insert_op_conf={arguments.aipp}"] if arguments.aipp else []) + arguments.for_atc
 
 
-def is_fresh(om: str, onnx_file: str, command: List[str]) -> bool:
-    """Whether `om` is what `command` would make of `onnx_file` again."""
-    try:
-        with open(om + ".json", encoding="utf-8") as file:
-            recorded = json.load(file)
-        now = describe_compilation(om, onnx_file, command)
-    except (OSError, ValueError):
-        return False
-    return recorded == now and now["om"]["mtime_ns"] >= now["onnx"]["mtime_ns"]
+def pasteable(command: List[str]) -> str:
+    """The command as it can be pasted; the shape is quoted as everybody writes it."""
+    return re.sub(r" (--input_shape)=(\S+)", r' \1="\2"', " ".join(map(shlex.quote, command)), count=1)
 
 
-def explain(log: str) -> str:
+def made_by(arguments: argparse.Namespace, command: List[str]) -> record.Row:
+    """All that an .om depends on: the command with the files it names, the ONNX file, CANN."""
+    values = [word.partition("=")[2] if word.startswith("--") else word for word in command[1:]]
+    settings = [value for value in values if os.path.isabs(value) and os.path.isfile(value)
+                and not os.path.samefile(value, arguments.model)]
+    atc = os.path.realpath(shutil.which("atc") or "atc")
+    return record.recipe(__file__, {"command": command}, inputs=[arguments.model], settings=settings,
+                         atc=record.state(atc, atc), cann=ascend.cann_version())
+
+
+def explain(log: str) -> List[str]:
     """The lines of atc's output with an E code (E10001, EZ9999, EC0010, ...), each once, with what belongs to it."""
     with open(log, encoding="utf-8", errors="replace") as file:
         lines = [line.rstrip() for line in file]
-    shown: List[str] = []
-    for number, line in enumerate(lines):
-        if re.search(r"\bE[A-Z]?\d{4,5}\b", line) and not any(earlier in line for earlier in shown):
-            shown.append(line)
-            if number + 1 < len(lines) and re.match(r"\s+(Solution|Possible Cause|TraceBack)", lines[number + 1]):
-                shown.append(lines[number + 1])
-    return "\n".join("    " + "".join(c if c.isprintable() else " " for c in line.strip())[:400] for line in shown[:12])
+    found: List[str] = []
+    for line, following in zip(lines, [*lines[1:], ""]):
+        if re.search(r"\bE[A-Z]?\d{4,5}\b", line) and not any(earlier in line for earlier in found):
+            found += [line, following] if re.match(r"\s+(Solution|Possible Cause|TraceBack)", following) else [line]
+    return ["    " + "".join(c if c.isprintable() else " " for c in line.strip())[:400] for line in found[:12]]
+
+
+def run_atc(command: List[str], batch_size: int, folder: str, name: str, log: str) -> str:
+    """Run atc in `folder`; the model that it made there. Raises: Refusal that says why there is none."""
+    own_logs = os.path.join(folder, "log")
+    status = ascend.run_tool(command, log, cwd=folder, env=dict(os.environ, ASCEND_PROCESS_LOG_PATH=own_logs))
+    with open(log, "ab") as output:  # CANN's own log is more detailed than what it prints
+        for path in sorted(glob.glob(os.path.join(own_logs, "**", "*.log"), recursive=True)):
+            with open(path, "rb") as file:
+                shutil.copyfileobj(file, output)
+    names = (f"{name}.om", f"{name}_linux_*.om")
+    made = [path for pattern in names for path in glob.glob(os.path.join(folder, pattern)) if os.path.getsize(path)]
+    if made and not status:
+        return made[0]
+    if status > 128 and status - 128 in list(signal.Signals):
+        what = (f"atc was ended by signal {signal.Signals(status - 128).name[len('SIG'):]} at batch size {batch_size}; "
+                "if nobody did that, the memory may have been full")
+    elif status:
+        what = f"atc failed with status {status} at batch size {batch_size}"
+    else:
+        what = f"atc ended well at batch size {batch_size}, but wrote no {name}.om (nor {name}_linux_*.om)"
+    virtual = ascend.virtual_python()
+    advice = [f"    atc compiles with the python3 on the PATH, and that is a virtual environment's ({shown(virtual)}): "
+              "deactivate it"] if virtual else []
+    raise Refusal("\n".join([what, *explain(log), *advice, f"    the full log: {log}"]))
+
+
+def compile_model(arguments: argparse.Namespace, model: Dict[str, Any], batch_size: int, om: str) -> None:
+    """Compile for one batch size, or keep what is there."""
+    place = os.path.splitext(om)[0]
+    name = os.path.basename(place)
+    command = build_command(arguments, model, batch_size, name)
+    recipe = made_by(arguments, command)
+    if not arguments.force and record.is_current(om, recipe):
+        print(f"{om} is up to date ({os.path.getsize(om) / 1e6:.1f} MB)", flush=True)
+        return
+    record.claim(om, [om])
+    print(f"{om}: compiling for {arguments.soc_version} ...", flush=True)
+    started = time.monotonic()
+    with ascend.run_folder(os.path.join(arguments.output_dir, "atc-run")) as private:
+        found = run_atc(command, batch_size, private, name, place + ".atc.log")
+        os.chmod(found, 0o640)  # ais_bench refuses a model that others can write
+        record.begin(om, recipe, [om])
+        os.replace(found, om)
+    record.write(om, recipe, [om])
+    seconds = time.monotonic() - started
+    print(f"{om}: compiled in {seconds:.0f} s, {os.path.getsize(om) / 1e6:.1f} MB", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Parsing for onnx2om.sh.")
-    actions = parser.add_subparsers(dest="action")
-    actions.required = True
-    actions.add_parser("describe").add_argument("onnx")
-    actions.add_parser("explain").add_argument("log")
-    for name in ("is-fresh", "record"):
-        action = actions.add_parser(name)
-        action.add_argument("om")
-        action.add_argument("onnx")
-        action.add_argument("command", nargs="+", metavar="-- atc ...")
-    arguments = parser.parse_args()
-    if arguments.action == "describe":
-        print(shape_words(arguments.onnx))
-    elif arguments.action == "explain":
-        print(explain(arguments.log))
-    elif arguments.action == "is-fresh":
-        if not is_fresh(arguments.om, arguments.onnx, arguments.command):
-            sys.exit(NOT_FRESH)
-        print(size_words(arguments.om))
-    else:
-        now = describe_compilation(arguments.om, arguments.onnx, arguments.command)
-        write_whole(arguments.om + ".json", (json.dumps(now, indent=1) + "\n").encode())
-        print(size_words(arguments.om))
+    arguments = parse_arguments()
+    prepare(arguments)
+    model = onnx_file.describe(arguments.model, arguments.batch_sizes)
+    arguments.soc_version = arguments.soc_version or ascend.soc_version(ascend.the_chip(ascend.find_chips()))
+    for batch_size in arguments.batch_sizes:
+        om = om_path(arguments.model, batch_size, arguments.output_dir or "")
+        if arguments.dry_run:
+            print(pasteable(build_command(arguments, model, batch_size, os.path.splitext(om)[0])))
+        else:
+            compile_model(arguments, model, batch_size, om)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OSError as error:
-        raise SystemExit(f"onnx2om.py: {error.filename!a}: {error.strerror}; mend that and start again") from None
-    except KeyboardInterrupt:
-        sys.exit(130)  # onnx2om.sh says it
+    sys.argv[0] = "onnx2om.sh"  # what its users type
+    cli.run(main, "the model being compiled is dropped, finished ones are kept")

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Quantise an ONNX model to int8 with ONNX Runtime's own tools, calibrated on prepared images.
 
     python3 scripts/quantize_onnx.py tresnet_m.onnx tresnet_m_int8.onnx --calibrate prep_dataset
@@ -6,51 +7,31 @@ For CPUs with 8-bit dot products (VNNI), where it is near three times as fast as
 output channel, activations per tensor, by the ranges they take on the calibration images. Accuracy changes: infer both
 models and compare them with scripts/compare_results.py before you trust the fast one.
 """
-import argparse
-import json
 import logging
 import os
-import sys
 import tempfile
 import time
-from typing import Dict, Iterator, List, Optional
+from typing import Dict, Iterator, Optional
+
+from common import cli, files, onnx_file, record
+from common.cli import shown
+from common.inputs import Input, list_inputs, read_aipp, read_batch
 
 import numpy as np
 import onnx
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
-from infer_onnx import Input, identity, list_inputs, read_aipp, read_batch, shown  # noqa: E402
-
-from TResNet_preprocess import VERSION, write_whole  # noqa: E402
 
 OPSET = 13  # the first whose (de)quantisation has a scale per channel
 IMAGES = 100  # enough for the ranges to settle; more cost time, one forward pass each
 
 
-def refuse(message: str) -> SystemExit:
-    return SystemExit(f"quantize_onnx.py: {message}")
-
-
-def spread(paths: List[str], count: int) -> List[str]:
-    """`count` of the paths, evenly spaced: data sets are often sorted by class."""
-    return ([paths[index * len(paths) // count] for index in range(min(count, len(paths)))] if len(paths) > count
-            else paths)
-
-
 def quantize(model: onnx.ModelProto, images: Iterator[np.ndarray], folder: str) -> onnx.ModelProto:
-    """The model with int8 weights and uint8 activations in QDQ form.
-
-    images: float32 [1, 3, h, w] each; folder: for scratch files.
-    """
+    """The model in QDQ form, int8 weights, uint8 activations. images: float32 [1, 3, h, w]; folder: for scratch."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    name = model.graph.input[0].name
 
     class Images(CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> Optional[Dict[str, np.ndarray]]:
             image = next(images, None)
-            return None if image is None else {name: image}
+            return None if image is None else {model.graph.input[0].name: image}
 
     source, target = os.path.join(folder, "float32.onnx"), os.path.join(folder, "int8.onnx")
     onnx.save(onnx.version_converter.convert_version(model, max(OPSET, model.opset_import[0].version)), source)
@@ -62,50 +43,38 @@ def quantize(model: onnx.ModelProto, images: Iterator[np.ndarray], folder: str) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="float32 .onnx file")
-    parser.add_argument("output", help="the int8 .onnx file")
-    parser.add_argument("--calibrate", required=True, metavar="FOLDER", help="prepared images (.bin)")
-    parser.add_argument("--images", type=int, default=IMAGES,
-                        help="how many of them, evenly spaced (default: %(default)s)")
-    parser.add_argument("--aipp", help="AIPP configuration, if the images are uint8")
-    parser.add_argument("--force", action="store_true", help="quantise again even if the output is up to date")
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("model", type=cli.path, help="float32 .onnx file")
+    add("output", type=cli.path, help="the int8 .onnx file")
+    add("--calibrate", required=True, type=cli.path, metavar="FOLDER", help="prepared images (.bin)")
+    add("--images", type=cli.whole(1), default=IMAGES, help="how many of them, evenly spaced (default: %(default)s)")
+    add("--aipp", type=cli.path, help="AIPP configuration, if the images are uint8")
+    add("--force", action="store_true", help="quantise again even if the output is up to date")
     arguments = parser.parse_args()
     start = time.time()
-    if arguments.images < 1:
-        parser.error(f"--images must be 1 or more, not {arguments.images}")
-    if not os.path.isfile(arguments.model):
-        raise refuse(f"the model {shown(arguments.model)} is not there; make it with TResNet_pth2onnx.py")
-    paths = spread(list_inputs(arguments.calibrate), arguments.images)
+    described = onnx_file.describe(arguments.model)
+    paths = list_inputs(arguments.calibrate)
+    count = min(arguments.images, len(paths))
+    paths = [paths[index * len(paths) // count] for index in range(count)]  # data sets are often sorted by class
     aipp = read_aipp(arguments.aipp) if arguments.aipp else {}
-    made_from = json.dumps([VERSION, identity([arguments.model]), identity(paths), aipp])
-    try:
-        if not arguments.force and os.path.exists(arguments.output) and any(
-                entry.key == "quantized_from" and entry.value == made_from
-                for entry in onnx.load(arguments.output).metadata_props):
-            print(f"{arguments.output} is up to date; --force quantises again")
-            return
-        model = onnx.load(arguments.model)
-        sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim]
-    except Exception as error:  # protobuf's errors have no common type
-        raise refuse(f"{shown(arguments.model)} or {shown(arguments.output)} is not an ONNX file that can be read "
-                     f"({str(error)[:200]})")
-    sample = Input(model.graph.input[0].name, tuple(sides[1:]), 1, aipp)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    made_by = record.recipe(__file__, {"images": arguments.images, "aipp": aipp}, ("onnxruntime", "onnx", "numpy"),
+                            [arguments.model, *paths])
+    if not arguments.force and record.is_current(arguments.output, made_by):
+        print(f"{shown(arguments.output)} is up to date; --force quantises again")
+        return
+    record.claim(arguments.output, [arguments.output])
+    sample = Input(described["input"], tuple(described["shape"][1:]), 1, aipp)
     with tempfile.TemporaryDirectory() as folder:
-        quantized = quantize(model, (read_batch([path], sample) for path in paths), folder)
-    onnx.helper.set_model_props(quantized, dict(metadata, precision="int8", quantized_from=made_from))
+        quantized = quantize(onnx_file.load(arguments.model), (read_batch([path], sample) for path in paths), folder)
+    onnx.helper.set_model_props(quantized, dict(described["metadata"], precision="int8"))
     data = quantized.SerializeToString()
-    write_whole(arguments.output, data)
-    print(f"{arguments.output}: int8, calibrated on {len(paths)} images, {len(data) / 1e6:.1f} MB in "
+    record.begin(arguments.output, made_by, [arguments.output])
+    files.write_whole(arguments.output, data)
+    record.write(arguments.output, made_by, [arguments.output])
+    print(f"{shown(arguments.output)}: int8, calibrated on {count} images, {len(data) / 1e6:.1f} MB in "
           f"{time.time() - start:.1f} s")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OSError as error:
-        sys.exit(f"quantize_onnx.py: {error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        print("\nquantize_onnx.py: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    cli.run(main)

@@ -1,13 +1,9 @@
-"""Print what a run of the pipeline found and where its files are.
-
-    python3 scripts/summary.py work --backend cpu --model work/tresnet.onnx --result work/result
-"""
-import argparse
+"""What a run of the pipeline found and where its files are, in lines to read."""
 import json
 import os
 from typing import Any, Dict, List, Optional, Tuple
 
-import onnx
+from common import record
 
 SAMPLE_NOTE = ("The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is right, and "
                "says nothing about TResNet's.")
@@ -36,15 +32,19 @@ def against_float32(workdir: str, result: str, float32: str) -> List[Tuple[str, 
                           f"cosine similarity of the logits {comparison['cosine']['min']:.4f} at least")]
 
 
-def rows(workdir: str, backend: str, model: str, result: str, compared: bool,
-         measured: bool, float32: Optional[str]) -> List[Tuple[str, str]]:
-    """(what, value) of every line of the summary; what an earlier run compared or measured is not named."""
-    metadata = {entry.key: entry.value for entry in onnx.load(model).metadata_props}
+def show(workdir: str, backend: str, exported: str, model: str, result: str, float32: Optional[str], compared: bool,
+         measured: bool, sample: bool) -> None:
+    """Print the summary. exported: the ONNX file; model: it, or the int8 one; result: the folder that was evaluated;
+
+    float32: the float32 model's results, if this one is quantised; compared, measured: what this run did (an earlier
+    run's files are not named); sample: the checkpoint is the sample's.
+    """
+    about = record.notes(exported)
     counts = read_json(os.path.join(workdir, "acc_report.json"))["counts"]
+    size, kind = about["img_size"], ", int8" if float32 else ""
     lines = [("backend", backend),
-             ("network", f"{metadata['variant']}, {metadata['num_classes']} classes, "
-                         f"{metadata['img_size']}×{metadata['img_size']}, {metadata['lineage']} lineage"
-                         + (", int8" if metadata.get("precision") == "int8" else "")),
+             ("network", f"{about['variant']}, {about['num_classes']} classes, {size}×{size}, {about['lineage']} "
+                         f"lineage{kind}"),
              ("images", ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in (
                  "images", "labelled", "preprocessed", "inferred", "evaluated", "left_out")
                  if counts.get(key) is not None))]
@@ -52,32 +52,13 @@ def rows(workdir: str, backend: str, model: str, result: str, compared: bool,
     lines += [(key, value + (f", float32 {before[key]}" if float32 else ""))
               for key, value in accuracy(workdir, "acc.json").items()]
     lines += against_float32(workdir, result, float32) if float32 else []
-    files = [("accuracy", "acc.json"), ("every image's fate", "acc_report.json")]
-    files += [("comparison", "compare.json")] if compared else []
-    files += [("throughput", "perf.md"), ("its plot", "perf.png")] if measured else []
-    lines += [(what, os.path.join(workdir, name)) for what, name in files]
-    return lines + [("predictions", result), ("model", model)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir")
-    parser.add_argument("--backend", required=True)
-    parser.add_argument("--model", required=True, help="the ONNX file")
-    parser.add_argument("--result", required=True, help="the result folder")
-    parser.add_argument("--float32", metavar="FOLDER", help="the float32 model's results, if this one is quantised")
-    parser.add_argument("--compared", action="store_true", help="this run compared results")
-    parser.add_argument("--measured", action="store_true", help="this run measured throughput")
-    parser.add_argument("--sample", action="store_true", help="the checkpoint is the sample's")
-    arguments = parser.parse_args()
-    lines = rows(arguments.workdir, arguments.backend, arguments.model, arguments.result,
-                 arguments.compared, arguments.measured, arguments.float32)
+    names = [("accuracy", "acc.json"), ("each image", "acc_report.json")]
+    names += [("comparison", "compare.json")] if compared else []
+    names += [("throughput", "perf.md"), ("its plot", "perf.png")] if measured else []
+    lines += [(what, os.path.join(workdir, name)) for what, name in names]
+    lines += [("predictions", result), ("model", model)]
     width = max(len(what) for what, _ in lines)
     for what, value in lines:
         print(f"{what:<{width}}  {value}")
-    if arguments.sample:
+    if sample:
         print(SAMPLE_NOTE)
-
-
-if __name__ == "__main__":
-    main()

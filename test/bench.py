@@ -38,7 +38,8 @@ from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "scripts")]
-from TResNet_preprocess import IMG_SIZE, fast_path, write_whole  # noqa: E402
+from common.files import write_whole  # noqa: E402
+from common.pixels import IMG_SIZE, fast_path  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
 CLASSES = 1000
@@ -359,16 +360,15 @@ def times_as_fast(runs: Dict[str, List[float]], ours: str, other: str, goal: Opt
 # ---- contests --------------------------------------------------------------------------------------------------------
 
 def photos(workdir: str) -> str:
-    """The sample photos and their labels, without a checkpoint."""
-    from make_sample import make_photos
-    make_photos(os.path.join(workdir, "sample"))
+    """The sample photos and their labels."""
+    call(script("scripts/make_sample.py", os.path.join(workdir, "sample")))
     return os.path.join(workdir, "sample")
 
 
 def exported(workdir: str) -> Tuple[str, str]:
     """(checkpoint, ONNX file) of the sample network."""
     checkpoint, model = os.path.join(workdir, "sample", "model_best.pth.tar"), os.path.join(workdir, "tresnet.onnx")
-    call(script("scripts/make_sample.py", os.path.join(workdir, "sample")))
+    photos(workdir)
     call(script("TResNet_pth2onnx.py", checkpoint, model))
     return checkpoint, model
 
@@ -432,7 +432,7 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
     first = next(iter(runs))
     sizes = [entry.stat().st_size for entry in os.scandir(source)]
     try:
-        fast_path(count, IMG_SIZE, "float32")
+        fast_path(IMG_SIZE, "float32")
         way = "the fast path is used"
     except RuntimeError as error:
         way = f"the fast path is not used: {error}"

@@ -1,10 +1,12 @@
 """What the tests share: running a script as a user does, the sample photos, and the expected values."""
+import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Callable, Dict, List, Optional
 
 import pytest
 
@@ -51,9 +53,49 @@ def listed_sha256(name: str) -> Dict[str, str]:
     return {line.split("  ")[1]: line.split("  ")[0] for line in lines}
 
 
+Shared = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Shared:
+    """A function (name, make) -> folder that make(folder) filled once for all processes of this test run.
+
+    Nobody may change what is in it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if hasattr(request.config, "workerinput") else base
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        folder = base / name
+        with open(str(base / f"{name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                unfinished = base / f"{name} unfinished"
+                shutil.rmtree(str(unfinished), ignore_errors=True)
+                unfinished.mkdir(mode=0o750)
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def sample(shared: Shared) -> Path:
     """A folder with the sample data set: val_union/ (20 photos), val_label.txt, model_best.pth.tar."""
-    folder = tmp_path_factory.mktemp("sample")
-    succeed("scripts/make_sample.py", folder)
-    return folder
+    return shared("sample", lambda folder: succeed("scripts/make_sample.py", folder) and None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each process of a parallel run keeps to a core of its own, as all that it starts does: none waits for another."""
+    worker = getattr(config, "workerinput", {}).get("workerid", "")
+    if worker:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """What takes longest begins first, so that no process is left with it alone at the end."""
+    first = ("test_pipeline_ascend.py", "test_pipeline.py", "test_pth2onnx.py", "test_setup.py")
+    names = {item: os.path.basename(str(item.fspath)) for item in items}
+    items.sort(key=lambda item: first.index(names[item]) if names[item] in first else len(first))

@@ -10,6 +10,8 @@ import pytest
 from conftest import sha256, succeed
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_images_are_like_imagenet_s_and_the_same_every_time(sample: Path, tmp_path: Path) -> None:
     first, second = (Path(bench.make_images(str(tmp_path / name), count, str(sample)))

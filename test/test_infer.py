@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List
 
+from common.journal import boot_id
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from conftest import ROOT, refusal, succeed
 from onnx import TensorProto, helper, numpy_helper
@@ -194,7 +198,8 @@ def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("options, status, sentence", (
-    (("--loop", "0"), 2, "a whole number of 1 or more"), (("--loop", "1e3"), 2, "a whole number"),
+    (("--loop", "0"), 2, "a whole number from 1"), (("--loop", "1e3"), 2, "a whole number"),
+    (("--loop", "99999999999"), 2, "a whole number from 1 to"), (("--input", ""), 2, "a path is expected"),
     (("--batchsize", "-1"), 2, "a whole number"), (("--outfmt", "CSV"), 2, "invalid choice"),
     (("--output_dirname", "x"), 2, "goes with --output"),
     (("--output", ".", "--output_dirname", "../x"), 2, "a plain folder name"),
@@ -245,6 +250,7 @@ def test_finished_batches_are_not_inferred_again_unless_something_changed(model:
     assert sorted(os.listdir(str(tmp_path / "result"))) == [f"{index}_0.txt" for index in range(1, 6)]
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_whole_files_and_the_next_one_completes_them(model: Path, tmp_path: Path) -> None:
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(300)])
     infer(model, images, "--loop", 1)
@@ -259,10 +265,96 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_completes_them(model: 
             time.sleep(0.005)
         process.send_signal(number)
         said = process.communicate(timeout=20)[1]
-        assert process.returncode == (130 if number == signal.SIGINT else -number) and b"Traceback" not in said
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
+        assert b"Traceback" not in said
         whole = {path.name: path.read_bytes() for path in killed.iterdir() if not path.name.endswith(".part")}
         assert 0 < len(whole) < 300 and all(expected[name] == content for name, content in whole.items())
     done = succeed(*[RUNNER, *command[2:]])
     assert re.search(r"\([1-9]\d* were there already\)", done.stdout)
     assert {path.name: path.read_bytes() for path in killed.iterdir()} == expected
     assert len(json.loads((tmp_path / "killed_summary.json").read_text())["filesinfo"]) == 300
+
+
+def results(folder: Path) -> Dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("damage", ("emptied", "cut", "copied over another", "another run's", "zeroed at equal size"))
+def test_damaged_results_are_inferred_again_by_the_same_command(damage: str, model: Path, tmp_path: Path) -> None:
+    images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(6)])
+    infer(model, images, "--batchsize", 2)
+    whole = results(tmp_path / "result")
+    one, other = (tmp_path / "result" / f"{index}_0.txt" for index in (2, 5))
+    if damage == "copied over another":
+        shutil.copy2(str(other), str(one))
+    elif damage == "another run's":
+        for path in (one, other):
+            path.write_bytes(b"9.000000 9.000000 9.000000 \n")
+    else:
+        one.write_bytes({"emptied": b"", "cut": whole[one.name][:9], "zeroed at equal size": bytes(27)}[damage])
+    again = 4 if damage.startswith("another") else 2
+    assert f"{again} images inferred" in infer(model, images, "--batchsize", 2).stdout
+    assert results(tmp_path / "result") == whole
+    assert "are up to date" in infer(model, images, "--batchsize", 2).stdout
+    (tmp_path / "result_summary.json").write_bytes(b"")
+    infer(model, images, "--batchsize", 2)
+    assert len(json.loads((tmp_path / "result_summary.json").read_text())["filesinfo"]) == 6
+
+
+@pytest.mark.parametrize("key, value, said", (
+    ("sources", "0" * 64, "this program was updated"), ("versions", {"onnxruntime": "1.14.1"}, "other versions"),
+    ("tool", "infer_om.py", "another program made it"), ("device", 1, "other device")))
+def test_an_update_of_what_computes_makes_everything_anew(key: str, value: Any, said: str, model: Path,
+                                                          tmp_path: Path) -> None:
+    images = put_images(tmp_path / "images", ["a.bin", "b.bin"])
+    infer(model, images)
+    path = tmp_path / "result.record.jsonl"
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(dict(json.loads(header), **{key: value})), *rows]) + "\n")
+    again = infer(model, images).stdout
+    assert f"everything is inferred anew: {said}" in again and "2 images inferred" in again
+
+
+def test_the_record_names_what_computed(model: Path, tmp_path: Path) -> None:
+    infer(model, put_images(tmp_path / "images", ["a.bin"]))
+    header = json.loads((tmp_path / "result.record.jsonl").read_text().splitlines()[0])
+    assert header["versions"] == {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    assert header["tool"] == "infer_onnx.py" and re.fullmatch("[0-9a-f]{64}", header["sources"])
+    assert header["inputs"] == [["model.onnx", model.stat().st_size, model.stat().st_mtime_ns]]
+
+
+def test_after_a_power_loss_only_what_the_disk_had_for_certain_counts(model: Path, tmp_path: Path) -> None:
+    """Files of the right size and time may hold nothing then."""
+    images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(4)])
+    infer(model, images)
+    path = tmp_path / "result.record.jsonl"
+    lines = path.read_text().replace(boot_id(), "another boot").splitlines()
+    path.write_text("\n".join(lines) + "\n")
+    assert "are up to date" in infer(model, images).stdout, "a finished run has told the disk"
+    path.write_text("\n".join(line for line in lines[:5] if "synced" not in line) + "\n" + '{"synced": 2}\n')
+    assert "3 images inferred" in infer(model, images).stdout
+
+
+def test_files_that_no_record_accounts_for_are_refused_and_stay(model: Path, tmp_path: Path) -> None:
+    images = put_images(tmp_path / "images", ["a.bin"])
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "a_0.txt").write_text("somebody's")
+    command = (RUNNER, "--model", model, "--input", images, "--output", tmp_path, "--output_dirname", "result")
+    assert "holds a_0.txt, and no record says that this program made it" in refusal(*command)
+    (tmp_path / "result" / "a_0.txt").rename(tmp_path / "kept")
+    succeed(*command)
+    (tmp_path / "result" / "notes.txt").write_text("mine")
+    assert "holds notes.txt" in refusal(*command, "--force")
+    assert sorted(os.listdir(str(tmp_path / "result"))) == ["a_0.bin", "notes.txt"]
+
+
+def test_inputs_are_taken_in_ais_benchs_order_and_suffixes_in_any_case(model: Path, tmp_path: Path) -> None:
+    images = put_images(tmp_path / "images", ["b_2.bin", "B_10.BIN", "a_3.bin", "C_1.bin", "5\u00b2.bin"])
+    np.save(str(images / "d.npy"), np.zeros((3, SIDE, SIDE), np.float32))
+    (images / "d.npy").rename(images / "d.NPY")
+    infer(model, images, "--first", 5)
+    summary = json.loads((tmp_path / "result_summary.json").read_text())
+    assert [os.path.basename(entry["infiles"][0]) for entry in summary["filesinfo"].values()] == [
+        "5\u00b2.bin", "a_3.bin", "b_2.bin", "B_10.BIN", "C_1.bin"]
+    infer(model, images)
+    assert len(results(tmp_path / "result")) == 6

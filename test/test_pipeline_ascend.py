@@ -4,6 +4,7 @@ the real ones.
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, List
@@ -12,8 +13,10 @@ import pytest
 from ascend.environment import ascend_environment
 from conftest import ROOT
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ascend")]  # they share a work folder
 WITHOUT = ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV")
 BATCH_SIZES = (1, 4, 8, 16, 32)
+SHORT = ("--batch-sizes", "1,8", "--compare", "0")  # what does not look at tables and comparisons
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +49,23 @@ def stamps(machine: Path, pattern: str) -> Dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def finished(machine: Path) -> str:
-    """What the first run without options printed."""
-    return passed(machine)
+def finished(machine: Path, sample: Path) -> None:
+    """A first run in the machine's work folder has ended well."""
+    link_sample(machine, sample)
+    passed(machine, *SHORT)
 
 
-def test_auto_takes_the_card_and_reaches_100_percent(finished: str, machine: Path) -> None:
+def link_sample(machine: Path, sample: Path) -> None:
+    """Put the sample data where the pipeline would make them."""
+    (machine / "work").mkdir(mode=0o750)
+    shutil.copytree(str(sample), str(machine / "work" / "sample"))
+
+
+def test_without_options_the_card_is_taken_every_command_is_the_contracts_and_a_second_run_does_nothing_again(
+        sample: Path, tmp_path: Path) -> None:
+    machine = tmp_path
+    link_sample(machine, sample)
+    finished = passed(machine)
     assert finished.startswith("backend: ascend: Ascend310P3, atc and ais_bench are there\n")
     values = {row["key"]: row["value"] for row in json.loads((machine / "work" / "acc.json").read_text())["value"]}
     assert values["Top1 accuracy"] == "100.0%" and values["Number of images"] == "20"
@@ -64,8 +78,6 @@ def test_auto_takes_the_card_and_reaches_100_percent(finished: str, machine: Pat
         assert re.search(row, table, re.MULTILINE), table
     assert "Best batch size" in finished and (machine / "work" / "perf.png").stat().st_size > 10000
 
-
-def test_every_command_is_the_contracts(finished: str, machine: Path) -> None:
     work = str(machine / "work")
     found = calls(machine)
     atc = [call["argv"] for call in found if call["tool"] == "atc"]
@@ -83,8 +95,6 @@ def test_every_command_is_the_contracts(finished: str, machine: Path) -> None:
     assert len(bench) == 1 + len(BATCH_SIZES)
     assert not any(".venv" in call["python"] for call in found), "atc and ais_bench run in the host's own Python"
 
-
-def test_a_second_run_compiles_and_infers_nothing_again(finished: str, machine: Path) -> None:
     before = stamps(machine, "*.om"), stamps(machine, "result/*.txt")
     out = passed(machine)
     assert (stamps(machine, "*.om"), stamps(machine, "result/*.txt")) == before
@@ -92,19 +102,53 @@ def test_a_second_run_compiles_and_infers_nothing_again(finished: str, machine: 
         "five models, export, two inferences, performance")
 
 
+def kept_figures(out: str, machine: Path) -> Dict[str, Any]:
+    """What a run says of its results and speed: images/s in the summary's files, and who made the results."""
+    record = json.loads((machine / "work" / "result.record.jsonl").read_text().splitlines()[0])
+    perf = json.loads((machine / "work" / "perf.json").read_text())
+    assert re.search(f"backend +{perf['backend']}\n", out.split("== Summary")[1])
+    return {"tool": record["tool"], "device": record["device"], "chip": perf["chip"], "perf": perf["backend"]}
+
+
+def test_in_one_work_folder_each_runs_figures_are_that_runs(finished: None, machine: Path) -> None:
+    """The CPU, the card and the CPU again: nothing of one is taken for the other's."""
+    options = ("--batch-sizes", "1", "--perf", "--compare", "0")
+    seen, results = [], []
+    for backend in ("cpu", "ascend", "cpu"):
+        out = passed(machine, "--backend", backend, *options)
+        seen.append(kept_figures(out, machine))
+        results.append({path.name: path.read_bytes() for path in (machine / "work" / "result").iterdir()})
+        assert ("20 images inferred" in out.split("== Accuracy")[0]) == (backend == "cpu"), "nothing is kept"
+    assert seen[0] == seen[2] and seen[0]["tool"] == "infer_onnx.py" and seen[1]["tool"] == "infer_om.py"
+    assert seen[0]["chip"].startswith("CPU") and seen[1]["chip"] == "310P3"
+    assert results[0] == results[2] != results[1], "float16 rounds other than float32"
+
+
+def test_another_device_infers_again_and_results_of_the_users_are_never_removed(
+        finished: None, machine: Path) -> None:
+    out = passed(machine, *SHORT, "--device", "1")
+    assert "everything is inferred anew: other device" in out and "20 results, one for each image" in out
+    notes = machine / "work" / "result" / "notes.txt"
+    notes.write_text("mine")
+    done = pipeline(machine, *SHORT)
+    assert done.returncode == 1 and "holds notes.txt, and no record says that this program made it" in done.stderr
+    assert notes.read_text() == "mine"
+    notes.unlink()
+
+
 @pytest.mark.parametrize("fault, sentence", (
     ("atc-fail=8", r"atc failed with status \d+ at batch size 8\n(.*\n)*?.*E[0-9A-Z]{5}"),
     ("atc-kill=8", r"atc was ended by signal KILL at batch size 8"),
 ))
 def test_a_failing_compiler_is_reported_and_the_next_run_compiles_only_what_is_missing(
-        fault: str, sentence: str, finished: str, machine: Path) -> None:
+        fault: str, sentence: str, finished: None, machine: Path) -> None:
     (machine / "work" / "tresnet_bs8.om").unlink()
     before = stamps(machine, "*.om")
-    done = pipeline(machine, "--batch-sizes", "1,8", STANDIN_FAULT=fault)
+    done = pipeline(machine, *SHORT, STANDIN_FAULT=fault)
     assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
     assert "the step 'Compile' failed" in done.stderr and "Traceback" not in done.stderr
     assert stamps(machine, "*.om") == before, "no half-written model"
-    passed(machine, "--batch-sizes", "1,8")
+    passed(machine, *SHORT)
     after = stamps(machine, "*.om")
     assert {name: after[name] for name in before} == before and "tresnet_bs8.om" in after
 
@@ -113,18 +157,18 @@ def test_a_failing_compiler_is_reported_and_the_next_run_compiles_only_what_is_m
     ("ais-crash=5", r"the step 'Inference' failed with exit status [1-9]"),
     ("ais-missing=3", r"3 of 20 images have no result in .*: imagenet_"),
 ))
-def test_an_incomplete_inference_is_never_evaluated(fault: str, sentence: str, finished: str, machine: Path) -> None:
+def test_an_incomplete_inference_is_never_evaluated(fault: str, sentence: str, finished: None, machine: Path) -> None:
     for path in [*(machine / "work" / "result").iterdir()][:1]:
-        path.unlink()
-    done = pipeline(machine, "--batch-sizes", "1,8", STANDIN_FAULT=fault)
+        path.write_bytes(path.read_bytes()[:50])  # as a power loss may leave it
+    done = pipeline(machine, *SHORT, STANDIN_FAULT=fault)
     assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
     assert "== Accuracy ==" not in done.stdout
     before = stamps(machine, "*.om")
-    assert "== Accuracy ==" in passed(machine, "--batch-sizes", "1,8")
+    assert "== Accuracy ==" in passed(machine, *SHORT)
     assert stamps(machine, "*.om") == before
 
 
-def test_silent_loss_in_conversion_is_seen_in_the_comparison(finished: str, machine: Path) -> None:
+def test_silent_loss_in_conversion_is_seen_in_the_comparison(finished: None, machine: Path) -> None:
     for path in (machine / "work").glob("*_bs1.om"):
         path.unlink()
     done = pipeline(machine, "--min-cosine", "0.99", "--batch-sizes", "1", STANDIN_FAULT="atc-lossy")
@@ -133,7 +177,7 @@ def test_silent_loss_in_conversion_is_seen_in_the_comparison(finished: str, mach
     passed(machine, "--min-cosine", "0.99", "--batch-sizes", "1")
 
 
-def test_bytes_and_aipp_on_the_card(finished: str, machine: Path) -> None:
+def test_bytes_and_aipp_on_the_card(finished: None, machine: Path) -> None:
     passed(machine, "--uint8", "--batch-sizes", "1", "--min-top1", "100", "--min-cosine", "0.999")
     settings = machine / "work" / "aipp.cfg"
     assert any(f"--insert_op_conf={settings}" in call["argv"] for call in calls(machine))
@@ -145,7 +189,7 @@ def test_bytes_and_aipp_on_the_card(finished: str, machine: Path) -> None:
     ({}, ("--backend", "ascend", "--device", "9"), "--device 9 was asked for, but there are 2"),
 ))
 def test_a_machine_that_cannot_run_is_refused_in_one_sentence(
-        switches: Dict[str, str], arguments: List[str], sentence: str, finished: str, machine: Path) -> None:
+        switches: Dict[str, str], arguments: List[str], sentence: str, finished: None, machine: Path) -> None:
     done = pipeline(machine, *arguments, "--backend", "ascend", "--force", **switches)
     assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr, done.stderr
 
@@ -167,7 +211,7 @@ def test_path_and_permission_rules_are_checked_before_anything_long(machine: Pat
         assert done.returncode == 1 and sentence in done.stderr and "==" not in done.stdout, done.stdout + done.stderr
 
 
-def test_check_names_chip_and_tools(finished: str, machine: Path) -> None:
+def test_check_names_chip_and_tools(finished: None, machine: Path) -> None:
     done = pipeline(machine, "--check")
     assert done.returncode == 0, done.stdout + done.stderr
     for item in ("Ascend310P3", "atc", "ais_bench", "aclruntime", "can run"):

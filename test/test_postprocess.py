@@ -12,8 +12,16 @@ import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+from common import native
+from common.cli import Refusal
+from common.journal import Journal
+from common.labels import match_labels
+from common.names import hashed_stem
+from common.results import encode, read_result, result_files
 
 import numpy as np
 import pytest
@@ -22,7 +30,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import TResNet_postprocess as post
-from TResNet_preprocess import compiled, hashed_stem
 
 SCRIPT = "TResNet_postprocess.py"
 Fast = Callable[..., List[int]]
@@ -62,7 +69,7 @@ def scores(classes: int, *order: int) -> List[float]:
 @pytest.fixture(scope="module", autouse=True)
 def library() -> Any:
     """Compiled before the first test: all go the fast way. Where a C compiler is installed it must be there."""
-    return compiled("TResNet_postprocess.c", True) if shutil.which("cc") or shutil.which("gcc") else None
+    return native.load("ranks.c") if shutil.which("cc") or shutil.which("gcc") else None
 
 
 @pytest.fixture
@@ -87,23 +94,53 @@ def arguments(folder: Path, *more: object) -> List[str]:
     return [str(folder / "result"), str(folder / "labels.txt"), str(folder), "acc.json"] + [str(m) for m in more]
 
 
+def main(*words: object) -> None:
+    """The step, in this process."""
+    with unittest.mock.patch("sys.argv", [SCRIPT] + list(map(str, words))):
+        post.main()
+
+
 def call(folder: Path, *more: object) -> Tuple[object, str]:
-    """main() in this process: (exit status, or the sentence of a refusal, and what was printed)."""
+    """main() in this process: (0, or the sentence of a refusal, and what was printed)."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
-            status = post.main(arguments(folder, *more))  # type: object
-        except SystemExit as refused:
-            status = refused.code
-    return status, printed.getvalue()
+            main(*arguments(folder, *more))
+        except Refusal as refusal:
+            assert refusal.status == 1
+            return refusal.sentence, printed.getvalue()
+    return 0, printed.getvalue()
+
+
+def evaluate(folder: Path, workers: int = 1) -> Any:
+    """The report that main() would write, or the sentence with which it would refuse."""
+    try:
+        return post.evaluate(str(folder / "result"), str(folder / "labels.txt"), None, workers)
+    except Refusal as refusal:
+        assert refusal.status == 1 and "\n" not in refusal.sentence and refusal.sentence.isprintable()
+        return refusal.sentence
 
 
 def refused(folder: Path, *more: object) -> str:
     """The one sentence with which main() refuses; nothing was written."""
     status, printed = call(folder, *more)
     assert isinstance(status, str), (status, printed)
-    assert status.startswith("TResNet_postprocess.py: ") and "\n" not in status and status.isprintable()
+    assert not status.startswith(SCRIPT) and "\n" not in status and status.isprintable()
     assert printed == "" and not list(folder.glob("acc*"))
     return status
+
+
+def prepare(folder: Path, sources: Dict[str, str], bad: Sequence[str] = ()) -> Path:
+    """A prepared folder with a .bin of long ago for each {stem: source}, and images that could not be read."""
+    prep = folder / "prep"
+    prep.mkdir()
+    rows = []
+    for stem, source in sources.items():
+        (prep / (stem + ".bin")).write_bytes(b"\0" * 8)
+        os.utime(str(prep / (stem + ".bin")), ns=(10 ** 18, 10 ** 18))
+        rows.append({"bin": stem + ".bin", "source": source, "size": 1, "mtime_ns": 1})
+    rows += [{"source": source, "error": "truncated"} for source in bad]
+    Journal(str(prep / "manifest.jsonl"), {"tool": "TResNet_preprocess.py"}, rows, len(rows)).close()
+    return prep
 
 
 def accuracy(folder: Path) -> Dict[str, str]:
@@ -172,8 +209,17 @@ def test_all_formats_give_the_same_counts(tmp_path: Path, suffix: str, classes: 
 def test_npy_of_any_number_type_is_read(tmp_path: Path, array: np.ndarray) -> None:
     array.reshape(-1)[5] = 7
     (tmp_path / "x_0.npy").write_bytes(npy(array))
-    values = post.read_result(str(tmp_path / "x_0.npy"))
+    values = read_result(str(tmp_path / "x_0.npy"))
     assert values.tolist() == [0, 0, 0, 0, 0, 7, 0, 0] and values.dtype in (np.float32, np.float64)
+
+
+@pytest.mark.parametrize("outfmt", ["TXT", "BIN", "NPY"])
+def test_what_the_inference_writes_is_read(tmp_path: Path, outfmt: str) -> None:
+    path = tmp_path / f"x_0.{outfmt.lower()}"
+    values = [0.5, -0.0, 1e-7, -1234.5678, 999999.9, -3.0, 2.000001]
+    path.write_bytes(encode(np.array(values, np.float32), outfmt))
+    expected = [float("%f" % v) if outfmt == "TXT" else v for v in np.array(values, np.float32).tolist()]
+    assert read_result(str(path)).tolist() == expected
 
 
 @pytest.mark.parametrize("line", [b"1.000000 2.000000 2.000000 -3.000000 2.000000 0.000000 \n",
@@ -231,7 +277,7 @@ huge = st.floats(-3e38, 3e38) | st.floats(-1e11, 1e11) | st.sampled_from([999999
                                                                           123456789012.000001, 123456789012.000002])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(1, 12).flatmap(lambda classes: st.lists(st.tuples(
     st.lists(finite | huge, min_size=classes, max_size=classes), st.integers(0, classes - 1)), min_size=1, max_size=9)),
     st.sampled_from(["txt", "crlf.txt", "bin", "npy"]), st.sampled_from([1, 3, 8192]), st.integers(1, 3))
@@ -242,14 +288,11 @@ def test_equals_the_plain_reference(tmp_path_factory: pytest.TempPathFactory, ca
     folder.mkdir()
     write(folder / "result", {f"i{i}": values for i, (values, _) in enumerate(cases)}, suffix)
     (folder / "labels.txt").write_text("".join(f"i{i}.JPEG {label}\n" for i, (_, label) in enumerate(cases)))
-    before, post.CHUNK_VALUES = post.CHUNK_VALUES, chunk_values
-    try:
-        assert call(folder, "-j", workers)[0] == 0
-    finally:
-        post.CHUNK_VALUES = before
+    with unittest.mock.patch.object(post, "CHUNK_VALUES", chunk_values):
+        found = evaluate(folder, workers)
     stored = [([float("%f" % v) if suffix.endswith("txt") else float(np.float32(v)) for v in values], label)
               for values, label in cases]
-    assert report(folder)["hits"] == plain_hits(stored)
+    assert found["hits"] == plain_hits(stored)
 
 
 def rank(values: Sequence[float], label: int) -> int:
@@ -356,12 +399,116 @@ def test_label_files_as_they_come(data: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["two words.JPEG", "dotted.name.jpg", "it's \"quoted\".png", "-dash.jpg", "\u732b.jpg",
                                   "n01440764/x.JPEG", os.fsdecode(b"caf\xe9.jpg"), "clash.png", "a.txt"])
-def test_labels_match_the_stems_that_preprocessing_makes(data: Path, name: str) -> None:
+@pytest.mark.parametrize("found_by", ["--prep", "summary"])
+def test_awkward_names_are_looked_up_in_the_manifest(data: Path, monkeypatch: pytest.MonkeyPatch, name: str,
+                                                     found_by: str) -> None:
     write(data / "result", {hashed_stem(name): scores(10, 8)})
+    prep = prepare(data, dict({stem: stem + ".JPEG" for stem in "abcd"}, **{hashed_stem(name): name}))
     with (data / "labels.txt").open("ab") as file:
         file.write(os.fsencode(name) + b" 8\n")
-    assert call(data)[0] == 0
+    if found_by == "summary":
+        (data / "result_summary.json").write_text(json.dumps({"filesinfo": {"0": {"infiles": ["prep/a.bin"]}}}))
+    assert call(data, *(["--prep", prep] if found_by == "--prep" else []))[0] == 0
     assert report(data)["hits"] == [3, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("infile, current", [("prep/a.bin", "."), ("prep/a.bin", "/"), ("./prep/a.bin", "/"),
+                                             ("../prep/a.bin", "result"), (None, "/")])
+def test_the_manifest_is_found_where_the_inference_read_its_inputs(
+        data: Path, monkeypatch: pytest.MonkeyPatch, infile: Optional[str], current: str) -> None:
+    """Relative to the current folder or to the result folder's parent, or absolute; the labels then know b by name."""
+    prep = prepare(data, {stem: f"photos/{stem}.b.JPEG" for stem in "abcd"}, ["e.b.JPEG"])
+    lines = [f"photos/{stem}.b.JPEG {label}\n" for stem, label in zip("abcd", [3, 0, 2, 6])]
+    (data / "labels.txt").write_text("".join(lines))
+    assert "4 of 4 images have no label" in refused(data)
+    (data / "result_summary.json").write_text(json.dumps({"filesinfo": {"0": {"infiles": [
+        infile or str(prep / "a.bin")], "outfiles": []}}}, indent=4))
+    monkeypatch.chdir(data / current)
+    assert call(data)[0] == 0
+    assert report(data)["hits"] == [2, 3, 3, 3, 3]
+    assert report(data)["prep"] is None and report(data)["counts"]["images"] is None, "the names, and nothing else"
+    assert report(data)["left_out"] == report(data)["notes"] == []
+
+
+@pytest.mark.parametrize("summary", [
+    b"", b"{", b"\xff\xfe", b'{"filesinfo": {}}', b'{"infiles": []}', b'{"infiles": [["prep/a.bin"]]}',
+    b'"infiles" [7]', b'"infiles" [{}]', b'"infiles" ["\\u0000/x.bin"]', b'"infiles" ["nowhere/x.bin"]',
+    b'"infiles" ' + b"[" * 100000])
+def test_a_summary_that_tells_nothing_changes_nothing(data: Path, summary: bytes) -> None:
+    (data / "result_summary.json").write_bytes(summary)
+    assert call(data)[0] == 0
+    assert report(data)["hits"] == [2, 3, 3, 3, 3]
+
+
+def matched(images: Dict[str, str], lines: str, others: Sequence[str] = ()) -> object:
+    """match_labels() as {stem: class}, or its refusal."""
+    labels = [(line.rsplit(" ", 1)[0], int(line.rsplit(" ", 1)[1]), number)
+              for number, line in enumerate(lines.split("\n"), 1)]
+    try:
+        return {stem: label[1] for stem, label in match_labels(images, labels, "labels.txt", others).items()}
+    except Refusal as refusal:
+        return refusal.sentence
+
+
+@pytest.mark.parametrize("source, names", [
+    ("x.jpg", ["x.jpg", "x", "s-1", "x.png", "x.JPG", "val_union/x.jpg", "a/b/x", "./x.jpg", "/data/s-1"]),
+    ("n1/x.jpg", ["n1/x.jpg", "n1/x", "s-1", "x.jpg", "x", "x.JPEG", "val/n1/x.jpg", "val/n1/x.png", "./n1/x"]),
+    ("a/n1/x.y.jpg", ["a/n1/x.y", "x.y.jpg", "x.y", "b/a/n1/x.y.jpg"]),
+    ("s-1", ["s-1", "s-1.jpg", "s-1.JPEG", "val_union/s-1.png"])])
+def test_names_that_mean_an_image(source: str, names: List[str]) -> None:
+    for name in names:
+        assert matched({"s-1": source, "s-2": "n2/y.z.png"}, f"n2/y.z.png 4\n{name} 7\nzz.png 5\nx.txt 5") == {
+            "s-1": 7, "s-2": 4}, name
+
+
+@pytest.mark.parametrize("name", ["n3/x.jpg", "y.jpg", "n1", "1/x.jpg", "x.txt", "n1/x.jpg/", "n1/x.jpg.txt", "n1/"])
+def test_names_that_mean_another_image(name: str) -> None:
+    assert matched({"s-1": "n1/x.jpg", "s-2": "y/z.jpg"}, f"{name} 7\ny/z.jpg 1") == (
+        "1 of 2 images have no label in labels.txt: n1/x.jpg; a line 'NAME INT' was expected for each")
+
+
+@pytest.mark.parametrize("sources, others, name", [
+    (["n1/x.jpg", "n2/x.jpg"], [], "x.jpg"), (["n1/x.jpg", "n2/x.png"], [], "x"), (["x.y.jpg", "x.y.png"], [], "x.y"),
+    (["x.jpg", "x.png"], [], "val/x.gif"), (["n1/x.jpg"], ["n2/x.jpg"], "x.jpg"), (["x.y.jpg"], ["x.y.png"], "x.y")])
+def test_a_name_that_may_mean_two_images_is_refused(sources: List[str], others: List[str], name: str) -> None:
+    """...the second may be one that could not be read; and both are named."""
+    images = {f"s-{number}": source for number, source in enumerate(sources)}
+    first, second = sources + others
+    said = f"labels.txt, line 2: {name} may be {first} or {second}; give each its path below the images' folder"
+    assert matched(images, f"zz.jpg 1\n{name} 7", others) == said
+    assert matched(images, f"{first} 1\n{second} 2\n{name} 7", others) == dict(zip(images, [1, 2])), "nobody needs it"
+
+
+def test_the_surest_name_counts() -> None:
+    images = {"s-1": "x.jpg", "s-2": "n1/x.jpg"}
+    assert matched(images, "x.jpg 1\nn1/x.jpg 2\nval/x.jpg 3\nx.png 4") == {"s-1": 1, "s-2": 2}
+    assert matched({"s-1": "x.jpg"}, "x.png 4\nx.jpg 1", ["x.png"]) == {"s-1": 1}
+    assert matched({"x": "x.jpg"}, "x.png 4\nx.jpg 1") == {"x": 1}
+    assert "have no label" in str(matched({"s-1": "x.jpg"}, "n1/x.jpg 4", ["n1/x.jpg"])), "it is the other's"
+    assert "have no label" in str(matched({"s-1": "x.jpg", "s-2": "x.png"}, "x.jpg 4")), "it is the other's"
+
+
+@pytest.mark.parametrize("lines", ["x.jpg 1\nx.jpg 2", "x.jpg 1\ns-1 2", "n1/x.jpg 1\nn2/x.jpg 2", "x.png 1\nx.gif 2"])
+def test_two_labels_for_one_image(lines: str) -> None:
+    assert matched({"s-1": "x.jpg"}, lines) == "labels.txt gives x.jpg two labels: 1 in line 1 and 2 in line 2"
+    assert matched({"s-1": "x.jpg"}, lines.replace("2", "1").replace("n1", "n2")) == {"s-1": 1}
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("source, name", [("i{}.JPEG", "i{}.JPEG"), ("i{}", "i{}.JPEG"), ("n/i{}.JPEG", "i{}.JPEG"),
+                                          ("i{}.JPEG", "val/i{}")])
+def test_many_labels_are_matched_quickly(source: str, name: str) -> None:
+    """Against making a dictionary of them; about 5 to 70 times as long."""
+    labels = [(name.format(i), i % 1000, i) for i in range(20000)]
+    images = {f"i{i}": source.format(i) for i in range(20000)}
+    ratios = []
+    for _ in range(3):
+        start = time.process_time()
+        {label[0].rpartition(".")[0]: label for label in labels}
+        middle = time.process_time()
+        assert len(match_labels(images, labels, "labels.txt")) == 20000
+        ratios.append((time.process_time() - middle) / (middle - start))
+    assert min(ratios) < 200, ratios  # looking through all images for each label takes thousands of times as long
 
 
 def test_a_stem_may_be_the_whole_name(data: Path) -> None:
@@ -372,9 +519,11 @@ def test_a_stem_may_be_the_whole_name(data: Path) -> None:
 
 def test_a_stem_with_two_labels_is_refused_and_both_lines_named(data: Path) -> None:
     (data / "labels.txt").write_text("a.JPEG 3\nb.JPEG 0\nc.JPEG 2\nd.JPEG 6\nb.png 4\n")
-    assert "'b' two labels: 0 in line 2 and 4 in line 5" in refused(data)
-    (data / "result" / "b_0.txt").rename(data / "result" / (hashed_stem("b.png") + "_0.txt"))
-    assert call(data)[0] == 0, "each of the two has a name of its own"
+    assert "b two labels: 0 in line 2 and 4 in line 5" in refused(data)
+    stem = hashed_stem("b.png")
+    (data / "result" / "b_0.txt").rename(data / "result" / f"{stem}_0.txt")
+    prepare(data, {"a": "a.JPEG", stem: "b.png", "c": "c.JPEG", "d": "d.JPEG"}, ["b.JPEG"])
+    assert call(data, "--prep", data / "prep")[0] == 0, "each of the two has a name of its own"
     assert report(data)["hits"][0] == 1
 
 
@@ -382,7 +531,7 @@ def test_a_stem_with_two_labels_is_refused_and_both_lines_named(data: Path) -> N
                                   "x 1_0", "x \u0663", "x \u00b2", "x 0x1", "x +1", "\x00", "x 5\x00"])
 def test_a_malformed_label_line_is_named(data: Path, line: str) -> None:
     (data / "labels.txt").write_bytes(f"a 3\n\nb 0\n{line}\nc 2\nd 6\n".encode())
-    assert "labels.txt', line 4: " in refused(data)
+    assert "labels.txt, line 4: " in refused(data)
 
 
 def test_a_label_outside_the_classes_is_named(data: Path) -> None:
@@ -392,8 +541,8 @@ def test_a_label_outside_the_classes_is_named(data: Path) -> None:
 
 def test_predictions_without_a_label_are_named(data: Path) -> None:
     (data / "labels.txt").write_text("a 3\nc 2\nb.txt 0\n")
-    assert "2 of 4 predictions have no label in" in refused(data)
-    assert ": 'b', 'd'; a line 'NAME INT'" in refused(data)
+    assert "2 of 4 images have no label in" in refused(data)
+    assert ": b, d; a line 'NAME INT' was expected for each (or --prep" in refused(data)
 
 
 @pytest.mark.parametrize("content, said", [(b"", "holds no labels"), (b"\n \n", "holds no labels"),
@@ -475,14 +624,14 @@ def test_damaged_results_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "result" / f"{place}_0.{suffix}").write_bytes(content)
     sentence = refused(tmp_path)
     assert said in sentence or " values, but " in said and " values, but " in sentence
-    assert f"/{place}_0.{suffix}'" in sentence
+    assert f"/{place}_0.{suffix}" in sentence
     assert not (tmp_path / "unpickled").exists()
 
 
 def test_a_large_file_is_not_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (data / "result" / "b_0.txt").open("r+b") as file:
         file.truncate(1 << 40)  # sparse
-    assert "b_0.txt' has 1,099,511,627,776 bytes; at most 268,435,456 were expected" in refused(data)
+    assert "b_0.txt has 1,099,511,627,776 bytes; at most 268,435,456 were expected" in refused(data)
 
 
 @pytest.mark.parametrize("name, said", [
@@ -502,13 +651,13 @@ def test_folders_links_and_pipes_named_like_results_are_refused(data: Path) -> N
     stranger = data / "result" / "c_0.txt"
     stranger.unlink()
     stranger.mkdir()
-    assert "c_0.txt': Is a directory" in refused(data)
+    assert "c_0.txt: Is a directory" in refused(data)
     stranger.rmdir()
     stranger.symlink_to("a_0.txt")
-    assert "c_0.txt': it is a symbolic link" in refused(data)
+    assert "c_0.txt: it is a symbolic link" in refused(data)
     stranger.unlink()
     os.mkfifo(str(stranger))
-    assert "c_0.txt' is not a regular file" in refused(data)
+    assert "c_0.txt is not a regular file" in refused(data)
 
 
 def test_result_folder_empty_missing_or_a_file(tmp_path: Path) -> None:
@@ -526,7 +675,7 @@ def test_a_refusal_on_the_command_line(data: Path) -> None:
     (data / "acc.json").write_text("older")
     (data / "result" / "b_0.txt").write_bytes(b"1.0")
     said = refusal(SCRIPT, *arguments(data))
-    assert said == (f"TResNet_postprocess.py: {str(data / 'result' / 'b_0.txt')!r} is half a file: it has no closing "
+    assert said == (f"TResNet_postprocess.py: {data / 'result' / 'b_0.txt'} is half a file: it has no closing "
                     "newline; run the inference again\n")
     assert (data / "acc.json").read_text() == "older" and not (data / "acc_report.json").exists()
 
@@ -534,19 +683,19 @@ def test_a_refusal_on_the_command_line(data: Path) -> None:
 # ---- where the output goes, gates, usage
 
 def test_output_folder_is_made_and_nothing_is_left_over(data: Path) -> None:
-    assert post.main([str(data / "result"), str(data / "labels.txt"), str(data / "new" / "er"), "numbers"]) == 0
+    main(data / "result", data / "labels.txt", data / "new" / "er", "numbers")
     assert sorted(os.listdir(str(data / "new" / "er"))) == ["numbers", "numbers_report.json"]
 
 
 @pytest.mark.parametrize("out_dir, out_name, said", [
     ("result", "acc.json", "lies in the result folder"), ("result/in", "acc.json", "lies in the result folder"),
     (".", "labels.txt", "is the labels file"), (".", "result", "is a folder"), (".", "a/b.json", "a file name"),
-    (".", "..", "a file name"), (".", "", "a file name"), ("labels.txt", "acc.json", "cannot write")])
+    (".", "..", "a file name"), (".", "", "a file name"), ("labels.txt", "acc.json", "cannot be made")])
 def test_outputs_that_would_do_damage(data: Path, out_dir: str, out_name: str, said: str) -> None:
     before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
-    with pytest.raises(SystemExit) as refusing:
-        post.main([str(data / "result"), str(data / "labels.txt"), str(data / out_dir), out_name])
-    assert said in str(refusing.value)
+    with pytest.raises(Refusal) as refusing:
+        main(data / "result", data / "labels.txt", data / out_dir, out_name)
+    assert said in refusing.value.sentence
     assert before == {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
 
 
@@ -556,13 +705,17 @@ def test_gates(data: Path) -> None:
     done = refusal(SCRIPT, *arguments(data, "--min-top1", 50.01, "--min-top5", 75.5), status=3)
     assert done == "TResNet_postprocess.py: Top-1 accuracy 50.0% is below 50.01%, Top-5 accuracy 75.0% is below 75.5%\n"
     assert accuracy(data)["Top1 accuracy"] == "50.0%"
-    assert refusal(SCRIPT, *arguments(data, "--min-top5", 76), status=3).count("below") == 1
+    for least, said in ((76, "76.0"), ("75.00000001", "75.00000001"), ("1e2", "100.0")):
+        with pytest.raises(Refusal) as refusing:
+            main(*arguments(data, "--min-top5", least))
+        assert (refusing.value.status, refusing.value.sentence) == (3, f"Top-5 accuracy 75.0% is below {said}%")
 
 
-@pytest.mark.parametrize("wrong", [["--min-top1", "101"], ["--min-top5", "nan"], ["-j", "0"], ["-j", "x"], ["more"]])
+@pytest.mark.parametrize("wrong", [["--min-top1", "101"], ["--min-top5", "nan"], ["-j", "0"], ["-j", "x"], ["more"],
+                                   ["--min-top1", "9_0"], ["--prep", ""]])
 def test_wrong_usage_is_status_2(data: Path, capsys: pytest.CaptureFixture, wrong: List[str]) -> None:
     with pytest.raises(SystemExit) as refusing:
-        post.main(arguments(data, *wrong))
+        main(*arguments(data, *wrong))
     assert refusing.value.code == 2 and "usage: " in capsys.readouterr().err
 
 
@@ -571,23 +724,14 @@ def test_wrong_usage_is_status_2(data: Path, capsys: pytest.CaptureFixture, wron
 @pytest.fixture
 def prepared(data: Path) -> Path:
     """The four, prepared before they were inferred; a fifth image was bad."""
-    prep = data / "prep"
-    prep.mkdir()
-    rows = [{"tool": "TResNet_preprocess.py", "version": "1.0.0", "img_size": 224, "dtype": "float32",
-             "source": "/images"}]
-    for stem in "abcd":
-        (prep / (stem + ".bin")).write_bytes(b"\0" * 8)
-        os.utime(str(prep / (stem + ".bin")), ns=(10 ** 18, 10 ** 18))
-        rows.append({"bin": stem + ".bin", "source": stem + ".JPEG", "size": 1, "mtime_ns": 1})
-    rows.append({"source": "e\n.JPEG", "error": "truncated"})
-    (prep / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(data, {stem: stem + ".JPEG" for stem in "abcd"}, ["e\n.JPEG"])
     return data
 
 
 def test_left_out_images_are_said(prepared: Path) -> None:
     status, printed = call(prepared, "--prep", prepared / "prep")
     assert status == 0
-    assert "\n1 of 5 images were left out\nleft out: 'e\\n.JPEG': 'truncated'\n" in printed
+    assert "\n1 of 5 images were left out\nleft out: 'e\\n.JPEG': truncated\n" in printed
     found = report(prepared)
     assert found["counts"] == {"labelled": 4, "images": 5, "preprocessed": 4, "bad": 1, "inferred": 4, "evaluated": 4,
                                "left_out": 1}
@@ -595,6 +739,13 @@ def test_left_out_images_are_said(prepared: Path) -> None:
     assert found["evaluated"] == ["a", "b", "c", "d"] and found["hits"] == [2, 3, 3, 3, 3] and found["classes"] == 10
     assert found["notes"] == ["1 of 5 images were left out"]
     assert found["prep"] == str(prepared / "prep") and found["result"] == str(prepared / "result")
+
+
+def test_a_label_that_may_be_that_of_a_left_out_image(data: Path) -> None:
+    write(data / "result", {"e": scores(10, 8)})
+    prep = prepare(data, dict({stem: stem + ".JPEG" for stem in "abcd"}, e="p/e.JPEG"), ["q/e.JPEG"])
+    (data / "labels.txt").write_text("a 3\nb 0\nc 2\nd 6\ne.JPEG 8\n")
+    assert "line 5: e.JPEG may be p/e.JPEG or q/e.JPEG; " in refused(data, "--prep", prep)
 
 
 def test_without_prep_the_report_says_what_can_be_known(data: Path) -> None:
@@ -606,7 +757,7 @@ def test_without_prep_the_report_says_what_can_be_known(data: Path) -> None:
 def test_an_incomplete_inference_is_refused(prepared: Path) -> None:
     (prepared / "result" / "b_0.txt").unlink()
     assert "incomplete: 1 of 4 .bin files" in refused(prepared, "--prep", prepared / "prep")
-    assert "have no result: 'b'" in refused(prepared, "--prep", prepared / "prep")
+    assert "have no result: b" in refused(prepared, "--prep", prepared / "prep")
 
 
 def test_results_of_something_else_are_refused(prepared: Path) -> None:
@@ -626,11 +777,12 @@ def test_results_of_an_older_run_are_refused(prepared: Path) -> None:
 
 
 def test_a_prepared_folder_that_its_manifest_does_not_describe(prepared: Path) -> None:
-    (prepared / "prep" / "z.bin").write_bytes(b"")
-    assert "are not those of its manifest ('z.bin')" in refused(prepared, "--prep", prepared / "prep")
-    (prepared / "prep" / "z.bin").unlink()
+    for name in ("z.bin", "a.BIN"):  # a program that reads either would infer both
+        (prepared / "prep" / name).write_bytes(b"")
+        assert f"are not those of its manifest ({name})" in refused(prepared, "--prep", prepared / "prep")
+        (prepared / "prep" / name).unlink()
     (prepared / "prep" / "a.bin").unlink()
-    assert "are not those of its manifest ('a.bin')" in refused(prepared, "--prep", prepared / "prep")
+    assert "are not those of its manifest (a.bin)" in refused(prepared, "--prep", prepared / "prep")
     (prepared / "prep" / "manifest.jsonl").unlink()
     assert "holds no manifest.jsonl" in refused(prepared, "--prep", prepared / "prep")
     assert "holds no manifest.jsonl" in refused(prepared, "--prep", prepared / "none")
@@ -687,14 +839,16 @@ def test_of_several_damaged_files_the_first_is_named(many: Path, fast: Fast, mon
     for i in (1900, 444, 451):
         (many / "result" / f"i{i:04d}_0.txt").write_bytes(b"1.0 nan \n")
     for _ in range(5):
-        assert "i0444_0.txt': value 2 is 'nan', not finite" in refused(many, "-j", 3)
+        assert "i0444_0.txt: value 2 is 'nan', not finite" in refused(many, "-j", 3)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_result_is_the_same_and_it_says_so(many: Path) -> None:
     """1,999 results of 1,000 values and fewer are no news; from 2,000 on a compiler is missed."""
     (many / "program").mkdir()
-    for name in (SCRIPT, "TResNet_postprocess.c", "TResNet_preprocess.py"):
-        shutil.copy(str(ROOT / name), str(many / "program" / name))
+    shutil.copy(str(ROOT / SCRIPT), str(many / "program" / SCRIPT))
+    rooms = many / "program" / "scripts" / "common"
+    shutil.copytree(str(ROOT / "scripts" / "common"), str(rooms), ignore=shutil.ignore_patterns("__pycache__"))
     rng = np.random.RandomState(2)
     for i in range(20):
         (many / "result" / f"i{i:04d}_0.txt").write_bytes(txt(rng.normal(0, 5, 1000)))
@@ -712,17 +866,19 @@ def test_without_a_compiler_the_result_is_the_same_and_it_says_so(many: Path) ->
     assert not list((many / "program").rglob("*.so"))
     if shutil.which("cc") or shutil.which("gcc"):
         assert run_copy(os.environ["PATH"]) == ("", *plain)
-        assert len(list((many / "program" / "__pycache__").glob("TResNet_postprocess-*.so"))) == 1
+        assert len(list((rooms / "__pycache__").glob("ranks-*.so"))) == 1
         assert run_copy(str(many)) == ("", *plain), "what was compiled once is used"
-        shutil.rmtree(str(many / "program" / "__pycache__"))
+        shutil.rmtree(str(rooms / "__pycache__"))
     (many / "result" / "i0007_0.txt").unlink()
     assert run_copy(str(many))[0] == ""
 
 
-@pytest.mark.parametrize("sent, status, said", [(signal.SIGINT, 130, "TResNet_postprocess.py: interrupted\n"),
-                                                (signal.SIGTERM, 143, "")], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("number, files, read", [(b"1.250000 ", 20000, 25), (b"1.250000 ", 20000, 1000),
-                                                 (b"1.25 ", 600, 640)], ids=["threads begin", "threads", "Python"])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent, status, said", [
+    (signal.SIGINT, 130, "\nTResNet_postprocess.py: interrupted; nothing was written\n"),
+    (signal.SIGTERM, 143, "")], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number, files, read", [(b"1.250000 ", 5000, 25), (b"1.250000 ", 5000, 200),
+                                                 (b"1.25 ", 150, 170)], ids=["threads begin", "threads", "Python"])
 def test_an_interrupted_run_ends_at_once(tmp_path: Path, fast: Fast, sent: signal.Signals, status: int, said: str,
                                          number: bytes, files: int, read: int) -> None:
     """...wherever it is, with results so large that reading them all would take seconds."""
@@ -738,6 +894,7 @@ def test_an_interrupted_run_ends_at_once(tmp_path: Path, fast: Fast, sent: signa
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     bytes_read = 0  # some 10 MB of them are Python's modules; Python begins when C has read and refused all
     while bytes_read < read * len(number) * 100000 and process.poll() is None:
+        time.sleep(0.002)
         bytes_read = int(Path(f"/proc/{process.pid}/io").read_text().split()[1])
     process.send_signal(sent)
     start = time.monotonic()
@@ -757,7 +914,7 @@ def test_memory_does_not_grow_with_the_results(tmp_path: Path) -> None:
         for i in range(start, stop):
             os.link(str(first), str(tmp_path / "result" / f"i{i}_0.txt"))
         (tmp_path / "labels.txt").write_text("".join(f"i{i} 5\n" for i in range(stop)))
-        program = ("import resource, sys\nimport TResNet_postprocess\nTResNet_postprocess.main(sys.argv[1:])\n"
+        program = ("import resource, sys\nimport TResNet_postprocess\nTResNet_postprocess.main()\n"
                    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
         done = subprocess.run([sys.executable, "-c", program] + arguments(tmp_path, "-j", 1), check=True, cwd=str(ROOT),
                               stdout=subprocess.PIPE)
@@ -766,12 +923,13 @@ def test_memory_does_not_grow_with_the_results(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 4000
 
 
+@pytest.mark.alone
 def test_is_many_times_as_fast_as_float(tmp_path: Path, fast: Fast) -> None:
     """Processor time of one thread against float() and argsort(), interleaved; about 40 times on an idle machine."""
     rng = np.random.RandomState(0)
     labels = rng.randint(0, 1000, 100)
     write(tmp_path / "result", {f"i{i:03d}": rng.normal(0, 3, 1000) for i in range(100)})
-    paths = list(post.result_files(str(tmp_path / "result")).values())
+    paths = list(result_files(str(tmp_path / "result")).values())
 
     def plainly() -> List[int]:
         hits = np.zeros(5, int)
@@ -831,6 +989,7 @@ def plain_result(path: Path) -> Optional[List[float]]:
     return values if values and all(map(math.isfinite, values)) else None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Reading `.npy`")  # NumPy's word on headers like those of Python 2
 @pytest.mark.parametrize("suffix, cases", [("txt", 700), ("bin", 150), ("npy", 400)])
 def test_fuzzed_results(tmp_path: Path, suffix: str, cases: int) -> None:
@@ -844,18 +1003,13 @@ def test_fuzzed_results(tmp_path: Path, suffix: str, cases: int) -> None:
         write(tmp_path / "result", predictions, suffix)
         victim = tmp_path / "result" / "{}_0.{}".format(rng.choice("abc"), suffix)
         victim.write_bytes(mutated(victim.read_bytes(), rng))
-        for path in tmp_path.glob("acc*"):
-            path.unlink()
-        status, _ = call(tmp_path)
+        found = evaluate(tmp_path)
         read = [plain_result(tmp_path / "result" / f"{stem}_0.{suffix}") for stem in "abc"]
-        if status == 0:
+        if isinstance(found, dict):
             accepted += 1
             assert None not in read and len({len(values) for values in read if values}) == 1, case
             plain = [values for values in read if values]
-            assert report(tmp_path)["hits"] == plain_hits(list(zip(plain, [0, classes // 2, classes - 1]))), case
-        else:
-            assert isinstance(status, str) and status.startswith("TResNet_postprocess.py: "), (case, status)
-            assert "\n" not in status and status.isprintable() and not list(tmp_path.glob("acc*")), (case, status)
+            assert found["hits"] == plain_hits(list(zip(plain, [0, classes // 2, classes - 1]))), case
     assert 0 < accepted < cases
 
 
@@ -869,10 +1023,8 @@ def test_fuzzed_labels(tmp_path: Path) -> None:
     for case in range(800):
         damaged = mutated(content, rng)
         (tmp_path / "labels.txt").write_bytes(damaged)
-        for path in tmp_path.glob("acc*"):
-            path.unlink()
-        status, _ = call(tmp_path)
-        if status == 0:
+        found = evaluate(tmp_path)
+        if isinstance(found, dict):
             accepted += 1
             text = damaged[3:] if damaged.startswith(b"\xef\xbb\xbf") else damaged
             plain = {}  # type: Dict[str, set]
@@ -883,10 +1035,7 @@ def test_fuzzed_labels(tmp_path: Path) -> None:
                         plain.setdefault(key, set()).add(int(label))
             labels = [plain[stem].pop() for stem in "abcd" if len(plain[stem]) == 1]
             read = [[float("%f" % v) for v in predictions[stem]] for stem in "abcd"]
-            assert len(labels) == 4 and report(tmp_path)["hits"] == plain_hits(list(zip(read, labels))), case
-        else:
-            assert isinstance(status, str) and status.startswith("TResNet_postprocess.py: "), (case, status)
-            assert "\n" not in status and status.isprintable() and not list(tmp_path.glob("acc*")), (case, status)
+            assert len(labels) == 4 and found["hits"] == plain_hits(list(zip(read, labels))), case
     assert 0 < accepted < 800
 
 

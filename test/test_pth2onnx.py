@@ -1,5 +1,6 @@
 """The patch and the export: whose network it is, what is accepted, what is refused, and what the graph is made of."""
 import argparse
+import json
 import os
 import pickle
 import shutil
@@ -11,17 +12,20 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any, Dict, List
 
+from common import cli, onnx_file, record
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, refusal, succeed
+from conftest import GOLDEN, ROOT, refusal, sha256, succeed
 from fill import fill
 from make_sample import load_images
 
 import TResNet_pth2onnx as export
 
+pytestmark = pytest.mark.slow
 VARIANTS = ("tresnet_m", "tresnet_l", "tresnet_xl")
 ALLOWED = {"Conv", "LeakyRelu", "Relu", "Add", "Mul", "Sigmoid", "GlobalAveragePool", "AveragePool", "SpaceToDepth",
            "Flatten", "Gemm"}
@@ -130,7 +134,8 @@ FORMS = {
 
 
 @pytest.mark.parametrize("variant, form", [(variant, form) for variant in VARIANTS for form in FORMS
-                                           if variant == "tresnet_m" or form != "miil's own repository"])
+                                           if variant == "tresnet_m" or form in ("ascend training checkpoint",
+                                                                                 "timm 0.8 names")])
 def test_golden_logits_through_the_onnx_file(variant: str, form: str, weights: Any, photos: np.ndarray, tmp_path: Path,
                                              monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     lineage, wrap = FORMS[form]
@@ -192,10 +197,11 @@ def test_any_number_of_classes_and_a_larger_image(weights: Any, tmp_path: Path,
     shapes = [[side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
               for value in (model.graph.input[0], model.graph.output[0])]
     assert shapes == [["batch", 3, 448, 448], ["batch", 7]]
-    metadata = export.read_metadata(str(tmp_path / "tuned.onnx"))
+    metadata = onnx_file.describe(str(tmp_path / "tuned.onnx"))["metadata"]
     keys = ("variant", "num_classes", "lineage", "img_size", "version", "checkpoint_sha256")
     assert [metadata[key] for key in keys] == [
-        "tresnet_m", "7", "ascend", "448", export.VERSION, export.file_sha256(str(tmp_path / "tuned.pth"))]
+        "tresnet_m", "7", "ascend", "448", cli.VERSION, sha256(tmp_path / "tuned.pth")]
+    assert record.notes(str(tmp_path / "tuned.onnx"))["num_classes"] == "7"
 
 
 def test_ascend_weights_whose_counters_were_stripped_need_a_word_from_the_user(weights: Any) -> None:
@@ -288,17 +294,47 @@ def test_a_fixed_batch(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 # ---- doing it once, and not leaving a wrong file ---------------------------------------------------------------------
 
-def test_a_second_export_finds_the_first_unless_something_changed(small: Path, tmp_path: Path) -> None:
+def test_a_second_export_finds_the_first_unless_something_changed(
+        small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     target = tmp_path / "network.onnx"
-    command = ("TResNet_pth2onnx.py", small, target, "--img-size", SMALL)
-    succeed(*command)
-    first = target.read_bytes()
-    stamp = target.stat().st_mtime_ns
-    assert "is up to date" in succeed(*command).stdout and target.stat().st_mtime_ns == stamp
-    assert "verified" in succeed(*command, "--force").stdout and target.read_bytes() == first
-    assert "verified" in succeed(*command, "--opset", 13).stdout
-    target.write_bytes(first[:1000])
-    assert "verified" in succeed(*command).stdout and target.read_bytes() == first
+    monkeypatch.setattr(export, "VERIFIED_BATCHES", (1,))
+
+    def run_again(*options: object) -> str:
+        run_main(monkeypatch, small, target, "--img-size", SMALL, *options)
+        return capsys.readouterr().out
+
+    assert "verified" in run_again()
+    first, stamp = target.read_bytes(), target.stat().st_mtime_ns
+    assert "is up to date" in run_again() and target.stat().st_mtime_ns == stamp
+    assert "verified" in run_again("--force") and target.read_bytes() == first
+    assert "verified" in run_again("--opset", 13)
+    target.write_bytes(first[:1000] + bytes(len(first) - 1000))
+    assert "verified" in run_again() and target.read_bytes() == first
+
+
+@pytest.mark.parametrize("changed", ("sources", "versions", "patch"))
+def test_an_update_of_the_program_exports_again(changed: str, small: Path, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch,
+                                                capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(export, "VERIFIED_BATCHES", (1,))
+    command = (monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL)
+    run_main(*command)
+    notes = tmp_path / "network.onnx.record.jsonl"
+    header, *rows = notes.read_text().splitlines()
+    assert torch.__version__.startswith(json.loads(header)["versions"]["torch"].split("+")[0])
+    notes.write_text("\n".join([json.dumps(dict(json.loads(header), **{changed: "0"})), *rows]) + "\n")
+    capsys.readouterr()
+    run_main(*command)
+    assert "verified" in capsys.readouterr().out
+
+
+def test_a_file_that_this_program_did_not_make_is_not_overwritten(small: Path, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "network.onnx").write_text("somebody's")
+    for force in ((), ("--force",)):
+        with pytest.raises(cli.Refusal, match="is there already, and no record says"):
+            run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL, *force)
+    assert (tmp_path / "network.onnx").read_text() == "somebody's"
 
 
 def test_a_graph_that_differs_from_the_network_is_refused_and_not_written(
@@ -378,7 +414,7 @@ def test_broken_and_hostile_files_are_refused_in_one_sentence_and_nothing_runs(
             run_main(monkeypatch, tmp_path / name, tmp_path / "network.onnx", "--img-size", SMALL)
         message = str(error.value)
         assert sentence in message, (name, message)
-        assert message.startswith("TResNet_pth2onnx.py: ") and "\n" not in message, (name, message)
+        assert isinstance(error.value, cli.Refusal) and "\n" not in message, (name, message)
     assert not (tmp_path / "executed").exists(), "code in a checkpoint was executed"
     assert not list(tmp_path.glob("network.onnx*"))
 
@@ -406,7 +442,7 @@ def test_what_the_user_says_against_the_evidence_is_refused(options: Any, senten
     ((".", "x.onnx"), 1, "the checkpoint . is not there or not a file"),
     (("nowhere.pth", "x.pb"), 2, "the output must end in .onnx"),
     (("nowhere.pth", "x.onnx", "--img-size", "225"), 2, "must be a multiple of 32"),
-    (("nowhere.pth", "x.onnx", "--batch-size", "0"), 2, "--batch-size must be 1 or more"),
+    (("nowhere.pth", "x.onnx", "--batch-size", "0"), 2, "a whole number from 1 to 4,096"),
 ))
 def test_wrong_usage(arguments: Any, status: int, sentence: str, tmp_path: Path) -> None:
     assert sentence in refusal("TResNet_pth2onnx.py", *arguments, status=status, cwd=str(tmp_path))

@@ -11,6 +11,7 @@ from typing import Dict
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow
 REQUIREMENTS = ("iniconfig==1.1.1  # small, and too old to be anywhere already\n"
                 "nothing-for-you; python_version < '3.0'\n")
 BARE = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV")}
@@ -28,6 +29,8 @@ def clone(tmp_path: Path) -> Path:
     (folder / "scripts").mkdir(parents=True)
     for name in ("setup_env.py", "timm_source.py"):
         shutil.copy(str(ROOT / "scripts" / name), str(folder / "scripts" / name))
+    shutil.copytree(str(ROOT / "scripts" / "common"), str(folder / "scripts" / "common"),
+                    ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(str(ROOT / "TResNet.patch"), str(folder))
     (folder / "requirements.txt").write_text(REQUIREMENTS)
     return folder
@@ -84,7 +87,7 @@ def test_pip_speaks_only_when_it_fails(clone: Path) -> None:
     done = set_up(clone)
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
     assert ("No matching distribution" in done.stderr
-            and "set-up: pip failed with status 1" in done.stderr.splitlines()[-1])
+            and "setup_env.py: pip failed with status 1" in done.stderr.splitlines()[-1])
 
 
 def test_another_python_gets_an_environment_of_its_own(clone: Path) -> None:
@@ -168,3 +171,15 @@ def test_a_changed_patch_and_an_interrupted_fetch_are_fetched_anew(clone: Path) 
     assert sorted(name for name in os.listdir(str(clone)) if "pytorch" in name) == ["pytorch-image-models"]
 
 
+
+
+def test_of_two_set_ups_at_once_the_second_waits_and_says_so(clone: Path) -> None:
+    runs = [subprocess.Popen([base_python(), str(clone / "scripts" / "setup_env.py")], env=BARE, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, universal_newlines=True) for _ in range(2)]
+    said = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert {out for out, _ in said} == {str(clone / ".venv" / "bin" / "python") + "\n"}
+    errors = [error for _, error in said]
+    assert sum("making" in error for error in errors) == 1
+    assert sum("waiting for another set-up of this checkout, process " in error for error in errors) == 1
+    subprocess.run([str(clone / ".venv" / "bin" / "python"), "-c", "import iniconfig"], check=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Dict
 
 HERE = Path(__file__).resolve().parent
+HOST_PYTHON = os.path.join(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
 
 
 def ascend_environment(folder: Path, **switches: str) -> Dict[str, str]:
@@ -18,7 +19,7 @@ def ascend_environment(folder: Path, **switches: str) -> Dict[str, str]:
     host.mkdir(parents=True, exist_ok=True)
     link = host / "python3"
     if not link.is_symlink():
-        link.symlink_to(os.path.join(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}"))
+        link.symlink_to(HOST_PYTHON)
     path = os.pathsep.join([str(HERE / "bin"), str(host), os.environ.get("PATH", os.defpath)])
     environment = {"PATH": path, "PYTHONPATH": str(HERE / "python"), "TRESNET_TEST_PYTHON": sys.executable,
                    "TRESNET_PYTHON": sys.executable, "STANDIN_LOG": str(folder / "calls.jsonl")}

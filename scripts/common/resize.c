@@ -1,7 +1,7 @@
 /* The part of Pillow's bilinear resize that is kept: size x size pixels from the middle, as bytes or as floats.
  *
  * Same arithmetic as Pillow's for 8-bit channels, so the same bytes: weights with 22 fractional bits, the horizontal
- * pass first, its result rounded to 8 bits. TResNet_preprocess.py compiles this file and computes the weights. No sum
+ * pass first, its result rounded to 8 bits. pixels.py computes the weights. No sum
  * leaves 0..255: weights are not negative and add up to 1 but for less than half a unit of the 22nd bit each.
  *
  * image      [height, width, 3] bytes, and 16 more that are read but not used

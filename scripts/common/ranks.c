@@ -2,7 +2,7 @@
  *
  * That is, strictly: per class a number as printf("%f ") writes it, up to 999999999.999999, then one newline. Numbers
  * with six decimals and at most fifteen digits are compared exactly as integers; as doubles they compare alike.
- * TResNet_postprocess.py compiles this file and reads whatever is refused here (rank -1) itself. No state is shared:
+ * TResNet_postprocess.py reads whatever is refused here (rank -1) itself. No state is shared:
  * several threads may call this at once.
  *
  * paths      [files] each ended by a NUL, one behind the other
@@ -33,9 +33,13 @@ static ptrdiff_t read_file(const char *path, char *text, ptrdiff_t room)
     ptrdiff_t size = 0, more = -1;
     if (file < 0)
         return -1;
-    if (fstat(file, &status) == 0 && S_ISREG(status.st_mode))
-        while (size < room && ((more = read(file, text + size, room - size)) > 0 || (more < 0 && errno == EINTR)))
+    if (fstat(file, &status) == 0 && S_ISREG(status.st_mode)) {
+        room = status.st_size < room ? status.st_size : room;   /* saves the read that only finds the end */
+        do {
+            more = read(file, text + size, room - size);
             size += more > 0 ? more : 0;
+        } while (size < room && (more > 0 || (more < 0 && errno == EINTR)));
+    }
     close(file);
     return more < 0 ? -1 : size;
 }

@@ -1,0 +1,146 @@
+"""Which Python runs, and what comes from the package registry: the environment, and single files of known SHA-256.
+
+Standard library only.
+"""
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from typing import Iterator, Sequence, Set
+
+from common import files, native, record
+from common.cli import ROOT, Refusal, shown
+
+REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
+STAMP = "finished"  # in the environment's folder: what it was filled from
+
+
+def say(message: str) -> None:
+    print(f"set-up: {message}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Wait until no other set-up of this checkout is at work; none begins before the block has ended."""
+    held = -1
+    with contextlib.suppress(OSError):  # a checkout that cannot be written to: nothing will be made in it
+        held = files.hold(os.path.join(ROOT, ".venv.lock"), "waiting for another set-up of this checkout")
+    try:
+        yield
+    finally:
+        if held >= 0:
+            os.close(held)
+
+
+def run_pip(arguments: Sequence[str], python: str = sys.executable) -> None:
+    """Run pip quietly; if it fails, its output comes before the message. Raises: Refusal with the command."""
+    command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        print(done.stdout.decode(errors="replace").rstrip(), file=sys.stderr)
+        raise Refusal(f"pip failed with status {done.returncode} (its words stand above); mend what it names, for "
+                      f"instance the network or the disk, and start again: {' '.join(map(shown, command))}")
+
+
+def download(package: str, sha256: str, folder: str, *options: str) -> str:
+    """Fetch one file of `package` (NAME==VERSION) from the registry into `folder`, checked before anything opens it.
+
+    Returns: its path. Raises: Refusal, after pip's words, also if the SHA-256 is another.
+    """
+    pinned = os.path.join(folder, "pinned.txt")
+    with open(pinned, "w", encoding="utf-8") as file:
+        file.write(f"{package} --hash=sha256:{sha256}\n")
+    run_pip(["download", "--no-deps", "--require-hashes", *options, "--dest", folder, "-r", pinned])
+    os.remove(pinned)
+    found, = os.listdir(folder)
+    return os.path.join(folder, found)
+
+
+# ---- the environment -------------------------------------------------------------------------------------------------
+
+def satisfied(requirements: Sequence[str]) -> bool:
+    """Whether this Python has every package of the files, in an admitted version (none is imported: that takes long).
+
+    A Python that has them all has `packaging` as well, which ONNX Runtime and matplotlib need.
+    """
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return False
+    for path in requirements:
+        with open(path, encoding="utf-8") as file:
+            wanted = [Requirement(text) for text in (line.split("#")[0].strip() for line in file) if text]
+        wanted = [requirement for requirement in wanted if not requirement.marker or requirement.marker.evaluate()]
+        installed = record.versions(requirement.name for requirement in wanted)
+        if not all(installed[requirement.name] and requirement.specifier.contains(
+                installed[requirement.name], prereleases=True) for requirement in wanted):
+            return False
+    return True
+
+
+def stamp_lines(requirements: Sequence[str]) -> Set[str]:
+    """One line per requirements file: which Python, and the file's SHA-256."""
+    python = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
+    return {f"{python} {record.sha256(path)}\n" for path in requirements}
+
+
+def folder() -> str:
+    """The environment's folder; another Python than the default one, named by PYTHON, has one of its own."""
+    suffix = "-%d.%d" % sys.version_info[:2] if os.environ.get("PYTHON") else ""
+    return os.path.join(ROOT, ".venv" + suffix)
+
+
+def finished(requirements: Sequence[str]) -> bool:
+    """Whether the folder is an environment that was filled to the end from these very requirements."""
+    try:
+        with open(os.path.join(folder(), STAMP), encoding="utf-8") as file:
+            return stamp_lines(requirements) <= set(file) and os.access(interpreter(), os.X_OK)
+    except OSError:
+        return False
+
+
+def interpreter() -> str:
+    return os.path.join(folder(), "bin", "python")
+
+
+def make(requirements: Sequence[str]) -> None:
+    """Make the environment and fill it; keep a finished one that only lacks further packages (the tests' own)."""
+    start, place, python = time.time(), folder(), interpreter()
+    if not os.path.exists(os.path.join(place, STAMP)) or not os.access(python, os.X_OK):
+        shutil.rmtree(place, ignore_errors=True)
+        say(f"making {place} for Python {sys.version.split()[0]} (a few minutes, once)")
+        done = subprocess.run([sys.executable, "-m", "venv", place], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode:
+            print(done.stdout.decode(errors="replace").rstrip(), file=sys.stderr)
+            raise Refusal(f"{sys.executable} cannot make a virtual environment (its words stand above); on Debian and "
+                          "Ubuntu: apt-get install python3-venv")
+        if sys.version_info < (3, 8):
+            run_pip(["install", "--upgrade", "pip"], python)  # 3.7's own does not know today's wheel names
+    else:
+        say(f"adding to {place} what {' and '.join(os.path.relpath(path, ROOT) for path in requirements)} ask for")
+    run_pip(["install", *(word for path in requirements for word in ("-r", path))], python)
+    with open(os.path.join(place, STAMP), "a", encoding="utf-8") as file:
+        file.writelines(stamp_lines(requirements))
+    say(f"{place} is ready after {time.time() - start:.0f} s")
+
+
+def python(requirements: Sequence[str] = (REQUIREMENTS,), dry_run: bool = False) -> str:
+    """The interpreter that runs everything: the finished environment's; this one, if it has all; one made anew.
+
+    dry_run: make nothing, name the interpreter that would be used.
+    """
+    chosen = interpreter()
+    if not finished(requirements):
+        if satisfied(requirements):
+            chosen = sys.executable
+        elif not dry_run:
+            with one_at_a_time():
+                if not finished(requirements):  # by now
+                    make(requirements)
+    if not dry_run:
+        for name in ("resize.c", "ranks.c"):
+            with contextlib.suppress(RuntimeError):  # no compiler: whoever needs it says that it is slower
+                native.load(name)
+    return chosen

@@ -1,0 +1,56 @@
+"""The images of a folder: which there are, and what only looks like one.
+
+Standard library only.
+"""
+import os
+import stat
+from typing import Dict, List, Set, Tuple
+
+from common.names import SUFFIXES
+
+
+def find_images(folder: str) -> Tuple[Dict[str, Tuple[int, int]], Dict[str, str]]:
+    """({source: (size, mtime_ns)}, {source: reason}) of all images under a folder, and of what only looks like one.
+
+    A source is a path below the folder; an image has a suffix of an image, in any case. Links are followed, but no
+    folder is entered twice and none that the folder itself lies in: loops end.
+    """
+    images: Dict[str, Tuple[int, int]] = {}
+    bad: Dict[str, str] = {}
+    doubtful: List[str] = []  # folders named like images
+    entered: Set[Tuple[int, int]] = set()
+    above = os.path.realpath(folder)
+    while above != os.path.dirname(above):
+        above = os.path.dirname(above)
+        entered.add((os.stat(above).st_dev, os.stat(above).st_ino))
+    real, linked = [""], []  # type: List[str], List[str]
+    while real or linked:
+        relative = real.pop() if real else linked.pop(0)
+        try:
+            status = os.stat(os.path.join(folder, relative))
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(os.path.join(folder, relative)) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            bad[relative or "."] = f"folder cannot be read: {error.strerror}"
+            continue
+        for entry in entries:
+            source, named_image = os.path.join(relative, entry.name), entry.name.lower().endswith(SUFFIXES)
+            try:
+                status = entry.stat()
+            except OSError as error:
+                if named_image:
+                    bad[source] = "broken link" if entry.is_symlink() else f"cannot be read: {error.strerror}"
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                (linked if entry.is_symlink() else real).append(source)
+                doubtful += [source] if named_image else []
+            elif named_image and stat.S_ISREG(status.st_mode):
+                images[source] = status.st_size, status.st_mtime_ns
+            elif named_image:
+                bad[source] = "not a regular file"
+    bad.update((source, "a folder without images, named like an image") for source in doubtful
+               if not any(image.startswith(source + "/") for image in images))
+    return images, bad

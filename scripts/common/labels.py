@@ -1,0 +1,146 @@
+"""Labels: read from a file or from class folders, and found for each image by its name.
+
+Standard library only.
+"""
+import os
+import re
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+
+from common.cli import Refusal, shown, some
+from common.files import read_regular
+from common.names import natural_key, without_suffix
+
+Label = Tuple[str, int, int]  # NAME, class, line number; a plain tuple: they are many
+LARGEST = 1 << 32  # bytes of a labels file
+IMAGENET_CLASSES = 1000
+
+
+def read_labels(path: str) -> List[Label]:
+    """The lines "NAME INT" of a labels file (NAME may hold spaces).
+
+    A byte order mark, CRLF and empty lines are allowed; a NAME that is not UTF-8 still names its file.
+    Raises: Refusal if a line is anything else, or there is none.
+    """
+    data = read_regular(path, largest=LARGEST)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise Refusal(f"{shown(path)} is UTF-16 text; save it as UTF-8")
+    labels = []
+    for line, text in enumerate(os.fsdecode(data[3:] if data.startswith(b"\xef\xbb\xbf") else data).split("\n"), 1):
+        words = text.rsplit(None, 1)
+        if len(words) == 2 and words[1].isdigit() and words[1].isascii() and len(words[1]) <= 9:
+            labels.append((words[0], int(words[1]), line))
+        elif words:
+            raise Refusal(f"{shown(path)}, line {line}: {text[:80]!a} is not a label; 'NAME INT' was expected, as in "
+                          "'cat.JPEG 281'")
+    if not labels:
+        raise Refusal(f"{shown(path)} holds no labels")
+    return labels
+
+
+def read_class_map(path: str) -> Dict[str, int]:
+    """{class folder: index} from `FOLDER INT` lines, or from one folder name a line, where the first line is 0."""
+    lines = os.fsdecode(read_regular(path)).rstrip().split("\n")
+    numbered = any(re.fullmatch(r".*\S\s+[0-9]+\s*", line) for line in lines)
+    classes: Dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        match = re.fullmatch(r"\s*(.*\S)\s+([0-9]{1,9})\s*" if numbered else r"\s*(.*\S)()\s*", line)
+        if not match or classes.setdefault(match[1], int(match[2] or number - 1)) != int(match[2] or number - 1):
+            raise Refusal(f"{shown(path)}, line {number}: expected `CLASS_FOLDER INT`, each folder once (or one folder "
+                          f"name in every line), found {shown(line[:80])}")
+    return classes
+
+
+def class_labels(images: Iterable[str], stems: Dict[str, str], class_map: Optional[str]) -> Optional[bytes]:
+    """The text of val_label.txt if every image lies in a class folder, otherwise None.
+
+    images: sources; stems: {source: stem of its .bin}; class_map: a file for read_class_map().
+    """
+    folders = {source: os.path.dirname(source) for source in images}
+    if not all(folder and "/" not in folder for folder in folders.values()):
+        if class_map:
+            raise Refusal("--class-map is for images in class folders (SRC/CLASS/IMAGE), but "
+                          f"{shown(next(s for s, f in folders.items() if not f or '/' in f))} is not in one")
+        return None
+    names = sorted(set(folders.values()), key=natural_key)
+    classes = read_class_map(class_map) if class_map else {name: index for index, name in enumerate(names)}
+    for name in names:
+        if name not in classes:
+            raise Refusal(f"{shown(str(class_map))} has no line for the class folder {shown(name)}")
+    return "".join(f"{stems[source]} {classes[folder]}\n" for source, folder in folders.items()).encode("ascii")
+
+
+def label_shift(classes: int) -> int:
+    """What to add to a label to have the network's class: of 1,001 classes class 0 is "background"."""
+    return int(classes == IMAGENET_CLASSES + 1)
+
+
+def check_range(labels: Iterable[Label], classes: int, path: str) -> None:
+    """Refuse labels that are no class of a network with so many."""
+    last = classes - label_shift(classes) - 1
+    for _, index, line in labels:
+        if index > last:
+            raise Refusal(f"{shown(path)}, line {line}: label {index} is outside the classes 0 to {last} of the model")
+
+
+def readings(images: Dict[str, str], sources: List[str]) -> Iterator[Callable[[str], List[str]]]:
+    """Ways to read a label's NAME, the surest first: functions from NAME to the sources that it may mean."""
+    exact = {**images, **dict(zip(sources, sources))}
+    unlisted = {stem: stem for stem, source in images.items() if stem == source}  # nobody knows which suffix they have
+
+    def same(name: str) -> List[str]:
+        found = exact.get(name) or (unlisted and unlisted.get(without_suffix(name)))
+        return [found] if found else []
+    yield same
+
+    paths: Dict[str, List[str]] = {}
+    names: Dict[str, List[str]] = {}
+    for source in sources:
+        bare = without_suffix(source)
+        paths.setdefault(bare, []).append(source)
+        for base in {source.rpartition("/")[2], bare.rpartition("/")[2]}:
+            names.setdefault(base, []).append(source)
+    paths.update((name, [source]) for name, source in exact.items())
+    names.update(paths)
+
+    def similar(name: str) -> List[str]:  # base names, or NAME less its own leading folders, but never both
+        found = names.get(name) or names.get(without_suffix(name))
+        while not found and "/" in name:
+            name = name.partition("/")[2]
+            found = paths.get(name) or paths.get(without_suffix(name))
+        return found or []
+    yield similar
+
+
+def match_labels(images: Dict[str, str], labels: List[Label], path: str, others: Iterable[str] = ()
+                 ) -> Dict[str, Label]:
+    """{stem: its label} for every image.
+
+    images: {stem: source}, source being the image's path below the images' folder as the manifest has it, or the stem
+    itself if no manifest is known; others: sources that the manifest has beside these, which a NAME may mean as well.
+    A NAME is the source or the stem; if an image has no such label, a form in which the suffix or leading folders
+    differ, if it can mean no other image.
+    Raises: Refusal if an image has no label, a doubtful one, or two different ones.
+    """
+    found: Dict[str, Label] = {}  # by source
+    doubtful: Dict[str, Tuple[Label, List[str]]] = {}
+    lacking = set(images.values())
+    for reading in readings(images, [*images.values(), *others]):
+        for label in labels:
+            meant = reading(label[0])
+            if len(meant) > 1:
+                doubtful.update((source, (label, meant)) for source in meant)
+            elif meant and meant[0] in lacking:
+                other = found.setdefault(meant[0], label)
+                if other[1] != label[1]:
+                    raise Refusal(f"{shown(path)} gives {shown(meant[0])} two labels: {other[1]} in line {other[2]} "
+                                  f"and {label[1]} in line {label[2]}")
+        if len(found) == len(images):
+            return {stem: found[source] for stem, source in images.items()}
+        lacking.difference_update(found)
+    for source in sorted(lacking.intersection(doubtful)):
+        (name, _, line), meant = doubtful[source]
+        raise Refusal(f"{shown(path)}, line {line}: {shown(name)} may be {shown(meant[0])} or {shown(meant[1])}; "
+                      "give each its path below the images' folder")
+    unnamed = " (or --prep, for names that TResNet_preprocess.py made)" if lacking.intersection(images) else ""
+    raise Refusal(f"{len(lacking)} of {len(images)} images have no label in {shown(path)}: {some(lacking)}; "
+                  f"a line 'NAME INT' was expected for each{unnamed}")

@@ -1,0 +1,176 @@
+"""What the tests of the Ascend side share: a small network, a machine with a card, ways to start what runs there."""
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable, Dict, List, Tuple
+from unittest import mock
+
+import numpy as np
+import pytest
+from ascend.environment import HERE, ascend_environment
+from conftest import ROOT
+
+Machine = Tuple[Dict[str, str], Path]  # what the fixture machine() gives
+Done = "subprocess.CompletedProcess[str]"
+SIZE = 32
+CONTRACT = ["atc", "--framework=5", "--model=net.onnx", "--output=net_bs1", "--input_format=NCHW",
+            f"--input_shape=image:1,3,{SIZE},{SIZE}", "--log=error", "--soc_version=Ascend310P3"]
+CONTRACT_INFER = ["--model", "net_bs4.om", "--input", "in", "--output", "./",
+                  "--output_dirname", "result", "--outfmt", "TXT"]
+AIPP = "aipp_op {\n aipp_mode : static\n input_format : RGB888_U8\n related_input_rank : 0\n"
+
+
+# ---- a small network -------------------------------------------------------------------------------------------------
+
+def save_network(path: Path, opset: int = 11, batch: Any = "batch", dtype: str = "FLOAT", name: str = "image") -> Path:
+    """A convolution, a pooling and a linear layer: float32 [batch, 3, 32, 32] -> [batch, 10]."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    rng = np.random.RandomState(0)
+    weights = {"w": 0.3 * rng.randn(8, 3, 3, 3), "b": 0.1 * rng.randn(8), "head": rng.randn(8, 10)}
+    nodes = [helper.make_node("Conv", [name, "w", "b"], ["conv"], pads=[1, 1, 1, 1], strides=[2, 2]),
+             helper.make_node("Relu", ["conv"], ["relu"]), helper.make_node("GlobalAveragePool", ["relu"], ["pool"]),
+             helper.make_node("Flatten", ["pool"], ["flat"]), helper.make_node("MatMul", ["flat", "head"], ["class"])]
+    if dtype != "FLOAT":
+        nodes.insert(0, helper.make_node("Cast", [name], ["cast"], to=TensorProto.FLOAT))
+        nodes[1].input[0] = "cast"
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info(name, getattr(TensorProto, dtype), [batch, 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("class", TensorProto.FLOAT, [batch, 10])],
+        [numpy_helper.from_array(value.astype(np.float32), key) for key, value in weights.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = 6
+    helper.set_model_props(model, {"variant": "tresnet_m", "img_size": str(SIZE)})
+    onnx.save(model, str(path))
+    return path
+
+
+def onnx_scores(model: Path, images: np.ndarray) -> np.ndarray:
+    import onnxruntime
+    return onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"]).run(None, {"image": images})[0]
+
+
+# ---- starting programs -----------------------------------------------------------------------------------------------
+
+def start(environment: Dict[str, str], folder: Path, *command: object) -> Done:
+    """Run a command in `folder` under the environment of an Ascend machine."""
+    return subprocess.run([str(word) for word in command], cwd=str(folder), env=dict(os.environ, **environment),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                          universal_newlines=True)
+
+
+def start_here(main: Callable[[], Any], environment: Dict[str, str], folder: Path, *words: object) -> Done:
+    """What start() would give for the program whose main() this is, without a process; words[0] is its name."""
+    from common.cli import Refusal
+    out, err = io.StringIO(), io.StringIO()
+    before, mask = os.getcwd(), os.umask(0)
+    os.umask(mask)
+    with mock.patch.dict(os.environ, environment), mock.patch.object(sys, "argv", list(map(str, words))), \
+            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            os.chdir(str(folder))
+            status = main() or 0
+        except Refusal as refusal:
+            print(f"{words[0]}: {refusal.sentence}", file=err)
+            status = refusal.status
+        except SystemExit as end:
+            status = end.code
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        finally:
+            os.chdir(before)
+            os.umask(mask)
+    return subprocess.CompletedProcess(list(words), status, out.getvalue(), err.getvalue())
+
+
+def load(path: Path) -> ModuleType:
+    """A stand-in's program as a module."""
+    if str(HERE / "python") not in sys.path:
+        sys.path.insert(0, str(HERE / "python"))
+    spec = importlib.util.spec_from_file_location(f"standin_{path.stem.strip('_')}", str(path))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def atc_here(machine: Machine, *words: object, **switches: str) -> Done:
+    """The stand-in of atc without a process; it is as if the host's Python had been found first on the PATH."""
+    environment = dict(machine[0], STANDIN_STARTED_BY="python3", **switches)
+    return start_here(load(HERE / "atc.py").main, environment, machine[1], "atc", *words)
+
+
+def infer_here(machine: Machine, *words: object, **switches: str) -> Done:
+    """The stand-in of ais_bench without a process."""
+    environment = dict(machine[0], STANDIN_STARTED_BY="python3", **switches)
+    main = load(HERE / "python" / "ais_bench" / "__main__.py").main
+    return start_here(main, environment, machine[1], "ais_bench", *words)
+
+
+def infer(machine: Machine, *words: object, **switches: str) -> Done:
+    """python3 -m ais_bench in the work folder."""
+    return start(dict(machine[0], **switches), machine[1], "python3", "-m", "ais_bench", *words)
+
+
+def compile_net(machine: Machine, *words: object, **switches: str) -> Done:
+    """scripts/onnx2om.sh net.onnx in the work folder."""
+    return start(dict(machine[0], **switches), machine[1], "bash", ROOT / "scripts" / "onnx2om.sh", "net.onnx", *words)
+
+
+def calls(environment: Dict[str, str], tool: str = "") -> List[Dict[str, Any]]:
+    """What the stand-ins were started with so far, oldest first."""
+    log = Path(environment["STANDIN_LOG"])
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return [row for row in rows if tool in ("", row["tool"])]
+
+
+def processes() -> str:
+    """The command lines of all living processes, from /proc (ps is not on every machine)."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # ended in between
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return "\n".join(lines)
+
+
+# ---- for fixtures ----------------------------------------------------------------------------------------------------
+
+def make_machine(tmp_path: Path) -> Machine:
+    """(environment of an Ascend machine, a work folder that ais_bench's later versions accept, with net.onnx in it)."""
+    work = tmp_path / "work"
+    work.mkdir()
+    work.chmod(0o750)
+    save_network(work / "net.onnx")
+    environment = ascend_environment(tmp_path / "machine", HOME=str(tmp_path), TRESNET_PYTHON=sys.executable)
+    return environment, work
+
+
+def make_compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """net_bs4.om, made by the contract's command."""
+    folder = tmp_path_factory.mktemp("compiled")
+    save_network(folder / "net.onnx")
+    command = [word.replace("image:1", "image:4").replace("bs1", "bs4") for word in CONTRACT]
+    done = start(ascend_environment(folder / "machine", HOME=str(folder)), folder, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "net_bs4.om").chmod(0o640)
+    return folder / "net_bs4.om"
+
+
+def prepare(machine: Machine, compiled: Path, count: int = 0) -> np.ndarray:
+    """Put net_bs4.om and `count` images i1.bin, i2.bin, ... into the work folder; the images [count, 3, 32, 32]."""
+    work = machine[1]
+    (work / "net_bs4.om").write_bytes(compiled.read_bytes())
+    (work / "net_bs4.om").chmod(0o640)
+    (work / "in").mkdir(mode=0o750)
+    images = np.random.RandomState(1).rand(count, 3, SIZE, SIZE).astype(np.float32)
+    for number, image in enumerate(images, start=1):
+        image.tofile(str(work / "in" / f"i{number}.bin"))
+    return images

@@ -1,0 +1,303 @@
+"""What is made again, and what is not: after a change, after a kill at any moment, after a power loss."""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+from common import journal, manifest, record
+from common.manifest import read_manifest
+
+import pytest
+from conftest import ROOT, Shared
+from pictures import bins, children, fill, pattern, prepare, refused, rows, start, until, write_slow_images
+
+ALL = [f"{letter}.bin" for letter in "abcde"]
+
+
+@pytest.fixture(scope="session")
+def slow_images(shared: Shared) -> Path:
+    return shared("slow images", write_slow_images)
+
+
+@pytest.fixture(scope="session")
+def slow_bins(slow_images: Path, shared: Shared) -> Dict[str, str]:
+    """What an undisturbed run makes of slow_images."""
+    return bins(shared("slow images prepared", lambda folder: prepare(slow_images, folder) and None))
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """tmp_path with src/ of 5 images and prep/ made from it."""
+    prepare(fill(tmp_path / "src", [f"{letter}.png" for letter in "abcde"]), tmp_path / "prep")
+    return tmp_path
+
+
+def made_by(tmp_path: Path, *options: object) -> List[str]:
+    """Run once more; the names of the .bin files that were made anew (by inode)."""
+    before = {path.name: path.stat().st_ino for path in (tmp_path / "prep").glob("*.bin")}
+    keep = [open(str(path), "rb") for path in (tmp_path / "prep").glob("*.bin")]  # so that no inode is used again
+    prepare(tmp_path / "src", tmp_path / "prep", *options)
+    for file in keep:
+        file.close()
+    after = {path.name: path.stat().st_ino for path in (tmp_path / "prep").glob("*.bin")}
+    return sorted(name for name, inode in after.items() if inode != before.get(name))
+
+
+def rewrite(folder: Path, change: Callable[[List[Dict[str, Any]]], Any]) -> None:
+    """Change the lines of a folder's manifest; the first one is the header."""
+    lines = rows(folder)
+    change(lines)
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def power_loss(folder: Path, synced: int) -> List[str]:
+    """As if the machine had started anew when the disk had got so many .bin files; the names of the others."""
+    there = [row for row in rows(folder) if "bin" in row]
+
+    def forget(lines: List[Dict[str, Any]]) -> None:
+        lines[:] = [line for line in lines if "synced" not in line]
+        first = lines.index(there[0])
+        lines[first + synced:first + synced] = [{"synced": first - 1 + synced}]
+        lines[0]["boot_id"] = "another boot"
+
+    rewrite(folder, forget)
+    return sorted(row["bin"] for row in there[synced:])
+
+
+# ---- after a change --------------------------------------------------------------------------------------------------
+
+def test_what_is_done_is_not_done_again_and_force_does_all(prepared: Path) -> None:
+    assert made_by(prepared) == []
+    assert made_by(prepared, "--force") == ALL
+
+
+def test_a_changed_image_is_done_again_and_a_removed_one_is_removed(prepared: Path) -> None:
+    pattern(90, 50).save(prepared / "src" / "b.png")
+    os.utime(str(prepared / "src" / "c.png"), ns=(1, 1))
+    (prepared / "src" / "d.png").unlink()
+    (prepared / "prep" / "e.bin").write_bytes(b"half")
+    assert made_by(prepared) == ["b.bin", "c.bin", "e.bin"]
+    assert sorted(bins(prepared / "prep")) == ["a.bin", "b.bin", "c.bin", "e.bin"]
+    assert sorted(read_manifest(str(prepared / "prep"))[1]) == ["a.png", "b.png", "c.png", "e.png"]
+
+
+def test_a_bin_that_is_not_as_it_was_recorded_is_made_again(prepared: Path) -> None:
+    good = bins(prepared / "prep")
+    (prepared / "prep" / "b.bin").write_bytes(b"\0" * 602112)
+    (prepared / "prep" / "c.bin").unlink()
+    (prepared / "prep" / "d.bin").unlink()
+    (prepared / "prep" / "d.bin").symlink_to("a.bin")
+    entry = read_manifest(str(prepared / "prep"))[1]["a.png"]
+    assert set(entry) == {"bin", "source", "size", "mtime_ns", "bin_mtime_ns"}
+    assert entry["bin_mtime_ns"] == (prepared / "prep" / "a.bin").stat().st_mtime_ns
+    assert made_by(prepared) == ["b.bin", "c.bin", "d.bin"]
+    assert bins(prepared / "prep") == good
+
+
+@pytest.mark.parametrize("option, changed", [(("--img-size", "64"), "img_size was 224"),
+                                             (("--dtype", "uint8"), "dtype was float32")])
+def test_other_settings_do_all_again(option: Any, changed: str, prepared: Path) -> None:
+    assert prepare(prepared / "src", prepared / "prep", *option).stderr == f"everything is made anew: {changed}\n"
+    sizes = [path.stat().st_size for path in (prepared / "prep").glob("*.bin")]
+    assert sizes == [3 * 64 * 64 * 4 if "64" in option else 150528] * 5
+
+
+def old_program(header: Dict[str, Any]) -> None:
+    """What version 1.0.0 wrote."""
+    for name in ("sources", "versions"):
+        del header[name]
+    header.update(version="1.0.0", pid=1)
+
+
+@pytest.mark.parametrize("change, changed", [
+    (lambda header: header.update(sources="0" * 64), "this program was updated"),
+    (old_program, "this program was updated"),
+    (lambda header: header["versions"].update(Pillow="9.4.9"), "Pillow was 9.4.9"),
+    (lambda header: header["versions"].update(simplejpeg=""), "simplejpeg was missing"),
+    (lambda header: header.update(source="/else where"), "source was '/else where'")])
+def test_another_program_another_package_or_another_source_does_all_again(
+        change: Callable[[Dict[str, Any]], None], changed: str, prepared: Path) -> None:
+    rewrite(prepared / "prep", lambda lines: change(lines[0]))
+    done = prepare(prepared / "src", prepared / "prep")
+    assert "5 made" in done.stdout and done.stderr == f"everything is made anew: {changed}\n"
+    assert made_by(prepared) == []
+
+
+def test_the_header_says_what_decides_over_the_bytes(prepared: Path) -> None:
+    header, _ = read_manifest(str(prepared / "prep"))
+    assert header == {
+        "tool": "TResNet_preprocess.py", "sources": record.sources(str(ROOT / "TResNet_preprocess.py")),
+        "versions": record.versions(["numpy", "Pillow", "simplejpeg"]), "img_size": 224, "dtype": "float32",
+        "source": str(prepared / "src"), "labels": False}
+    assert header["versions"]["numpy"] and header["versions"]["Pillow"]
+
+
+def test_a_manifest_of_another_program_is_none(tmp_path: Path) -> None:
+    assert read_manifest(str(tmp_path)) == read_manifest(str(tmp_path / "gone")) == ({}, {})
+    journal.Journal(str(tmp_path / "manifest.jsonl"), {"tool": "another"}, [{"source": "a"}], 0).close()
+    assert read_manifest(str(tmp_path)) == ({}, {})
+
+
+def test_a_torn_manifest_costs_only_what_was_torn(prepared: Path) -> None:
+    last = [row for row in rows(prepared / "prep") if "bin" in row][-1]["bin"]
+    text = (prepared / "prep" / "manifest.jsonl").read_text()
+    (prepared / "prep" / "manifest.jsonl").write_text(text[:text.index(f'"bin": "{last}"') + 20])
+    assert made_by(prepared) == [last]
+    assert len(rows(prepared / "prep")) >= 7  # header, names, images: the manifest is whole again
+
+
+def test_labels_of_ours_go_with_the_class_folders(tmp_path: Path) -> None:
+    fill(tmp_path / "src", ["cat/1.png"])
+    prepare(tmp_path / "src", tmp_path / "prep")
+    assert read_manifest(str(tmp_path / "prep"))[0]["labels"] and (tmp_path / "prep" / "val_label.txt").exists()
+    fill(tmp_path / "src", ["2.png"])
+    prepare(tmp_path / "src", tmp_path / "prep")
+    assert not read_manifest(str(tmp_path / "prep"))[0]["labels"]
+    assert not (tmp_path / "prep" / "val_label.txt").exists()
+
+
+# ---- after a power loss ----------------------------------------------------------------------------------------------
+
+def test_after_a_power_loss_only_what_the_disk_had_for_certain_counts(prepared: Path) -> None:
+    lost = power_loss(prepared / "prep", 2)
+    assert len(read_manifest(str(prepared / "prep"))[1]) == 2
+    assert len(lost) == 3 and made_by(prepared) == lost
+    assert made_by(prepared) == []
+
+
+def test_a_finished_run_is_on_the_disk(prepared: Path) -> None:
+    rewrite(prepared / "prep", lambda lines: lines[0].update(boot_id="another boot"))
+    assert len(read_manifest(str(prepared / "prep"))[1]) == 5
+    assert made_by(prepared) == []
+
+
+def test_after_a_power_loss_all_files_of_ours_are_known_still(prepared: Path) -> None:
+    power_loss(prepared / "prep", 2)
+    for name in "abcde":
+        (prepared / "src" / f"{name}.png").rename(prepared / "src" / f"{name}2.png")
+    assert "5 images" in prepare(prepared / "src", prepared / "prep").stdout
+    assert sorted(bins(prepared / "prep")) == [f"{letter}2.bin" for letter in "abcde"]
+
+
+@pytest.mark.slow
+def test_during_a_long_run_the_disk_is_told_to_keep_what_is_done(slow_images: Path, tmp_path: Path) -> None:
+    program = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import TResNet_preprocess as p;"
+               "from common import journal, workers; journal.SYNC_EVERY = 0.1; workers.MAX_BATCH = 1; p.main()")
+    for attempt in range(5):  # a busy disk may take longer to sync than a run lasts
+        target = tmp_path / str(attempt)
+        subprocess.run([sys.executable, "-c", program, str(ROOT), str(slow_images), str(target)], check=True,
+                       stdout=subprocess.PIPE)
+        lines = rows(target)[1:]
+        synced = [(index, line["synced"]) for index, line in enumerate(lines) if "synced" in line]
+        if len(synced) > 2:
+            break
+    assert synced[0][1] == 1 and synced[-1][1] == 25 and len(synced) > 2  # in the beginning, in the end, in between
+    assert all(count <= sum("synced" not in line for line in lines[:index]) for index, count in synced)
+
+
+# ---- after a kill ----------------------------------------------------------------------------------------------------
+
+def test_leftovers_of_a_killed_run_are_removed(prepared: Path) -> None:
+    for name in ("a.bin", "manifest.jsonl", "val_label.txt", "mine.txt"):
+        (prepared / "prep" / f"{name}.part").write_bytes(b"half")
+    prepare(prepared / "src", prepared / "prep")
+    assert [path.name for path in (prepared / "prep").glob("*.part")] == ["mine.txt.part"]
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("number, status, said", [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 0),
+                                                  (signal.SIGHUP, 129, 0)])
+def test_a_signal_ends_all_processes_within_two_seconds(number: int, status: int, said: int, slow_images: Path,
+                                                        tmp_path: Path) -> None:
+    process = start(slow_images, tmp_path / "prep", "-j", 4)
+    until(lambda: list((tmp_path / "prep").glob("*.bin")))
+    workers = children(process.pid)
+    assert len(workers) == 4
+    sent = time.monotonic()
+    if number == signal.SIGTERM:
+        process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)  # as a terminal does
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == status and time.monotonic() - sent < 2
+    assert len(errors.strip().splitlines()) == said and "Traceback" not in errors
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+    assert not list((tmp_path / "prep").glob("*.part"))
+    if said:
+        assert errors.strip() == ("TResNet_preprocess.py: interrupted; run the same command again, it goes on from "
+                                  "here")
+
+
+def test_workers_do_not_outlive_a_killed_parent(slow_images: Path, tmp_path: Path) -> None:
+    process = start(slow_images, tmp_path / "prep")
+    until(lambda: list((tmp_path / "prep").glob("*.bin")))
+    workers = children(process.pid)
+    process.kill()
+    process.communicate()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+                          for pid in workers), 2)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_files(slow_images: Path, slow_bins: Dict[str, str],
+                                                              tmp_path: Path) -> None:
+    generator, target = random.Random(5), tmp_path / "prep"
+    finished = kills = 0
+    for number in range(10):
+        process = start(slow_images, target)
+        end = time.monotonic() + 10
+        while number % 2 and process.poll() is None and time.monotonic() < end:  # in the middle of the work
+            if len(read_manifest(str(target))[1]) > finished:
+                break
+        time.sleep(generator.random() * (0.1 if number % 2 else 0.6))
+        kills += process.poll() is None
+        process.send_signal(generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        process.communicate()
+        done = len(read_manifest(str(target))[1]) if target.exists() else 0
+        assert done >= finished, f"kill {number} lost finished images"
+        finished = done
+        assert all(path.stat().st_size == 602112 for path in target.glob("*.bin"))
+    assert kills >= 3
+    assert finished > 0 and f"({finished} were there already)" in prepare(slow_images, target).stdout
+    assert bins(target) == slow_bins and not list(target.glob("*.part"))
+
+
+# ---- two runs --------------------------------------------------------------------------------------------------------
+
+def test_a_second_run_in_the_same_folder_stops_and_says_who_holds_it(slow_images: Path, tmp_path: Path) -> None:
+    process = start(slow_images, tmp_path / "prep")
+    until(lambda: list((tmp_path / "prep").glob("*.bin")))
+    said = refused(slow_images, tmp_path / "prep")
+    assert f"is in use by another run, process {process.pid};" in said
+    output, _ = process.communicate()
+    assert process.returncode == 0 and output.startswith("24 images")
+
+
+@pytest.mark.parametrize("name", ["stranger.bin", "stranger.npy", "STRANGER.NPY", "A.Bin"])
+def test_a_folder_with_strangers_files_is_refused_with_their_names(name: str, prepared: Path) -> None:
+    (prepared / "prep" / name).write_bytes(b"x")
+    assert name in refused(prepared / "src", prepared / "prep")
+    (prepared / "other").mkdir()
+    (prepared / "other" / "a.bin").write_bytes(b"x")  # named like one of ours, but nothing says that we made it
+    assert "a.bin" in refused(prepared / "src", prepared / "other")
+    assert (prepared / "other" / "a.bin").read_bytes() == b"x"
+
+
+def test_a_foreign_label_file_is_not_overwritten(tmp_path: Path) -> None:
+    fill(tmp_path / "src", ["cat/1.png"])
+    (tmp_path / "prep").mkdir()
+    (tmp_path / "prep" / "val_label.txt").write_text("mine")
+    assert "val_label.txt" in refused(tmp_path / "src", tmp_path / "prep")
+    shutil.move(str(tmp_path / "src" / "cat" / "1.png"), str(tmp_path / "src"))
+    prepare(tmp_path / "src", tmp_path / "prep")  # without class folders no labels are written
+    assert (tmp_path / "prep" / "val_label.txt").read_text() == "mine"
+
+
+def test_the_names_of_the_manifest_and_of_the_labels_are_those_of_readme() -> None:
+    assert (manifest.MANIFEST, manifest.LABELS) == ("manifest.jsonl", "val_label.txt")

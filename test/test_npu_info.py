@@ -1,0 +1,104 @@
+"""npu_info.py and what the host tells of its Ascend tools: the chip for every answer of npu-smi, or what is wrong."""
+import json
+import os
+import random
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from ascend.helpers import Machine, make_machine
+from conftest import DATA, refusal, succeed
+
+machine = pytest.fixture(make_machine)
+
+
+@pytest.mark.parametrize("sample, chip, soc", [
+    ("310P3", "310P3", "Ascend310P3"), ("910B4", "910B4", "Ascend910B4"), ("Ascend910", "Ascend910", "Ascend910"),
+    ("310P3+no_process_tail", "310P3", "Ascend310P3")])
+def test_npu_info_names_the_chip(machine: Machine, sample: str, chip: str, soc: str) -> None:
+    environment = dict(machine[0], STANDIN_NPU_SMI=sample)
+    assert succeed("scripts/npu_info.py", env=environment).stdout == chip + "\n"
+    assert succeed("scripts/npu_info.py", "--soc-version", env=environment).stdout == soc + "\n"
+
+
+def test_npu_info_lists_two_chips_of_one_card_and_no_processes(machine: Machine) -> None:
+    """The table of processes looks like that of chips; its numbers are not taken for chips."""
+    processes = (DATA / "npu-smi" / "no_process_tail.txt").read_text().replace(
+        "| No running processes found in NPU 0                                                            |",
+        "| 0       0                 | 4711          | 310P3                    | 1024                    |")
+    assert "4711" in processes
+    answer = machine[1] / "answer.txt"
+    answer.write_text((DATA / "npu-smi" / "Ascend910.txt").read_text() + processes)
+    done = succeed("scripts/npu_info.py", "--json", env=dict(machine[0], STANDIN_NPU_SMI=str(answer)))
+    assert json.loads(done.stdout) == [
+        {"npu": 0, "chip": 0, "name": "Ascend910", "health": "OK", "bus_id": "0000:9D:00.0"},
+        {"npu": 0, "chip": 1, "name": "Ascend910", "health": "OK", "bus_id": "0000:9F:00.0"}]
+
+
+@pytest.mark.parametrize("answer, complaint", [
+    ("no_process_tail", "names no NPU"), ("310P3+910B4", "different kinds (310P3, 910B4)"), ("fail", "status 252"),
+    ("hang", "within 0.5 s")])
+def test_npu_info_says_what_is_wrong(machine: Machine, answer: str, complaint: str) -> None:
+    said = refusal("scripts/npu_info.py", "--timeout", "0.5", env=dict(machine[0], STANDIN_NPU_SMI=answer))
+    assert complaint in said and "--soc-version" in said and said.count("\n") == 1
+
+
+def test_npu_info_without_npu_smi(tmp_path: Path) -> None:
+    assert "no npu-smi on the PATH" in refusal("scripts/npu_info.py", env={"PATH": str(tmp_path)})
+
+
+@pytest.mark.parametrize("damage", ["cut", "row", "binary", "empty"])
+def test_npu_info_refuses_an_unreadable_answer(machine: Machine, damage: str) -> None:
+    text = (DATA / "npu-smi" / "310P3.txt").read_text()
+    answer = machine[1] / "answer.txt"
+    row = text.replace("| 0       310P3     | OK ", "| ?                 | OK ")
+    answer.write_bytes({"cut": text[:text.index("| 0       0 ")].encode(), "row": row.encode(),
+                        "binary": bytes(range(256)) * 9, "empty": b""}[damage])
+    said = refusal("scripts/npu_info.py", env=dict(machine[0], STANDIN_NPU_SMI=str(answer)))
+    assert ("cannot be read" if damage in ("cut", "row") else "names no NPU") in said and said.count("\n") == 1
+
+
+def test_npu_info_reads_or_refuses_any_answer() -> None:
+    """1,000 damaged answers: chips with all their keys, or the one error that is meant for it."""
+    from common.ascend import parse_npu_smi
+    rng = random.Random(0)
+    texts = [path.read_text() for path in sorted((DATA / "npu-smi").iterdir())]
+    outcomes = set()
+    for _ in range(1000):
+        letters = list(rng.choice(texts))
+        for _ in range(rng.randrange(1, 30)):
+            letters[rng.randrange(len(letters))] = rng.choice("| \n+=0AP:\x00\u00e9")
+        try:
+            for chip in parse_npu_smi("".join(letters)):
+                assert set(chip) == {"npu", "chip", "name", "health", "bus_id"}
+                outcomes.add("chips")
+        except ValueError:
+            outcomes.add("refused")
+    assert outcomes == {"chips", "refused"}
+
+
+def test_the_host_tells_its_versions(machine: Machine, tmp_path: Path) -> None:
+    """Of CANN's two kinds of version files, of an importable package, and none of what is not there."""
+    from common.ascend import cann_version, host_version, set_env
+    cann = tmp_path / "toolkit" / "latest"
+    (cann / "x86_64-linux").mkdir(parents=True)
+    (cann / "x86_64-linux" / "ascend_toolkit_install.info").write_text("package_name=x\nversion=6.0.RC1\n")
+    (cann.parent / "set_env.sh").write_text("")
+    distribution = tmp_path / "packages" / "ais_bench-0.0.2.dist-info"
+    distribution.mkdir(parents=True)
+    (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: ais_bench\nVersion: 0.0.2\n")
+    path = os.pathsep.join([machine[0]["PYTHONPATH"], str(tmp_path / "packages")])
+    with mock.patch.dict(os.environ, dict(machine[0], PYTHONPATH=path, ASCEND_TOOLKIT_HOME=str(cann))):
+        assert (cann_version(), set_env()) == ("6.0.RC1", str(cann.parent / "set_env.sh"))
+        (cann / "version.cfg").write_text("# version: 1.0\nversion=[8.0.RC1:x]\n")
+        assert cann_version() == "8.0.RC1"
+        assert (host_version("ais_bench"), host_version("aclruntime")) == ("0.0.2", "version unknown")
+        assert host_version("absent_module") == ""
+
+
+def test_ais_bench_is_started_with_the_contracts_words() -> None:
+    from common.ascend import bench_command
+    assert " ".join(bench_command("m.om", input="in", output="./", output_dirname="result", outfmt="TXT")) == (
+        "python3 -m ais_bench --model m.om --input in --output ./ --output_dirname result --outfmt TXT")
+    assert " ".join(bench_command("m.om", loop=20, batchsize=8, device=3)) == (
+        "python3 -m ais_bench --model=m.om --loop=20 --batchsize=8 --device=3")

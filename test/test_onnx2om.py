@@ -1,0 +1,353 @@
+"""onnx2om.sh: the contract's command for each batch size, nothing twice, no half model, and why atc failed."""
+import fcntl
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+from unittest import mock
+
+import numpy as np
+import pytest
+from ascend.helpers import (
+    AIPP,
+    CONTRACT,
+    CONTRACT_INFER,
+    HERE,
+    SIZE,
+    Machine,
+    calls,
+    compile_net,
+    infer_here,
+    make_machine,
+    processes,
+    save_network,
+    start,
+    start_here,
+)
+from conftest import ROOT, run, succeed
+
+SCRIPT = ROOT / "scripts" / "onnx2om.sh"
+machine = pytest.fixture(make_machine)
+
+
+def compile_here(machine: Machine, *words: object, **switches: str) -> "subprocess.CompletedProcess[str]":
+    """As compile_net(), but onnx2om.py's main() without a process."""
+    import onnx2om
+    return start_here(onnx2om.main, dict(machine[0], **switches), machine[1], "onnx2om.sh", "net.onnx", *words)
+
+
+def test_onnx2om_runs_the_contracts_command_for_each_batch_size(machine: Machine) -> None:
+    environment, work = machine
+    done = compile_net(machine)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = calls(environment, "atc")
+    assert [row["argv"] for row in rows] == [
+        [word.replace("image:1", f"image:{batch}").replace("bs1", f"bs{batch}").replace("=net.", f"={work}/net.")
+         for word in CONTRACT] for batch in (1, 4, 8, 16, 32)]
+    for row in rows:
+        assert Path(row["cwd"]).parent == work and not Path(row["cwd"]).exists(), "a folder of its own, gone afterwards"
+        assert row["python"] == str(Path(environment["PATH"].split(os.pathsep)[1]) / "python3"), "the host's Python"
+    assert {path.name for path in work.iterdir()} == {"net.onnx"} | {
+        f"net_bs{batch}.{suffix}" for batch in (1, 4, 8, 16, 32) for suffix in ("om", "om.record.jsonl", "atc.log")}
+    assert (work / "net_bs8.om").stat().st_mode & 0o777 == 0o640
+    assert "ATC run success" in (work / "net_bs8.atc.log").read_text()
+    assert "atc starts" in (work / "net_bs8.atc.log").read_text(), "CANN's own log is kept with it"
+    assert not (Path(environment["HOME"]) / "ascend").exists(), "and nowhere else"
+    assert re.search(r"net_bs8\.om: compiled in \d+ s, \d+\.\d MB\n", done.stdout)
+    assert infer_here(machine, "--model", "net_bs8.om").returncode == 0
+
+
+@pytest.mark.slow
+def test_onnx2om_keeps_what_the_same_command_made(machine: Machine, tmp_path: Path) -> None:
+    environment, work = machine
+    om, onnx_file = work / "net_bs1.om", work / "net.onnx"
+
+    def compiles(*words: object, **switches: str) -> int:
+        """How many models a run for batch sizes 1 and 8 compiled."""
+        before = len(calls(environment, "atc"))
+        done = compile_here(machine, "--batch-sizes", "1,8", *words, **switches)
+        assert done.returncode == 0, done.stderr
+        made = len(calls(environment, "atc")) - before
+        assert (done.stdout.count(" compiled in "), done.stdout.count(" is up to date (")) == (made, 2 - made)
+        return made
+
+    assert (compiles(), compiles(), compiles("--force")) == (2, 0, 2)
+    assert compiles("--", "--precision_mode=force_fp32") == 2, "another command"
+    assert calls(environment, "atc")[-1]["argv"][-1] == "--precision_mode=force_fp32"
+    assert (compiles(), compiles()) == (2, 0)
+    om.write_bytes(om.read_bytes()[:-5])
+    assert (compiles(), compiles()) == (1, 0), "a cut model"
+    status = onnx_file.stat()
+    os.utime(str(onnx_file), ns=(status.st_atime_ns, status.st_mtime_ns - 10**9))
+    assert (compiles(), compiles()) == (2, 0), "another ONNX file, though an older one"
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest" / "version.cfg").write_text("version=[8.0.RC1:x]\n")
+    cann = str(tmp_path / "latest")
+    assert (compiles(ASCEND_TOOLKIT_HOME=cann), compiles(ASCEND_TOOLKIT_HOME=cann)) == (2, 0), "another CANN"
+
+
+def test_onnx2om_never_replaces_a_model_that_it_did_not_make(machine: Machine) -> None:
+    environment, work = machine
+    (work / "net_bs4.om").write_bytes(b"precious")
+    for words in ((), ("--force",)):
+        done = compile_here(machine, "--batch-sizes", "1,4", *words)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert f"onnx2om.sh: {work}/net_bs4.om is there already, and no record says" in done.stderr
+    assert (work / "net_bs4.om").read_bytes() == b"precious"
+    assert all("bs1" in row["argv"][3] for row in calls(environment, "atc")), "atc was not even started"
+
+
+def test_onnx2om_goes_on_where_it_was_killed_between_model_and_record(machine: Machine) -> None:
+    """Its own first model, of which the record does not yet say that it is finished, is no stranger's."""
+    with mock.patch("common.record.write", side_effect=SystemExit(137)):
+        assert compile_here(machine, "--batch-sizes", "1").returncode == 137
+    assert (machine[1] / "net_bs1.om").exists()
+    done = compile_here(machine, "--batch-sizes", "1")
+    assert done.returncode == 0 and " compiled in " in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("shell, linked", [("sh", False), ("sh", True), ("bash", True), ("", True)])
+def test_onnx2om_runs_however_it_is_started(machine: Machine, tmp_path: Path, shell: str, linked: bool) -> None:
+    """By sh as well, through a symbolic link, and with the Python that setup_env.py names."""
+    script = tmp_path / "compile it"
+    if linked:
+        (tmp_path / "first link").symlink_to(SCRIPT)
+        script.symlink_to("first link")
+    else:
+        script = SCRIPT
+    command = [shell, script] if shell else ["/usr/bin/env", "sh", script]
+    environment = dict(machine[0], TRESNET_PYTHON="", PYTHON=sys.executable)
+    done = start(environment, machine[1], *command, "net.onnx", "--batch-sizes", "1", "--dry-run")
+    assert done.returncode == 0 and done.stdout.startswith("atc --framework=5"), done.stderr
+
+
+def test_onnx2om_hands_aipp_settings_to_atc_and_sees_them_change(machine: Machine) -> None:
+    environment, work = machine
+    (work / "aipp.cfg").write_text(AIPP + "}\n")
+    for expected in (1, 1):
+        done = compile_here(machine, "--batch-sizes", "1", "--aipp", "aipp.cfg")
+        assert done.returncode == 0 and len(calls(environment, "atc")) == expected, done.stdout + done.stderr
+        (work / "aipp.cfg").write_text(AIPP + "}\n")  # the same settings, written later
+    assert calls(environment, "atc")[-1]["argv"][-1] == f"--insert_op_conf={work}/aipp.cfg"
+    (work / "aipp.cfg").write_text(AIPP + " min_chn_0 : 1\n}\n")
+    assert compile_here(machine, "--batch-sizes", "1", "--aipp", "aipp.cfg").returncode == 0
+    assert len(calls(environment, "atc")) == 2
+
+
+def test_onnx2om_accepts_the_other_name_that_atc_gives(machine: Machine) -> None:
+    done = compile_net(machine, "--batch-sizes", "1", "--output-dir", "models", STANDIN_OM_NAME="host")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (machine[1] / "models").glob("*.om")) == ["net_bs1.om"]
+    assert (machine[1] / "models").stat().st_mode & 0o777 == 0o750
+
+
+def test_onnx2om_dry_run_prints_pasteable_commands_and_does_nothing(machine: Machine) -> None:
+    environment, work = machine
+    done = compile_net(machine, "--dry-run", "--batch-sizes", "1,8", "--output-dir", "om")
+    assert done.stdout == "".join(
+        f"atc --framework=5 --model={work}/net.onnx --output=om/net_bs{batch} --input_format=NCHW "
+        f'--input_shape="image:{batch},3,32,32" --log=error --soc_version=Ascend310P3\n' for batch in (1, 8))
+    assert [path.name for path in work.iterdir()] == ["net.onnx"] and not calls(environment)
+
+
+@pytest.mark.slow
+def test_onnx2om_shows_why_atc_failed_and_goes_on_there(machine: Machine) -> None:
+    environment, work = machine
+    done = compile_net(machine, STANDIN_FAULT="atc-fail=8")
+    assert done.returncode == 1
+    assert "atc failed with status 255 at batch size 8" in done.stderr
+    assert "    E40021: Failed to compile Op [Conv_0]." in done.stderr
+    assert f"the full log: {work}/net_bs8.atc.log\n" in done.stderr
+    assert sorted(path.name for path in work.glob("*.om")) == ["net_bs1.om", "net_bs4.om"]
+    assert compile_net(machine).returncode == 0
+    assert [row["argv"][3] for row in calls(environment, "atc")] == [
+        f"--output=net_bs{batch}" for batch in (1, 4, 8, 8, 16, 32)], "the two that were made are not made again"
+
+
+@pytest.mark.slow
+def test_onnx2om_leaves_no_half_model_when_atc_is_killed(machine: Machine) -> None:
+    work = machine[1]
+    done = compile_net(machine, "--batch-sizes", "4", STANDIN_FAULT="atc-kill=4")
+    assert done.returncode == 1 and "atc was ended by signal KILL at batch size 4" in done.stderr
+    assert sorted(path.name for path in work.iterdir()) == ["net.onnx", "net_bs4.atc.log"]
+    assert compile_net(machine, "--batch-sizes", "4").returncode == 0
+    good = (work / "net_bs4.om").read_bytes()
+    assert compile_net(machine, "--batch-sizes", "4", "--force", STANDIN_FAULT="atc-kill=4").returncode == 1
+    assert (work / "net_bs4.om").read_bytes() == good, "what was there stays"
+    assert infer_here(machine, "--model", "net_bs4.om").returncode == 0
+    assert "is up to date" in compile_net(machine, "--batch-sizes", "4").stdout
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_onnx2om_ends_atc_with_itself(machine: Machine, number: int, status: int) -> None:
+    environment, work = machine
+    command = ["bash", str(SCRIPT), "net.onnx", "--batch-sizes", "1"]
+    with subprocess.Popen(command, cwd=str(work), env=dict(os.environ, STANDIN_FAULT="atc-sleep=60", **environment),
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True) as child:
+        deadline = time.time() + 20
+        while not calls(environment, "atc") and time.time() < deadline:
+            time.sleep(0.05)
+        assert f"--model={work}/net.onnx" in processes()
+        child.send_signal(number)
+        begun = time.time()
+        said = child.communicate()[1]
+        assert time.time() - begun < 2
+    assert child.returncode == status
+    expected = "\nonnx2om.sh: interrupted; the model being compiled is dropped, .*\n" if status == 130 else ""
+    assert re.fullmatch(expected, said), said
+    assert sorted(path.name for path in work.iterdir()) == ["net.onnx", "net_bs1.atc.log"]
+    assert f"--model={work}/net.onnx" not in processes()
+
+
+@pytest.mark.slow
+def test_onnx2om_ends_what_does_not_listen(machine: Machine, tmp_path: Path) -> None:
+    """An atc that ignores SIGTERM, as does the compiler it has started."""
+    environment, work = machine
+    (tmp_path / "bin").mkdir()
+    atc = tmp_path / "bin" / "atc"
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"touch {shlex.quote(str(tmp_path / 'begun'))}\nsleep 60\nsleep 60\n")
+    atc.write_text(f"#!/bin/sh\ntrap '' TERM\nsh {shlex.quote(str(compiler))} &\nwait\n")
+    atc.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path / "bin"), environment["PATH"]])
+    command = ["bash", str(SCRIPT), "net.onnx", "--batch-sizes", "1"]
+    with subprocess.Popen(command, cwd=str(work), env=dict(os.environ, **dict(environment, PATH=path)),
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        deadline = time.time() + 20
+        while not (tmp_path / "begun").exists() and time.time() < deadline:
+            time.sleep(0.05)
+        assert str(compiler) in processes()
+        child.terminate()
+        begun = time.time()
+        assert child.wait() == 143 and time.time() - begun < 2
+    assert str(compiler) not in processes()
+    assert sorted(path.name for path in work.iterdir()) == ["net.onnx", "net_bs1.atc.log"]
+
+
+def test_onnx2om_killed_leaves_the_lock_to_atc(machine: Machine) -> None:
+    """A pipeline's lock on the work folder holds as long as an atc of its is at work there."""
+    from common import cli, files
+    environment, work = machine
+    lock = files.hold(str(work / "lock"))
+    command = ["bash", str(SCRIPT), "net.onnx", "--batch-sizes", "1"]
+    with subprocess.Popen(command, cwd=str(work), env=dict(os.environ, STANDIN_FAULT="atc-sleep=60", **environment),
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[lock]) as child:
+        os.close(lock)
+        deadline = time.time() + 20
+        while not calls(environment, "atc") and time.time() < deadline:
+            time.sleep(0.05)
+        child.kill()
+    with pytest.raises(cli.Refusal, match="in use by another run"):
+        files.hold(str(work / "lock"))
+    atc = next(path.name for path in Path("/proc").glob("[0-9]*") if str(child.pid) != path.name
+               and f"--model={work}/net.onnx" in (path / "cmdline").read_text(errors="replace"))
+    os.kill(int(atc), signal.SIGKILL)
+    with open(str(work / "lock")) as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)  # waits until it has ended
+    assert len(list(work.glob("atc-run-*"))) == 1
+    assert compile_here(machine, "--batch-sizes", "4").returncode == 0
+    assert not list(work.glob("atc-run-*")), "the next run clears away what is left"
+
+
+def test_onnx2om_clears_away_what_a_killed_run_left(machine: Machine) -> None:
+    work = machine[1]
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (work / f"atc-run-{gone.pid}" / "kernel_meta").mkdir(parents=True)
+    (work / f"atc-run-{os.getpid()}").mkdir()
+    assert compile_net(machine, "--batch-sizes", "1").returncode == 0
+    assert [path.name for path in work.glob("*run*")] == [f"atc-run-{os.getpid()}"], "a living run's stays"
+
+
+@pytest.mark.parametrize("words, switches, status, complaint", [
+    (["--batch-sizes", "1,x"], {}, 2, "batch sizes joined by commas are expected"),
+    (["--batch-sizes", "0"], {}, 2, "batch sizes joined by commas are expected"),
+    (["--batch-sizes"], {}, 2, "expected one argument"),
+    (["--soc-version", "310 P3"], {}, 2, "a name such as Ascend310P3 is expected"),
+    (["--output-dir", ""], {}, 2, "is a shell variable unset?"),
+    (["--optimise", "1"], {}, 2, "unrecognized arguments: --optimise 1"),
+    (["second.onnx"], {}, 2, "unrecognized arguments: second.onnx"),
+    (["--aipp", "absent.cfg"], {}, 1, "no readable AIPP file"),
+    (["--output-dir", "with space"], {}, 1, "move or rename"),
+    (["--output-dir", "net.onnx/x"], {}, 1, "cannot be made or written"),
+    (["--", "--fusion_switch_file=net.onnx"], {}, 1, "absolute path"),
+    (["--", "--batch-sizes"], {"STANDIN_NPU_SMI": "fail"}, 1, "npu-smi info failed"),
+    ([], {"STANDIN_NPU_SMI": "no_process_tail"}, 1, "names no NPU"),
+    ([], {"STANDIN_NPU_SMI": "310P3+910B4"}, 1, "different kinds"),
+])
+def test_onnx2om_refuses(machine: Machine, words: List[str], switches: Dict[str, str], status: int,
+                         complaint: str) -> None:
+    done = compile_here(machine, *words, **switches)
+    assert done.returncode == status and complaint in done.stderr.splitlines()[-1], done.stdout + done.stderr
+    assert not calls(machine[0], "atc")
+
+
+def test_onnx2om_refuses_on_the_command_line_too(machine: Machine) -> None:
+    done = compile_net(machine, "--batch-sizes", "0")
+    assert done.returncode == 2 and "onnx2om.sh: error: argument --batch-sizes: batch sizes" in done.stderr
+    done = compile_net(machine, "--aipp", "absent.cfg")
+    assert (done.returncode, done.stderr) == (1, "onnx2om.sh: there is no readable AIPP file absent.cfg\n")
+    done = compile_net(machine, TRESNET_PYTHON="/absent/python")
+    assert done.returncode == 1 and done.stderr.startswith("onnx2om.sh: there is no Python at /absent/python; ")
+
+
+@pytest.mark.parametrize("content, complaint", [
+    (b"", "must have one input"), (b"not a model", "no ONNX file"), (None, "no readable ONNX file"),
+    ("name", "--input_shape takes only"), ("fixed", "give --batch-sizes 2")])
+def test_onnx2om_refuses_what_is_no_such_model(machine: Machine, content: Any, complaint: str) -> None:
+    path = machine[1] / "net.onnx"
+    if content is None:
+        path.unlink()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        save_network(path, **({"name": 'a"; rm -rf "'} if content == "name" else {"batch": 2}))
+    done = compile_here(machine)
+    assert done.returncode == 1 and complaint in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not calls(machine[0], "atc")
+
+
+def test_onnx2om_without_atc_says_how_to_get_it(machine: Machine, tmp_path: Path) -> None:
+    """With no CANN at all, and with one that is installed but not sourced."""
+    environment, work = machine
+    path = os.pathsep.join(part for part in environment["PATH"].split(os.pathsep) if part != str(HERE / "bin"))
+    done = compile_net(machine, PATH=path)
+    assert done.returncode == 1 and "source /usr/local/Ascend/ascend-toolkit/set_env.sh" in done.stderr
+    script = tmp_path / "Ascend" / "ascend-toolkit" / "set_env.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text("")
+    assert f"source {script}" in compile_net(machine, PATH=path, HOME=str(tmp_path)).stderr
+
+
+def test_onnx2om_names_a_virtual_environment_on_atcs_path(machine: Machine, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    path = os.pathsep.join([str(tmp_path / "venv" / "bin"), machine[0]["PATH"]])
+    done = compile_net(machine, PATH=path)
+    assert done.returncode == 1 and "EC0010" in done.stderr
+    assert f"virtual environment's ({tmp_path}/venv/bin/python3): deactivate it" in done.stderr
+
+
+
+def test_comparison_catches_a_lossy_compilation(machine: Machine) -> None:
+    """float16 weights pass, hard-rounded ones do not: the figure users are warned by."""
+    environment, work = machine
+    (work / "in").mkdir(mode=0o750)
+    rng = np.random.RandomState(3)
+    for number in range(8):  # images that differ in contrast and colour, so that their classes differ
+        image = rng.rand(3, 1, 1) * rng.rand(3, SIZE, SIZE) ** rng.randint(1, 5)
+        image.astype(np.float32).tofile(str(work / "in" / f"i{number}.bin"))
+    succeed("scripts/infer_onnx.py", "--model", work / "net.onnx", "--input", work / "in", "--output", work,
+            "--output_dirname", "onnx", "--outfmt", "TXT")
+    outcome = {}
+    for fault in ("", "atc-lossy"):
+        done = compile_net(machine, "--batch-sizes", "4", "--force", STANDIN_FAULT=fault)
+        assert done.returncode == 0, done.stderr
+        name = "result" + fault
+        assert infer_here(machine, *CONTRACT_INFER[:-3], name, "--outfmt", "TXT").returncode == 0
+        outcome[fault] = run("scripts/compare_results.py", work / name, work / "onnx", "--min-cosine", 0.999).returncode
+    assert outcome == {"": 0, "atc-lossy": 3}
