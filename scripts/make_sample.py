@@ -12,7 +12,6 @@ nothing about TResNet's accuracy. What is there already is not made again.
 import argparse
 import os
 import re
-import sys
 import tempfile
 import zipfile
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from typing import Dict, List
 from common import cli, files, record
 from common.cli import ROOT, Refusal, shown
 from common.environment import download
+from common.network import create_network
 from common.pixels import network_input, reference_crop
 
 import numpy as np
@@ -59,9 +59,6 @@ def load_images(paths: List[str]) -> np.ndarray:
 def make_checkpoint(labels: Dict[str, int], path: str) -> None:
     """Write a checkpoint, as timm's training script does, that gives each photo ({path: label}) its label."""
     import torch  # here: it takes a second, and a second run does not need it
-
-    sys.path.insert(0, ROOT)
-    from TResNet_pth2onnx import create_network
 
     images = torch.from_numpy(load_images(list(labels)))
     network = create_network("tresnet_m", CLASSES)

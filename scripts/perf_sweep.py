@@ -26,13 +26,11 @@ from typing import Any, Dict, List
 from common import ascend, cli, files, onnx_file, record
 from common.cli import Refusal, shown, why
 from common.names import om_path
+from common.published import CARD_CASE, CARD_SPEED
 
 from matplotlib.figure import Figure
 
 CPU_RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "infer_onnx.py")
-# Published for TResNet-M at 224 pixels on one Ascend 310P3 (README, performance): {batch size: images/s}.
-REFERENCE = {1: 1154.0, 4: 2552.0, 8: 3158.0, 16: 3249.0, 32: 2756.0}
-REFERENCE_CASE = ("310P3", "tresnet_m", 224)  # chip, variant, image size
 NOT_MEASURED = "-"
 WIDTH, HEIGHT, DPI = 960, 600, 100  # of the plot: pixels, pixels, pixels per inch
 BAR, LINE, MARK = "#4c78a8", "#e45756", "#111111"  # throughput, latency, published throughput
@@ -139,11 +137,11 @@ def short_accuracy(accuracy: Dict[str, str]) -> str:
 
 def add_reference(report: Dict[str, Any]) -> None:
     """Put the published figure and the ratio to it beside each row, where one exists for this chip and model."""
-    same_case = (report["chip"], report["variant"], report["img_size"]) == REFERENCE_CASE
+    same_case = (report["chip"], report["variant"], report["img_size"]) == CARD_CASE
     for row in report["rows"]:
         for key in ("reference", "ratio"):  # of kept figures
             row.pop(key, None)
-        published = REFERENCE.get(row["batch_size"])
+        published = CARD_SPEED.get(row["batch_size"])
         if same_case and published:
             row.update(reference=published, ratio=row["throughput"] / published)
 

@@ -234,9 +234,10 @@ def load_openvino(model: str) -> Tuple[int, Callable[[np.ndarray], np.ndarray]]:
 
 def load_torch(checkpoint: str) -> Tuple[int, Callable[[np.ndarray], np.ndarray]]:
     """PyTorch, channels last, at the fastest of TORCH_BATCHES."""
-    import torch
+    from common.checkpoint import find_state_dict, load_checkpoint
+    from common.network import load_network, recognise
 
-    from TResNet_pth2onnx import find_state_dict, load_checkpoint, load_network, recognise
+    import torch
     torch.set_num_threads(CORES)
     tensors = find_state_dict(load_checkpoint(checkpoint), checkpoint, False)
     network = load_network(tensors, checkpoint, recognise(tensors, checkpoint, None, None, None))

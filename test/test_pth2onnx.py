@@ -12,7 +12,10 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any, Dict, List
 
-from common import cli, onnx_file, record
+from common import cli, graph, onnx_file, record
+from common.checkpoint import find_state_dict, load_checkpoint
+from common.graph import build_model
+from common.network import Recognised, create_network, load_network, name_today, recognise
 
 import numpy as np
 import onnx
@@ -42,7 +45,7 @@ def photos(sample: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def weights() -> Dict[str, Dict[str, torch.Tensor]]:
     """{variant: the state dict that the golden logits were computed with, timm 0.4.5 names}."""
-    return {variant: fill(export.create_network(variant, 1000).state_dict()) for variant in VARIANTS}
+    return {variant: fill(create_network(variant, 1000).state_dict()) for variant in VARIANTS}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def untracked(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
 def today(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
     """As timm 0.8 and newer name the official weights, the absolute value taken."""
     norms = {name[:-len("running_var")] + "weight" for name in state if name.endswith("running_var")}
-    return OrderedDict((export.name_today(name), tensor.abs() + 1e-5 if name in norms else tensor)
+    return OrderedDict((name_today(name), tensor.abs() + 1e-5 if name in norms else tensor)
                        for name, tensor in untracked(state).items())
 
 
@@ -111,7 +114,7 @@ def test_the_patch_applies_to_the_unpatched_source_without_fuzz(tool: List[str],
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_patched_network_has_the_names_and_logits_of_the_original_environment(
         variant: str, weights: Any, photos: np.ndarray) -> None:
-    network = export.create_network(variant, 1000).eval()
+    network = create_network(variant, 1000).eval()
     found = [f"{name} {str(tensor.dtype)[6:]} {list(tensor.shape)}" for name, tensor in network.state_dict().items()]
     assert found == (GOLDEN / f"{variant}.keys.txt").read_text().splitlines()
     network.load_state_dict(weights[variant])
@@ -157,7 +160,7 @@ def test_golden_logits_through_the_onnx_file(variant: str, form: str, weights: A
 def test_safetensors_are_read_in_every_precision(dtype: str, tolerance: float, weights: Any, tmp_path: Path) -> None:
     state = today(weights["tresnet_m"])
     save_safetensors(tmp_path / "weights.safetensors", state, dtype)
-    found = export.find_state_dict(export.load_checkpoint(str(tmp_path / "weights.safetensors")), "weights", ema=False)
+    found = find_state_dict(load_checkpoint(str(tmp_path / "weights.safetensors")), "weights", ema=False)
     assert list(found) == list(state)
     for name, tensor in state.items():
         assert found[name].dtype in (torch.float32, torch.float16)
@@ -206,8 +209,8 @@ def test_any_number_of_classes_and_a_larger_image(weights: Any, tmp_path: Path,
 
 def test_ascend_weights_whose_counters_were_stripped_need_a_word_from_the_user(weights: Any) -> None:
     tensors = untracked(weights["tresnet_m"])
-    assert export.recognise(tensors, "x.pth", None, None, None).lineage == "miil"
-    assert export.recognise(tensors, "x.pth", None, None, "ascend").lineage == "ascend"
+    assert recognise(tensors, "x.pth", None, None, None).lineage == "miil"
+    assert recognise(tensors, "x.pth", None, None, "ascend").lineage == "ascend"
 
 
 # ---- the graph -------------------------------------------------------------------------------------------------------
@@ -219,8 +222,8 @@ def models(weights: Any) -> Dict[str, onnx.ModelProto]:
     for variant in VARIANTS:
         for lineage in ("ascend", "miil"):
             tensors = weights[variant] if lineage == "ascend" else untracked(weights[variant])
-            network = export.load_network(tensors, "x.pth", export.Recognised(variant, 1000, lineage, ""))
-            made[f"{variant} {lineage}"] = export.build_model(network, 224, 11, None, "space-to-depth")
+            network = load_network(tensors, "x.pth", Recognised(variant, 1000, lineage, ""))
+            made[f"{variant} {lineage}"] = build_model(network, 224, 11, None, "space-to-depth")
     return made
 
 
@@ -339,13 +342,13 @@ def test_a_file_that_this_program_did_not_make_is_not_overwritten(small: Path, t
 
 def test_a_graph_that_differs_from_the_network_is_refused_and_not_written(
         small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = export.folded
+    right = graph.folded
 
     def wrong(convolution: Any, norm: Any) -> Any:
         weight, bias = right(convolution, norm)
         return weight, bias + 1e-2
 
-    monkeypatch.setattr(export, "folded", wrong)
+    monkeypatch.setattr(graph, "folded", wrong)
     with pytest.raises(SystemExit, match="differ by .* on a batch of 1"):
         run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL)
     assert os.listdir(str(tmp_path)) == []

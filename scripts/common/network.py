@@ -1,0 +1,134 @@
+"""A TResNet: recognised by its tensors, created from the patched timm, filled with a state dict."""
+import os
+import re
+import sys
+from typing import Any, NamedTuple, Optional
+
+from common.checkpoint import Tensors
+from common.cli import ROOT, Refusal, shown
+
+TIMM = os.path.join(ROOT, "pytorch-image-models")
+PATCH = os.path.join(ROOT, "TResNet.patch")  # decides what the network is
+VARIANTS = {64: "tresnet_m", 76: "tresnet_l", 83: "tresnet_xl"}  # by the channels of the first convolution
+STEM = "body.conv1.0.weight"
+STEM_TODAY = "body.conv1.conv.weight"  # the same in timm 0.8 and newer
+TRACKED = "num_batches_tracked"
+MIIL_SLOPE = 1e-3  # LeakyReLU inside the blocks; 1e-2 after the stem, as everywhere in the `ascend` lineage
+INPLACE_ABN_EPS = 1e-5  # InplaceABN multiplies by |weight| + eps
+SHOWN = 5  # tensors that a message names before it counts the rest
+
+
+class Recognised(NamedTuple):
+    """What a state dict says about itself."""
+    variant: str  # tresnet_m, tresnet_l, tresnet_xl
+    num_classes: int
+    lineage: str  # ascend: trained with the patched timm; miil: the official weights
+    naming: str
+
+
+def name_today(name: str) -> str:
+    """timm 0.8's name of a tensor that timm 0.4.5 calls `name`: conv1.0.weight → conv1.conv.weight."""
+    return re.sub(r"\b(conv\d|downsample\.1)\.(?:0\.)?([01])\.",
+                  lambda found: f"{found.group(1)}.{('conv', 'bn')[int(found.group(2))]}.", name)
+
+
+def recognise(tensors: Tensors, path: str, arch: Optional[str], model: Optional[str],
+              lineage: Optional[str]) -> Recognised:
+    """Read variant, classes, lineage and naming off the tensors; `arch` is what the checkpoint says, `model` and
+    `lineage` what the user says.
+
+    Raises: Refusal if it is no TResNet or if two of these contradict each other.
+    """
+    today = STEM_TODAY in tensors
+    stem, head = tensors.get(STEM_TODAY if today else STEM), tensors.get("head.fc.weight")
+    if stem is None or head is None or stem.dim() != 4 or head.dim() != 2:
+        raise Refusal(f"{shown(path)} is not a TResNet: a first convolution {STEM} or {STEM_TODAY} and a head "
+                      f"head.fc.weight are expected, but it holds {len(tensors)} tensors such as "
+                      f"{', '.join(list(tensors)[:3])}")
+    variant = VARIANTS.get(stem.shape[0])
+    if variant is None:
+        raise Refusal(f"{shown(path)} is no TResNet that is known: its first convolution has {stem.shape[0]} "
+                      "channels, where M has 64, L 76 and XL 83")
+    for claim, source in ((arch, "the checkpoint's own 'arch'"), (model, "--model")):
+        if claim and re.sub(r"(_448|_miil.*|_in21k)+$", "", claim) != variant:
+            raise Refusal(f"{source} says {claim}, but the tensors of {shown(path)} are those of {variant}; find out "
+                          "which file this is")
+    tracked = any(name.endswith(TRACKED) for name in tensors)
+    seen = "ascend" if tracked and not today else "miil"
+    # Without the counters only training can tell: the user may know better.
+    if lineage and lineage != seen and (today or tracked):
+        evidence = ("timm 0.8's names, which only the official lineage has" if today
+                    else f"{TRACKED}, which InplaceABN does not keep")
+        raise Refusal(f"--lineage {lineage} contradicts {shown(path)}: it has {evidence}, so it is {seen}; leave out "
+                      "--lineage")
+    naming = "timm 0.8 or newer" if today else "timm 0.4.5 and MIIL"
+    return Recognised(variant, head.shape[0], lineage or seen, naming)
+
+
+def create_network(variant: str, num_classes: int) -> Any:
+    """The patched timm's network, a torch.nn.Module in training mode, `ascend` lineage.
+
+    Raises: Refusal if the patched source is not in ./pytorch-image-models.
+    """
+    hint = "run: python3 scripts/timm_source.py"
+    if not os.path.isdir(os.path.join(TIMM, "timm")):
+        raise Refusal(f"timm v0.4.5's patched source is expected in {shown(TIMM)}, which is not there; {hint}")
+    sys.path.insert(0, TIMM)
+    try:
+        import timm
+        network = timm.create_model(variant, num_classes=num_classes)
+    except ImportError as error:  # torchvision or inplace_abn: unpatched
+        raise Refusal(f"{shown(TIMM)} is not patched ({error}); move it away and {hint}")
+    finally:
+        sys.path.remove(TIMM)
+    if not timm.__file__.startswith(TIMM) or timm.__version__ != "0.4.5" or any(
+            "Inplace" in type(module).__name__ for module in network.modules()):
+        raise Refusal(f"the network must come from timm v0.4.5 patched with TResNet.patch, but {timm.__file__} is "
+                      f"version {timm.__version__} or not patched; move it away and {hint}")
+    return network
+
+
+def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
+    """The network with the checkpoint's weights, in evaluation mode; every tensor is accounted for.
+
+    Raises: Refusal that names missing, unexpected, misshapen or not finite tensors.
+    """
+    import torch
+    network = create_network(seen.variant, seen.num_classes)
+    expected = network.state_dict()
+    rename = name_today if STEM_TODAY in tensors else str
+    tracked = any(name.endswith(TRACKED) for name in tensors)
+    remaining = dict(tensors)
+    problems = []
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            if name.endswith(TRACKED) and not tracked:
+                continue
+            tensor = remaining.pop(rename(name), None)
+            if tensor is None:
+                problems.append(f"{rename(name)} is missing")
+                continue
+            tensor = tensor.to(parameter.dtype)  # half precision as well
+            if tensor.shape != parameter.shape:
+                problems.append(f"{rename(name)} has shape {list(tensor.shape)} instead of {list(parameter.shape)}")
+            elif not torch.isfinite(tensor).all() or name.endswith("running_var") and (tensor < 0).any():
+                problems.append(f"{rename(name)} has values that are not finite or, for a variance, negative")
+            else:
+                if seen.lineage == "miil" and rename is str and name[:-len("weight")] + "running_var" in expected:
+                    tensor = tensor.abs() + INPLACE_ABN_EPS
+                parameter.copy_(tensor)
+    blur = torch.tensor([1., 2., 1.]).ger(torch.tensor([1., 2., 1.])) / 16  # the blur's constant, which some tools save
+    problems += [f"{name} is not expected" for name, tensor in remaining.items()
+                 if not (name.endswith(".filt") and tensor.shape[-2:] == blur.shape
+                         and torch.equal(tensor.float(), blur.expand_as(tensor)))]
+    if problems:
+        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise Refusal(f"{shown(path)} does not fit {seen.variant} with {seen.num_classes} classes: "
+                      f"{'; '.join(problems[:SHOWN])}{more}")
+    if seen.lineage == "miil":
+        for name, module in network.named_modules():
+            if hasattr(module, "pad_mode"):
+                module.pad_mode = "reflect"
+            if isinstance(module, torch.nn.LeakyReLU) and name.startswith("body.layer"):
+                module.negative_slope = MIIL_SLOPE
+    return network.eval()

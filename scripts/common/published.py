@@ -1,0 +1,35 @@
+"""Accuracy and speed that others measured and published: what a run's own figures are held against.
+
+Standard library only.
+"""
+from typing import Dict, NamedTuple, Optional
+
+
+class Weights(NamedTuple):
+    """A published set of weights and its figures on the 50,000 images of ImageNet-1k's validation set."""
+    variant: str
+    lineage: str
+    img_size: int  # pixels
+    top1: float  # per cent
+    top5: Optional[float]  # per cent
+
+
+# timm's results file (results-imagenet.csv): crop 0.875, bilinear, mean 0, std 1, at every size.
+WEIGHTS: Dict[str, Weights] = {
+    "tresnet_m.miil_in1k": Weights("tresnet_m", "miil", 224, 80.816, 94.862),
+    "tresnet_l.miil_in1k": Weights("tresnet_l", "miil", 224, 81.498, 95.652),
+    "tresnet_xl.miil_in1k": Weights("tresnet_xl", "miil", 224, 82.060, 95.932),
+    "tresnet_m.miil_in21k_ft_in1k": Weights("tresnet_m", "miil", 224, 83.090, 96.112),
+    "tresnet_v2_l.miil_in21k_ft_in1k": Weights("tresnet_v2_l", "miil", 224, 83.910, 96.492),
+    "tresnet_m.miil_in1k_448": Weights("tresnet_m", "miil", 448, 81.710, None),
+    "tresnet_l.miil_in1k_448": Weights("tresnet_l", "miil", 448, 82.278, None),
+    "tresnet_xl.miil_in1k_448": Weights("tresnet_xl", "miil", 448, 83.066, None)}
+VALIDATION_IMAGES = 50_000
+
+# Published for TResNet-M at 224 pixels, `ascend` lineage, on one Ascend 310P3: README, "On Ascend".
+CARD_CASE = ("310P3", "tresnet_m", 224)  # chip, variant, image size
+CARD_SPEED: Dict[int, float] = {1: 1154.0, 4: 2552.0, 8: 3158.0, 16: 3249.0, 32: 2756.0}  # {batch size: images/s}
+CARD_TOP5 = 94.43  # per cent
+
+# The official repository's table: images/s at 224 pixels.
+V100_SPEED: Dict[str, float] = {"tresnet_m": 2930.0, "tresnet_l": 1390.0, "tresnet_xl": 1060.0}
