@@ -27,7 +27,7 @@ from common import cli, files, record
 from common.checkpoint import find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
 from common.graph import build_model
-from common.network import PATCH, TRACKED, VARIANTS, load_network, recognise
+from common.network import FAMILY, PATCH, TRACKED, load_network, recognise
 
 import numpy as np
 import onnx
@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("checkpoint", type=cli.path, help=".pth, .pth.tar, .pt or .safetensors")
     add("output", type=cli.path, help="the .onnx file")
-    add("--model", choices=sorted(VARIANTS.values()), help="insist on this variant")
+    add("--model", choices=sorted(FAMILY), help="insist on this variant")
     add("--lineage", choices=("ascend", "miil"),
         help=f"insist on this lineage of weights (needed only for `ascend` weights whose {TRACKED} were stripped)")
     add("--ema", action="store_true", help="take the averaged weights, state_dict_ema")
