@@ -240,7 +240,7 @@ def test_the_progress_bar_is_only_for_terminals(tmp_path: Path) -> None:
     fill(tmp_path / "src", ["a.png", "b.png"])
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    code = ("import runpy; from common import progress; progress.PATIENCE = 0; "  # this is quick
+    code = ("import runpy; from common import progress; progress.PATIENCE = progress.REDRAW = 0; "  # it is quick
             f"runpy.run_path({str(ROOT / SCRIPT)!r}, run_name='__main__')")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "src"), str(tmp_path / "prep")],
                           stderr=theirs, stdout=subprocess.PIPE, check=True,
