@@ -27,7 +27,7 @@ def values(node: Any) -> Dict[str, Any]:
 
 
 def objections(model: Any, highest: int) -> Iterator[Tuple[str, str]]:
-    """(code, words) of what the parsers of CANN refuse in a model; highest: the last opset that they are written for."""
+    """(code, words) of what CANN's parsers refuse in a model; highest: the last opset that they are written for."""
     import onnx
     opsets = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if len(model.opset_import) != 1 or not opsets:
@@ -180,19 +180,19 @@ def lower_quantised(model: Any) -> None:
         name = node.output[0]
         if node.op_type == "AscendQuant":
             found = values(node)
-            nodes += [helper.make_node("Mul", [node.input[0], constant(name + ".scale", found["scale"])], [name + ".m"]),
-                      helper.make_node("Add", [name + ".m", constant(name + ".offset", found["offset"])], [name + ".a"]),
-                      helper.make_node("Round", [name + ".a"], [name + ".r"]),
-                      helper.make_node("Clip", [name + ".r", constant(name + ".low", -128), constant(name + ".high", 127)],
-                                       [name], name=node.name)]
+            scale, offset = (constant(f"{name}.{word}", found[word]) for word in ("scale", "offset"))
+            low, high = constant(name + ".low", -128), constant(name + ".high", 127)
+            nodes += [helper.make_node("Mul", [node.input[0], scale], [name + ".scaled"]),
+                      helper.make_node("Add", [name + ".scaled", offset], [name + ".moved"]),
+                      helper.make_node("Round", [name + ".moved"], [name + ".whole"]),
+                      helper.make_node("Clip", [name + ".whole", low, high], [name], name=node.name)]
         elif node.op_type == "AscendDequant":
             raw = numpy_helper.to_array(weights[node.input[1]])
             if raw.dtype != numpy.uint64:
                 raise ValueError(f"the scale of {node.name} must be UINT64")
-            scale = (raw & 0xFFFFFFFF).astype(numpy.uint32).view(numpy.float32)
-            shape = (-1, 1, 1) if len(scale) > 1 else (1,)
-            nodes.append(helper.make_node("Mul", [node.input[0], constant(name + ".scale", scale.reshape(shape))], [name],
-                                          name=node.name))
+            steps = (raw & 0xFFFFFFFF).astype(numpy.uint32).view(numpy.float32)
+            scale = constant(name + ".scale", steps.reshape((-1, 1, 1) if len(steps) > 1 else (1,)))
+            nodes.append(helper.make_node("Mul", [node.input[0], scale], [name], name=node.name))
         else:
             nodes.append(node)
     for tensor in model.graph.initializer:
@@ -262,4 +262,5 @@ def plant(model: Any, kind: str, name: str, kept: Set[str], high_precision: bool
         tensor = tensors[node.input[1]]
         weights = numpy_helper.to_array(tensor)
         step = float(numpy.abs(weights).max()) / 127
-        tensor.CopyFrom(numpy_helper.from_array((numpy.round(weights / step) * step).astype(numpy.float32), tensor.name))
+        weights = (numpy.round(weights / step) * step).astype(numpy.float32)
+        tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
