@@ -282,7 +282,7 @@ def test_tresnet_v2_l_has_the_logits_of_todays_timm(wheels: Path, tmp_path: Path
     seen = recognise(tensors, "weights.pth", "tresnet_v2_l.miil_in21k", None, None)
     assert seen[:3] == ("tresnet_v2_l", 11221, "miil")
     network = load_network(OrderedDict(tensors), "weights.pth", seen)
-    model = build_model(network, 224, 11, None, "space-to-depth").SerializeToString()
+    model = build_model(network, 224, 11, None).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     logits, = session.run(None, {"image": np.load(str(tmp_path / "images.npy"))})
     expected = np.load(str(tmp_path / "logits.npy"))
