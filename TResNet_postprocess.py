@@ -4,9 +4,13 @@
     python3 TResNet_postprocess.py ./result/ ./ImageNet/val_label.txt ./ acc.json
     python3 TResNet_postprocess.py ./result/ ./prep_dataset/val_label.txt ./ acc.json --prep ./prep_dataset
     python3 TResNet_postprocess.py ./result/ ./ImageNet/val_label.txt ./ acc.json --min-top5 94.4
+    python3 TResNet_postprocess.py ./result/ ./real.json ./ acc.json
+    python3 TResNet_postprocess.py ./result/ ./coco_label.txt ./ acc.json --multi-label
 
 In:  RESULT, one file per image as the inference writes it: STEM_0.txt (each value as "%f ", then a newline), STEM_0.bin
-     (raw float32) or STEM_0.npy; LABELS, lines "NAME[.suffix] INT", NAME being the image's path or its end.
+     (raw float32) or STEM_0.npy; LABELS, lines "NAME[.suffix] INT", NAME being the image's path or its end, or
+     ReaL's real.json: any of an image's classes is right, images without one are left out. With --multi-label its lines
+     are "NAME INT INT …", and the figure is the mean average precision (mAP).
 Out: OUT_DIR/OUT_NAME, the accuracy as strings, and beside it ..._report.json, which accounts for every image: what the
      accuracy covers, what was left out and why. With --prep DIR that is checked against DIR/manifest.jsonl.
 Exit status: 0 good, 1 something is wrong with the data, 2 wrong usage, 3 the accuracy is below --min-top1/--min-top5.
@@ -22,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, native
+from common import answers, cli, native
 from common.cli import Refusal, shown, some
 from common.files import make_folder, read_regular, write_whole
 from common.labels import check_range, label_shift, match_labels, read_labels
@@ -87,6 +91,68 @@ def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) 
     return found
 
 
+def count_hits(paths: Sequence[str], right: Sequence[Any], classes: int, workers: int) -> List[int]:
+    """How many predictions have a right class first, among the first two, … five (fewer for fewer classes).
+
+    right: the class of each, or a tuple of them, of which the one that comes first counts.
+    """
+    each = [one if isinstance(one, tuple) else (one,) for one in right]
+    starts = np.cumsum([0] + [len(one) for one in each[:-1]])
+    repeated = [path for path, one in zip(paths, each) for _ in one]
+    labels = np.array([label for one in each for label in one], np.int64) + label_shift(classes)
+    found = np.minimum.reduceat(ranks(repeated, labels, classes, workers), starts)
+    places = np.bincount(found[(0 <= found) & (found < classes)], minlength=classes)
+    if places.sum() != len(paths):
+        raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of the program")
+    return [int(hits) for hits in np.cumsum(places)[:min(TOP, classes)]]
+
+
+def average_precision(scores: np.ndarray, right: np.ndarray) -> Optional[float]:
+    """The area under the precision-recall curve of one class, as a sum of steps; None if no image shows the class.
+
+    scores: float [images], any rising function of the probability; right: bool [images]. Images of equal score are one
+    step, as in scikit-learn's average_precision_score.
+    """
+    total = int(right.sum())
+    if not total:
+        return None
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(right[order])
+    last = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)  # of each group of equal scores
+    precision, recall = hits[last] / (last + 1.0), hits[last] / float(total)
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def mean_average_precision(scores: np.ndarray, right_classes: Sequence[Tuple[int, ...]]
+                           ) -> Tuple[float, List[Optional[float]]]:
+    """(mean over the classes that some image shows, in 0..1; the average precision of each class, None without one).
+
+    scores: float [images, classes].
+    """
+    right = np.zeros(scores.shape, bool)
+    for row, classes in zip(right, right_classes):
+        row[list(classes)] = True
+    if not right.any():
+        raise Refusal("no image has a label of any class, so there is no average precision; are these labels meant?")
+    each = [average_precision(scores[:, place], right[:, place]) for place in range(scores.shape[1])]
+    return float(np.mean([value for value in each if value is not None])), each
+
+
+def precision(paths: Sequence[str], right: Sequence[Tuple[int, ...]], classes: int) -> Dict[str, Any]:
+    """The mean average precision of the multi-label predictions and each class's, None where no image shows it.
+
+    The order of the logits is that of their sigmoids.
+    """
+    scores = np.empty((len(paths), classes), np.float32)
+    for row, path in zip(scores, paths):
+        values = read_result(path)
+        if len(values) != classes:
+            raise Refusal(f"{shown(path)} holds {len(values)} values, but {shown(paths[0])} holds {classes}")
+        row[:] = values
+    mean, each = mean_average_precision(scores, right)
+    return {"hits": [], "mAP": mean, "average_precision": each}
+
+
 # ---- every image accounted for ---------------------------------------------------------------------------------------
 
 Names = Tuple[Dict[str, str], List[Dict[str, str]]]  # {stem: source} of the images, {"source", "error"} of the bad ones
@@ -147,44 +213,65 @@ def account(prep: str, results: Dict[str, str]) -> Names:
     return names, bad
 
 
-def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1) -> Dict[str, Any]:
+def read_lines(path: str, classes: int, multi_label: bool) -> List[Any]:
+    """(NAME, its class or a tuple of its classes, line) of a labels file, all of them classes of the model."""
+    if multi_label:
+        lines: List[Any] = answers.read_multi_label(path)
+        answers.check_range(lines, classes, path)
+    elif answers.is_real(path):
+        lines = answers.read_real(path)
+        answers.check_range(lines, classes - label_shift(classes), path)
+    else:
+        lines = read_labels(path)
+        check_range(lines, classes, path)
+    return lines
+
+
+def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1, multi_label: bool = False
+             ) -> Dict[str, Any]:
     """Compare all predictions in a result folder with their labels.
 
     Returns a report that json can write: "classes" (int), "hits" ([Top-1, Top-2, ... Top-5] as counts, fewer for fewer
-    classes), "counts" (labelled, images, preprocessed, bad, inferred, evaluated, left_out; None where that cannot be
-    known without prep), "evaluated" (stems), "left_out" ([{"source", "error"}]), "labelled_without_prediction"
-    (names), "notes" (sentences). Raises: Refusal if anything is amiss.
+    classes, none for multi_label, which has "mAP" and "average_precision" instead), "counts" (labelled, images,
+    preprocessed, bad, inferred, evaluated, left_out; None where that cannot be known without prep), "evaluated"
+    (stems), "left_out" ([{"source", "error"}]), "labelled_without_prediction" (names), "notes" (sentences).
+    Raises: Refusal if anything is amiss.
     """
     results = result_files(result)
     sources, bad = account(prep, results) if prep is not None else names_beside(result)
     stems, paths = list(results), list(results.values())
-    lines = read_labels(labels)
     classes = len(read_result(paths[0]))
-    check_range(lines, classes, labels)
+    lines = read_lines(labels, classes, multi_label)
     images = {stem: sources.get(stem, stem) for stem in stems}
     others = set(sources.values()).difference(images.values()).union(image["source"] for image in bad)
     matched = match_labels(images, lines, labels, others)
-    indices = np.array([index for _, index, _ in matched.values()], np.int64) + label_shift(classes)
-    found = ranks(paths, indices, classes, workers)
-    places = np.bincount(found[(0 <= found) & (found < classes)], minlength=classes)
-    if places.sum() != len(paths):
-        raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of the program")
-
     names = {name for name, _, _ in lines}
     unpredicted = sorted(names.difference(name for name, _, _ in matched.values()))
+    right = {stem: matched[stem][1] for stem in stems}
+    if multi_label:
+        score = precision(paths, list(right.values()), classes)
+    else:
+        stems = [stem for stem in stems if right[stem] != ()]
+        if not stems:
+            raise Refusal(f"{shown(labels)} has no right class for any of the {len(paths)} images")
+        score = {"hits": count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes,
+                                    workers)}
+
+    left_out = [{"source": images[stem], "error": f"no right class in {os.path.basename(labels)}"}
+                for stem in sorted(results.keys() - set(stems))] + (bad if prep is not None else [])
     notes = []
     if unpredicted:
         notes.append(f"{len(unpredicted)} of {len(names)} labelled names have no prediction: this is a subset")
-    if bad and prep is not None:
-        notes.append(f"{len(bad)} of {len(stems) + len(bad)} images were left out")
-    counts = {"labelled": len(names), "images": len(stems) + len(bad), "preprocessed": len(stems), "bad": len(bad),
-              "inferred": len(stems), "evaluated": len(stems), "left_out": len(bad)}
+    if left_out:
+        notes.append(f"{len(left_out)} of {len(stems) + len(left_out)} images were left out")
+    counts = {"labelled": len(names), "images": len(paths) + len(bad), "preprocessed": len(paths), "bad": len(bad),
+              "inferred": len(paths), "evaluated": len(stems), "left_out": len(left_out)}
     return {
         "tool": "TResNet_postprocess.py", "version": cli.VERSION, "result": os.path.abspath(result),
         "labels": os.path.abspath(labels), "prep": None if prep is None else os.path.abspath(prep),
-        "classes": classes, "hits": np.cumsum(places)[:min(TOP, classes)].tolist(),
+        "classes": classes, **score,
         "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)), "notes": notes,
-        "left_out": bad if prep is not None else [], "labelled_without_prediction": unpredicted, "evaluated": stems,
+        "left_out": left_out, "labelled_without_prediction": unpredicted, "evaluated": stems,
     }
 
 
@@ -196,6 +283,9 @@ def percentages(report: Dict[str, Any]) -> List[float]:
 def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
     """The content of acc.json."""
     rows = [("Number of images", str(report["counts"]["evaluated"])), ("Number of classes", str(report["classes"]))]
+    if "mAP" in report:
+        rows += [("Number of classes without an image", str(report["average_precision"].count(None))),
+                 ("Mean average precision", f"{round(100 * report['mAP'], 2)}%")]
     rows += [(f"Top{k} accuracy", f"{value}%") for k, value in enumerate(percentages(report), 1)]
     return {"title": "Overall statistical evaluation", "value": [{"key": key, "value": value} for key, value in rows]}
 
@@ -223,17 +313,23 @@ def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("result", metavar="RESULT", type=cli.path, help="folder of results, one file per image")
-    parser.add_argument("labels", metavar="LABELS", type=cli.path, help='text file of lines "NAME[.suffix] INT"')
+    parser.add_argument("labels", metavar="LABELS", type=cli.path,
+                        help='text file of lines "NAME[.suffix] INT", or real.json')
     parser.add_argument("out_dir", metavar="OUT_DIR", type=cli.path, help="folder for the output; made if missing")
     parser.add_argument("out_name", metavar="OUT_NAME", help="file name of the output, such as acc.json")
     parser.add_argument("--prep", metavar="DIR", type=cli.path,
                         help="prepared folder: account for every image in its manifest")
+    parser.add_argument("--multi-label", action="store_true",
+                        help='LABELS has lines "NAME INT INT …"; the figure is the mean average precision')
     parser.add_argument("-j", "--workers", type=cli.whole(1, 1024), metavar="N", default=len(os.sched_getaffinity(0)),
                         help="threads (default: %(default)s, the cores)")
     for k in (1, 5):
         parser.add_argument(f"--min-top{k}", type=cli.real(0, 100), metavar="P",
                             help=f"exit status 3 if Top-{k} is below P per cent")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.multi_label and not arguments.min_top1 is arguments.min_top5 is None:
+        parser.error("--min-top1 and --min-top5 are not for --multi-label, whose figure is the mean average precision")
+    return arguments
 
 
 def main() -> None:
@@ -241,7 +337,7 @@ def main() -> None:
     arguments = parse_arguments()
     accuracy_path, report_path = output_paths(arguments.out_dir, arguments.out_name, arguments.result,
                                               arguments.labels)
-    report = evaluate(arguments.result, arguments.labels, arguments.prep, arguments.workers)
+    report = evaluate(arguments.result, arguments.labels, arguments.prep, arguments.workers, arguments.multi_label)
     table = statistics(report)
     make_folder(arguments.out_dir, "OUT_DIR")
     write_whole(report_path, json.dumps(report).encode("ascii"))
