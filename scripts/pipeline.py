@@ -134,6 +134,10 @@ class Chain:
         self.steps.header("Sample data")
         self.run("scripts/make_sample.py", self.data.folder)
 
+    def prepare_data(self) -> None:
+        self.steps.header("Data")
+        self.run("scripts/prepare_data.py", self.data.folder, self.data.prepared)
+
     def export(self) -> None:
         self.steps.header("Export")
         size = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
@@ -187,7 +191,7 @@ class Chain:
 
     def judge(self, result: str, name: str, *gates: str) -> None:
         self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name,
-                 "--prep", self.prepared, *gates)
+                 "--prep", self.prepared, *(["--multi-label"] if self.arguments.multi_label else []), *gates)
 
     def measure(self, model: str) -> None:
         given = self.arguments
@@ -204,6 +208,8 @@ class Chain:
         start, given = time.time(), self.arguments
         if self.data.is_sample:
             self.make_sample()
+        if self.data.to_prepare():
+            self.prepare_data()
         self.export()
         self.preprocess()
         if self.backend == "ascend":
