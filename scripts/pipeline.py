@@ -44,6 +44,8 @@ def parse_arguments() -> argparse.Namespace:
         help="measurements per batch size, of which the median counts (default: 3)")
     add("--compare", metavar="N", type=cli.whole(0), default=64,
         help="images to compare with ONNX Runtime after an ascend run, 0 for none (default: 64)")
+    add("--forecast", action="store_true",
+        help="forecast on the CPU what float16 will cost on the card (on ascend always, with --compare's images)")
     add("--min-top1", metavar="PERCENT", type=percent, help="a gate: exit status 3 and one sentence if it is lower")
     add("--min-top5", metavar="PERCENT", type=percent, help="likewise")
     add("--min-throughput", metavar="X", type=cli.real(0), help="likewise, images/s at the best batch size")
@@ -176,8 +178,15 @@ class Chain:
                  "--output", self.arguments.workdir, "--output_dirname", "result", "--outfmt", "TXT", *self.device,
                  *self.force)
 
-    def compare(self, other: str, result: str) -> None:
-        self.run("scripts/compare_results.py", other, result, "--json", self.place("compare.json"),
+    def forecast(self) -> None:
+        """What float16 will cost on the card, computed on the CPU."""
+        self.steps.header("Forecast for float16")
+        self.run("scripts/forecast_fp16.py", self.model, "--input", self.prepared, "--labels", self.data.labels,
+                 "--images", str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp,
+                 *self.force)
+
+    def compare(self, other: str, result: str, *more: str) -> None:
+        self.run("scripts/compare_results.py", other, result, "--json", self.place("compare.json"), *more,
                  *self.gate("--min-cosine"))
 
     def quantise(self) -> str:
@@ -210,6 +219,9 @@ class Chain:
             self.make_sample()
         self.export()
         self.preprocess()
+        forecast = given.forecast or self.backend == "ascend" and given.compare > 0
+        if forecast:
+            self.forecast()
         if self.backend == "ascend":
             self.compile()
         self.infer()
@@ -223,7 +235,7 @@ class Chain:
         if self.backend == "ascend" and given.compare:
             self.steps.header("Comparison with ONNX Runtime")
             self.infer_on_cpu(self.model, "result_onnx", "--first", str(given.compare), batch_size=8)
-            self.compare(self.place("result_onnx"), self.result)
+            self.compare(self.place("result_onnx"), self.result, "--forecast", self.place("forecast.json"))
             compared = True
         measured = given.perf or given.min_throughput is not None or self.backend == "ascend"
         if measured:

@@ -213,8 +213,8 @@ def plant(model: Any, kind: str, name: str, kept: Set[str], high_precision: bool
     import numpy
     from onnx import helper, numpy_helper
     graph = model.graph
-    node = next((node for node in graph.node if node.name == name), None)
-    if node is None or name in kept:
+    node = next(node for node in graph.node if node.name == name)
+    if name in kept:
         return
     index, target = list(graph.node).index(node), node.output[0]
     tensors = {tensor.name: tensor for tensor in graph.initializer}
