@@ -45,8 +45,8 @@ def part(model: onnx.ModelProto, given: Collection[str], tensors: Iterable[str])
     made = {name for node in nodes for name in node.output}
     weights = [tensor for tensor in model.graph.initializer if tensor.name in needed]
     read = {name for node in nodes for name in node.input}
-    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-              for name in given if name in read and name not in made]
+    read -= made | {tensor.name for tensor in model.graph.initializer}
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in given if name in read]
     outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted]
     return helper.make_model(helper.make_graph(nodes, "part", inputs, outputs, weights),
                              opset_imports=model.opset_import, ir_version=model.ir_version)
