@@ -6,15 +6,15 @@ from typing import Any, Dict, List, Sequence, Tuple
 import matplotlib
 from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 5.0, 3.1  # inches; drawn at 72 units an inch, so that 11 points stay legible on a phone
+WIDTH, HEIGHT = 4.6, 3.1  # inches; at 72 units an inch, shown 330 to 460 pixels wide: on a phone, too, it is legible
 # What a colour of the plot is called in the page's style sheet: --ink and so on.
 INK, MUTED, GRID, PAPER, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "card", FIRST: "first", SECOND: "second"}
-STYLE = {"svg.fonttype": "none", "font.size": 11, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
+STYLE = {"svg.fonttype": "none", "font.size": 12, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
          "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
          "grid.color": GRID, "hatch.color": PAPER, "hatch.linewidth": 0.7, "legend.frameon": False,
-         "legend.fontsize": 10, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+         "legend.fontsize": 11, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
          "path.simplify": True, "axes.formatter.useoffset": False}
 
 
