@@ -65,7 +65,8 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
     return {"tool": "compare_results.py", "version": cli.VERSION,
             "a": os.path.abspath(folder_a), "b": os.path.abspath(folder_b),
             "images": len(common), "classes": classes,
-            "cosine": {"min": cosines[worst], "mean": float(np.mean(cosines)), "image": common[worst]}, "cosines": cosines,
+            "cosine": {"min": cosines[worst], "mean": float(np.mean(cosines)), "image": common[worst]},
+            "cosines": cosines,  # of each image, in order
             "largest_difference": {"value": differences[furthest], "image": common[furthest]},
             "top1_agreement": 100 * (1 - len(disagreements) / len(common)), "disagreements": disagreements,
             "only_in_a": sorted(set(files_a) - set(files_b), key=natural_key),
