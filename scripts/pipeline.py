@@ -250,8 +250,8 @@ class Chain:
         steps = [("Sample data", self.make_sample, self.data.is_sample), ("Export", self.export, True),
                  ("Preprocess", self.preprocess, True),
                  ("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),
-                 ("Compile", self.compile, on_card), ("Inference", self.infer, True), ("Quantise", self.quantise, given.precision == "int8"),
-                 ("Accuracy", self.judge, True),
+                 ("Compile", self.compile, on_card), ("Inference", self.infer, True),
+                 ("Quantise", self.quantise, given.precision == "int8"), ("Accuracy", self.judge, True),
                  ("Comparison with ONNX Runtime", self.compare_with_cpu, on_card and given.compare),
                  ("Performance", self.measure, measured), ("Report", self.report, True)]
         return [(name, step) for name, step, wanted in steps if wanted]
