@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import answers, cli, native
+from common import answers, class_names, cli, native
 from common.cli import Refusal, shown, some
 from common.files import make_folder, read_regular, write_whole
 from common.labels import check_range, label_shift, match_labels, read_labels
@@ -91,20 +91,21 @@ def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) 
     return found
 
 
-def count_hits(paths: Sequence[str], right: Sequence[Any], classes: int, workers: int) -> List[int]:
-    """How many predictions have a right class first, among the first two, … five (fewer for fewer classes).
+def count_hits(paths: Sequence[str], right: Sequence[Any], classes: int, workers: int) -> Tuple[List[int], List[int]]:
+    """(how many predictions have a right class first, among the first two, … five (or all); each one's right class).
 
     right: the class of each, or a tuple of them, of which the one that comes first counts.
     """
     each = [one if isinstance(one, tuple) else (one,) for one in right]
-    starts = np.cumsum([0] + [len(one) for one in each[:-1]])
     repeated = [path for path, one in zip(paths, each) for _ in one]
     labels = np.array([label for one in each for label in one], np.int64) + label_shift(classes)
-    found = np.minimum.reduceat(ranks(repeated, labels, classes, workers), starts)
-    places = np.bincount(found[(0 <= found) & (found < classes)], minlength=classes)
+    found = ranks(repeated, labels, classes, workers)
+    owners = np.repeat(np.arange(len(each)), [len(one) for one in each])
+    best = np.lexsort((found, owners))[np.cumsum([0] + [len(one) for one in each[:-1]])]
+    places = np.bincount(found[best][(0 <= found[best]) & (found[best] < classes)], minlength=classes)
     if places.sum() != len(paths):
         raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of the program")
-    return [int(hits) for hits in np.cumsum(places)[:min(TOP, classes)]]
+    return [int(hits) for hits in np.cumsum(places)[:min(TOP, classes)]], labels[best].tolist()
 
 
 def average_precision(scores: np.ndarray, right: np.ndarray) -> Optional[float]:
@@ -227,14 +228,16 @@ def read_lines(path: str, classes: int, multi_label: bool) -> List[Any]:
     return lines
 
 
-def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1, multi_label: bool = False
-             ) -> Dict[str, Any]:
+def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1, names: Optional[str] = None,
+             multi_label: bool = False             ) -> Dict[str, Any]:
     """Compare all predictions in a result folder with their labels.
 
     Returns a report that json can write: "classes" (int), "hits" ([Top-1, Top-2, ... Top-5] as counts, fewer for fewer
     classes, none for multi_label, which has "mAP" and "average_precision" instead), "counts" (labelled, images,
     preprocessed, bad, inferred, evaluated, left_out; None where that cannot be known without prep), "evaluated"
-    (stems), "left_out" ([{"source", "error"}]), "labelled_without_prediction" (names), "notes" (sentences).
+    (stems), "true" (the right class of each of them; of several the one that the network prefers; not for multi_label),
+    "class_names" (of all classes, None if nobody knows them; see class_names.find(), which gets the file `names`),
+    "left_out" ([{"source", "error"}]), "labelled_without_prediction" (names), "notes" (sentences).
     Raises: Refusal if anything is amiss.
     """
     results = result_files(result)
@@ -245,33 +248,34 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     images = {stem: sources.get(stem, stem) for stem in stems}
     others = set(sources.values()).difference(images.values()).union(image["source"] for image in bad)
     matched = match_labels(images, lines, labels, others)
-    names = {name for name, _, _ in lines}
-    unpredicted = sorted(names.difference(name for name, _, _ in matched.values()))
+    labelled = {name for name, _, _ in lines}
+    unpredicted = sorted(labelled.difference(name for name, _, _ in matched.values()))
     right = {stem: matched[stem][1] for stem in stems}
     if multi_label:
-        score = precision(paths, list(right.values()), classes)
+        score, true = precision(paths, list(right.values()), classes), []
     else:
         stems = [stem for stem in stems if right[stem] != ()]
         if not stems:
             raise Refusal(f"{shown(labels)} has no right class for any of the {len(paths)} images")
-        score = {"hits": count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes,
-                                    workers)}
+        hits, true = count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes, workers)
+        score = {"hits": hits}
 
     left_out = [{"source": images[stem], "error": f"no right class in {os.path.basename(labels)}"}
                 for stem in sorted(results.keys() - set(stems))] + (bad if prep is not None else [])
     notes = []
     if unpredicted:
-        notes.append(f"{len(unpredicted)} of {len(names)} labelled names have no prediction: this is a subset")
+        notes.append(f"{len(unpredicted)} of {len(labelled)} labelled names have no prediction: this is a subset")
     if left_out:
         notes.append(f"{len(left_out)} of {len(stems) + len(left_out)} images were left out")
-    counts = {"labelled": len(names), "images": len(paths) + len(bad), "preprocessed": len(paths), "bad": len(bad),
+    counts = {"labelled": len(labelled), "images": len(paths) + len(bad), "preprocessed": len(paths), "bad": len(bad),
               "inferred": len(paths), "evaluated": len(stems), "left_out": len(left_out)}
     return {
         "tool": "TResNet_postprocess.py", "version": cli.VERSION, "result": os.path.abspath(result),
         "labels": os.path.abspath(labels), "prep": None if prep is None else os.path.abspath(prep),
         "classes": classes, **score,
         "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)), "notes": notes,
-        "left_out": left_out, "labelled_without_prediction": unpredicted, "evaluated": stems,
+        "left_out": left_out, "labelled_without_prediction": unpredicted, "evaluated": stems, "true": true,
+        "class_names": class_names.find(classes, names, zip([images[stem] for stem in stems], true)),
     }
 
 
@@ -323,6 +327,8 @@ def parse_arguments() -> argparse.Namespace:
                         help='LABELS has lines "NAME INT INT …"; the figure is the mean average precision')
     parser.add_argument("-j", "--workers", type=cli.whole(1, 1024), metavar="N", default=len(os.sched_getaffinity(0)),
                         help="threads (default: %(default)s, the cores)")
+    parser.add_argument("--class-names", type=cli.path, metavar="FILE",
+                        help="for the report: one name a line, or `FOLDER NAME` (default: class folders', ImageNet's)")
     for k in (1, 5):
         parser.add_argument(f"--min-top{k}", type=cli.real(0, 100), metavar="P",
                             help=f"exit status 3 if Top-{k} is below P per cent")
@@ -337,7 +343,8 @@ def main() -> None:
     arguments = parse_arguments()
     accuracy_path, report_path = output_paths(arguments.out_dir, arguments.out_name, arguments.result,
                                               arguments.labels)
-    report = evaluate(arguments.result, arguments.labels, arguments.prep, arguments.workers, arguments.multi_label)
+    report = evaluate(arguments.result, arguments.labels, arguments.prep, arguments.workers,
+                      arguments.class_names, arguments.multi_label)
     table = statistics(report)
     make_folder(arguments.out_dir, "OUT_DIR")
     write_whole(report_path, json.dumps(report).encode("ascii"))

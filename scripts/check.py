@@ -190,6 +190,10 @@ class Data:
         match_labels({stem: source for source, stem in stems.items()}, labels, self.labels)
         return f"{len(labels)} in {shown(self.labels)}"
 
+    def several_answers(self) -> bool:
+        """Whether an image may have several right classes."""
+        return bool(self.arguments.multi_label or answers.is_real(self.labels))
+
     def read(self) -> List[Any]:
         """(NAME, class or classes, line) of the labels file."""
         if self.arguments.multi_label:
@@ -215,7 +219,7 @@ class Data:
         """Before inference: labels must be classes of the network, class folders without a map all of its classes."""
         names, class_map = self.class_folders(), self.arguments.class_map
         if self.is_sample or not self.from_folders():
-            if self.arguments.multi_label or answers.is_real(self.labels):
+            if self.several_answers():
                 answers.check_range(self.read(), classes, self.labels)
             elif not self.is_sample:
                 check_range(read_labels(self.labels), classes, self.labels)
