@@ -47,6 +47,8 @@ def parse_arguments() -> argparse.Namespace:
         help="measurements per batch size, of which the median counts (default: 3)")
     add("--compare", metavar="N", type=cli.whole(0), default=64,
         help="images to compare with ONNX Runtime after an ascend run, 0 for none (default: 64)")
+    add("--forecast", action="store_true",
+        help="forecast on the CPU what float16 will cost on the card (on ascend always, with --compare's images)")
     add("--min-top1", metavar="PERCENT", type=percent, help="a gate: exit status 3 and one sentence if it is lower")
     add("--min-top5", metavar="PERCENT", type=percent, help="likewise")
     add("--min-throughput", metavar="X", type=cli.real(0), help="likewise, images/s at the best batch size")
@@ -183,9 +185,16 @@ class Chain:
                  "--output", self.arguments.workdir, "--output_dirname", "result", "--outfmt", "TXT", *self.device,
                  *self.force)
 
-    def compare(self, other: str, result: str) -> None:
+    def forecast(self) -> None:
+        """What float16 will cost on the card, computed on the CPU."""
+        self.made.add("forecast")
+        self.run("scripts/forecast_fp16.py", self.model, "--input", self.prepared, "--labels", self.data.labels,
+                 "--images", str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp,
+                 *self.force)
+
+    def compare(self, other: str, result: str, *more: str) -> None:
         self.made.add("compare")
-        self.run("scripts/compare_results.py", other, result, "--json", self.place("compare.json"),
+        self.run("scripts/compare_results.py", other, result, "--json", self.place("compare.json"), *more,
                  *self.gate("--min-cosine"))
 
     def quantise(self) -> None:
@@ -205,7 +214,7 @@ class Chain:
 
     def compare_with_cpu(self) -> None:
         self.infer_on_cpu(self.model, "result_onnx", "--first", str(self.arguments.compare), batch_size=8)
-        self.compare(self.place("result_onnx"), self.result)
+        self.compare(self.place("result_onnx"), self.result, "--forecast", self.place("forecast.json"))
 
     def measure(self) -> None:
         given = self.arguments
@@ -239,9 +248,10 @@ class Chain:
         given, on_card = self.arguments, self.backend == "ascend"
         measured = given.perf or given.min_throughput is not None or on_card
         steps = [("Sample data", self.make_sample, self.data.is_sample), ("Export", self.export, True),
-                 ("Preprocess", self.preprocess, True), ("Compile", self.compile, on_card),
-                 ("Inference", self.infer, True), ("Quantise", self.quantise, given.precision == "int8"),
-                 ("Accuracy", self.judge, True),
+                 ("Preprocess", self.preprocess, True),
+                 ("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),
+                 ("Compile", self.compile, on_card), ("Inference", self.infer, True),
+                 ("Quantise", self.quantise, given.precision == "int8"), ("Accuracy", self.judge, True),
                  ("Comparison with ONNX Runtime", self.compare_with_cpu, on_card and given.compare),
                  ("Performance", self.measure, measured), ("Report", self.report, True)]
         return [(name, step) for name, step, wanted in steps if wanted]
