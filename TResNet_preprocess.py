@@ -27,7 +27,8 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
 from common import cli, files, manifest, progress
 from common.cli import Refusal, shown, some
-from common.images import find_images
+from common.images import class_folders, find_images
+from common.inputs import checksum
 from common.journal import Journal, Row
 from common.labels import class_labels
 from common.manifest import LABELS, MANIFEST
@@ -36,10 +37,12 @@ from common.pixels import BYTES, IMG_SIZE, convert, fast_path, reason
 from common.workers import run_workers
 
 TIMEOUT = 60.0  # seconds for one image
+AHEAD = 60 * 10**9  # ns; a .bin from further in the future would always be younger than its result
 LISTED = 20  # bad images that are listed on stderr
 GOES_ON = "run the same command again, it goes on from here"
 
-Job = Tuple[str, str]  # an image's path below SRC, the stem of its .bin
+# An image's path below SRC, the stem of its .bin, and its row of the manifest if the .bin is whole, the image touched.
+Job = Tuple[str, str, Row]
 
 
 class Plan(NamedTuple):
@@ -47,6 +50,7 @@ class Plan(NamedTuple):
     todo: List[Job]
     kept: List[Row]  # of the manifest of earlier runs, for images that are done,
     synced: int  # the first so many of which the disk has for certain
+    seconds: float  # that the earlier runs took
     stale: Dict[str, int]  # files of ours that go, and their sizes in bytes
 
 
@@ -90,23 +94,23 @@ def check_folders(source: str, target: str) -> None:
         raise Refusal(f"DST cannot be written: {shown(existing)} is read-only for this user")
 
 
-def files_there(folder: str) -> Dict[str, Tuple[int, int]]:
-    """{name: (size, mtime_ns)} of what a later step would read from the folder, by whomever it was made."""
+def files_there(folder: str) -> Dict[str, files.Stamp]:
+    """{name: its stamp} of what a later step would read from the folder, by whomever it was made."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as listing:
         states = ((entry.name, entry.stat(follow_symlinks=False)) for entry in listing
                   if entry.name.lower().endswith(INPUT_SUFFIXES) or entry.name == LABELS)
-        return {name: (status.st_size, status.st_mtime_ns) for name, status in states}
+        return {name: files.stamp(status) for name, status in states}
     return {}
 
 
-def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, Tuple[int, int]], stems: Dict[str, str],
+def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, files.Stamp], stems: Dict[str, str],
          labelled: bool) -> Plan:
     """What is to be made, and what an earlier run made that still holds.
 
-    images: {source: (size, mtime_ns)}; stems: {source: stem of its .bin}; labelled: whether this run writes LABELS.
-    Raises: Refusal if there are files in DST that are not ours.
+    images: {source: its stamp}; stems: {source: stem of its .bin}; labelled: whether this run writes LABELS.
+    Raises: Refusal if there are files in DST that are not ours, or that were made with other settings.
     """
-    header, rows, synced = manifest.read(args.dst)
+    header, rows, synced, trusted = manifest.read(args.dst)
     there = files_there(args.dst)
     ours = manifest.owned(rows) | {stem + ".bin" for stem in stems.values()} if header else set()
     ours |= {LABELS} if header.get("labels") else set()
@@ -114,25 +118,50 @@ def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, Tuple[int, int
     if foreign:
         raise Refusal(f"{shown(args.dst)} holds files that this program did not make or cannot account for "
                       f"({some(foreign, 5)}); move them away or choose another DST")
-    changed = manifest.changes(header, recipe) if header else []
-    if changed:
-        print(f"everything is made anew: {', '.join(changed)}", file=sys.stderr)
-    if changed or args.force:
-        rows = []
-    last = {row.get("source"): index for index, row in enumerate(rows)}
+    rows = [] if made_anew(args, header, recipe, rows) else rows
+    last = {row["source"]: index for index, row in enumerate(rows) if row.get("bin") == bin_name(stems, row)}
+    whole = {}  # {source: its row} where the .bin is what it was when it was made
+    for source in last.keys() & images.keys():
+        row = rows[last[source]]
+        found = there.get(row["bin"], (0, 0, 0))
+        if found[0] == bin_size(args) and found[1] < time.time_ns() + AHEAD and (
+                last[source] < trusted and found[1:] == (row.get("bin_mtime_ns"), row.get("bin_ctime_ns"))
+                or checksum_of(os.path.join(args.dst, row["bin"])) == row.get("checksum")):
+            whole[source] = dict(row, bin_mtime_ns=found[1], bin_ctime_ns=found[2])
+    done = {source for source, row in whole.items()
+            if images[source] == (row.get("size"), row.get("mtime_ns"), row.get("ctime_ns"))}
+    keep = {row["bin"] for row in whole.values()} | ({LABELS} if labelled else set())
+    return Plan([(source, stems[source], whole.get(source, {})) for source in images if source not in done],
+                [whole[source] for source in sorted(done, key=last.__getitem__)],
+                sum(last[source] < synced or last[source] >= trusted for source in done), manifest.seconds_taken(rows),
+                {name: stamp[0] for name, stamp in there.items() if name in ours and name not in keep})
 
-    def holds(source: str) -> bool:
-        """Whether neither the image nor its .bin has changed since the manifest's row was written."""
-        row, name = rows[last[source]], stems[source] + ".bin"
-        return ((row.get("bin"), row.get("size"), row.get("mtime_ns")) == (name, *images[source])
-                and there.get(name) == (bin_size(args), row.get("bin_mtime_ns")))
 
-    valid = sorted(last[source] for source in images if source in last and holds(source))
-    kept = [rows[index] for index in valid]
-    done, keep = {row["source"] for row in kept}, {row["bin"] for row in kept} | ({LABELS} if labelled else set())
-    return Plan([(source, stems[source]) for source in images if source not in done],
-                kept, sum(index < synced for index in valid),
-                {name: size for name, (size, _) in there.items() if name in ours and name not in keep})
+def bin_name(stems: Dict[str, str], row: Row) -> str:
+    """The name that a row's .bin has today; "" if its image has gone."""
+    return stems[row["source"]] + ".bin" if row.get("source") in stems else ""
+
+
+def made_anew(args: argparse.Namespace, header: Row, recipe: Row, rows: List[Row]) -> bool:
+    """Whether nothing in DST can be kept. Raises: Refusal if only other settings are the reason, without --force."""
+    if args.force or not header:
+        return args.force
+    settings, program = manifest.other_settings(header, recipe), manifest.other_program(header, recipe)
+    count, seconds = len({row["bin"] for row in rows if "bin" in row}), manifest.seconds_taken(rows)
+    took = f"{count} images" + (f", which took {seconds:.0f} s" if seconds >= 0.5 else "")
+    if settings and count:
+        raise Refusal(f"{shown(args.dst)} holds {took}, made with other settings: {', '.join(settings)}; to keep them, "
+                      "name another DST; --force makes all of them anew")
+    if settings or program:
+        print(f"everything is made anew ({took}): {', '.join(settings + program)}", file=sys.stderr)
+    return bool(settings or program)
+
+
+def checksum_of(path: str) -> str:
+    """The checksum of a .bin; "" if it cannot be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return checksum(file.read())
+    return ""
 
 
 def bin_size(args: argparse.Namespace) -> int:
@@ -153,7 +182,7 @@ def make_work(args: argparse.Namespace) -> Callable[[Job], Row]:
         print(f"note: the fast path is not used, Pillow does it all: {error}", file=sys.stderr)
 
     def work(job: Job) -> Row:
-        source, stem = job
+        source, stem, whole = job
         try:
             descriptor = os.open(os.path.join(args.src, source), os.O_RDONLY | os.O_NONBLOCK)
             with open(descriptor, "rb", buffering=0) as file:
@@ -162,13 +191,18 @@ def make_work(args: argparse.Namespace) -> Callable[[Job], Row]:
                     raise ValueError("empty" if stat.S_ISREG(status.st_mode) else "not a regular file")
                 data = convert(file, args.img_size, args.dtype, fast)
         except Exception as error:  # Pillow raises a dozen kinds for broken files, SyntaxError among them
+            if whole:
+                os.unlink(os.path.join(args.dst, stem + ".bin"))
             return {"source": source, "error": reason(error)}
+        row = {"bin": stem + ".bin", "source": source, "size": status.st_size, "mtime_ns": status.st_mtime_ns,
+               "ctime_ns": status.st_ctime_ns, "checksum": checksum(data)}
+        if whole.get("checksum") == row["checksum"]:  # the same image as before: its .bin, and its result, may stay
+            return dict(whole, **row)
         try:
-            _, written = files.write_whole(os.path.join(args.dst, stem + ".bin"), data)
+            _, written, changed = files.write_whole(os.path.join(args.dst, stem + ".bin"), data)
         except OSError as error:
             return {"source": source, "write_error": error.errno}
-        return {"bin": stem + ".bin", "source": source, "size": status.st_size, "mtime_ns": status.st_mtime_ns,
-                "bin_mtime_ns": written}
+        return dict(row, bin_mtime_ns=written, bin_ctime_ns=changed)
 
     return work
 
@@ -197,7 +231,8 @@ def carry_out(args: argparse.Namespace, task: Plan, header: Row, labels: Optiona
     """Bring DST, which this run holds, to what was planned. Raises: OSError."""
     parts = f".*\\.bin|{re.escape(MANIFEST)}|{re.escape(LABELS)}"
     files.remove_parts(args.dst, parts)
-    expected = {stem + ".bin" for _, stem in task.todo} | {row["bin"] for row in task.kept} | set(task.stale) - {LABELS}
+    expected = {job[1] + ".bin" for job in task.todo} | {row["bin"] for row in task.kept} | set(task.stale) - {LABELS}
+    started = time.monotonic()
     with contextlib.closing(manifest.begin(args.dst, header, expected, bad, task.kept, task.synced)) as journal:
         for name in task.stale:
             os.unlink(os.path.join(args.dst, name))
@@ -208,6 +243,7 @@ def carry_out(args: argparse.Namespace, task: Plan, header: Row, labels: Optiona
                 process(args, task.todo, bad, journal, len(task.kept))
         finally:
             files.remove_parts(args.dst, parts)  # a worker that was ended may have left one
+        journal.add([{"seconds": round(task.seconds + time.monotonic() - started, 3)}])
         journal.finish()
 
 
@@ -229,30 +265,32 @@ def main() -> int:
     if not images and not bad:
         raise Refusal(f"no images in {shown(args.src)}: no file there ends in {', '.join(SUFFIXES)}")
     stems = name_bins(source for source in [*images, *bad] if source.lower().endswith(SUFFIXES))
-    labels = class_labels(images, stems, args.class_map)
+    labels = class_labels(args.src, images, stems, args.class_map)
 
+    folders = class_folders(args.src) if labels is not None and not args.class_map else []  # numbered by their order
     exists = os.path.isdir(args.dst)
     if exists:
         files.hold(args.dst)
     recipe = manifest.recipe(__file__, img_size=args.img_size, dtype=args.dtype, source=os.path.abspath(args.src))
-    todo, kept, _, stale = task = plan(args, recipe, images, stems, labels is not None)
-    files.check_space(args.dst, files.occupied([bin_size(args)] * len(todo)) - sum(stale.values()),
+    task = plan(args, recipe, images, stems, labels is not None)
+    todo, kept = task.todo, task.kept
+    files.check_space(args.dst, files.occupied([bin_size(args)] * len(todo)) - sum(task.stale.values()),
                       "choose a DST on another disk")
     try:
         if not exists:
             files.make_folder(args.dst, "DST")
             files.hold(args.dst)
-        carry_out(args, task, dict(recipe, labels=labels is not None), labels, bad)
+        carry_out(args, task, dict(recipe, labels=labels is not None, class_folders=folders), labels, bad)
     except OSError as error:
         advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"
         raise Refusal(f"cannot write to {shown(args.dst)}: {error.strerror}; {advice} and {GOES_ON}") from None
 
     seconds = time.monotonic() - started
-    made = len(todo) - sum(source in bad for source, _ in todo)
+    made = len(todo) - sum(job[0] in bad for job in todo)
     list_bad(bad)
     if labels is not None:
-        classes = len(set(map(os.path.dirname, images)))
-        print(f"labels from {classes} class folders in {shown(os.path.join(args.dst, LABELS))}")
+        numbered = f"{len(folders)} class folders, 0 to {len(folders) - 1} by their order" if folders else "--class-map"
+        print(f"labels from {numbered}, in {shown(os.path.join(args.dst, LABELS))}")
     print(f"{made + len(kept)} images in {shown(args.dst)}"
           + (f" ({len(kept)} were there already)" if kept else "") + (f", {len(bad)} bad ones left out" if bad else "")
           + f": {made} made in {seconds:.1f} s, {made / seconds:.1f} images/s")

@@ -14,8 +14,8 @@ from typing import Dict, List, NamedTuple, Tuple
 
 from common import ascend, cli, environment, files
 from common.cli import ROOT, Refusal, shown, some
-from common.images import find_images
-from common.labels import check_range, class_labels, match_labels, read_class_map, read_labels
+from common.images import class_folders, find_images
+from common.labels import check_folders, class_labels, label_offset, match_labels, read_class_map, read_labels
 from common.names import SUFFIXES, name_bins
 
 VALUE_BYTES = {False: 4, True: 1}  # of a .bin: float32, or uint8 for --uint8
@@ -39,6 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="folder with val_union/ (images) and val_label.txt; or with class folders in val/ (default: sample data)")
     add("--checkpoint", metavar="FILE", type=cli.path, help="trained TResNet (default: DIR/model_best.pth.tar)")
     add("--class-map", metavar="FILE", type=cli.path, help="numbers of the class folders (default: their order)")
+    add("--label-offset", metavar="N", type=int, choices=(-1, 0, 1),
+        help="what to add to each label to have the network's class (default: 1 for 1,001 classes, else 0)")
     add("--img-size", metavar="N", type=img_size, default=224, help="height and width in pixels (default: 224)")
     add("--uint8", action="store_true", help="images as bytes, converted on the device (AIPP)")
     add("--workdir", metavar="DIR", type=folder, default="work", help="where all products go (default: ./work)")
@@ -53,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def folder(text: str) -> str:
     """argparse type: a folder's path, without a slash at its end, that no program can take for an option."""
     path = cli.path(text).rstrip("/") or "/"
-    if path == "/":
+    if os.path.realpath(path) == "/":
         raise argparse.ArgumentTypeError("the root folder cannot be meant")
     return os.path.join(".", path) if path.startswith("-") else path
 
@@ -135,11 +137,11 @@ class Data:
             raise Refusal("there are no images that they could belong to")
         stems = name_bins(self.sources)
         if self.from_folders():
-            text = class_labels(self.sources, stems, self.arguments.class_map)
+            text = class_labels(self.images, self.sources, stems, self.arguments.class_map)
             if text is None:
                 raise Refusal(f"there is no {shown(os.path.join(self.folder, 'val_label.txt'))}, and the images do not "
                               "all lie in class folders, which would be numbered")
-            return f"from the {len(self.class_folders())} class folders"
+            return f"from the {len(class_folders(self.images))} class folders"
         labels = read_labels(self.labels)
         match_labels({stem: source for source, stem in stems.items()}, labels, self.labels)
         return f"{len(labels)} in {shown(self.labels)}"
@@ -149,24 +151,21 @@ class Data:
             raise Refusal(f"the checkpoint {shown(self.checkpoint)} is not there")
         return self.checkpoint
 
-    def class_folders(self) -> List[str]:
-        return sorted(set(map(os.path.dirname, self.sources)))
-
     def check_classes(self, classes: int) -> None:
         """Before inference: labels must be classes of the network, class folders without a map all of its classes."""
-        names, class_map = self.class_folders(), self.arguments.class_map
-        if self.is_sample or not self.from_folders():
-            if not self.is_sample:
-                check_range(read_labels(self.labels), classes, self.labels)
+        class_map = self.arguments.class_map
+        if self.is_sample:
+            return
+        if not self.from_folders():
+            label_offset(read_labels(self.labels), classes, self.labels, self.arguments.label_offset)
         elif class_map:
+            names = set(map(os.path.dirname, self.sources))
             beyond = [name for name, index in read_class_map(class_map).items() if name in names and index >= classes]
             if beyond:
                 raise Refusal(f"{shown(class_map)} gives {some(beyond)} numbers that the network does not have: it has "
                               f"{classes} classes, numbered from 0")
-        elif len(names) != classes:
-            raise Refusal(f"{shown(self.images)} has {len(names)} class folders ({some(names)}), which would be "
-                          f"numbered 0 to {len(names) - 1} by their order, but the network has {classes} classes; say "
-                          "which is which: --class-map FILE")
+        else:
+            check_folders(self.images, class_folders(self.images), classes)
 
 
 def needed_room(arguments: argparse.Namespace, images: int, checkpoint: str, ascend_runs: bool) -> int:

@@ -14,11 +14,11 @@ import json
 import os
 from typing import Any, Dict, List, Optional
 
-from common import cli
+from common import cli, record
 from common.cli import Refusal, shown
 from common.files import write_whole
 from common.names import natural_key
-from common.results import read_result, result_files
+from common.results import percent, read_result, result_files
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def describe(report: Dict[str, Any]) -> str:
              f"{count(report['classes'], 'class', 'classes')}: {shown(report['a'])} and {shown(report['b'])}",
              f"cosine similarity: min {cosine['min']:.6f} ({shown(cosine['image'])}), mean {cosine['mean']:.6f}",
              f"largest absolute difference: {difference['value']:.6g} ({shown(difference['image'])})",
-             f"Top-1 agreement: {report['top1_agreement']:.2f} % ({images - len(rows)} of {images})"]
+             f"Top-1 agreement: {percent(images - len(rows), images):.2f} % ({images - len(rows)} of {images})"]
     lines += [f"    {shown(row['image'])}: class {row['a']}, but {row['b']} in the second folder"
               for row in rows[:SHOWN]]
     if len(rows) > SHOWN:
@@ -136,6 +136,7 @@ def main() -> None:
     report = compare(arguments.a, arguments.b, arguments.first)
     print(describe(report))
     if arguments.json:
+        record.claim_like(arguments.json, f'"tool": "{report["tool"]}"')
         try:
             write_whole(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
         except OSError as error:

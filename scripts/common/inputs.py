@@ -1,7 +1,8 @@
 """Inputs of a network: which files, what one holds, and AIPP, the preparation of uint8 images on the card."""
+import functools
 import os
 import re
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from common.cli import Refusal, shown
 from common.names import INPUT_SUFFIXES, natural_key, result_stem
@@ -97,6 +98,24 @@ def apply_aipp(pixels: np.ndarray, aipp: Dict[str, str]) -> np.ndarray:
         np.array([float(aipp.get(f"{kind}_chn_{channel}", default)) for channel in range(3)], np.float32)
         .reshape(3, 1, 1) for kind, default in (("mean", 0), ("min", 0), ("var_reci", 1)))
     return np.ascontiguousarray((pixels.transpose(0, 3, 1, 2).astype(np.float32) - mean - low) * scale)
+
+
+@functools.lru_cache(maxsize=4)
+def multipliers(count: int) -> np.ndarray:
+    """Odd numbers, uint64 [count]: a word that changes always changes its product, and so the sum of all products."""
+    return np.random.RandomState(0).randint(0, 1 << 62, count).astype(np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+def checksum(data: Any) -> str:
+    """16 hexadecimal digits that tell damage in an input: zeros, a flipped bit, another image.
+
+    data: bytes, or a contiguous array. A tenth of SHA-256's time, which would cost a fifth of a photo's preparation.
+    """
+    octets = np.frombuffer(data, np.uint8)
+    if octets.size % 8:
+        octets = np.pad(octets, (0, -octets.size % 8))
+    words = octets.view("<u8")
+    return f"{int(np.dot(words, multipliers(len(words)))):016x}"
 
 
 def read_sample(path: str, model: Input, into: np.ndarray) -> None:

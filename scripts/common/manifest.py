@@ -1,8 +1,9 @@
 """The prepared folder's manifest: which .bin was made from which image, by which code; which images were bad, and why.
 
 FOLDER/manifest.jsonl is a journal. Its header says what every .bin depends on. Then come the names of all .bin files
-that the run was to make ("expected"), and a row for each image: {"bin", "source", "size", "mtime_ns", "bin_mtime_ns"},
-with the size and the modification time of the image and the modification time of the .bin, or {"source", "error"}.
+that the run was to make ("expected"), and a row for each image: {"source", "error"}, or {"bin", "source", "size",
+"mtime_ns", "ctime_ns", "bin_mtime_ns", "bin_ctime_ns", "checksum"}, with the size and times of the image, the times of
+the .bin and the checksum of its content (inputs.checksum). A finished run adds {"seconds"}, what all of it took.
 Standard library only.
 """
 import os
@@ -10,7 +11,7 @@ from typing import Any, Dict, Iterable, List, Set, Tuple
 
 from common import journal, record
 from common.cli import shown
-from common.journal import Journal, Row
+from common.journal import Journal, Row, Told
 
 TOOL = "TResNet_preprocess.py"
 MANIFEST = "manifest.jsonl"
@@ -19,15 +20,33 @@ PACKAGES = ("numpy", "Pillow", "simplejpeg")  # those that decide over the bytes
 
 
 def read_manifest(folder: str) -> Tuple[Row, Dict[str, Row]]:
-    """(header, {source: its last entry}) of a prepared folder, ({}, {}) if it has no manifest of ours."""
-    header, rows, _ = read(folder)
-    return header, {row["source"]: row for row in rows if isinstance(row.get("source"), str)}
+    """(header, {source: its last entry that can be trusted}) of a prepared folder, ({}, {}) if it is not ours."""
+    told = read(folder)
+    return told.header, {row["source"]: row for row in told.rows[:told.trusted] if "source" in row}
 
 
-def read(folder: str) -> Tuple[Row, List[Row], int]:
-    """(header, rows that still count, how many of them the disk had for certain), ({}, [], 0) if it is not ours."""
-    header, rows, synced = journal.read(os.path.join(folder, MANIFEST))
-    return (header, rows, synced) if header.get("tool") == TOOL else ({}, [], 0)
+def checksums(folder: str) -> Dict[str, str]:
+    """{name of a .bin: the checksum of its content} as a folder's manifest says, {} if it has none of ours."""
+    return {row["bin"]: row["checksum"] for row in read(folder).rows if isinstance(row.get("checksum"), str)}
+
+
+def read(folder: str) -> Told:
+    """What the manifest tells; nothing if it is not ours. Rows that this program would not write are made empty."""
+    told = journal.read(os.path.join(folder, MANIFEST))
+    if told.header.get("tool") != TOOL:
+        return Told({}, [], 0, 0)
+    return told._replace(rows=[row if well_formed(row) else {} for row in told.rows])
+
+
+def well_formed(row: Row) -> bool:
+    """Whether a row says what it says in the types that this program writes."""
+    if "bin" in row:
+        return all(isinstance(row.get(key), str) for key in ("bin", "source"))
+    if "source" in row or "error" in row:
+        return all(isinstance(row.get(key), str) for key in ("source", "error"))
+    names = row.get("expected", [])
+    return isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(
+        row.get("seconds", 0.0), (int, float))
 
 
 def recipe(program: str, **settings: Any) -> Row:
@@ -35,22 +54,32 @@ def recipe(program: str, **settings: Any) -> Row:
     return {"tool": TOOL, "sources": record.sources(program), "versions": record.versions(PACKAGES), **settings}
 
 
-def changes(old: Row, new: Row) -> List[str]:
-    """What differs between two recipes, in words."""
-    words = [f"{name} was {shown(str(old.get(name)))}" for name in new
-             if name not in ("tool", "sources", "versions") and old.get(name) != new[name]]
+def other_settings(old: Row, new: Row) -> List[str]:
+    """Which settings of two recipes differ, in words."""
+    return [f"{name} was {shown(str(old.get(name)))}" for name in new
+            if name not in ("tool", "sources", "versions") and old.get(name) != new[name]]
+
+
+def other_program(old: Row, new: Row) -> List[str]:
+    """What else differs between two recipes: this program, the packages."""
     before = old.get("versions")
-    if isinstance(before, dict):
-        words += [f"{package} was {shown(str(before.get(package) or 'missing'))}"
-                  for package, version in new["versions"].items() if before.get(package) != version]
-    return ["this program was updated"] * (old.get("sources") != new["sources"]) + words
+    words = ["this program was updated"] * (old.get("sources") != new["sources"])
+    return words + [f"{package} was {shown(str(before.get(package) or 'missing'))}"
+                    for package, version in new["versions"].items()
+                    if isinstance(before, dict) and before.get(package) != version]
+
+
+def seconds_taken(rows: Iterable[Row]) -> float:
+    """What it took to make the folder; 0 if it was never finished."""
+    return max((row["seconds"] for row in rows if "seconds" in row), default=0.0)
 
 
 def owned(rows: Iterable[Row]) -> Set[str]:
     """The names of the .bin files that the rows say were made or were to be made."""
     names: Set[str] = set()
     for row in rows:
-        names.update(map(str, row.get("expected", ())), [str(row.get("bin"))])
+        names.update(row.get("expected", ()))
+        names.update([row["bin"]] if "bin" in row else [])
     return names
 
 
