@@ -233,7 +233,8 @@ def carry_out(args: argparse.Namespace, task: Plan, header: Row, labels: Optiona
     files.remove_parts(args.dst, parts)
     expected = {job[1] + ".bin" for job in task.todo} | {row["bin"] for row in task.kept} | set(task.stale) - {LABELS}
     started = time.monotonic()
-    with contextlib.closing(manifest.begin(args.dst, header, expected, bad, task.kept, task.synced)) as journal:
+    with contextlib.closing(manifest.begin(args.dst, header, expected, bad, task.kept, task.synced,
+                                           task.seconds)) as journal:
         for name in task.stale:
             os.unlink(os.path.join(args.dst, name))
         if labels is not None:
@@ -241,9 +242,9 @@ def carry_out(args: argparse.Namespace, task: Plan, header: Row, labels: Optiona
         try:
             if task.todo:
                 process(args, task.todo, bad, journal, len(task.kept))
+                journal.add([{"seconds": round(task.seconds + time.monotonic() - started, 3)}])
         finally:
             files.remove_parts(args.dst, parts)  # a worker that was ended may have left one
-        journal.add([{"seconds": round(task.seconds + time.monotonic() - started, 3)}])
         journal.finish()
 
 

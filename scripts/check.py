@@ -12,7 +12,7 @@ import os
 import shutil
 from typing import Dict, List, NamedTuple, Tuple
 
-from common import ascend, cli, environment, files
+from common import ascend, cli, environment, files, manifest
 from common.cli import ROOT, Refusal, shown, some
 from common.images import class_folders, find_images
 from common.labels import check_folders, class_labels, label_offset, match_labels, read_class_map, read_labels
@@ -115,8 +115,11 @@ class Data:
         if not self.is_sample:
             if not os.path.isdir(self.images) and os.path.isdir(os.path.join(self.folder, "val")):
                 self.images = os.path.join(self.folder, "val")
-            if not os.path.lexists(self.labels):  # class folders: preprocessing writes their labels
-                self.labels = os.path.join(arguments.workdir, "prep_dataset", "val_label.txt")
+        self.prepared = manifest.place_for(arguments.workdir, {
+            "source": os.path.abspath(self.images), "img_size": arguments.img_size,
+            "dtype": "uint8" if arguments.uint8 else "float32"})
+        if not self.is_sample and not os.path.lexists(self.labels):  # class folders: preprocessing writes their labels
+            self.labels = os.path.join(self.prepared, manifest.LABELS)
         self.checkpoint = arguments.checkpoint or os.path.join(self.folder, "model_best.pth.tar")
         self.sources: Dict[str, Tuple[int, int]] = {}
 
@@ -168,13 +171,16 @@ class Data:
             check_folders(self.images, class_folders(self.images), classes)
 
 
-def needed_room(arguments: argparse.Namespace, images: int, checkpoint: str, ascend_runs: bool) -> int:
+def needed_room(data: Data, images: int, ascend_runs: bool) -> int:
     """Bytes that the work folder will take up, less what is there of it already."""
+    arguments, checkpoint = data.arguments, data.checkpoint
     model = max(MODEL_BYTES, os.path.getsize(checkpoint) if os.path.isfile(checkpoint) else 0)
     models = 2 + len(arguments.batch_sizes) * ascend_runs  # ONNX, and the sample or an int8 model
     per_image = [3 * arguments.img_size ** 2 * VALUE_BYTES[arguments.uint8], RESULT_BYTES]
     there = 0
-    for path, _, names in os.walk(arguments.workdir):
+    for path, folders, names in os.walk(arguments.workdir):
+        folders[:] = [name for name in folders if not name.startswith("prep_dataset")
+                      or os.path.join(path, name) == data.prepared]  # others are of other settings
         there += files.occupied(os.lstat(os.path.join(path, name)).st_size for name in names)
     return max(0, images * files.occupied(per_image) + models * model - there)
 
@@ -194,7 +200,7 @@ def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
         except Refusal as refusal:
             rows.append(Row("both", item, False, refusal.sentence, mend))
     images, workdir = len(data.sources) or 20, data.arguments.workdir
-    needed, free = needed_room(data.arguments, images, data.checkpoint, ascend_runs), files.free_space(workdir)
+    needed, free = needed_room(data, images, ascend_runs), files.free_space(workdir)
     rows.append(Row("both", "disk space", free >= needed,
                     f"{free / 1e6:,.0f} MB are free for {shown(workdir)}, {needed / 1e6:,.0f} MB are needed for "
                     f"{images} images and the models", "make room, or --workdir on another disk"))

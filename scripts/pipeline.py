@@ -33,6 +33,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     check.add_options(parser)
     add, percent = parser.add_argument, cli.real(0, 100)
+    add("--lineage", choices=("ascend", "miil"), help="of the weights, where the checkpoint does not tell")
+    add("--ema", action="store_true", help="take the checkpoint's averaged weights")
+    add("--key", metavar="NAME", help="which of several state dicts in the checkpoint to take, such as teacher")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
     add("--batch-size", metavar="N", type=cli.whole(1, 4096),
         help="batch of the accuracy run (default: 1 on ascend, 8 on the CPU)")
@@ -112,7 +115,7 @@ class Chain:
         self.arguments, self.data, self.backend, self.steps = arguments, data, backend, steps
         self.here = "" if os.getcwd() == ROOT else ROOT + "/"  # commands are as short as they can be pasted
         self.python = os.path.relpath(python, ROOT) if not self.here and python.startswith(ROOT + "/") else python
-        self.model, self.prepared = self.place("tresnet.onnx"), self.place("prep_dataset")
+        self.model, self.prepared = self.place("tresnet.onnx"), data.prepared
         self.result = self.place("result")
         self.force = ["--force"] if arguments.force else []
         self.aipp = ["--aipp", self.place("aipp.cfg")] if arguments.uint8 else []
@@ -135,7 +138,11 @@ class Chain:
 
     def export(self) -> None:
         self.steps.header("Export")
-        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, "--img-size", str(self.arguments.img_size),
+        given = self.arguments
+        words = ["--lineage", given.lineage] if given.lineage else []
+        words += ["--key", given.key] if given.key else []
+        words += ["--ema"] if given.ema else []
+        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, "--img-size", str(given.img_size), *words,
                  *self.force)
         if not self.steps.dry_run:
             self.data.check_classes(int(record.notes(self.model)["num_classes"]))
@@ -190,8 +197,10 @@ class Chain:
         return model
 
     def judge(self, result: str, name: str, *gates: str) -> None:
+        offset = self.arguments.label_offset
+        words = [] if offset is None else [f"--label-offset={offset}"]
         self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name,
-                 "--prep", self.prepared, *gates)
+                 "--prep", self.prepared, *words, *gates)
 
     def measure(self, model: str) -> None:
         given = self.arguments

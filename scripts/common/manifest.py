@@ -6,6 +6,8 @@ that the run was to make ("expected"), and a row for each image: {"source", "err
 the .bin and the checksum of its content (inputs.checksum). A finished run adds {"seconds"}, what all of it took.
 Standard library only.
 """
+import hashlib
+import json
 import os
 from typing import Any, Dict, Iterable, List, Set, Tuple
 
@@ -49,6 +51,19 @@ def well_formed(row: Row) -> bool:
         row.get("seconds", 0.0), (int, float))
 
 
+def place_for(workdir: str, settings: Dict[str, Any]) -> str:
+    """The prepared folder in a work folder for some settings of recipe().
+
+    prep_dataset; where that was made with others, a folder named after these: so nothing is made anew when somebody
+    tries other settings and comes back.
+    """
+    plain = os.path.join(workdir, "prep_dataset")
+    named = f"{plain}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+    header = read(plain).header
+    others = bool(header) and any(header.get(key) != value for key, value in settings.items())
+    return named if others or os.path.isdir(named) else plain
+
+
 def recipe(program: str, **settings: Any) -> Row:
     """The header: what every .bin depends on beside its image; program: the path of the step."""
     return {"tool": TOOL, "sources": record.sources(program), "versions": record.versions(PACKAGES), **settings}
@@ -83,13 +98,13 @@ def owned(rows: Iterable[Row]) -> Set[str]:
     return names
 
 
-def begin(folder: str, header: Row, expected: Iterable[str], bad: Dict[str, str], kept: List[Row], synced: int
-          ) -> Journal:
+def begin(folder: str, header: Row, expected: Iterable[str], bad: Dict[str, str], kept: List[Row], synced: int,
+          seconds: float) -> Journal:
     """A manifest that begins with what is known already.
 
     expected: names of all .bin files that are ours; bad: {source: reason}; kept: rows of earlier runs that still hold,
-    the first `synced` of which the disk has for certain.
+    the first `synced` of which the disk has for certain; seconds: what those runs took.
     """
-    first: List[Row] = [{"expected": sorted(expected)}]
+    first: List[Row] = [{"expected": sorted(expected)}, {"seconds": seconds}]
     first += [{"source": source, "error": reason} for source, reason in sorted(bad.items())]
     return Journal(os.path.join(folder, MANIFEST), header, first + kept, len(first) + synced)

@@ -147,10 +147,13 @@ def holds(product: str, recorded: List[Made], read_all: bool = False) -> bool:
 
 def owned(product: str) -> Set[str]:
     """Names, relative to the product's folder, of the files that the record says this program made or was making."""
-    rows = read(path_of(product)).rows
-    expected = (row.get("expected") for row in rows)
-    return {name for name, *_ in files_of(rows)} | {
-        name for names in expected if isinstance(names, list) for name in names if isinstance(name, str)}
+    names: List[Any] = []
+    for row in read(path_of(product)).rows:
+        files_made, expected = row.get("files"), row.get("expected")
+        names += expected if isinstance(expected, list) else []
+        names += [entry[0] for entry in files_made if isinstance(entry, list) and entry] if isinstance(
+            files_made, list) else []  # of older versions as well, which wrote less of each
+    return {name for name in names if isinstance(name, str)}
 
 
 # ---- a product that is made at once ----------------------------------------------------------------------------------
