@@ -8,11 +8,12 @@ pipeline.sh asks the same questions before it starts. Runs in the host's own Pyt
 only), because ais_bench lives there too.
 """
 import argparse
+import contextlib
 import os
 import shutil
 from typing import Dict, List, NamedTuple, Tuple
 
-from common import ascend, cli, environment, files, manifest
+from common import ascend, cli, environment, evaluation, files, manifest, record
 from common.cli import ROOT, Refusal, shown, some
 from common.images import class_folders, find_images
 from common.labels import check_folders, class_labels, label_offset, match_labels, read_class_map, read_labels
@@ -37,11 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", metavar="DIR", type=folder,
         help="folder with val_union/ (images) and val_label.txt; or with class folders in val/ (default: sample data)")
-    add("--checkpoint", metavar="FILE", type=cli.path, help="trained TResNet (default: DIR/model_best.pth.tar)")
+    add("--checkpoint", metavar="FILE", type=cli.path,
+        help="trained TResNet, or a Hugging Face folder with config.json (default: DIR/model_best.pth.tar)")
     add("--class-map", metavar="FILE", type=cli.path, help="numbers of the class folders (default: their order)")
     add("--label-offset", metavar="N", type=int, choices=(-1, 0, 1),
         help="what to add to each label to have the network's class (default: 1 for 1,001 classes, else 0)")
-    add("--img-size", metavar="N", type=img_size, default=224, help="height and width in pixels (default: 224)")
+    evaluation.add_options(parser, img_size)
     add("--uint8", action="store_true", help="images as bytes, converted on the device (AIPP)")
     add("--workdir", metavar="DIR", type=folder, default="work", help="where all products go (default: ./work)")
     add("--backend", choices=("auto", "ascend", "cpu"), default="auto",
@@ -115,16 +117,24 @@ class Data:
         if not self.is_sample:
             if not os.path.isdir(self.images) and os.path.isdir(os.path.join(self.folder, "val")):
                 self.images = os.path.join(self.folder, "val")
-        self.prepared = manifest.place_for(arguments.workdir, {
-            "source": os.path.abspath(self.images), "img_size": arguments.img_size,
-            "dtype": "uint8" if arguments.uint8 else "float32"})
-        if not self.is_sample and not os.path.lexists(self.labels):  # class folders: preprocessing writes their labels
-            self.labels = os.path.join(self.prepared, manifest.LABELS)
         self.checkpoint = arguments.checkpoint or os.path.join(self.folder, "model_best.pth.tar")
-        self.sources: Dict[str, Tuple[int, int]] = {}
+        self.sources: Dict[str, files.Stamp] = {}
+        self.find_prepared()
+
+    def find_prepared(self) -> None:
+        """Choose the prepared folder; again after the export, when it is known what the checkpoint says."""
+        model = os.path.join(self.arguments.workdir, "tresnet.onnx")
+        said, chosen = evaluation.from_json(record.notes(model).get("evaluation")), evaluation.DEFAULT
+        with contextlib.suppress(Refusal):  # the step that comes to it will say it
+            chosen, _ = evaluation.resolve(evaluation.given(self.arguments), said, "")
+        self.prepared = manifest.place_for(self.arguments.workdir, dict(
+            evaluation.to_json(chosen._asdict()), dtype="uint8" if self.arguments.uint8 else "float32",
+            source=os.path.abspath(self.images)))
+        if self.from_folders():  # preprocessing writes their labels
+            self.labels = os.path.join(self.prepared, manifest.LABELS)
 
     def from_folders(self) -> bool:
-        return os.path.dirname(self.labels) != self.folder
+        return not self.is_sample and not os.path.lexists(os.path.join(self.folder, manifest.LABELS))
 
     def check_images(self) -> str:
         if not os.path.isdir(self.images):
@@ -150,9 +160,16 @@ class Data:
         return f"{len(labels)} in {shown(self.labels)}"
 
     def check_checkpoint(self) -> str:
-        if not os.path.isfile(self.checkpoint):
+        if not os.path.isfile(evaluation.weights_file(self.checkpoint)):
             raise Refusal(f"the checkpoint {shown(self.checkpoint)} is not there")
         return self.checkpoint
+
+    def img_size(self) -> int:
+        """Pixels, as far as it is known before the checkpoint is read: from the option or from config.json."""
+        with contextlib.suppress(Refusal):
+            said = evaluation.of_config(evaluation.read_config(evaluation.weights_file(self.checkpoint)))
+            return evaluation.resolve(evaluation.given(self.arguments), said, "")[0].img_size
+        return evaluation.DEFAULT.img_size
 
     def check_classes(self, classes: int) -> None:
         """Before inference: labels must be classes of the network, class folders without a map all of its classes."""
@@ -173,10 +190,11 @@ class Data:
 
 def needed_room(data: Data, images: int, ascend_runs: bool) -> int:
     """Bytes that the work folder will take up, less what is there of it already."""
-    arguments, checkpoint = data.arguments, data.checkpoint
-    model = max(MODEL_BYTES, os.path.getsize(checkpoint) if os.path.isfile(checkpoint) else 0)
+    arguments, model = data.arguments, MODEL_BYTES
+    with contextlib.suppress(Refusal, OSError):
+        model = max(model, os.path.getsize(evaluation.weights_file(data.checkpoint)))
     models = 2 + len(arguments.batch_sizes) * ascend_runs  # ONNX, and the sample or an int8 model
-    per_image = [3 * arguments.img_size ** 2 * VALUE_BYTES[arguments.uint8], RESULT_BYTES]
+    per_image = [3 * data.img_size() ** 2 * VALUE_BYTES[arguments.uint8], RESULT_BYTES]
     there = 0
     for path, folders, names in os.walk(arguments.workdir):
         folders[:] = [name for name in folders if not name.startswith("prep_dataset")

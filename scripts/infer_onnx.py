@@ -21,7 +21,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from common import cli, files, progress, record
+from common import cli, evaluation, files, manifest, progress, record
 from common.cli import Refusal, shown
 from common.inputs import Input, list_inputs, read_aipp, read_batch
 from common.names import FORMATS, result_names
@@ -201,8 +201,8 @@ def infer_files(arguments: argparse.Namespace, session: onnxruntime.InferenceSes
     try:
         if todo:
             warm_up(session, model, arguments.warmup_count)
-        start = time.time()
-        times = infer(arguments, session, model, todo, lambda batch: read_batch(batch, model), write)
+        start, known = time.time(), manifest.checksums(os.path.dirname(paths[0]))
+        times = infer(arguments, session, model, todo, lambda batch: read_batch(batch, model, known), write)
         count, seconds = sum(map(len, todo)), max(time.time() - start, 1e-9)
         print(f"{count} images inferred into {shown(prefix)} in {seconds:.1f} s, {count / seconds:.1f} images/s"
               + (f" ({len(paths) - count} were there already)" if count < len(paths) else ""))
@@ -219,6 +219,9 @@ def main() -> None:
     aipp = read_aipp(arguments.aipp) if arguments.aipp else {}
     paths = list_inputs(arguments.input)[:arguments.first] if arguments.input else []
     session, model = open_model(arguments.model, arguments.batchsize, aipp)
+    if arguments.input:
+        evaluation.check_prepared(manifest.read(arguments.input)[0], record.notes(arguments.model).get("evaluation"),
+                                  arguments.input, arguments.model)
     prefix = ""
     if arguments.output:
         prefix = os.path.join(arguments.output, arguments.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
@@ -232,7 +235,7 @@ def main() -> None:
         made_up = np.random.RandomState(0).uniform(0, 1, made_up.shape).astype(np.float32)
     warm_up(session, model, arguments.warmup_count)
     times = infer(arguments, session, model, batches or [[]],
-                  lambda batch: read_batch(batch, model) if batch else made_up, None)
+                  lambda batch: read_batch(batch, model, {}) if batch else made_up, None)
     samples = {str(index): {"infiles": [path], "outfiles": []} for index, path in enumerate(paths)}
     summary = report(arguments, model, times, samples)
     if prefix:

@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any, List, NoReturn
 
-from common import cli, environment, files, record
+from common import cli, environment, evaluation, files, record
 from common.cli import ROOT, Refusal
 from common.names import om_path
 
@@ -115,12 +115,19 @@ class Chain:
         self.arguments, self.data, self.backend, self.steps = arguments, data, backend, steps
         self.here = "" if os.getcwd() == ROOT else ROOT + "/"  # commands are as short as they can be pasted
         self.python = os.path.relpath(python, ROOT) if not self.here and python.startswith(ROOT + "/") else python
-        self.model, self.prepared = self.place("tresnet.onnx"), data.prepared
-        self.result = self.place("result")
+        self.model, self.result = self.place("tresnet.onnx"), self.place("result")
         self.force = ["--force"] if arguments.force else []
-        self.aipp = ["--aipp", self.place("aipp.cfg")] if arguments.uint8 else []
+        self.evaluation = evaluation.given(arguments)
         self.device = [] if arguments.device is None else ["--device", str(arguments.device)]
         self.batch_size = arguments.batch_size or (1 if backend == "ascend" else 8)
+
+    @property
+    def prepared(self) -> str:
+        return self.data.prepared
+
+    @property
+    def aipp(self) -> List[str]:
+        return ["--aipp", os.path.join(self.prepared, evaluation.AIPP)] if self.arguments.uint8 else []
 
     def place(self, name: str) -> str:
         return os.path.join(self.arguments.workdir, name)
@@ -139,27 +146,23 @@ class Chain:
     def export(self) -> None:
         self.steps.header("Export")
         given = self.arguments
-        words = ["--lineage", given.lineage] if given.lineage else []
+        words = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
+        words += ["--lineage", given.lineage] if given.lineage else []
         words += ["--key", given.key] if given.key else []
         words += ["--ema"] if given.ema else []
-        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, "--img-size", str(given.img_size), *words,
-                 *self.force)
+        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, *words, *self.force)
         if not self.steps.dry_run:
             self.data.check_classes(int(record.notes(self.model)["num_classes"]))
+            self.data.find_prepared()
 
     def preprocess(self) -> None:
-        given, size = self.arguments, str(self.arguments.img_size)
+        given = self.arguments
         words = ["--dtype", "uint8"] if given.uint8 else []
         words += ["--class-map", given.class_map] if given.class_map else []
         words += ["--skip-bad"] if given.skip_bad else []
         self.steps.header("Preprocess")
-        self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--img-size", size, *words, *self.force)
-        if given.uint8:
-            source, target = self.here + "scripts/aipp.cfg", self.place("aipp.cfg")
-            print(f"$ sed s/224/{size}/ {shlex.quote(source)} > {shlex.quote(target)}", flush=True)
-            if not self.steps.dry_run:
-                with open(os.path.join(ROOT, "scripts", "aipp.cfg"), encoding="utf-8") as file:
-                    files.write_whole(target, "".join(line.replace("224", size, 1) for line in file).encode())
+        self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--model", self.model,
+                 *evaluation.as_options(self.evaluation), *words, *self.force)
 
     def compile(self) -> None:
         sizes = sorted({self.batch_size, *self.arguments.batch_sizes})

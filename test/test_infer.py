@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 from conftest import ROOT, refusal, sha256, succeed
 from onnx import TensorProto, helper, numpy_helper
+from pictures import fill
 
 RUNNER = "scripts/infer_onnx.py"
 SIDE = 4  # pixels of the small model's input
@@ -368,3 +369,15 @@ def test_inputs_are_taken_in_ais_benchs_order_and_suffixes_in_any_case(model: Pa
         "5\u00b2.bin", "a_3.bin", "b_2.bin", "B_10.BIN", "C_1.bin"]
     infer(model, images)
     assert len(results(tmp_path / "result")) == 6
+
+
+def test_a_prepared_image_that_was_damaged_is_refused_removed_and_made_again(tmp_path: Path) -> None:
+    fill(tmp_path / "src", ["a.png", "b.png"])
+    command = ("TResNet_preprocess.py", tmp_path / "src", tmp_path / "prep", "--img-size", SIDE)
+    succeed(*command)
+    (tmp_path / "prep" / "b.bin").write_bytes(b"\0" * (3 * SIDE * SIDE * 4))
+    run = (RUNNER, "--model", make_model(tmp_path / "model.onnx"), "--input", tmp_path / "prep", "--output", tmp_path,
+           "--output_dirname", "result")
+    assert "b.bin was damaged after TResNet_preprocess.py had made it, so it is removed" in refusal(*run)
+    assert "1 made" in succeed(*command).stdout
+    succeed(*run)

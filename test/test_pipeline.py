@@ -355,7 +355,7 @@ def test_bytes_are_prepared_inferred_and_measured_once(copy: Path) -> None:
     out = passed(*options)
     assert out.count("up to date") == 3 and "0 made in" in out
     changed = {name for name, stamp in before.items() if (copy / name).stat().st_mtime_ns != stamp}
-    assert changed <= {"acc.json", "aipp.cfg", "perf.json", "perf.md", "perf.png"}
+    assert changed <= {"acc.json", "prep_dataset/aipp.cfg", "perf.json", "perf.md", "perf.png"}
 
 
 def wait_for(process: "subprocess.Popen[bytes]", step: str) -> bool:

@@ -10,7 +10,7 @@ import re
 import struct
 import types
 import zipfile
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from common.cli import Refusal, missing_package, shown, why
@@ -52,7 +52,7 @@ def harmless_globals() -> List[Tuple[Any, str]]:
     for dtype_class in {type(np.dtype(kind)) for kind in kinds} - {np.dtype}:  # NumPy 1.20 and newer
         allowed.append((dtype_class, f"{dtype_class.__module__}.{dtype_class.__name__}"))
     allowed += [(argparse.Namespace, "argparse.Namespace"), (types.SimpleNamespace, "types.SimpleNamespace"),
-                (defaultdict, "collections.defaultdict")]
+                (empty_dict, "collections.defaultdict")]
     allowed += [(getattr(datetime, name), f"datetime.{name}")
                 for name in ("datetime", "date", "time", "timedelta", "timezone")]
     for module in ("pathlib", "pathlib._local"):  # the latter in Python 3.13
@@ -61,6 +61,11 @@ def harmless_globals() -> List[Tuple[Any, str]]:
     for module in ("builtins", "__builtin__"):  # types in arguments of others, such as defaultdict(list)
         allowed += [(getattr(builtins, name), f"{module}.{name}") for name in PLAIN_TYPES]
     return allowed
+
+
+def empty_dict(*_: Any) -> Any:
+    """For a defaultdict, into which PyTorch's reader would put nothing."""
+    return OrderedDict()
 
 
 def load_weights_only(path: str) -> Any:

@@ -141,12 +141,20 @@ def read_sample(path: str, model: Input, into: np.ndarray) -> None:
                   f"{several}; prepare the images with TResNet_preprocess.py --img-size {model.shape[-1]}{advice}")
 
 
-def read_batch(paths: List[str], model: Input) -> np.ndarray:
-    """The samples of `paths` as float32 [batch_size, 3, h, w]; the first one fills the batch up, as in ais_bench."""
+def read_batch(paths: List[str], model: Input, checksums: Dict[str, str]) -> np.ndarray:
+    """The samples of `paths` as float32 [batch_size, 3, h, w]; the first one fills the batch up, as in ais_bench.
+
+    checksums: {base name: checksum()} of those whose manifest tells it. Raises: Refusal, also for one that is damaged:
+    it is removed, so that the step that made it makes it again.
+    """
     raw = np.empty((model.batch_size, model.size), np.uint8)
     for row, path in zip(raw, paths):
         try:
             read_sample(path, model, row)
+            if checksums.get(os.path.basename(path), "") not in ("", checksum(row)):
+                os.unlink(path)
+                raise Refusal(f"{shown(path)} was damaged after TResNet_preprocess.py had made it, so it is removed; "
+                              "that step makes it again, as the same pipeline command does")
         except OSError as error:
             raise Refusal(f"{shown(path)} cannot be read ({error.strerror}); it was there when this run began")
     raw[len(paths):] = raw[0]

@@ -60,7 +60,7 @@ def place_for(workdir: str, settings: Dict[str, Any]) -> str:
     plain = os.path.join(workdir, "prep_dataset")
     named = f"{plain}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
     header = read(plain).header
-    others = bool(header) and any(header.get(key) != value for key, value in settings.items())
+    others = bool(header) and any(header.get(key, value) != value for key, value in settings.items())
     return named if others or os.path.isdir(named) else plain
 
 
@@ -70,9 +70,9 @@ def recipe(program: str, **settings: Any) -> Row:
 
 
 def other_settings(old: Row, new: Row) -> List[str]:
-    """Which settings of two recipes differ, in words."""
+    """Which settings of two recipes differ, in words; older versions knew fewer of them."""
     return [f"{name} was {shown(str(old.get(name)))}" for name in new
-            if name not in ("tool", "sources", "versions") and old.get(name) != new[name]]
+            if name not in ("tool", "sources", "versions") and old.get(name, new[name]) != new[name]]
 
 
 def other_program(old: Row, new: Row) -> List[str]:
