@@ -201,8 +201,8 @@ def infer_files(arguments: argparse.Namespace, session: onnxruntime.InferenceSes
     try:
         if todo:
             warm_up(session, model, arguments.warmup_count)
-        start, known = time.time(), manifest.checksums(os.path.dirname(paths[0]))
-        times = infer(arguments, session, model, todo, lambda batch: read_batch(batch, model, known), write)
+        start = time.time()
+        times = infer(arguments, session, model, todo, lambda batch: read_batch(batch, model), write)
         count, seconds = sum(map(len, todo)), max(time.time() - start, 1e-9)
         print(f"{count} images inferred into {shown(prefix)} in {seconds:.1f} s, {count / seconds:.1f} images/s"
               + (f" ({len(paths) - count} were there already)" if count < len(paths) else ""))
@@ -235,7 +235,7 @@ def main() -> None:
         made_up = np.random.RandomState(0).uniform(0, 1, made_up.shape).astype(np.float32)
     warm_up(session, model, arguments.warmup_count)
     times = infer(arguments, session, model, batches or [[]],
-                  lambda batch: read_batch(batch, model, {}) if batch else made_up, None)
+                  lambda batch: read_batch(batch, model) if batch else made_up, None)
     samples = {str(index): {"infiles": [path], "outfiles": []} for index, path in enumerate(paths)}
     summary = report(arguments, model, times, samples)
     if prefix:

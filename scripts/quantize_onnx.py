@@ -13,7 +13,7 @@ import tempfile
 import time
 from typing import Dict, Iterator, Optional
 
-from common import cli, files, manifest, onnx_file, record
+from common import cli, files, onnx_file, record
 from common.cli import shown
 from common.inputs import Input, list_inputs, read_aipp, read_batch
 
@@ -65,10 +65,8 @@ def main() -> None:
         return
     record.claim(arguments.output, [arguments.output])
     sample = Input(described["input"], tuple(described["shape"][1:]), 1, aipp)
-    known = manifest.checksums(os.path.dirname(paths[0]))
     with tempfile.TemporaryDirectory() as folder:
-        quantized = quantize(onnx_file.load(arguments.model), (
-            read_batch([path], sample, known) for path in paths), folder)
+        quantized = quantize(onnx_file.load(arguments.model), (read_batch([path], sample) for path in paths), folder)
     onnx.helper.set_model_props(quantized, dict(described["metadata"], precision="int8"))
     data = quantized.SerializeToString()
     record.begin(arguments.output, made_by, [arguments.output])

@@ -4,6 +4,7 @@ import os
 import re
 from typing import Any, Dict, List, NamedTuple, Tuple
 
+from common import manifest
 from common.cli import Refusal, shown
 from common.names import INPUT_SUFFIXES, natural_key, result_stem
 
@@ -141,20 +142,35 @@ def read_sample(path: str, model: Input, into: np.ndarray) -> None:
                   f"{several}; prepare the images with TResNet_preprocess.py --img-size {model.shape[-1]}{advice}")
 
 
-def read_batch(paths: List[str], model: Input, checksums: Dict[str, str]) -> np.ndarray:
+@functools.lru_cache(maxsize=4)
+def known_checksums(folder: str, _: int) -> Dict[str, str]:
+    """{base name: checksum()} as the folder's manifest of this time tells them."""
+    return manifest.checksums(folder)
+
+
+def check_content(path: str, row: np.ndarray) -> None:
+    """Refuse a .bin that is not as its manifest says; it is removed, so that the step that made it makes it again."""
+    folder, name = os.path.split(path)
+    try:
+        written = os.stat(os.path.join(folder, manifest.MANIFEST)).st_mtime_ns
+    except OSError:
+        return  # prepared by somebody else
+    if known_checksums(folder, written).get(name, "") not in ("", checksum(row)):
+        os.unlink(path)
+        raise Refusal(f"{shown(path)} was damaged after TResNet_preprocess.py had made it, so it is removed; that step "
+                      "makes it again, as the same pipeline command does")
+
+
+def read_batch(paths: List[str], model: Input) -> np.ndarray:
     """The samples of `paths` as float32 [batch_size, 3, h, w]; the first one fills the batch up, as in ais_bench.
 
-    checksums: {base name: checksum()} of those whose manifest tells it. Raises: Refusal, also for one that is damaged:
-    it is removed, so that the step that made it makes it again.
+    Raises: Refusal, also for one that is damaged: see check_content().
     """
     raw = np.empty((model.batch_size, model.size), np.uint8)
     for row, path in zip(raw, paths):
         try:
             read_sample(path, model, row)
-            if checksums.get(os.path.basename(path), "") not in ("", checksum(row)):
-                os.unlink(path)
-                raise Refusal(f"{shown(path)} was damaged after TResNet_preprocess.py had made it, so it is removed; "
-                              "that step makes it again, as the same pipeline command does")
+            check_content(path, row)
         except OSError as error:
             raise Refusal(f"{shown(path)} cannot be read ({error.strerror}); it was there when this run began")
     raw[len(paths):] = raw[0]

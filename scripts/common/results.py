@@ -1,4 +1,4 @@
-"""One result file, as ais_bench writes it, and a folder of them."""
+"""One result file, as ais_bench writes it, a folder of them, and how alike two results are."""
 import contextlib
 import io
 import os
@@ -141,3 +141,14 @@ def result_files(folder: str) -> Dict[str, str]:
         refuse_foreign(folder, names)
     start = os.path.join(folder, "")
     return {name[:-ENDING]: start + name for name in names}
+
+
+# ---- two of them -----------------------------------------------------------------------------------------------------
+
+def cosine_similarity(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two arrays of the same shape, in float64; 1 for two that are all zeros, 0 if only one is."""
+    a, b = a.reshape(-1).astype(np.float64), b.reshape(-1).astype(np.float64)
+    lengths = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    if lengths == 0:
+        return 1.0 if np.array_equal(a, b) else 0.0
+    return float(np.dot(a, b)) / lengths
