@@ -14,7 +14,7 @@ from common.names import natural_key, without_suffix
 
 Label = Tuple[str, int, int]  # NAME, class, line number; a plain tuple: they are many
 LARGEST = 1 << 32  # bytes of a labels file
-BACKGROUND = 1001  # classes of a network that counts "background" as well
+IMAGENET_CLASSES = 1000
 
 
 def read_labels(path: str) -> List[Label]:
@@ -83,10 +83,15 @@ def class_labels(folder: str, images: Iterable[str], stems: Dict[str, str], clas
 
 def check_folders(folder: str, names: List[str], classes: int) -> None:
     """Refuse class folders that were numbered by their order, but are not as many as the network has classes."""
-    if len(names) != classes and (len(names), classes) != (BACKGROUND - 1, BACKGROUND):
+    if len(names) != classes and len(names) != classes - label_shift(classes):
         raise Refusal(f"{shown(folder)} has {len(names)} class folders ({some(names)}), which would be numbered 0 to "
                       f"{len(names) - 1} by their order, but the network has {classes} classes; say which is which: "
                       "--class-map FILE")
+
+
+def label_shift(classes: int) -> int:
+    """What to add to ImageNet's classes for a network of 1,001, whose class 0 is "background"."""
+    return int(classes == IMAGENET_CLASSES + 1)
 
 
 def label_offset(labels: Iterable[Label], classes: int, path: str, asked: Optional[int] = None) -> int:
@@ -96,7 +101,7 @@ def label_offset(labels: Iterable[Label], classes: int, path: str, asked: Option
     Raises: Refusal for a label that is no class then.
     """
     numbers = [index for _, index, _ in labels]
-    offset = int(classes == BACKGROUND and max(numbers) < classes - 1) if asked is None else asked
+    offset = (label_shift(classes) if max(numbers) < classes - 1 else 0) if asked is None else asked
     for _, index, line in labels:
         if not 0 <= index + offset < classes:
             hint = ("; the labels seem to be counted from 1: --label-offset -1"
