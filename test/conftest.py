@@ -73,7 +73,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         with open(str(base / f"{name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
-                unfinished = base / f"{name} unfinished"
+                unfinished = base / f"{name}.unfinished"
                 shutil.rmtree(str(unfinished), ignore_errors=True)
                 unfinished.mkdir(mode=0o750)
                 make(unfinished)
