@@ -67,7 +67,7 @@ def machine(first_run: Path, small_sample: Path, tmp_path: Path) -> Machine:
     return Machine(tmp_path, small_sample)
 
 
-def test_without_options_the_card_is_taken_every_command_is_the_contracts_and_a_second_run_does_nothing_again(
+def test_without_a_word_the_card_is_taken_every_command_is_the_contracts_and_a_second_run_does_nothing_again(
         small_sample: Path, small_model: Path, tmp_path: Path) -> None:
     machine = Machine(tmp_path, small_sample)
     copy_products(small_model, machine.work)
