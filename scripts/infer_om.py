@@ -13,7 +13,7 @@ import argparse
 import os
 import subprocess
 
-from common import cli, files, record
+from common import cli, evaluation, files, manifest, record
 from common.ascend import bench_command, host_versions
 from common.cli import Refusal, shown, some
 from common.inputs import list_inputs
@@ -37,6 +37,8 @@ def main() -> None:
     if not os.path.exists(arguments.model):
         raise Refusal(f"{shown(arguments.model)} is not there; make it with scripts/onnx2om.sh")
     paths = list_inputs(arguments.input)
+    evaluation.check_prepared(manifest.read(arguments.input)[0], record.notes(arguments.model).get("evaluation"),
+                              arguments.input, arguments.model)
     prefix = os.path.join(arguments.output, arguments.output_dirname)
     made_by = record.recipe(__file__, {"outfmt": arguments.outfmt}, inputs=[arguments.model],
                             device=arguments.device or 0, host=host_versions())

@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any, List, NoReturn
 
-from common import cli, environment, files, record
+from common import cli, environment, evaluation, files, record
 from common.cli import ROOT, Refusal
 from common.names import om_path
 
@@ -115,7 +115,8 @@ class Chain:
         self.model, self.prepared = self.place("tresnet.onnx"), self.place("prep_dataset")
         self.result = self.place("result")
         self.force = ["--force"] if arguments.force else []
-        self.aipp = ["--aipp", self.place("aipp.cfg")] if arguments.uint8 else []
+        self.aipp = ["--aipp", os.path.join(self.prepared, evaluation.AIPP)] if arguments.uint8 else []
+        self.evaluation = evaluation.given(arguments)
         self.device = [] if arguments.device is None else ["--device", str(arguments.device)]
         self.batch_size = arguments.batch_size or (1 if backend == "ascend" else 8)
 
@@ -135,24 +136,19 @@ class Chain:
 
     def export(self) -> None:
         self.steps.header("Export")
-        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, "--img-size", str(self.arguments.img_size),
-                 *self.force)
+        size = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
+        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, *size, *self.force)
         if not self.steps.dry_run:
             self.data.check_classes(int(record.notes(self.model)["num_classes"]))
 
     def preprocess(self) -> None:
-        given, size = self.arguments, str(self.arguments.img_size)
+        given = self.arguments
         words = ["--dtype", "uint8"] if given.uint8 else []
         words += ["--class-map", given.class_map] if given.class_map else []
         words += ["--skip-bad"] if given.skip_bad else []
         self.steps.header("Preprocess")
-        self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--img-size", size, *words, *self.force)
-        if given.uint8:
-            source, target = self.here + "scripts/aipp.cfg", self.place("aipp.cfg")
-            print(f"$ sed s/224/{size}/ {shlex.quote(source)} > {shlex.quote(target)}", flush=True)
-            if not self.steps.dry_run:
-                with open(os.path.join(ROOT, "scripts", "aipp.cfg"), encoding="utf-8") as file:
-                    files.write_whole(target, "".join(line.replace("224", size, 1) for line in file).encode())
+        self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--model", self.model,
+                 *evaluation.as_options(self.evaluation), *words, *self.force)
 
     def compile(self) -> None:
         sizes = sorted({self.batch_size, *self.arguments.batch_sizes})

@@ -289,7 +289,7 @@ def test_every_opset_is_verified(opset: int, small: Path, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("lineage", ("ascend", "miil"))
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_golden_logits_with_every_stem(variant: str, lineage: str, weights: Any, photos: np.ndarray) -> None:
+def test_golden_logits_with_every_stem(variant: str, lineage: str, weights: Any, images: np.ndarray) -> None:
     """Within 1e-5 of the largest; the miil lineage's with both ways to reflect."""
     tensors = weights[variant] if lineage == "ascend" else untracked(weights[variant])
     network = load_network(tensors, "x.pth", Recognised(variant, 1000, lineage, ""))
@@ -297,7 +297,7 @@ def test_golden_logits_with_every_stem(variant: str, lineage: str, weights: Any,
     for stem in graph.STEMS:
         model = build_model(network, 224, 11, None, stem, "pad" if stem == "space-to-depth" else "slice")
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        logits, = session.run(None, {"image": photos[:1]})
+        logits, = session.run(None, {"image": images[:1]})
         assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max(), stem
 
 
