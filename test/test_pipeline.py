@@ -423,7 +423,7 @@ def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bytes(small_sample: P
 
 def test_killed_while_the_sample_is_made_it_makes_the_same_sample(small_sample: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sample"
-    program = f"import make_sample; make_sample.IMG_SIZE = {SMALL}; make_sample.cli.run(make_sample.main)"
+    program = f"import make_sample as m; m.EVALUATION = m.EVALUATION._replace(img_size={SMALL}); m.cli.run(m.main)"
     for seen in ("val_union", "val_label.txt"):  # before the photos are complete, and before the checkpoint is
         process = subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=str(ROOT / "scripts"))
         while not (folder / seen).exists() and process.poll() is None:
