@@ -160,8 +160,8 @@ def test_an_incomplete_inference_is_never_evaluated(machine: Machine) -> None:
                             ("ais-missing=3", r"3 of 20 images have no result in .*: imagenet_")):
         done = pipeline(machine, *ONE, STANDIN_FAULT=fault)
         assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
-        assert "== Accuracy ==" not in done.stdout
-    assert "== Accuracy ==" in passed(machine, *ONE)
+        assert "== Accuracy " not in done.stdout
+    assert "== Accuracy " in passed(machine, *ONE)
     assert stamps(machine, "*.om") == before
 
 
