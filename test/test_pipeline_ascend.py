@@ -103,8 +103,8 @@ def test_without_a_word_the_card_is_taken_every_command_is_the_contracts_and_a_s
     before = stamps(machine, "*.om"), stamps(machine, "result/*.txt")
     out = passed(machine)
     assert (stamps(machine, "*.om"), stamps(machine, "result/*.txt")) == before
-    assert "20 results in" in out and out.count("up to date") == 5 + 4, (
-        "five models, export, two inferences, performance")
+    assert "20 results in" in out and out.count("up to date") == 5 + 5, (
+        "five models, export, two inferences, performance, report")
 
 
 def kept_figures(out: str, machine: Machine) -> Dict[str, Any]:
