@@ -290,8 +290,8 @@ def settings(parts: Dict[str, Dict[str, Any]], workdir: str, result: str, header
              ) -> List[Tuple[str, str]]:
     """What was run with what: (term, words)."""
     run, network, report = parts["run"], parts["network"], parts["acc_report"]
-    made, _, _ = journal.read(record.path_of(result)) if result else ({}, [], 0)
-    exported, _, _ = journal.read(record.path_of(os.path.join(workdir, "tresnet.onnx")))
+    made = journal.read(record.path_of(result)).header if result else {}
+    exported = journal.read(record.path_of(os.path.join(workdir, "tresnet.onnx"))).header
     size = network.get("img_size") or header.get("img_size")
     host = {key: value for key, value in (made.get("host") or {}).items() if value}
     versions = {"this program": cli.VERSION, **(exported.get("versions") or {}), **(header.get("versions") or {}),

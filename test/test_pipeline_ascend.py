@@ -78,6 +78,9 @@ def test_without_a_word_the_card_is_taken_every_command_is_the_contracts_and_a_s
     assert set(stamps(machine, "*.om")) == {f"tresnet_bs{batch}.om" for batch in BATCH_SIZES}
     compared = json.loads((machine.work / "compare.json").read_text())
     assert compared["images"] == 20 and "Top-1 agreement: 100.00 % (20 of 20)" in finished
+    assert compared["verdict"].startswith("float16 explains it") and compared["verdict"] in finished
+    forecast = json.loads((machine.work / "forecast.json").read_text())
+    assert (forecast["images"], forecast["top1"]) == (20, 100.0)
     table = (machine.work / "perf.md").read_text()
     for batch in BATCH_SIZES:
         row = rf"^\| 310P3 \| {batch} \| small_sample \| Top-1 100.0%, Top-5 100.0% \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$"
@@ -103,8 +106,8 @@ def test_without_a_word_the_card_is_taken_every_command_is_the_contracts_and_a_s
     before = stamps(machine, "*.om"), stamps(machine, "result/*.txt")
     out = passed(machine)
     assert (stamps(machine, "*.om"), stamps(machine, "result/*.txt")) == before
-    assert "20 results in" in out and out.count("up to date") == 5 + 5, (
-        "five models, export, two inferences, performance, report")
+    assert "20 results in" in out and out.count("up to date") == 5 + 6, (
+        "five models, export, forecast, two inferences, performance, report")
 
 
 def kept_figures(out: str, machine: Machine) -> Dict[str, Any]:
@@ -173,7 +176,7 @@ def test_silent_loss_in_conversion_is_seen_in_the_comparison(machine: Machine) -
 
 def test_bytes_and_aipp_on_the_card(machine: Machine) -> None:
     passed(machine, "--uint8", "--batch-sizes", "1", "--min-top1", "100", "--min-cosine", "0.999")
-    settings = machine.work / "prep_dataset" / "aipp.cfg"
+    settings, = machine.work.glob("prep_dataset*/aipp.cfg")
     assert any(f"--insert_op_conf={settings}" in call["argv"] for call in calls(machine))
 
 
