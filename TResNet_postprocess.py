@@ -23,20 +23,23 @@ import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import answers, class_names, cli, native
+from common import answers, class_names, cli, native, record
 from common.cli import Refusal, shown, some
 from common.files import make_folder, read_regular, write_whole
-from common.labels import check_range, label_shift, match_labels, read_labels
-from common.manifest import read_manifest
+from common.labels import check_folders, label_offset, label_shift, match_labels, read_labels
+from common.manifest import LABELS, read_manifest
 from common.names import result_stem
-from common.results import read_result, result_files
+from common.results import percent, read_result, result_files
 
 import numpy as np
 
+TITLE, TOOL = "Overall statistical evaluation", "TResNet_postprocess.py"  # how the two outputs begin
 TOP = 5
+CHANCE_IMAGES, CHANCE_CLASSES = 200, 5  # from so many on, less than two hits per class are a sign of something wrong
 CHUNK_VALUES = 256_000          # values; 3 ms of work, which an interrupted thread still finishes
 SLOW_FROM = 2_000_000           # values; Python needs 0.15 s per million, so a missing compiler is felt from here on
 PREPARED = ("images", "preprocessed", "bad", "left_out")  # counts that only the prepared folder tells
@@ -44,19 +47,19 @@ PREPARED = ("images", "preprocessed", "bad", "left_out")  # counts that only the
 
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
-def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> np.ndarray:
+def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Tuple[np.ndarray, np.ndarray]:
     """ranks() by compiled C, for TXT results exactly as ais_bench writes them; -1 where a file is anything else."""
-    found = np.full(len(paths), -1, np.int32)
+    found, changed = np.full(len(paths), -1, np.int32), np.zeros(len(paths), np.int64)
     if not paths[0].endswith(".txt"):
-        return found
+        return found, changed
     try:
         kernel = native.load("ranks.c").label_ranks
     except RuntimeError as error:
         if len(paths) * classes >= SLOW_FROM:
             print(f"note: the fast way is not used, Python reads all results: {error}", file=sys.stderr)
-        return found
+        return found, changed
     pointer, integer = ctypes.c_void_p, ctypes.c_ssize_t
-    kernel.argtypes, kernel.restype = [ctypes.c_char_p, integer, integer, pointer, pointer], None
+    kernel.argtypes, kernel.restype = [ctypes.c_char_p, integer, integer, pointer, pointer, pointer], None
     chunk = max(1, CHUNK_VALUES // classes)
     starts = iter(range(0, len(paths), chunk))
 
@@ -64,7 +67,7 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
         for start in starts:  # of all threads: each takes the next one
             some_paths = paths[start:start + chunk]
             kernel(os.fsencode("\0".join(some_paths)), len(some_paths), classes,
-                   labels[start:].ctypes.data, found[start:].ctypes.data)
+                   labels[start:].ctypes.data, found[start:].ctypes.data, changed[start:].ctypes.data)
 
     with ThreadPoolExecutor(workers) as threads:  # ctypes lets them run at the same time
         try:
@@ -73,39 +76,43 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
         finally:
             for _ in starts:  # after Ctrl-C no thread finds another chunk
                 pass
-    return found
+    return found, changed
 
 
-def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> np.ndarray:
-    """int32 [len(paths)]: how many classes come before the label in each prediction; equal scores by rising class.
+def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Tuple[np.ndarray, np.ndarray]:
+    """(int32 [n], int64 [n]): how many classes come before the label in each prediction, equal scores by rising class;
+    and when each file was last changed, in ns.
 
     labels: int64 [len(paths)], 0 to classes - 1. Raises: Refusal about the first file that is damaged or has another
     number of classes.
     """
-    found = fast_ranks(paths, labels, classes, workers)
+    found, changed = fast_ranks(paths, labels, classes, workers)
     for i in np.flatnonzero(found < 0).tolist():
         scores, label = read_result(paths[i]), labels[i]
         if len(scores) != classes:
             raise Refusal(f"{shown(paths[i])} holds {len(scores)} values, but {shown(paths[0])} holds {classes}")
         found[i] = np.count_nonzero(scores > scores[label]) + np.count_nonzero(scores[:label] == scores[label])
-    return found
+        changed[i] = os.lstat(paths[i]).st_ctime_ns
+    return found, changed
 
 
-def count_hits(paths: Sequence[str], right: Sequence[Any], classes: int, workers: int) -> Tuple[List[int], List[int]]:
-    """(how many predictions have a right class first, among the first two, … five (or all); each one's right class).
+def count_hits(paths: Sequence[str], right: Sequence[Any], classes: int, workers: int, offset: int
+               ) -> Tuple[List[int], List[int], int]:
+    """(how many predictions have a right class first, among the first two, … five (or all); each one's right class;
+    when a result was changed last, in ns).
 
     right: the class of each, or a tuple of them, of which the one that comes first counts.
     """
     each = [one if isinstance(one, tuple) else (one,) for one in right]
     repeated = [path for path, one in zip(paths, each) for _ in one]
-    labels = np.array([label for one in each for label in one], np.int64) + label_shift(classes)
-    found = ranks(repeated, labels, classes, workers)
+    labels = np.array([label for one in each for label in one], np.int64) + offset
+    found, changed = ranks(repeated, labels, classes, workers)
     owners = np.repeat(np.arange(len(each)), [len(one) for one in each])
     best = np.lexsort((found, owners))[np.cumsum([0] + [len(one) for one in each[:-1]])]
     places = np.bincount(found[best][(0 <= found[best]) & (found[best] < classes)], minlength=classes)
     if places.sum() != len(paths):
         raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of the program")
-    return [int(hits) for hits in np.cumsum(places)[:min(TOP, classes)]], labels[best].tolist()
+    return [int(hits) for hits in np.cumsum(places)[:min(TOP, classes)]], labels[best].tolist(), int(changed.max())
 
 
 def average_precision(scores: np.ndarray, right: np.ndarray) -> Optional[float]:
@@ -124,7 +131,7 @@ def average_precision(scores: np.ndarray, right: np.ndarray) -> Optional[float]:
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
-def mean_average_precision(scores: np.ndarray, right_classes: Sequence[Tuple[int, ...]]
+def mean_average_precision(scores: np.ndarray, right_classes: Sequence[Sequence[int]]
                            ) -> Tuple[float, List[Optional[float]]]:
     """(mean over the classes that some image shows, in 0..1; the average precision of each class, None without one).
 
@@ -139,7 +146,7 @@ def mean_average_precision(scores: np.ndarray, right_classes: Sequence[Tuple[int
     return float(np.mean([value for value in each if value is not None])), each
 
 
-def precision(paths: Sequence[str], right: Sequence[Tuple[int, ...]], classes: int) -> Dict[str, Any]:
+def precision(paths: Sequence[str], right: Sequence[Sequence[int]], classes: int) -> Dict[str, Any]:
     """The mean average precision of the multi-label predictions and each class's, None where no image shows it.
 
     The order of the logits is that of their sigmoids.
@@ -208,28 +215,47 @@ def account(prep: str, results: Dict[str, str]) -> Names:
         raise Refusal(f"the inference was incomplete: {len(lacking)} of {len(names)} .bin files in {shown(prep)} have "
                       f"no result: {some(lacking)}")
     older = [stem for stem, path in results.items() if os.lstat(path).st_mtime_ns < written[stem + ".bin"]]
+    if older:  # a clock may have been wrong
+        made_from = record.inputs_of(os.path.dirname(results[older[0]]))
+        older = [stem for stem in older if tuple(record.state(os.path.join(prep, stem + ".bin"))) not in made_from]
     if older:
         raise Refusal(f"{len(older)} of {len(results)} results are older than their .bin in {shown(prep)}: "
                       f"{some(older)}; run the inference again")
     return names, bad
 
 
-def read_lines(path: str, classes: int, multi_label: bool) -> List[Any]:
-    """(NAME, its class or a tuple of its classes, line) of a labels file, all of them classes of the model."""
-    if multi_label:
-        lines: List[Any] = answers.read_multi_label(path)
-        answers.check_range(lines, classes, path)
-    elif answers.is_real(path):
-        lines = answers.read_real(path)
-        answers.check_range(lines, classes - label_shift(classes), path)
-    else:
-        lines = read_labels(path)
-        check_range(lines, classes, path)
-    return lines
+def read_lines(path: str, classes: int, multi_label: bool, asked_offset: Optional[int]) -> Tuple[List[Any], int]:
+    """([(NAME, its class or a tuple of its classes, line)] of a labels file, what to add to have the network's class).
+
+    Raises: Refusal for a label that is no class of the network then.
+    """
+    if not multi_label and not answers.is_real(path):
+        plain = read_labels(path)
+        return list(plain), label_offset(plain, classes, path, asked_offset)
+    lines = answers.read_multi_label(path) if multi_label else answers.read_real(path)
+    offset = asked_offset if asked_offset is not None else 0 if multi_label else label_shift(classes)
+    answers.check_range(lines, classes, path, offset)
+    return list(lines), offset
+
+
+def refuse_intruders(result: str) -> None:
+    """Refuse results that are not of the run that made the others, as its record says."""
+    strange = record.intruders(result)
+    if strange:
+        raise Refusal(f"{len(strange)} results in {shown(result)} are not those of the run that made the others: "
+                      f"{some(strange)}; run the inference again")
+
+
+def check_class_folders(labels: str, classes: int) -> None:
+    """Refuse labels that preprocessing took from the order of class folders, if these are not all of the classes."""
+    header, _ = read_manifest(os.path.dirname(os.path.abspath(labels)))
+    names = header.get("class_folders")
+    if os.path.basename(labels) == LABELS and names:
+        check_folders(str(header.get("source")), names, classes)
 
 
 def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1, names: Optional[str] = None,
-             multi_label: bool = False             ) -> Dict[str, Any]:
+             asked_offset: Optional[int] = None, multi_label: bool = False) -> Dict[str, Any]:
     """Compare all predictions in a result folder with their labels.
 
     Returns a report that json can write: "classes" (int), "hits" ([Top-1, Top-2, ... Top-5] as counts, fewer for fewer
@@ -244,7 +270,8 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     sources, bad = account(prep, results) if prep is not None else names_beside(result)
     stems, paths = list(results), list(results.values())
     classes = len(read_result(paths[0]))
-    lines = read_lines(labels, classes, multi_label)
+    lines, offset = read_lines(labels, classes, multi_label, asked_offset)
+    check_class_folders(labels, classes)
     images = {stem: sources.get(stem, stem) for stem in stems}
     others = set(sources.values()).difference(images.values()).union(image["source"] for image in bad)
     matched = match_labels(images, lines, labels, others)
@@ -252,17 +279,28 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     unpredicted = sorted(labelled.difference(name for name, _, _ in matched.values()))
     right = {stem: matched[stem][1] for stem in stems}
     if multi_label:
-        score, true = precision(paths, list(right.values()), classes), []
+        score, true = precision(paths, [[label + offset for label in one] for one in right.values()], classes), []
+        newest = max(os.lstat(path).st_ctime_ns for path in paths)
     else:
         stems = [stem for stem in stems if right[stem] != ()]
         if not stems:
             raise Refusal(f"{shown(labels)} has no right class for any of the {len(paths)} images")
-        hits, true = count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes, workers)
+        hits, true, newest = count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes, workers,
+                                        offset)
         score = {"hits": hits}
+    if newest > record.written_at(result):
+        refuse_intruders(result)
 
     left_out = [{"source": images[stem], "error": f"no right class in {os.path.basename(labels)}"}
                 for stem in sorted(results.keys() - set(stems))] + (bad if prep is not None else [])
     notes = []
+    if offset and asked_offset is None:
+        notes.append(f"of {classes:,} classes class 0 is taken for \"background\": each label is one lower than its "
+                     "class (--label-offset 0 if that is wrong)")
+    if len(paths) >= CHANCE_IMAGES and classes >= CHANCE_CLASSES and score["hits"] and (
+            score["hits"][0] * classes < 2 * len(stems)):
+        notes.append("Top-1 is no better than chance: usually the labels are numbered otherwise than the network's "
+                     "classes (from 1, or in another order), or the images were prepared otherwise than in training")
     if unpredicted:
         notes.append(f"{len(unpredicted)} of {len(labelled)} labelled names have no prediction: this is a subset")
     if left_out:
@@ -270,9 +308,9 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     counts = {"labelled": len(labelled), "images": len(paths) + len(bad), "preprocessed": len(paths), "bad": len(bad),
               "inferred": len(paths), "evaluated": len(stems), "left_out": len(left_out)}
     return {
-        "tool": "TResNet_postprocess.py", "version": cli.VERSION, "result": os.path.abspath(result),
+        "tool": TOOL, "version": cli.VERSION, "result": os.path.abspath(result),
         "labels": os.path.abspath(labels), "prep": None if prep is None else os.path.abspath(prep),
-        "classes": classes, **score,
+        "classes": classes, "label_offset": offset, **score,
         "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)), "notes": notes,
         "left_out": left_out, "labelled_without_prediction": unpredicted, "evaluated": stems, "true": true,
         "class_names": class_names.find(classes, names, zip([images[stem] for stem in stems], true)),
@@ -280,8 +318,8 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
 
 
 def percentages(report: Dict[str, Any]) -> List[float]:
-    """Top-1, Top-2, ... accuracy in per cent, rounded to two decimals."""
-    return [round(100 * hits / report["counts"]["evaluated"], 2) for hits in report["hits"]]
+    """Top-1, Top-2, ... accuracy in per cent."""
+    return [percent(hits, report["counts"]["evaluated"]) for hits in report["hits"]]
 
 
 def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
@@ -291,15 +329,25 @@ def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
         rows += [("Number of classes without an image", str(report["average_precision"].count(None))),
                  ("Mean average precision", f"{round(100 * report['mAP'], 2)}%")]
     rows += [(f"Top{k} accuracy", f"{value}%") for k, value in enumerate(percentages(report), 1)]
-    return {"title": "Overall statistical evaluation", "value": [{"key": key, "value": value} for key, value in rows]}
+    return {"title": TITLE, "value": [{"key": key, "value": value} for key, value in rows]}
+
+
+def shortfalls(report: Dict[str, Any], minima: Dict[int, Optional[float]]) -> List[str]:
+    """Which accuracies are below the minima {k: per cent or None}, in words; the counts decide, not what is shown."""
+    found, images = [], report["counts"]["evaluated"]
+    for k, least in minima.items():
+        hits = report["hits"][min(k, len(report["hits"])) - 1]
+        if least is not None and 100 * hits < Fraction(repr(least)) * images:
+            shown_value = percent(hits, images)
+            exactly = "" if shown_value < least else f" ({hits} of {images})"
+            found.append(f"Top-{k} accuracy {shown_value}%{exactly} is below {least}%")
+    return found
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple[str, str]:
     """The paths of acc.json and its report; refuses those that would damage the input."""
-    if out_name in ("", ".", "..") or os.path.basename(out_name) != out_name:
-        raise Refusal(f"OUT_NAME is {shown(out_name)}; a file name such as acc.json was expected")
     inside = os.path.join(os.path.realpath(result), "")
     if os.path.join(os.path.realpath(out_dir), "").startswith(inside):
         raise Refusal(f"OUT_DIR {shown(out_dir)} lies in the result folder {shown(result)}; choose another, or the "
@@ -311,6 +359,8 @@ def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple
             raise Refusal(f"{shown(path)} is a folder; choose another OUT_NAME")
         if os.path.realpath(path) == os.path.realpath(labels):
             raise Refusal(f"{shown(path)} is the labels file; choose another OUT_NAME")
+    record.claim_like(paths[0], f'"title": "{TITLE}"')
+    record.claim_like(paths[1], f'"tool": "{TOOL}"')
     return paths
 
 
@@ -320,13 +370,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("labels", metavar="LABELS", type=cli.path,
                         help='text file of lines "NAME[.suffix] INT", or real.json')
     parser.add_argument("out_dir", metavar="OUT_DIR", type=cli.path, help="folder for the output; made if missing")
-    parser.add_argument("out_name", metavar="OUT_NAME", help="file name of the output, such as acc.json")
+    parser.add_argument("out_name", metavar="OUT_NAME", type=cli.file_name, help="name of the output, such as acc.json")
     parser.add_argument("--prep", metavar="DIR", type=cli.path,
                         help="prepared folder: account for every image in its manifest")
     parser.add_argument("--multi-label", action="store_true",
                         help='LABELS has lines "NAME INT INT …"; the figure is the mean average precision')
     parser.add_argument("-j", "--workers", type=cli.whole(1, 1024), metavar="N", default=len(os.sched_getaffinity(0)),
                         help="threads (default: %(default)s, the cores)")
+    parser.add_argument("--label-offset", type=int, choices=(-1, 0, 1), metavar="N",
+                        help="what to add to each label to have the network's class: -1, 0 or 1 (default: 1 for 1,001 "
+                        "classes, where class 0 is \"background\", unless a label is 1000; else 0)")
     parser.add_argument("--class-names", type=cli.path, metavar="FILE",
                         help="for the report: one name a line, or `FOLDER NAME` (default: class folders', ImageNet's)")
     for k in (1, 5):
@@ -344,7 +397,7 @@ def main() -> None:
     accuracy_path, report_path = output_paths(arguments.out_dir, arguments.out_name, arguments.result,
                                               arguments.labels)
     report = evaluate(arguments.result, arguments.labels, arguments.prep, arguments.workers,
-                      arguments.class_names, arguments.multi_label)
+                      arguments.class_names, arguments.label_offset, arguments.multi_label)
     table = statistics(report)
     make_folder(arguments.out_dir, "OUT_DIR")
     write_whole(report_path, json.dumps(report).encode("ascii"))
@@ -357,10 +410,7 @@ def main() -> None:
     for image in report["left_out"][:3]:
         print(f"left out: {shown(image['source'])}: {shown(image['error'])}")
     print(f"wrote {shown(accuracy_path)} and {shown(report_path)}")
-    reached = percentages(report)
-    below = [f"Top-{k} accuracy {reached[min(k, len(reached)) - 1]}% is below {least}%"
-             for k, least in ((1, arguments.min_top1), (5, arguments.min_top5))
-             if least is not None and reached[min(k, len(reached)) - 1] < least]
+    below = shortfalls(report, {1: arguments.min_top1, 5: arguments.min_top5})
     if below:
         raise Refusal(", ".join(below), cli.BELOW_MINIMUM)
 

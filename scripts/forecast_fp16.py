@@ -26,7 +26,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from common import cli, files, float16, onnx_file, operators, progress, record
 from common.cli import Refusal, shown, some
 from common.inputs import Input, list_inputs, read_aipp, read_batch
-from common.labels import check_range, label_shift, match_labels, read_labels
+from common.labels import label_offset, match_labels, read_labels
 from common.manifest import read_manifest
 from common.names import result_stem
 from common.results import cosine_similarity
@@ -143,13 +143,13 @@ def true_classes(labels: Optional[str], prep: str, paths: List[str], classes: in
     if not labels:
         return None
     lines = read_labels(labels)
-    check_range(lines, classes, labels)
+    offset = label_offset(lines, classes, labels)
     _, entries = read_manifest(prep)
     sources = {result_stem(str(row.get("bin"))): source for source, row in entries.items() if "error" not in row}
     stems = [result_stem(path) for path in paths]
     images = {stem: sources.get(stem, stem) for stem in stems}
     matched = match_labels(images, lines, labels, set(entries).difference(images.values()))
-    return np.array([matched[stem][1] for stem in stems]) + label_shift(classes)
+    return np.array([matched[stem][1] for stem in stems]) + offset
 
 
 def percent(hits: np.ndarray) -> float:

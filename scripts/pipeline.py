@@ -34,6 +34,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     check.add_options(parser)
     add, percent = parser.add_argument, cli.real(0, 100)
+    add("--lineage", choices=("ascend", "miil"), help="of the weights, where the checkpoint does not tell")
+    add("--ema", action="store_true", help="take the checkpoint's averaged weights")
+    add("--key", metavar="NAME", help="which of several state dicts in the checkpoint to take, such as teacher")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
     add("--class-names", metavar="FILE", type=cli.path,
         help="names of the classes, one a line or lines `FOLDER NAME` (default: class folders' or ImageNet's)")
@@ -122,16 +125,22 @@ class Chain:
         self.made: Set[str] = set()  # what the report may show beside the accuracy; other files are an earlier run's
         self.here = "" if os.getcwd() == ROOT else ROOT + "/"  # commands are as short as they can be pasted
         self.python = os.path.relpath(python, ROOT) if not self.here and python.startswith(ROOT + "/") else python
-        self.model, self.prepared = self.place("tresnet.onnx"), self.place("prep_dataset")
-        self.result = self.place("result")
+        self.model, self.result = self.place("tresnet.onnx"), self.place("result")
         self.force = ["--force"] if arguments.force else []
-        self.aipp = ["--aipp", os.path.join(self.prepared, evaluation.AIPP)] if arguments.uint8 else []
         self.evaluation = evaluation.given(arguments)
         self.device = [] if arguments.device is None else ["--device", str(arguments.device)]
         self.batch_size = arguments.batch_size or (1 if backend == "ascend" else 8)
         int8 = arguments.precision == "int8"
         self.judged, self.judged_model = (self.place("result_int8"), self.place("tresnet_int8.onnx")) if int8 else (
             self.result, self.model)
+
+    @property
+    def prepared(self) -> str:
+        return self.data.prepared
+
+    @property
+    def aipp(self) -> List[str]:
+        return ["--aipp", os.path.join(self.prepared, evaluation.AIPP)] if self.arguments.uint8 else []
 
     def place(self, name: str) -> str:
         return os.path.join(self.arguments.workdir, name)
@@ -147,16 +156,21 @@ class Chain:
         self.run("scripts/make_sample.py", self.data.folder)
 
     def prepare_data(self) -> None:
-        self.run("scripts/prepare_data.py", self.data.folder, self.data.prepared)
+        self.run("scripts/prepare_data.py", self.data.folder, self.data.unpacked)
 
     def export(self) -> None:
-        size = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
-        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, *size, *self.force)
+        given = self.arguments
+        words = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
+        words += ["--lineage", given.lineage] if given.lineage else []
+        words += ["--key", given.key] if given.key else []
+        words += ["--ema"] if given.ema else []
+        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, *words, *self.force)
         if not self.steps.dry_run:
             classes = int(record.notes(self.model)["num_classes"])
             self.data.check_classes(classes)
-            if self.arguments.class_names:
-                class_names.read(self.arguments.class_names, classes)
+            self.data.find_prepared()
+            if given.class_names:
+                class_names.read(given.class_names, classes)
             else:
                 class_names.fetch(classes)
 
@@ -210,6 +224,8 @@ class Chain:
     def judge(self) -> None:
         words = ["--class-names", self.arguments.class_names] if self.arguments.class_names else []
         words += ["--multi-label"] if self.arguments.multi_label else []
+        offset = self.arguments.label_offset
+        words += [] if offset is None else [f"--label-offset={offset}"]
         for result, name, gates in ((self.result, "acc_float32.json", []), (
                 self.judged, "acc.json", self.gate("--min-top1", "--min-top5")))[self.judged == self.result:]:
             self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name,

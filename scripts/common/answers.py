@@ -58,9 +58,10 @@ def read_multi_label(path: str) -> List[Answers]:
     return answers
 
 
-def check_range(answers: Sequence[Answers], classes: int, path: str) -> None:
-    """Refuse classes that the network does not have."""
+def check_range(answers: Sequence[Answers], classes: int, path: str, offset: int = 0) -> None:
+    """Refuse classes that the network does not have; offset: what is added to a label to have the network's class."""
     for _, right, line in answers:
-        if right and right[-1] >= classes:
-            raise Refusal(f"{shown(path)}, line {line}: label {right[-1]} is outside the classes 0 to {classes - 1} of "
-                          "the model")
+        if right and not 0 <= right[0] + offset <= right[-1] + offset < classes:
+            wrong = right[-1] if right[-1] + offset >= classes else right[0]
+            raise Refusal(f"{shown(path)}, line {line}: label {wrong} is outside the classes {-offset} to "
+                          f"{classes - 1 - offset} of the model")
