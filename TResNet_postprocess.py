@@ -285,8 +285,8 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
         stems = [stem for stem in stems if right[stem] != ()]
         if not stems:
             raise Refusal(f"{shown(labels)} has no right class for any of the {len(paths)} images")
-        hits, true, newest = count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes, workers,
-                                        offset)
+        hits, true, newest = count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes,
+                                        workers, offset)
         score = {"hits": hits}
     if newest > record.written_at(result):
         refuse_intruders(result)
@@ -336,8 +336,10 @@ def shortfalls(report: Dict[str, Any], minima: Dict[int, Optional[float]]) -> Li
     """Which accuracies are below the minima {k: per cent or None}, in words; the counts decide, not what is shown."""
     found, images = [], report["counts"]["evaluated"]
     for k, least in minima.items():
+        if least is None:
+            continue
         hits = report["hits"][min(k, len(report["hits"])) - 1]
-        if least is not None and 100 * hits < Fraction(repr(least)) * images:
+        if 100 * hits < Fraction(repr(least)) * images:
             shown_value = percent(hits, images)
             exactly = "" if shown_value < least else f" ({hits} of {images})"
             found.append(f"Top-{k} accuracy {shown_value}%{exactly} is below {least}%")
