@@ -115,10 +115,9 @@ def check_members(members: List[Member], path: str) -> None:
                           "known form")
 
 
-def unpack(found: Found, members: List[Member], target: str, made_by: record.Row) -> None:
-    """Write the archive's images into the folder; what an earlier run finished is kept."""
-    folder = record.Folder(target, made_by)
-    kept = {row["files"][0][0]: row for row in folder.kept}
+def unpack(found: Found, members: List[Member], folder: record.Folder, labels: str, text: bytes) -> None:
+    """Write the archive's images into the folder, then the labels beside it; what an earlier run finished is kept."""
+    target, kept = folder.folder, {row["files"][0][0]: row for row in folder.kept}
     files.check_space(target, files.occupied(member.size for member in members if folder.name(member.name) not in kept),
                       "name another DST")
     folder.begin(list(kept.values()), (member.name for member in members))
@@ -127,8 +126,10 @@ def unpack(found: Found, members: List[Member], target: str, made_by: record.Row
             if folder.name(name) not in kept:
                 if len(content) > LARGEST:
                     raise Refusal(f"the image {shown(name)} in {shown(found.place)} has {len(content):,} bytes")
-                folder.add([], [(name, files.write_whole(os.path.join(target, name), content))])
-        folder.finish([])
+                stamp = files.write_whole(os.path.join(target, name), content)
+                folder.add([], [[name, *stamp, record.digest_of(content)]])
+        files.write_whole(labels, text)
+        folder.finish()
     finally:
         folder.close()
     print(f"{len(members)} images unpacked into {shown(target)}" + (f" ({len(kept)} were there)" if kept else ""))
@@ -169,21 +170,23 @@ def main() -> None:
     sources = [*(found.files or [found.place]), found.source]
     made_by = record.recipe(__file__, {"form": found.images, "labels": found.labels},
                             inputs=sorted(filter(os.path.isfile, set(sources))), source=os.path.abspath(found.source))
-    if found.images != "folder" and record.is_current(labels, made_by) and record.Folder(images, made_by).complete:
+    members: List[Member] = []
+    folder = record.Folder(images, made_by, [labels]) if found.images != "folder" else None
+    if folder and folder.complete and len(folder.kept) == files.read_regular(labels).count(b"\n"):
         print(f"{shown(images)} and {shown(labels)} are up to date")
         return
-    members: List[Member] = []
-    if found.images != "folder":
+    if folder:
         members = list_parquet(found.files) if found.images == "parquet" else list_tar(found.place)
         check_members(members, found.place)
     lines = label_lines(found, arguments.source, members)  # before anything long begins
+    text = "".join(f"{name} {label}\n" for name, label in lines.items()).encode("utf-8", "surrogateescape")
     files.make_folder(arguments.target, "DST")
-    record.begin(labels, made_by, [labels])
-    if members:
-        unpack(found, members, images, made_by)
-    files.write_whole(labels, "".join(f"{name} {label}\n" for name, label in lines.items()).encode(
-        "utf-8", "surrogateescape"))
-    record.write(labels, made_by, [labels])
+    if folder:
+        unpack(found, members, folder, labels, text)
+    else:
+        record.begin(labels, made_by, [labels])
+        files.write_whole(labels, text)
+        record.write(labels, made_by, [labels])
     print(f"{len(lines)} labels of {len(set(lines.values()))} classes in {shown(labels)}")
 
 
