@@ -5,12 +5,15 @@ Switches are environment variables:
                       text file, "fail" (driver not loaded) or "hang"
     STANDIN_CANN      CANN's version, which decides the opset: 6.0.RC1 (default) reads 11, any other 11 to 17
     STANDIN_OM_NAME   "plain" (default) writes OUTPUT.om, "host" OUTPUT_linux_<machine>.om
-    STANDIN_AIS_BENCH "later" (default, checks paths) or "0.0.2" (checks none)
+    STANDIN_AIS_BENCH which generation: "0.0.2", "later" (default) or "newest" (see ascend_words.py); "none" is
+                      another package of that name
     STANDIN_FAULT     faults joined by ",", each NAME or NAME=VALUE:
                       atc-fail[=BATCH]   ends with E codes           atc-kill[=BATCH]   killed while it writes the .om
                       atc-lossy          rounds the weights hard     atc-sleep=SECONDS  takes that long
                       ais-crash=K        dies after K batches        ais-missing=K      leaves out the last K results
-                      ais-sleep=SECONDS  takes that long per batch
+                      ais-kill=K         killed after K batches      ais-half           cuts the last result
+                      ais-device=D[:K]   device D dies (after K)     ais-skip[=MS]      computes nothing, zeros
+                      ais-sleep=SECONDS  takes that long per batch   ais-start=SECONDS  takes that long to start
     STANDIN_LOG       a file to which each call is added: a JSON object a line, {tool, argv, cwd, python}
     TRESNET_TEST_PYTHON  the Python with onnx and onnxruntime that does the work
 """
