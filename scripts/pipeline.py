@@ -17,9 +17,9 @@ import sys
 import time
 from typing import Any, List, NoReturn
 
-from common import cli, environment, files, record
+from common import ascend, cli, environment, files, record
 from common.cli import ROOT, Refusal
-from common.names import om_path
+from common.names import FORMATS, om_path
 
 import check
 import summary
@@ -35,7 +35,8 @@ def parse_arguments() -> argparse.Namespace:
     add, percent = parser.add_argument, cli.real(0, 100)
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
     add("--batch-size", metavar="N", type=cli.whole(1, 4096),
-        help="batch of the accuracy run (default: 1 on ascend, 8 on the CPU)")
+        help="batch of the accuracy run (default: 8)")
+    add("--outfmt", choices=FORMATS, default="NPY", help="format of the results (default: NPY, the fastest)")
     add("--precision", choices=("float32", "int8"), default="float32",
         help="int8 is for the CPU: quantised, measured against float32 (default: float32)")
     add("--perf", action="store_true", help="measure throughput per batch size (on ascend always)")
@@ -116,8 +117,12 @@ class Chain:
         self.result = self.place("result")
         self.force = ["--force"] if arguments.force else []
         self.aipp = ["--aipp", self.place("aipp.cfg")] if arguments.uint8 else []
-        self.device = [] if arguments.device is None else ["--device", str(arguments.device)]
-        self.batch_size = arguments.batch_size or (1 if backend == "ascend" else 8)
+        self.devices, self.chip = [0], ""
+        if backend == "ascend":
+            self.devices, self.chip = ascend.choose_devices(arguments.device, arguments.soc_version)
+        self.device = [] if self.devices == [0] else ["--device", ",".join(map(str, self.devices))]
+        self.names_chip = bool(arguments.soc_version) or arguments.device is not None
+        self.batch_size = arguments.batch_size or 8
 
     def place(self, name: str) -> str:
         return os.path.join(self.arguments.workdir, name)
@@ -156,15 +161,15 @@ class Chain:
 
     def compile(self) -> None:
         sizes = sorted({self.batch_size, *self.arguments.batch_sizes})
-        soc_version = ["--soc-version", self.arguments.soc_version] if self.arguments.soc_version else []
+        soc_version = ["--soc-version", self.arguments.soc_version or ascend.soc_version(self.chip)]
         self.steps.header("Compile")
         os.environ["TRESNET_PYTHON"] = os.path.abspath(os.path.join(ROOT, self.python))
         self.steps.run("bash", self.here + "scripts/onnx2om.sh", self.model, "--batch-sizes",
-                       ",".join(map(str, sizes)), *soc_version, *self.aipp, *self.force)
+                       ",".join(map(str, sizes)), *(soc_version if self.names_chip else []), *self.aipp, *self.force)
 
     def infer_on_cpu(self, model: str, name: str, *more: str, batch_size: int = 0) -> None:
         self.run("scripts/infer_onnx.py", "--model", model, "--input", self.prepared, "--output",
-                 self.arguments.workdir, "--output_dirname", name, "--outfmt", "TXT", "--batchsize",
+                 self.arguments.workdir, "--output_dirname", name, "--outfmt", self.arguments.outfmt, "--batchsize",
                  str(batch_size or self.batch_size), *self.aipp, *self.force, *more)
 
     def infer(self) -> None:
@@ -173,8 +178,8 @@ class Chain:
             self.infer_on_cpu(self.model, "result")
             return
         self.run("scripts/infer_om.py", "--model", om_path(self.model, self.batch_size), "--input", self.prepared,
-                 "--output", self.arguments.workdir, "--output_dirname", "result", "--outfmt", "TXT", *self.device,
-                 *self.force)
+                 "--output", self.arguments.workdir, "--output_dirname", "result", "--outfmt", self.arguments.outfmt,
+                 *self.device, *self.force)
 
     def compare(self, other: str, result: str) -> None:
         self.run("scripts/compare_results.py", other, result, "--json", self.place("compare.json"),
@@ -200,8 +205,9 @@ class Chain:
         sizes = sorted({self.batch_size, *given.batch_sizes} if self.backend == "ascend" else given.batch_sizes)
         self.run("scripts/perf_sweep.py", "--backend", self.backend, "--model", model, "--batch-sizes",
                  ",".join(map(str, sizes)), "--loop", str(given.loop), "--repeat", str(given.repeat), "--data-set",
-                 data_set, "--accuracy", self.place("acc.json"), "--output", given.workdir, *self.device, *self.aipp,
-                 *self.force, *self.gate("--min-throughput"))
+                 data_set, "--accuracy", self.place("acc.json"), "--output", given.workdir, *self.device,
+                 *(["--chip", self.chip] if self.names_chip and self.chip else []), *self.aipp, *self.force,
+                 *self.gate("--min-throughput"))
 
     def all(self) -> None:
         """Every step, and the summary."""

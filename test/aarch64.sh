@@ -56,9 +56,10 @@ program() {
     mkdir -p -- "$root/program"
     git ls-files -z --cached --others --exclude-standard | tar --create --null --files-from=- | tar --extract \
         --directory="$root/program"
-    cp --dereference /etc/resolv.conf /etc/hosts "$root/etc/"
-    if [[ -e /etc/pip.conf ]]; then cp /etc/pip.conf "$root/etc/"; fi
-    cp --recursive --dereference /etc/ssl/certs/. "$root/etc/ssl/certs/"
+    local path # links in the root that lead out of it must not be followed
+    for path in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
+        if [[ -e $path ]]; then cp --dereference --remove-destination "$path" "$root$path"; fi
+    done
     mountpoint -q "$root/proc" || mount -t proc none "$root/proc"
     mountpoint -q "$root/dev" || mount --bind /dev "$root/dev"
 }

@@ -194,9 +194,12 @@ class Folder:
         for name in there - keep:
             os.unlink(os.path.join(os.path.dirname(self.folder), name))
 
-    def add(self, inputs: List[State], made: Iterable[Tuple[str, Tuple[int, int]]]) -> None:
-        """One piece is finished: the states of its inputs, and (base name, (size, modification time)) of its files."""
-        self.journal.add([{"inputs": inputs, "files": [[self.name(name), *rest] for name, rest in made]}])
+    def add(self, inputs: List[State], made: Iterable[Tuple[str, Tuple[int, int]]], **notes: Any) -> None:
+        """One piece is finished: the states of its inputs, and (base name, (size, modification time)) of its files.
+
+        notes: what else is to be known of this piece.
+        """
+        self.journal.add([{"inputs": inputs, "files": [[self.name(name), *rest] for name, rest in made], **notes}])
 
     def finish(self, beside: Iterable[str]) -> None:
         """All pieces are finished, and so are the files `beside` the folder; the disk has them when this returns."""

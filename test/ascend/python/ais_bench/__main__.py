@@ -334,7 +334,8 @@ def main() -> int:
         environment = dict(os.environ, STANDIN_STARTED_BY=sys.executable)
         python = os.environ["TRESNET_TEST_PYTHON"]
         os.execve(python, [python, "-m", "ais_bench"] + sys.argv[1:], environment)
-    log_call("ais_bench", ["python3", "-m", "ais_bench"] + sys.argv[1:])
+    if "--help" not in sys.argv:  # it does nothing
+        log_call("ais_bench", ["python3", "-m", "ais_bench"] + sys.argv[1:])
     arguments = parse_arguments()
     if len(arguments.device) > 1:
         return infer_on_several(arguments)
