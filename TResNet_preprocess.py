@@ -25,7 +25,7 @@ import warnings
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, files, manifest
+from common import cli, files, manifest, progress
 from common.cli import Refusal, shown, some
 from common.images import find_images
 from common.journal import Journal, Row
@@ -34,8 +34,6 @@ from common.manifest import LABELS, MANIFEST
 from common.names import INPUT_SUFFIXES, SUFFIXES, name_bins
 from common.pixels import BYTES, IMG_SIZE, convert, fast_path, reason
 from common.workers import run_workers
-
-from tqdm import tqdm
 
 TIMEOUT = 60.0  # seconds for one image
 LISTED = 20  # bad images that are listed on stderr
@@ -182,8 +180,7 @@ def process(args: argparse.Namespace, todo: List[Job], bad: Dict[str, str], jour
             os.unlink(os.path.join(args.dst, job[1] + ".bin"))
         return {"source": job[0], "error": why}
 
-    tqdm.monitor_interval = 0  # no thread beside the forks
-    bar = tqdm(total=kept + len(todo), initial=kept, unit="image", smoothing=0.1, disable=not sys.stderr.isatty())
+    bar = progress.Bar("preprocessing", kept + len(todo), "images", kept, lines_every=10)
     results = run_workers(todo, make_work(args), min(args.workers, len(todo)), args.timeout, lost)
     with bar, contextlib.closing(results):
         for rows in results:
@@ -193,7 +190,7 @@ def process(args: argparse.Namespace, todo: List[Job], bad: Dict[str, str], jour
                 if "error" in row:
                     bad[row["source"]] = row["error"]
             journal.add(rows)
-            bar.update(len(rows))
+            bar.advance(len(rows))
 
 
 def carry_out(args: argparse.Namespace, task: Plan, header: Row, labels: Optional[bytes], bad: Dict[str, str]) -> None:

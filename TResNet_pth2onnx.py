@@ -3,7 +3,7 @@
 
     python3 TResNet_pth2onnx.py model_best.pth.tar tresnet_m.onnx
     python3 TResNet_pth2onnx.py tresnet_l_448.pth tresnet_l_448.onnx --img-size 448 --opset 13
-    python3 TResNet_pth2onnx.py tresnet_m.safetensors tresnet_m.onnx --batch-size 8 --stem conv
+    python3 TResNet_pth2onnx.py tresnet_m.safetensors tresnet_m.onnx --batch-size 8 --stem conv12
 
 In: a training checkpoint (a dict with `state_dict`, or `model`, or `state_dict_ema` for --ema), a bare state dict, or a
 `.safetensors` file. Variant, number of classes, lineage of the weights and naming are read off its tensors.
@@ -26,14 +26,15 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "sc
 from common import cli, files, record
 from common.checkpoint import find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
-from common.graph import build_model
+from common.graph import REFLECTIONS, STEMS, build_model
 from common.network import PATCH, TRACKED, VARIANTS, load_network, recognise
 
 import numpy as np
 import onnx
 
 MULTIPLE = 32  # pixels: the network halves the image five times
-OPSETS = range(11, 19)  # CANN 6.0.RC1 reads opset 11, later versions more; the graph is the same in all of them
+OPSETS = range(11, 19)  # the graph is the same in all of them
+CANN_6_OPSET = 15  # the highest that CANN 6.0 has parsers for: ops/built-in/framework/onnx_plugin of its sources
 TOLERANCE = 1e-4  # of the largest logit: float32 rounding is near 1e-6, a wrong slope or padding 1e-2
 VERIFIED_BATCHES = (1, 2, 5)
 
@@ -77,11 +78,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--img-size", type=cli.whole(MULTIPLE, 4096), default=224,
         help=f"height and width in pixels, a multiple of {MULTIPLE} (default: %(default)s)")
     add("--opset", type=int, choices=OPSETS, default=11,
-        help="ONNX operator set (default: %(default)s, which every CANN reads)")
+        help=f"ONNX operator set (default: %(default)s, which every CANN reads; CANN 6 reads up to {CANN_6_OPSET})")
     add("-b", "--batch-size", type=cli.whole(1, 4096), help="fix the batch size (default: open)")
-    add("--stem", choices=("space-to-depth", "conv"), default="space-to-depth",
-        help="conv: one 12×12 convolution of stride 4 instead of SpaceToDepth and 3×3, the same function "
+    add("--stem", choices=(*STEMS, "conv"), default=STEMS[0],
+        help="the first operators, the same function in each way: conv4, a 4×4 convolution of stride 4 and a 3×3 one; "
+             "conv12 (once called conv), one 12×12 of stride 4; space-to-depth, SpaceToDepth and a 3×3 convolution "
              "(default: %(default)s)")
+    add("--reflect", choices=REFLECTIONS, default=REFLECTIONS[0],
+        help="reflect padding (miil weights): slice, row 1 and column 1 put in front, which an NPU does in its own "
+             "format; pad, one Pad (default: %(default)s)")
     add("--force", action="store_true", help="export again even if the output is up to date")
     arguments = parser.parse_args()
     if arguments.img_size % MULTIPLE:
@@ -89,13 +94,14 @@ def parse_arguments() -> argparse.Namespace:
                      f"not {arguments.img_size}")
     if not arguments.output.endswith(".onnx"):
         parser.error(f"the output must end in .onnx, not {arguments.output}")
+    arguments.stem = "conv12" if arguments.stem == "conv" else arguments.stem
     return arguments
 
 
 def recipe(arguments: argparse.Namespace) -> record.Row:
     """What the ONNX file depends on; the checkpoint by its content."""
     options = {name: getattr(arguments, name) for name in (
-        "model", "lineage", "ema", "img_size", "opset", "batch_size", "stem")}
+        "model", "lineage", "ema", "img_size", "opset", "batch_size", "stem", "reflect")}
     return record.recipe(__file__, options, packages=("torch", "onnx", "onnxruntime", "numpy"),
                          checkpoint=record.sha256(arguments.checkpoint), patch=record.sha256(PATCH))
 
@@ -106,6 +112,9 @@ def main() -> None:
     if not os.path.isfile(arguments.checkpoint):
         raise Refusal(f"the checkpoint {shown(arguments.checkpoint)} is not there or not a file; give the path of a "
                       ".pth, .pth.tar, .pt or .safetensors file")
+    if arguments.opset > CANN_6_OPSET:
+        cli.say(f"CANN 6 refuses opset {arguments.opset} (it reads up to {CANN_6_OPSET}; later ones more); the graph "
+                "is the same in every opset, so --opset 11 loses nothing")
     made_by = recipe(arguments)
     if not arguments.force and record.is_current(arguments.output, made_by):
         was = record.notes(arguments.output)
@@ -124,7 +133,8 @@ def main() -> None:
         print("it also holds averaged weights (state_dict_ema), which are often the better ones: --ema takes them")
     network = load_network(tensors, arguments.checkpoint, seen)
     del checkpoint, tensors  # half a gigabyte for an XL
-    model = build_model(network, arguments.img_size, arguments.opset, arguments.batch_size, arguments.stem)
+    model = build_model(network, arguments.img_size, arguments.opset, arguments.batch_size, arguments.stem,
+                        arguments.reflect)
     about = {"variant": seen.variant, "num_classes": str(seen.num_classes), "lineage": seen.lineage,
              "img_size": str(arguments.img_size), "checkpoint_sha256": made_by["checkpoint"]}
     onnx.helper.set_model_props(model, dict(about, tool=made_by["tool"], version=cli.VERSION,

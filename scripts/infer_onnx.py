@@ -17,12 +17,11 @@ starts anew.
 import argparse
 import json
 import os
-import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from common import cli, files, record
+from common import cli, files, progress, record
 from common.cli import Refusal, shown
 from common.inputs import Input, list_inputs, read_aipp, read_batch
 from common.names import FORMATS, result_names
@@ -30,7 +29,6 @@ from common.results import encode
 
 import numpy as np
 import onnxruntime
-from tqdm import tqdm
 
 # ---- results ---------------------------------------------------------------------------------------------------------
 
@@ -99,8 +97,9 @@ def infer(arguments: argparse.Namespace, session: onnxruntime.InferenceSession, 
     """
     times: List[float] = []
     writing: "Optional[Future[None]]" = None
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, tqdm(
-            total=len(batches) * arguments.loop, unit="batch", disable=not sys.stderr.isatty()) as bar:
+    total = arguments.loop * sum(len(paths) or model.batch_size for paths in batches)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, progress.Bar(
+            "inference", total, "images", lines_every=10 if write else 0) as bar:
         reading = reader.submit(read, batches[0]) if batches else None
         for index, paths in enumerate(batches):
             images = reading.result()  # type: ignore[union-attr]
@@ -110,7 +109,7 @@ def infer(arguments: argparse.Namespace, session: onnxruntime.InferenceSession, 
                 start = time.perf_counter()
                 outputs = session.run(None, {model.name: images})
                 times.append((time.perf_counter() - start) * 1000)
-                bar.update()
+                bar.advance(len(paths) or model.batch_size)
             if write:
                 if writing:
                     writing.result()  # one batch behind: an error ends the run here

@@ -1,18 +1,21 @@
 """What the tests share: running a script as a user does, the sample photos, and the expected values."""
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
+from unittest import mock
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "test" / "data"
 GOLDEN = DATA / "golden"
+SMALL = 64  # pixels: what does not look at golden values runs on images of this size, 12 times fewer operations
 for folder in (ROOT, ROOT / "scripts", GOLDEN):
     sys.path.insert(0, str(folder))
 
@@ -53,7 +56,7 @@ def listed_sha256(name: str) -> Dict[str, str]:
     return {line.split("  ")[1]: line.split("  ")[0] for line in lines}
 
 
-Shared = Callable[[str, Callable[[Path], None]], Path]
+Shared = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +68,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     base = tmp_path_factory.getbasetemp()
     base = base.parent if hasattr(request.config, "workerinput") else base
 
-    def once(name: str, make: Callable[[Path], None]) -> Path:
+    def once(name: str, make: Callable[[Path], object]) -> Path:
         folder = base / name
         with open(str(base / f"{name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -83,7 +86,65 @@ def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 @pytest.fixture(scope="session")
 def sample(shared: Shared) -> Path:
     """A folder with the sample data set: val_union/ (20 photos), val_label.txt, model_best.pth.tar."""
-    return shared("sample", lambda folder: succeed("scripts/make_sample.py", folder) and None)
+    return shared("sample", lambda folder: succeed("scripts/make_sample.py", folder))
+
+
+@pytest.fixture(scope="session")
+def small_sample(shared: Shared) -> Path:
+    """The sample data set for --img-size 64: val_union/ (the 20 photos, 96 pixels high), val_label.txt,
+    model_best.pth.tar (a TResNet-M of 1000 classes that gives the photos of this size their labels: Top-1 100 %).
+    """
+    return shared("small_sample", make_small_sample)
+
+
+def make_small_sample(folder: Path) -> None:
+    import make_sample
+    from PIL import Image
+    (folder / "val_union").mkdir(mode=0o750)
+    labels = {}
+    for name, content in make_sample.fetch_photos().items():
+        with Image.open(io.BytesIO(content)) as photo:
+            small = photo.resize((96 * photo.width // photo.height, 96))
+        small.save(str(folder / "val_union" / name), quality=95)
+        labels[str(folder / "val_union" / name)] = int(make_sample.PHOTO_LABEL.findall(name)[0])
+    (folder / "val_label.txt").write_text("".join(f"{Path(path).name} {label}\n" for path, label in labels.items()))
+    with mock.patch.object(make_sample, "IMG_SIZE", SMALL):
+        make_sample.make_checkpoint(labels, str(folder / "model_best.pth.tar"))
+
+
+@pytest.fixture(scope="session")
+def small_model(shared: Shared, small_sample: Path) -> Path:
+    """A folder with tresnet.onnx and its record: small_sample's checkpoint exported at 64 pixels.
+
+    Copied with copy_products() to a work folder, the pipeline finds its export up to date.
+    """
+    command = ("TResNet_pth2onnx.py", small_sample / "model_best.pth.tar")
+    return shared("small_model", lambda folder: succeed(*command, folder / "tresnet.onnx", "--img-size", SMALL))
+
+
+@pytest.fixture(scope="session")
+def small_work(shared: Shared, small_sample: Path, small_model: Path) -> Path:
+    """The work folder of a finished run of the pipeline on the CPU: --data small_sample --img-size 64."""
+    def make(folder: Path) -> None:
+        copy_products(small_model, folder / "work")
+        done = subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--img-size",
+                               str(SMALL), "--data", str(small_sample), "--workdir", str(folder / "work")],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert done.returncode == 0, done.stdout.decode(errors="replace")
+    return shared("small_work", make) / "work"
+
+
+def copy_products(source: Path, target: Path) -> None:
+    """Copy a folder of shared products with their times, so that the copies are as up to date as they are.
+
+    Models and checkpoints become hard links: they may be replaced or removed, but not written into.
+    """
+    def copy(path: str, copied: str) -> None:
+        if os.path.getsize(path) > 1 << 20:
+            os.link(path, copied)
+        else:
+            shutil.copy2(path, copied)
+    shutil.copytree(str(source), str(target), copy_function=copy)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -300,7 +300,7 @@ def test_outside_the_environment_each_script_says_which_package_is_missing(scrip
         assert "usage: " in done.stdout and done.stderr == ""
         return
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-    packages = "numpy|onnx|Pillow|onnxruntime|matplotlib|tqdm"
+    packages = "numpy|onnx|Pillow|onnxruntime|matplotlib"
     assert re.match(rf"{Path(script).name}: the package ({packages}) is not installed for \S+; take the environment "
                     r"that has it: ", done.stderr), done.stderr
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from ascend.helpers import (
     AIPP,
@@ -24,11 +25,13 @@ from ascend.helpers import (
     infer_here,
     make_compiled,
     make_machine,
+    onnx_outputs,
     onnx_scores,
     prepare,
     save_network,
     start,
 )
+from ascend.python.ascend_standin import read_om
 from conftest import DATA
 
 machine = pytest.fixture(make_machine)
@@ -57,6 +60,25 @@ def test_atc_standin_writes_all_that_atc_writes(machine: Machine) -> None:
     assert (work / f"net_bs1_linux_{platform.machine()}.om").exists(), done.stdout
 
 
+def save_odd_networks(work: Path) -> None:
+    """One ONNX file per thing that CANN's parsers refuse."""
+    def change(name: str, operator: str, **attributes: object) -> None:
+        model = onnx.load(str(work / "net.onnx"))
+        model.graph.node[1].CopyFrom(onnx.helper.make_node(operator, ["conv"], ["relu"], name="relu", **attributes))
+        onnx.save(model, str(work / name))
+
+    change("pool.onnx", "AveragePool", kernel_shape=[16, 16], strides=[1, 1])
+    change("stride.onnx", "AveragePool", kernel_shape=[1, 1], strides=[64, 64])
+    change("quant.onnx", "AscendQuant", scale=2.0, offset=0)
+    model = onnx.load(str(work / "net.onnx"))
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 2))
+    onnx.save(model, str(work / "opsets.onnx"))
+    model = onnx.load(str(work / "net.onnx"))
+    del model.graph.node[0].attribute[:]
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("auto_pad", "SAME_UPPER"))
+    onnx.save(model, str(work / "auto_pad.onnx"))
+
+
 @pytest.mark.parametrize("change, code", [
     ("--optimise=1", "unknown command line flag"),
     ("--framework=3", "E10001"),
@@ -68,7 +90,18 @@ def test_atc_standin_writes_all_that_atc_writes(machine: Machine) -> None:
     ("--model=half.onnx", "E10001"),
     ("--model=with space.onnx", "E10001"),
     ("--model=uint8.onnx", "E10001"),
-    ("--model=opset13.onnx", "E19010"),
+    ("--model=opset16.onnx", "E19010"),
+    ("--model=opsets.onnx", "E16005"),
+    ("--model=auto_pad.onnx", "E10001: Attribute auto_pad"),
+    ("--model=pool.onnx", "E10001: Kernel [16, 16]"),
+    ("--model=stride.onnx", "E10001: Kernel [1, 1] or stride [64, 64]"),
+    ("--model=quant.onnx", "E10001: Scale and offset"),
+    ("--input_fp16_nodes=absent", "E10001"),
+    ("--keep_dtype=keep_conv.txt", "conv has no float32 kernel"),
+    ("--keep_dtype=keep_absent.txt", "absent is no operator"),
+    ("--out_nodes=conv:0;class", "mixed"),
+    ("--out_nodes=conv:1", "there is no output conv:1"),
+    ("--precision_mode=must_keep_origin_dtype", "E40021"),
     ("--output=absent/net", "E10001"),
     ("--input_shape=", "E10001"),
     ("--input_shape=input:1,3,32,32", "E10016"),
@@ -83,16 +116,48 @@ def test_atc_standin_refuses(machine: Machine, change: str, code: str) -> None:
     (work / "half.onnx").write_bytes(whole[:len(whole) // 2])
     (work / "with space.onnx").write_bytes(whole)
     save_network(work / "uint8.onnx", dtype="UINT8")
-    save_network(work / "opset13.onnx", opset=13)
+    save_network(work / "opset16.onnx", opset=16)
+    save_odd_networks(work)
+    (work / "keep_conv.txt").write_text("conv\n")
+    (work / "keep_absent.txt").write_text("absent\n")
     flag = change.split("=")[0]
     done = atc_here(machine, *[word for word in CONTRACT[1:] if not word.startswith(flag + "=")], change)
     assert done.returncode != 0 and code in done.stdout, done.stdout + done.stderr
     assert not list(work.glob("*.om"))
 
 
-def test_atc_standin_of_a_later_cann_reads_opset_13(machine: Machine) -> None:
-    save_network(machine[1] / "net.onnx", opset=13)
-    assert atc_here(machine, *CONTRACT[1:], STANDIN_CANN="8.0.RC1").returncode == 0
+@pytest.mark.parametrize("opset, cann, status", ((15, "6.0.RC1", 0), (16, "6.0.RC1", 255), (18, "8.0.RC1", 0)))
+def test_atc_standin_reads_the_opsets_of_its_cann(machine: Machine, opset: int, cann: str, status: int) -> None:
+    save_network(machine[1] / "net.onnx", opset=opset)
+    assert atc_here(machine, *CONTRACT[1:], STANDIN_CANN=cann).returncode == status
+
+
+def test_atc_standin_refuses_float16_input_behind_aipp(machine: Machine) -> None:
+    (machine[1] / "aipp.cfg").write_text(AIPP + "}\n")
+    words = [*CONTRACT[1:], "--input_fp16_nodes=image"]
+    assert atc_here(machine, *words).returncode == 0
+    assert "E10034" in atc_here(machine, *words, "--insert_op_conf=aipp.cfg").stdout
+
+
+def test_atc_standin_says_where_each_operator_runs(machine: Machine) -> None:
+    assert "[PLACE] conv: Conv2D, AI Core\n[PLACE] relu: Relu, AI Core\n" in atc_here(machine, *CONTRACT[1:]).stdout
+
+
+def test_float16_device_of_the_standin_rounds_every_result_and_hands_out_any_node(machine: Machine) -> None:
+    (machine[1] / "keep.txt").write_text("OpType::Relu\n")
+    images = np.random.RandomState(2).rand(1, 3, SIZE, SIZE).astype(np.float32)
+    found = {}
+    for name, words in (("half", []), ("kept", ["--keep_dtype=keep.txt"])):
+        done = atc_here(machine, *CONTRACT[1:], "--out_nodes=conv:0;class:0", *words, STANDIN_DEVICE="float16")
+        assert done.returncode == 0, done.stdout + done.stderr
+        model = read_om(str(machine[1] / "net_bs1.om"))[1]
+        found[name] = onnx_outputs(model, images)
+    conv, logits = found["half"]
+    assert conv.shape == (1, 8, 16, 16) and np.array_equal(conv, conv.astype(np.float16).astype(np.float32))
+    assert np.array_equal(logits, logits.astype(np.float16).astype(np.float32))
+    assert not np.array_equal(logits, onnx_scores(machine[1] / "net.onnx", images))
+    assert np.abs(logits - onnx_scores(machine[1] / "net.onnx", images)).max() < 0.01
+    assert np.array_equal(found["kept"][0], conv)
 
 
 def test_atc_standin_fails_with_a_virtual_environment_first_on_its_path(machine: Machine, tmp_path: Path) -> None:

@@ -6,11 +6,15 @@ from common import cli
 import numpy as np
 import onnx
 
+STEMS = ("conv4", "conv12", "space-to-depth")  # the first is the default: docs/graph.md says why
+REFLECTIONS = ("slice", "pad")
+
 
 class Graph:
     """An ONNX graph under construction: nodes in the order they run, and the weights they read."""
 
-    def __init__(self) -> None:
+    def __init__(self, reflect: str) -> None:
+        self.reflect = reflect  # how reflect padding is written, one of REFLECTIONS
         self.nodes: List[onnx.NodeProto] = []
         self.weights: List[onnx.TensorProto] = []
 
@@ -22,6 +26,12 @@ class Graph:
     def weight(self, name: str, array: np.ndarray) -> str:
         self.weights.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
+
+    def index(self, value: int) -> str:
+        """An int64 [1] that nodes read as an input; one for all that read the same."""
+        name = f"index.{value}"
+        known = any(tensor.name == name for tensor in self.weights)
+        return name if known else self.weight(name, np.array([value], np.int64))
 
     def conv(self, name: str, x: str, weight: np.ndarray, bias: Optional[np.ndarray], stride: int, padding: int,
              groups: int = 1) -> str:
@@ -81,12 +91,27 @@ def add_attention(graph: Graph, attention: Any, name: str, x: str) -> str:
     return graph.node("Mul", name + ".mul", x, gate)
 
 
+def add_reflection(graph: Graph, name: str, x: str) -> str:
+    """Put row 1 of each map above row 0, then column 1 before column 0: reflect padding at the top and the left.
+
+    A 3×3 filter of stride 2 on a map with even sides never reads its other borders.
+    """
+    for axis, side in ((2, "row"), (3, "column")):
+        first = graph.node("Slice", f"{name}.{side}", x, graph.index(1), graph.index(2), graph.index(axis))
+        x = graph.node("Concat", f"{name}.{side}_in_front", first, x, axis=axis)
+    return x
+
+
 def add_blur(graph: Graph, blur: Any, name: str, x: str) -> str:
     """Add the anti-aliasing of a strided convolution: a depthwise 3×3 binomial filter with stride 2."""
     padding = 1
-    if blur.pad_mode == "reflect":  # not an attribute of Conv, so it takes a node of its own
-        pads = graph.weight(name + ".pads", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
-        x, padding = graph.node("Pad", name + ".pad", x, pads, mode="reflect"), 0
+    if blur.pad_mode == "reflect":  # not an attribute of Conv, so it takes nodes of its own
+        padding = 0
+        if graph.reflect == "pad":
+            pads = graph.weight(name + ".pads", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
+            x = graph.node("Pad", name + ".pad", x, pads, mode="reflect")
+        else:
+            x = add_reflection(graph, name, x)
     return graph.conv(name, x, blur.filt.numpy(), None, stride=blur.stride, padding=padding, groups=blur.channels)
 
 
@@ -105,31 +130,43 @@ def add_module(graph: Graph, module: Any, name: str, x: str) -> str:
         return graph.node("SpaceToDepth", name, x, blocksize=module.op.bs)
     if kind == "LeakyReLU":
         return graph.node("LeakyRelu", name, x, alpha=module.negative_slope)
-    if kind == "AvgPool2d":  # ceil_mode and count_include_pad make no difference: every side is even here
-        return graph.node("AveragePool", name, x, kernel_shape=[module.kernel_size] * 2, strides=[module.stride] * 2)
+    if kind == "AvgPool2d":  # every side is even here: ceil_mode makes no difference, and there is no padding to count;
+        # with count_include_pad 0, CANN would multiply by a constant behind it
+        return graph.node("AveragePool", name, x, kernel_shape=[module.kernel_size] * 2, strides=[module.stride] * 2,
+                          count_include_pad=1)
     if kind == "Identity":
         return x
     raise TypeError(f"{name} is a {kind}, for which no ONNX nodes are known")
 
 
 def add_stem(graph: Graph, body: Any, stem: str, x: str) -> str:
-    """Add SpaceToDepth and the first convolution, as they are or as one 12×12 convolution: the same function."""
-    if stem == "space-to-depth":
-        return add_module(graph, body.conv1, "body.conv1", add_module(graph, body.SpaceToDepth, "body.SpaceToDepth", x))
-    block = body.SpaceToDepth.op.bs
-    weight, bias = folded(body.conv1[0], body.conv1[1])
-    x = graph.conv("body.conv1.0", x, unshuffled(weight, block), bias, stride=block,
-                   padding=block * body.conv1[0].padding[0])
-    return add_module(graph, body.conv1[2], "body.conv1.2", x)
+    """Add SpaceToDepth and the first convolution in one of three ways (STEMS), all the same function.
+
+    conv4: SpaceToDepth is a 4×4 convolution of stride 4 whose weights are 0 and 1; conv12: both are one convolution.
+    """
+    block, convolution = body.SpaceToDepth.op.bs, body.conv1[0]
+    if stem == "conv12":
+        weight, bias = folded(convolution, body.conv1[1])
+        x = graph.conv("body.conv1.0", x, unshuffled(weight, block), bias, stride=block,
+                       padding=block * convolution.padding[0])
+        return add_module(graph, body.conv1[2], "body.conv1.2", x)
+    if stem == "conv4":
+        channels = convolution.in_channels
+        one_hot = unshuffled(np.eye(channels).reshape(channels, channels, 1, 1), block)
+        x = graph.conv("body.SpaceToDepth", x, one_hot, None, stride=block, padding=0)
+    else:
+        x = add_module(graph, body.SpaceToDepth, "body.SpaceToDepth", x)
+    return add_module(graph, body.conv1, "body.conv1", x)
 
 
-def build_model(network: Any, img_size: int, opset: int, batch_size: Optional[int], stem: str) -> onnx.ModelProto:
+def build_model(network: Any, img_size: int, opset: int, batch_size: Optional[int] = None, stem: str = STEMS[0],
+                reflect: str = REFLECTIONS[0]) -> onnx.ModelProto:
     """The network as an ONNX model: `image` float32 [batch, 3, img_size, img_size] → `class` float32 [batch, classes].
 
-    batch_size: None leaves the batch open.
+    batch_size: None leaves the batch open; stem: one of STEMS; reflect: one of REFLECTIONS.
     """
     helper = onnx.helper
-    graph = Graph()
+    graph = Graph(reflect)
     x = add_stem(graph, network.body, stem, "image")
     for name, layer in list(network.body.named_children())[2:]:
         x = add_module(graph, layer, "body." + name, x)

@@ -1,8 +1,9 @@
 """Stand-in of CANN's atc: makes an .om of an ONNX file, as strict about its input as the real one.
 
-Its .om holds the ONNX model with the batch fixed and the weights rounded to float16, as the 310P3 computes by default,
-and the AIPP settings; the stand-in of ais_bench runs it in ONNX Runtime. Started by bin/atc; the switches stand in
-python/ascend_standin.py. E codes and their words follow what users report of the real tool; what has no known code gets
+Its .om holds the ONNX model with the batch fixed and the weights rounded to float16 (with STANDIN_DEVICE=float16 every
+result as well), as the 310P3 computes by default, and the AIPP settings; the stand-in of ais_bench runs it in ONNX
+Runtime. Started by bin/atc; the switches stand in python/ascend_standin.py, what it knows of graphs in
+python/atc_graph.py. E codes and their words follow what users report of the real tool; what has no known code gets
 E10001, "invalid value".
 """
 import json
@@ -11,9 +12,10 @@ import platform
 import re
 import sys
 import time
-from typing import Any, Dict, List, NoReturn
+from typing import Any, Dict, List, NoReturn, Set
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "python"))
+import atc_graph  # noqa: E402
 from ascend_standin import fault, log_call, write_om  # noqa: E402
 
 # Values that a flag admits; None: checked below. atc has more flags, which this stand-in does not know and so refuses.
@@ -22,9 +24,12 @@ FLAGS = {
     "input_format": ("NCHW", "ND"), "input_shape": None,
     "log": ("debug", "info", "warning", "error", "null"), "soc_version": None, "insert_op_conf": None,
     "output_type": ("FP32", "FP16"), "enable_small_channel": ("0", "1"),
-    "precision_mode": ("force_fp16", "force_fp32", "allow_fp32_to_fp16", "must_keep_origin_dtype"),
-    "op_select_implmode": ("high_performance", "high_precision"),
+    "precision_mode": ("force_fp16", "force_fp32", "cube_fp16in_fp32out", "allow_fp32_to_fp16",
+                       "allow_mix_precision", "must_keep_origin_dtype"),
+    "op_select_implmode": ("high_performance", "high_precision"), "optypelist_for_implmode": None,
+    "keep_dtype": None, "out_nodes": None, "input_fp16_nodes": None,
 }
+CANN_6, LATER = 15, 18  # the last opset that they read
 SOC_VERSIONS = re.compile(r"Ascend(310|310B[1-4]|310P[1357]|910|910[AB]|910Pro[AB]|910B[1-4](-1)?|910B2C|910_93\d\d)")
 PATH_CHARACTERS = re.compile(r"[A-Za-z0-9_./-]+")
 AIPP_CHANNEL = {"min_chn": float, "mean_chn": int, "var_reci_chn": float}  # each with _0, _1, _2; mean_chn is an int32
@@ -81,7 +86,7 @@ def parse_flags(argv: List[str]) -> Dict[str, str]:
     for name in ("model", "output", "insert_op_conf"):
         if name in flags and not PATH_CHARACTERS.fullmatch(flags[name]):
             invalid(name, flags[name], "The path can contain only letters, digits, '_', '.', '-' and '/'.")
-    for name in ("model", "insert_op_conf"):
+    for name in ("model", "insert_op_conf", "keep_dtype"):
         if name in flags and not (os.path.isfile(flags[name]) and os.access(flags[name], os.R_OK)):
             invalid(name, flags[name], "No such file or no permission to read it.")
     folder = os.path.dirname(os.path.abspath(flags["output"]))
@@ -91,19 +96,18 @@ def parse_flags(argv: List[str]) -> Dict[str, str]:
 
 
 def load_onnx(path: str) -> Any:
-    """The ONNX model, its opset and input types checked. What onnx itself says of a damaged file goes to the log."""
+    """The ONNX model, checked. What onnx itself says of a damaged file goes to the log."""
     import onnx
     try:
         model = onnx.load(path)
-        onnx.checker.check_model(model)
+        if not any(node.op_type.startswith("Ascend") for node in model.graph.node):  # onnx does not know those
+            onnx.checker.check_model(model)
     except Exception as error:  # protobuf, checker and file errors have no common class
         write_log(f"[ERROR] {error}")
         invalid("model", path, "Failed to parse the ONNX model.")
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    highest = 11 if os.environ.get("STANDIN_CANN", "6.0.RC1") == "6.0.RC1" else 17
-    if not 11 <= opset <= highest:
-        node = model.graph.node[0]
-        fail("E19010", f"No parser is registered for Op [{node.name}, optype [ai.onnx::{opset}::{node.op_type}]].")
+    highest = CANN_6 if os.environ.get("STANDIN_CANN", "6.0.RC1").startswith("6.") else LATER
+    for code, text in atc_graph.objections(model, highest):
+        fail(code, text)
     return model
 
 
@@ -138,6 +142,17 @@ def fix_shapes(model: Any, argument: str) -> int:
     for value in model.graph.output:
         value.type.tensor_type.shape.dim[0].dim_value = batch
     return batch
+
+
+def check_inputs(model: Any, flags: Dict[str, str]) -> None:
+    """Refuse --input_fp16_nodes for what is no input, or one with AIPP."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value.name for value in model.graph.input if value.name not in weights]
+    for name in filter(None, flags.get("input_fp16_nodes", "").split(";")):
+        if name not in inputs:
+            invalid("input_fp16_nodes", name, "It is not an input of the model.")
+        if "insert_op_conf" in flags:
+            fail("E10034", f"Nodes (for example, [{name}]) connected to AIPP must not be of type fp16.")
 
 
 def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
@@ -192,19 +207,40 @@ def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
     return dict(found, src_image_size_h=size[0], src_image_size_w=size[1])
 
 
-def round_weights(model: Any, precision: str) -> None:
-    """Round float32 weights to float16, as precision_mode's default does; with the fault atc-lossy to five levels."""
+def spoil_weights(model: Any) -> None:
+    """With the fault atc-lossy: float32 weights in five levels."""
     import numpy
     from onnx import numpy_helper
     for tensor in model.graph.initializer:
         weights = numpy_helper.to_array(tensor)
         if weights.dtype == numpy.float32 and weights.size:
-            if fault("atc-lossy"):
-                step = float(numpy.abs(weights).max()) / 2 or 1.0
-                weights = (numpy.round(weights / step) * step).astype(numpy.float32)
-            elif precision == "force_fp16":
-                weights = weights.astype(numpy.float16).astype(numpy.float32)
-            tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+            step = float(numpy.abs(weights).max()) / 2 or 1.0
+            tensor.CopyFrom(numpy_helper.from_array((numpy.round(weights / step) * step).astype(numpy.float32),
+                                                    tensor.name))
+
+
+def set_precision(model: Any, flags: Dict[str, str]) -> None:
+    """Make the model compute as the flags have the card compute, with the faults that are switched on."""
+    mode = flags.get("precision_mode", "force_fp16")
+    kept: Set[str] = set()
+    if mode == "must_keep_origin_dtype":
+        fail("E40021", "Failed to compile Op [Conv2D]. Reason: it has no kernel for float32.")
+    if "keep_dtype" in flags:
+        try:
+            kept = atc_graph.read_keep_dtype(flags["keep_dtype"], model)
+        except ValueError as error:
+            invalid("keep_dtype", flags["keep_dtype"], str(error))
+    atc_graph.lower_quantised(model)
+    precise = flags.get("op_select_implmode") == "high_precision"
+    for kind in ("slope", "zero-padding", "sigmoid", "overflow", "channels", "weight"):
+        if fault(f"atc-{kind}"):
+            atc_graph.plant(model, kind, fault(f"atc-{kind}"), kept, precise)
+    if fault("atc-lossy"):
+        spoil_weights(model)
+    elif mode == "force_fp16" and os.environ.get("STANDIN_DEVICE") == "float16":
+        atc_graph.compute_in_float16(model, kept)
+    elif mode == "force_fp16":
+        atc_graph.round_weights(model)
 
 
 def main() -> None:
@@ -218,11 +254,18 @@ def main() -> None:
     if fault("atc-fail") in ("on", str(batch)):
         fail("E40021", "Failed to compile Op [Conv_0]. (oppath: [Pre-compile /usr/local/Ascend/opp/built-in], "
                        "optype: [Conv2D])")
+    if "out_nodes" in flags:
+        try:
+            atc_graph.set_outputs(model, flags["out_nodes"])
+        except ValueError as error:
+            invalid("out_nodes", flags["out_nodes"], str(error))
     header: Dict[str, Any] = {"soc_version": flags["soc_version"], "batch": batch}
     if "insert_op_conf" in flags:
         shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
         header["aipp"] = parse_aipp(flags["insert_op_conf"], shape[2], shape[3])
-    round_weights(model, flags.get("precision_mode", "force_fp16"))
+    check_inputs(model, flags)
+    print(*atc_graph.places(model), sep="\n", flush=True)
+    set_precision(model, flags)
     os.makedirs("kernel_meta", exist_ok=True)  # in the working folder, whatever --output says
     with open(os.path.join("kernel_meta", f"te_conv2d_{batch}.json"), "w", encoding="utf-8") as file:
         json.dump({"batch": batch}, file)

@@ -41,6 +41,8 @@ def save_network(path: Path, opset: int = 11, batch: Any = "batch", dtype: str =
     if dtype != "FLOAT":
         nodes.insert(0, helper.make_node("Cast", [name], ["cast"], to=TensorProto.FLOAT))
         nodes[1].input[0] = "cast"
+    for node in nodes:
+        node.name = node.output[0]
     graph = helper.make_graph(
         nodes, "net", [helper.make_tensor_value_info(name, getattr(TensorProto, dtype), [batch, 3, SIZE, SIZE])],
         [helper.make_tensor_value_info("class", TensorProto.FLOAT, [batch, 10])],
@@ -52,9 +54,15 @@ def save_network(path: Path, opset: int = 11, batch: Any = "batch", dtype: str =
     return path
 
 
-def onnx_scores(model: Path, images: np.ndarray) -> np.ndarray:
+def onnx_outputs(model: Any, images: np.ndarray) -> List[np.ndarray]:
+    """All outputs of an ONNX file, or of its bytes."""
     import onnxruntime
-    return onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"]).run(None, {"image": images})[0]
+    model = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"image": images})
+
+
+def onnx_scores(model: Path, images: np.ndarray) -> np.ndarray:
+    return onnx_outputs(model, images)[0]
 
 
 # ---- starting programs -----------------------------------------------------------------------------------------------

@@ -3,13 +3,20 @@
 Switches are environment variables:
     STANDIN_NPU_SMI   what npu-smi prints: sample names of test/data/npu-smi joined by "+" (default 310P3), a path to a
                       text file, "fail" (driver not loaded) or "hang"
-    STANDIN_CANN      CANN's version, which decides the opset: 6.0.RC1 (default) reads 11, any other 11 to 17
+    STANDIN_CANN      CANN's version, which decides the opset: 6.0.RC1 (default) reads 8 to 15, later ones 8 to 18
+    STANDIN_DEVICE    "weights" (default) rounds the weights to float16, "float16" every operator's result as well
     STANDIN_OM_NAME   "plain" (default) writes OUTPUT.om, "host" OUTPUT_linux_<machine>.om
     STANDIN_AIS_BENCH which generation: "0.0.2", "later" (default) or "newest" (see ascend_words.py); "none" is
                       another package of that name
     STANDIN_FAULT     faults joined by ",", each NAME or NAME=VALUE:
                       atc-fail[=BATCH]   ends with E codes           atc-kill[=BATCH]   killed while it writes the .om
                       atc-lossy          rounds the weights hard     atc-sleep=SECONDS  takes that long
+                      atc-slope=NODE     a LeakyRelu's slope is ten times as steep
+                      atc-zero-padding=NODE  a Slice for reflection gives zeros
+                      atc-sigmoid=NODE   a 5th-order Sigmoid, unless --op_select_implmode=high_precision
+                      atc-overflow=NODE  float16 overflows in the node, unless --keep_dtype names it
+                      atc-channels=NODE  a SpaceToDepth orders its channels wrongly
+                      atc-weight=NODE    the node's weights are rounded to 8 bits
                       ais-crash=K        dies after K batches        ais-missing=K      leaves out the last K results
                       ais-kill=K         killed after K batches      ais-half           cuts the last result
                       ais-device=D[:K]   device D dies (after K)     ais-skip[=MS]      computes nothing, zeros
