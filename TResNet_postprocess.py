@@ -41,26 +41,36 @@ PREPARED = ("images", "preprocessed", "bad", "left_out")  # counts that only the
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> np.ndarray:
-    """ranks() by compiled C, for TXT results exactly as ais_bench writes them; -1 where a file is anything else."""
+    """ranks() by compiled C, for results exactly as ais_bench writes them; -1 where a file is anything else.
+
+    A NumPy file is such one if it holds float32 and has the header that the first one has.
+    """
     found = np.full(len(paths), -1, np.int32)
-    if not paths[0].endswith(".txt"):
-        return found
+    header = b""
+    if paths[0].endswith(".npy"):
+        header = read_regular(paths[0], follow_links=False)[:-4 * classes]
+        if b"'<f4'" not in header:
+            return found
+    text = paths[0].endswith(".txt")
     try:
-        kernel = native.load("ranks.c").label_ranks
+        library = native.load("ranks.c")
+        kernel = library.label_ranks if text else library.label_ranks_float32
     except RuntimeError as error:
         if len(paths) * classes >= SLOW_FROM:
             print(f"note: the fast way is not used, Python reads all results: {error}", file=sys.stderr)
         return found
     pointer, integer = ctypes.c_void_p, ctypes.c_ssize_t
-    kernel.argtypes, kernel.restype = [ctypes.c_char_p, integer, integer, pointer, pointer], None
+    form: List[Any] = [] if text else [ctypes.c_char_p(header), integer(len(header))]
+    kernel.argtypes = [ctypes.c_char_p, integer, integer, *map(type, form), pointer, pointer]
+    kernel.restype = None
     chunk = max(1, CHUNK_VALUES // classes)
     starts = iter(range(0, len(paths), chunk))
 
     def work() -> None:
         for start in starts:  # of all threads: each takes the next one
             some_paths = paths[start:start + chunk]
-            kernel(os.fsencode("\0".join(some_paths)), len(some_paths), classes,
-                   labels[start:].ctypes.data, found[start:].ctypes.data)
+            kernel(os.fsencode("\0".join(some_paths)), len(some_paths), classes, *form, labels[start:].ctypes.data,
+                   found[start:].ctypes.data)
 
     with ThreadPoolExecutor(workers) as threads:  # ctypes lets them run at the same time
         try:
