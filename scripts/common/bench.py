@@ -30,7 +30,7 @@ def spelling() -> str:
         said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout.decode(errors="replace"))
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Refusal(f"ais_bench cannot be started: {why(error)}; see: python3 -m ais_bench --help") from None
-    for joint in ("_", "-"):
+    for joint in ("-", "_"):  # the newest still writes underscores in its examples
         if f"--output{joint}dirname" in said:
             return joint
     raise Refusal(f"`python3 -m ais_bench --help` should name --output_dirname or --output-dirname, but says "

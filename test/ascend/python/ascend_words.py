@@ -59,6 +59,7 @@ class Parser(argparse.ArgumentParser):
         name = max(12, (COLUMNS - 40) // 3)  # too narrow a terminal cuts the names of the options
         names = [action.option_strings[0] for action in self._actions]
         rows = [(word if len(word) <= name else word[:name - 1] + "…").ljust(name) + "  <str>" for word in names]
+        rows.append("such as --output_dirname tmp")  # its examples still have underscores
         return f"\n Usage: python -m ais_bench [OPTIONS]\n\n{box('Options', rows)}\n"
 
 
