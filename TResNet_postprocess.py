@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, native
+from common import class_names, cli, native
 from common.cli import Refusal, shown, some
 from common.files import make_folder, read_regular, write_whole
 from common.labels import check_range, label_shift, match_labels, read_labels
@@ -157,13 +157,15 @@ def account(prep: str, results: Dict[str, str]) -> Names:
     return names, bad
 
 
-def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1) -> Dict[str, Any]:
+def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1, names: Optional[str] = None
+             ) -> Dict[str, Any]:
     """Compare all predictions in a result folder with their labels.
 
     Returns a report that json can write: "classes" (int), "hits" ([Top-1, Top-2, ... Top-5] as counts, fewer for fewer
     classes), "counts" (labelled, images, preprocessed, bad, inferred, evaluated, left_out; None where that cannot be
-    known without prep), "evaluated" (stems), "left_out" ([{"source", "error"}]), "labelled_without_prediction"
-    (names), "notes" (sentences). Raises: Refusal if anything is amiss.
+    known without prep), "evaluated" (stems), "true" (the right class of each of them), "class_names" (of all classes,
+    None if nobody knows them; see class_names.find(), which gets the file `names`), "left_out" ([{"source", "error"}]),
+    "labelled_without_prediction" (names), "notes" (sentences). Raises: Refusal if anything is amiss.
     """
     results = result_files(result)
     sources, bad = account(prep, results) if prep is not None else names_beside(result)
@@ -180,14 +182,14 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     if places.sum() != len(paths):
         raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of the program")
 
-    names = {name for name, _, _ in lines}
-    unpredicted = sorted(names.difference(name for name, _, _ in matched.values()))
+    labelled = {name for name, _, _ in lines}
+    unpredicted = sorted(labelled.difference(name for name, _, _ in matched.values()))
     notes = []
     if unpredicted:
-        notes.append(f"{len(unpredicted)} of {len(names)} labelled names have no prediction: this is a subset")
+        notes.append(f"{len(unpredicted)} of {len(labelled)} labelled names have no prediction: this is a subset")
     if bad and prep is not None:
         notes.append(f"{len(bad)} of {len(stems) + len(bad)} images were left out")
-    counts = {"labelled": len(names), "images": len(stems) + len(bad), "preprocessed": len(stems), "bad": len(bad),
+    counts = {"labelled": len(labelled), "images": len(stems) + len(bad), "preprocessed": len(stems), "bad": len(bad),
               "inferred": len(stems), "evaluated": len(stems), "left_out": len(bad)}
     return {
         "tool": "TResNet_postprocess.py", "version": cli.VERSION, "result": os.path.abspath(result),
@@ -195,6 +197,8 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
         "classes": classes, "hits": np.cumsum(places)[:min(TOP, classes)].tolist(),
         "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)), "notes": notes,
         "left_out": bad if prep is not None else [], "labelled_without_prediction": unpredicted, "evaluated": stems,
+        "true": indices.tolist(),
+        "class_names": class_names.find(classes, names, zip(images.values(), indices.tolist())),
     }
 
 
@@ -240,6 +244,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="prepared folder: account for every image in its manifest")
     parser.add_argument("-j", "--workers", type=cli.whole(1, 1024), metavar="N", default=len(os.sched_getaffinity(0)),
                         help="threads (default: %(default)s, the cores)")
+    parser.add_argument("--class-names", type=cli.path, metavar="FILE",
+                        help="for the report: one name a line, or `FOLDER NAME` (default: class folders', ImageNet's)")
     for k in (1, 5):
         parser.add_argument(f"--min-top{k}", type=cli.real(0, 100), metavar="P",
                             help=f"exit status 3 if Top-{k} is below P per cent")
@@ -251,7 +257,8 @@ def main() -> None:
     arguments = parse_arguments()
     accuracy_path, report_path = output_paths(arguments.out_dir, arguments.out_name, arguments.result,
                                               arguments.labels)
-    report = evaluate(arguments.result, arguments.labels, arguments.prep, arguments.workers)
+    report = evaluate(arguments.result, arguments.labels, arguments.prep, arguments.workers,
+                      arguments.class_names)
     table = statistics(report)
     make_folder(arguments.out_dir, "OUT_DIR")
     write_whole(report_path, json.dumps(report).encode("ascii"))

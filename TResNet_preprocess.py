@@ -3,10 +3,12 @@
 
     python3 TResNet_preprocess.py ./ImageNet/val_union ./prep_dataset
     python3 TResNet_preprocess.py ./ImageNet/val ./prep_uint8 --dtype uint8 --skip-bad -j 8
+    python3 TResNet_preprocess.py ./ImageNet/val_union ./prep_448 --img-size 448 --crop-mode squash --crop-pct 1
 
 In:   every image under SRC, in one folder or in class folders, by suffix in any case.
 Out:  DST/<stem>.bin          float32 [3, 224, 224], RGB in 0..1, little-endian, no header: 602,112 bytes;
                               or with --dtype uint8 [224, 224, 3], 0..255: 150,528 bytes
+      DST/aipp.cfg            only with --dtype uint8: how the card is to scale them, for atc and infer_onnx.py --aipp
       DST/manifest.jsonl      what each .bin was made from, and which images were bad and why
       DST/val_label.txt       only where all images lie in class folders: `<stem> <class index>` lines
 A run that was stopped, by whatever, is continued by running the same command again.
@@ -22,20 +24,22 @@ import stat
 import sys
 import time
 import warnings
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, files, manifest, progress
+from common import cli, evaluation, files, manifest, progress, record
 from common.cli import Refusal, shown, some
+from common.evaluation import AIPP, Evaluation
 from common.images import find_images
 from common.journal import Journal, Row
 from common.labels import class_labels
 from common.manifest import LABELS, MANIFEST
 from common.names import INPUT_SUFFIXES, SUFFIXES, name_bins
-from common.pixels import BYTES, IMG_SIZE, convert, fast_path, reason
+from common.pixels import BYTES, convert, fast_path, reason
 from common.workers import run_workers
 
 TIMEOUT = 60.0  # seconds for one image
+BESIDE = (LABELS, AIPP)  # what DST may hold beside the .bin files and the manifest
 LISTED = 20  # bad images that are listed on stderr
 GOES_ON = "run the same command again, it goes on from here"
 
@@ -58,10 +62,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("dst", metavar="DST", type=cli.path, help="folder for the .bin files; made if need be")
     parser.add_argument("-j", "--workers", type=cli.whole(1, 4096), metavar="N", default=len(os.sched_getaffinity(0)),
                         help="processes (default: one for each core, here %(default)s)")
-    parser.add_argument("--img-size", type=cli.whole(1, 4096), metavar="PIXELS", default=IMG_SIZE,
-                        help="of each side; images are resized to 8/7 of it first (default: %(default)s)")
+    evaluation.add_options(parser, cli.whole(1, 4096))
+    parser.add_argument("--model", metavar="FILE.onnx", type=cli.path,
+                        help="take from this model's record what its checkpoint says of the six above")
     parser.add_argument("--dtype", choices=sorted(BYTES), default="float32",
-                        help="float32 CHW in 0..1, or uint8 HWC for a model with AIPP (default: %(default)s)")
+                        help="float32 CHW, or uint8 HWC for a model with AIPP (default: %(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="bad images are a warning, not a failure")
     parser.add_argument("--force", action="store_true", help="make every .bin anew, finished or not")
     parser.add_argument("--class-map", metavar="FILE", type=cli.path,
@@ -69,6 +74,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--timeout", type=cli.real(0, 1e6, above=True), metavar="SECONDS", default=TIMEOUT,
                         help="an image that takes longer is bad (default: %(default)s)")
     return parser.parse_args()
+
+
+def choose_evaluation(args: argparse.Namespace) -> Evaluation:
+    """What the options say, else what the checkpoint of --model says, else timm's figures; contradictions are told."""
+    said, who = {}, ""
+    if args.model:
+        notes = record.notes(args.model)
+        if "evaluation" not in notes:
+            raise Refusal(f"{shown(args.model)} has no record of TResNet_pth2onnx.py that tells what its checkpoint "
+                          "says of the evaluation; export it again, or leave out --model and give the options")
+        said, who = evaluation.from_json(notes["evaluation"]), f"the checkpoint of {shown(args.model)}"
+    chosen, contradictions = evaluation.resolve(evaluation.given(args), said, who)
+    for sentence in contradictions:
+        print(f"note: {sentence}")
+    if args.model or chosen != evaluation.DEFAULT._replace(img_size=chosen.img_size):
+        print(f"evaluation: {evaluation.describe(chosen)}")
+    return chosen
 
 
 def check_folders(source: str, target: str) -> None:
@@ -94,23 +116,24 @@ def files_there(folder: str) -> Dict[str, Tuple[int, int]]:
     """{name: (size, mtime_ns)} of what a later step would read from the folder, by whomever it was made."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as listing:
         states = ((entry.name, entry.stat(follow_symlinks=False)) for entry in listing
-                  if entry.name.lower().endswith(INPUT_SUFFIXES) or entry.name == LABELS)
+                  if entry.name.lower().endswith(INPUT_SUFFIXES) or entry.name in BESIDE)
         return {name: (status.st_size, status.st_mtime_ns) for name, status in states}
     return {}
 
 
 def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, Tuple[int, int]], stems: Dict[str, str],
-         labelled: bool) -> Plan:
+         beside: Dict[str, bytes]) -> Plan:
     """What is to be made, and what an earlier run made that still holds.
 
-    images: {source: (size, mtime_ns)}; stems: {source: stem of its .bin}; labelled: whether this run writes LABELS.
+    images: {source: (size, mtime_ns)}; stems: {source: stem of its .bin}; beside: {name: content} of what this
+    run writes beside the .bin files.
     Raises: Refusal if there are files in DST that are not ours.
     """
     header, rows, synced = manifest.read(args.dst)
     there = files_there(args.dst)
     ours = manifest.owned(rows) | {stem + ".bin" for stem in stems.values()} if header else set()
-    ours |= {LABELS} if header.get("labels") else set()
-    foreign = [name for name in there if name not in ours and (labelled or name != LABELS)]
+    ours |= ({LABELS} if header.get("labels") else set()) | ({AIPP} if header.get("dtype") == "uint8" else set())
+    foreign = [name for name in there if name not in ours and (name in beside or name not in BESIDE)]
     if foreign:
         raise Refusal(f"{shown(args.dst)} holds files that this program did not make or cannot account for "
                       f"({some(foreign, 5)}); move them away or choose another DST")
@@ -129,7 +152,7 @@ def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, Tuple[int, int
 
     valid = sorted(last[source] for source in images if source in last and holds(source))
     kept = [rows[index] for index in valid]
-    done, keep = {row["source"] for row in kept}, {row["bin"] for row in kept} | ({LABELS} if labelled else set())
+    done, keep = {row["source"] for row in kept}, {row["bin"] for row in kept} | set(beside)
     return Plan([(source, stems[source]) for source in images if source not in done],
                 kept, sum(index < synced for index in valid),
                 {name: size for name, (size, _) in there.items() if name in ours and name not in keep})
@@ -137,7 +160,7 @@ def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, Tuple[int, int
 
 def bin_size(args: argparse.Namespace) -> int:
     """Bytes of every .bin."""
-    return 3 * args.img_size * args.img_size * BYTES[args.dtype]
+    return 3 * args.evaluation.img_size ** 2 * BYTES[args.dtype]
 
 
 # ---- the work --------------------------------------------------------------------------------------------------------
@@ -148,7 +171,7 @@ def make_work(args: argparse.Namespace) -> Callable[[Job], Row]:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     fast = None
     try:
-        fast = fast_path(args.img_size, args.dtype)
+        fast = fast_path(args.evaluation, args.dtype)
     except RuntimeError as error:
         print(f"note: the fast path is not used, Pillow does it all: {error}", file=sys.stderr)
 
@@ -160,7 +183,7 @@ def make_work(args: argparse.Namespace) -> Callable[[Job], Row]:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
                     raise ValueError("empty" if stat.S_ISREG(status.st_mode) else "not a regular file")
-                data = convert(file, args.img_size, args.dtype, fast)
+                data = convert(file, args.evaluation, args.dtype, fast)
         except Exception as error:  # Pillow raises a dozen kinds for broken files, SyntaxError among them
             return {"source": source, "error": reason(error)}
         try:
@@ -193,16 +216,18 @@ def process(args: argparse.Namespace, todo: List[Job], bad: Dict[str, str], jour
             bar.advance(len(rows))
 
 
-def carry_out(args: argparse.Namespace, task: Plan, header: Row, labels: Optional[bytes], bad: Dict[str, str]) -> None:
+def carry_out(args: argparse.Namespace, task: Plan, header: Row, beside: Dict[str, bytes], bad: Dict[str, str]
+              ) -> None:
     """Bring DST, which this run holds, to what was planned. Raises: OSError."""
-    parts = f".*\\.bin|{re.escape(MANIFEST)}|{re.escape(LABELS)}"
+    parts = "|".join([r".*\.bin", *map(re.escape, (MANIFEST, *BESIDE))])
     files.remove_parts(args.dst, parts)
-    expected = {stem + ".bin" for _, stem in task.todo} | {row["bin"] for row in task.kept} | set(task.stale) - {LABELS}
+    expected = {stem + ".bin" for _, stem in task.todo} | {row["bin"] for row in task.kept}
+    expected |= set(task.stale) - set(BESIDE)
     with contextlib.closing(manifest.begin(args.dst, header, expected, bad, task.kept, task.synced)) as journal:
         for name in task.stale:
             os.unlink(os.path.join(args.dst, name))
-        if labels is not None:
-            files.write_whole(os.path.join(args.dst, LABELS), labels)
+        for name, content in beside.items():
+            files.write_whole(os.path.join(args.dst, name), content)
         try:
             if task.todo:
                 process(args, task.todo, bad, journal, len(task.kept))
@@ -222,6 +247,7 @@ def list_bad(bad: Dict[str, str]) -> None:
 def main() -> int:
     args = parse_arguments()
     started = time.monotonic()
+    args.evaluation = choose_evaluation(args)
     check_folders(args.src, args.dst)
     images, bad = find_images(args.src)
     if "." in bad:
@@ -234,15 +260,19 @@ def main() -> int:
     exists = os.path.isdir(args.dst)
     if exists:
         files.hold(args.dst)
-    recipe = manifest.recipe(__file__, img_size=args.img_size, dtype=args.dtype, source=os.path.abspath(args.src))
-    todo, kept, _, stale = task = plan(args, recipe, images, stems, labels is not None)
+    recipe = manifest.recipe(__file__, **evaluation.to_json(args.evaluation._asdict()), dtype=args.dtype,
+                             source=os.path.abspath(args.src))
+    beside = {LABELS: labels} if labels is not None else {}
+    beside.update({AIPP: evaluation.aipp(args.evaluation)} if args.dtype == "uint8" else {})
+    todo, kept, _, stale = task = plan(args, recipe, images, stems, beside)
     files.check_space(args.dst, files.occupied([bin_size(args)] * len(todo)) - sum(stale.values()),
                       "choose a DST on another disk")
     try:
         if not exists:
             files.make_folder(args.dst, "DST")
             files.hold(args.dst)
-        carry_out(args, task, dict(recipe, labels=labels is not None), labels, bad)
+        header = dict(recipe, given=sorted(evaluation.given(args)), labels=labels is not None)
+        carry_out(args, task, header, beside, bad)
     except OSError as error:
         advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"
         raise Refusal(f"cannot write to {shown(args.dst)}: {error.strerror}; {advice} and {GOES_ON}") from None

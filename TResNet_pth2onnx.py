@@ -4,9 +4,11 @@
     python3 TResNet_pth2onnx.py model_best.pth.tar tresnet_m.onnx
     python3 TResNet_pth2onnx.py tresnet_l_448.pth tresnet_l_448.onnx --img-size 448 --opset 13
     python3 TResNet_pth2onnx.py tresnet_m.safetensors tresnet_m.onnx --batch-size 8 --stem conv12
+    python3 TResNet_pth2onnx.py ./tresnet_m.miil_in1k_448 tresnet_m_448.onnx
 
-In: a training checkpoint (a dict with `state_dict`, or `model`, or `state_dict_ema` for --ema), a bare state dict, or a
-`.safetensors` file. Variant, number of classes, lineage of the weights and naming are read off its tensors.
+In: a training checkpoint (a dict with `state_dict`, or `model`, or `state_dict_ema` for --ema), a bare state dict, a
+`.safetensors` file, or a Hugging Face folder (config.json and the weights). Variant, number of classes, lineage of the
+weights and naming are read off its tensors.
 Out: input `image`, float32 [batch, 3, img_size, img_size], RGB in 0…1; output `class`, float32 [batch, classes]:
 logits.
 
@@ -20,14 +22,14 @@ import os
 import sys
 import time
 from collections import Counter
-from typing import Any, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, files, record
+from common import cli, evaluation, files, record
 from common.checkpoint import find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
 from common.graph import REFLECTIONS, STEMS, build_model
-from common.network import PATCH, TRACKED, VARIANTS, load_network, recognise
+from common.network import FAMILY, PATCH, TRACKED, load_network, recognise
 
 import numpy as np
 import onnx
@@ -69,14 +71,15 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("checkpoint", type=cli.path, help=".pth, .pth.tar, .pt or .safetensors")
+    add("checkpoint", type=cli.path, help=".pth, .pth.tar, .pt or .safetensors, or a folder as Hugging Face's are")
     add("output", type=cli.path, help="the .onnx file")
-    add("--model", choices=sorted(VARIANTS.values()), help="insist on this variant")
+    add("--model", choices=sorted(FAMILY), help="insist on this variant")
     add("--lineage", choices=("ascend", "miil"),
         help=f"insist on this lineage of weights (needed only for `ascend` weights whose {TRACKED} were stripped)")
     add("--ema", action="store_true", help="take the averaged weights, state_dict_ema")
-    add("--img-size", type=cli.whole(MULTIPLE, 4096), default=224,
-        help=f"height and width in pixels, a multiple of {MULTIPLE} (default: %(default)s)")
+    add("--img-size", type=cli.whole(MULTIPLE, 4096),
+        help=f"height and width in pixels, a multiple of {MULTIPLE} (default: what the checkpoint says, or "
+             f"{evaluation.DEFAULT.img_size})")
     add("--opset", type=int, choices=OPSETS, default=11,
         help=f"ONNX operator set (default: %(default)s, which every CANN reads; CANN 6 reads up to {CANN_6_OPSET})")
     add("-b", "--batch-size", type=cli.whole(1, 4096), help="fix the batch size (default: open)")
@@ -89,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
              "format; pad, one Pad (default: %(default)s)")
     add("--force", action="store_true", help="export again even if the output is up to date")
     arguments = parser.parse_args()
-    if arguments.img_size % MULTIPLE:
+    if arguments.img_size and arguments.img_size % MULTIPLE:
         parser.error(f"--img-size must be a multiple of {MULTIPLE}, because the network halves the image five times, "
                      f"not {arguments.img_size}")
     if not arguments.output.endswith(".onnx"):
@@ -103,12 +106,36 @@ def recipe(arguments: argparse.Namespace) -> record.Row:
     options = {name: getattr(arguments, name) for name in (
         "model", "lineage", "ema", "img_size", "opset", "batch_size", "stem", "reflect")}
     return record.recipe(__file__, options, packages=("torch", "onnx", "onnxruntime", "numpy"),
+                         settings=filter(None, [evaluation.config_path(arguments.checkpoint)]),
                          checkpoint=record.sha256(arguments.checkpoint), patch=record.sha256(PATCH))
+
+
+def said_by(checkpoint: Any, config: Dict[str, Any]) -> Dict[str, Any]:
+    """What config.json, or else the `args` of a training checkpoint, say of the evaluation: {field: value}."""
+    if config:
+        return evaluation.of_config(config)
+    own = checkpoint.get("args") if isinstance(checkpoint, dict) else None
+    own = vars(own) if isinstance(own, argparse.Namespace) else own
+    return evaluation.said_by(own) if isinstance(own, dict) else {}
+
+
+def choose_size(given: Optional[int], said: Dict[str, Any], path: str) -> int:
+    """The image size in pixels: the option's, else the checkpoint's, else timm's."""
+    options = {} if given is None else {"img_size": given}
+    chosen, contradictions = evaluation.resolve(options, {k: v for k, v in said.items() if k == "img_size"},
+                                                shown(path))
+    for sentence in contradictions:
+        print(f"note: {sentence}")
+    if chosen.img_size % MULTIPLE:
+        raise Refusal(f"{shown(path)} says img_size = {chosen.img_size}, but the network halves the image five times, "
+                      f"so a multiple of {MULTIPLE} is needed; say --img-size")
+    return chosen.img_size
 
 
 def main() -> None:
     arguments = parse_arguments()
     start = time.time()
+    arguments.checkpoint = evaluation.weights_file(arguments.checkpoint)
     if not os.path.isfile(arguments.checkpoint):
         raise Refusal(f"the checkpoint {shown(arguments.checkpoint)} is not there or not a file; give the path of a "
                       ".pth, .pth.tar, .pt or .safetensors file")
@@ -124,20 +151,27 @@ def main() -> None:
     record.claim(arguments.output, [arguments.output])
     checkpoint = load_checkpoint(arguments.checkpoint)
     tensors = find_state_dict(checkpoint, arguments.checkpoint, arguments.ema)
-    arch = checkpoint.get("arch") if isinstance(checkpoint, dict) else None
+    config = evaluation.read_config(arguments.checkpoint)
+    arch = config.get("architecture") or (checkpoint.get("arch") if isinstance(checkpoint, dict) else None)
     seen = recognise(tensors, arguments.checkpoint, arch if isinstance(arch, str) else None, arguments.model,
                      arguments.lineage)
+    if config.get("num_classes", seen.num_classes) != seen.num_classes:
+        raise Refusal(f"{shown(evaluation.config_path(arguments.checkpoint))} says num_classes = "
+                      f"{config['num_classes']!r}, but the head of {shown(arguments.checkpoint)} has "
+                      f"{seen.num_classes}; find out which file this is")
+    said = said_by(checkpoint, config)
+    img_size = choose_size(arguments.img_size, said, arguments.checkpoint)
     print(f"checkpoint: {seen.variant}, {seen.num_classes} classes, {seen.lineage} lineage, named as by {seen.naming}"
           + (", averaged weights" if arguments.ema else ""))
     if not arguments.ema and isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict_ema"), dict):
         print("it also holds averaged weights (state_dict_ema), which are often the better ones: --ema takes them")
     network = load_network(tensors, arguments.checkpoint, seen)
     del checkpoint, tensors  # half a gigabyte for an XL
-    model = build_model(network, arguments.img_size, arguments.opset, arguments.batch_size, arguments.stem,
-                        arguments.reflect)
+    model = build_model(network, img_size, arguments.opset, arguments.batch_size, arguments.stem, arguments.reflect)
     about = {"variant": seen.variant, "num_classes": str(seen.num_classes), "lineage": seen.lineage,
-             "img_size": str(arguments.img_size), "checkpoint_sha256": made_by["checkpoint"]}
-    onnx.helper.set_model_props(model, dict(about, tool=made_by["tool"], version=cli.VERSION,
+             "img_size": str(img_size), "checkpoint_sha256": made_by["checkpoint"]}
+    said_now = json.dumps(evaluation.to_json(dict(said, img_size=img_size)), sort_keys=True)  # this size was exported
+    onnx.helper.set_model_props(model, dict(about, evaluation=said_now, tool=made_by["tool"], version=cli.VERSION,
                                             options=json.dumps(made_by["options"], sort_keys=True)))
     operators = Counter(node.op_type for node in model.graph.node)
     counts = ", ".join(f"{name} {count}" for name, count in sorted(operators.items()))
@@ -146,7 +180,7 @@ def main() -> None:
     serialized = model.SerializeToString()
     del model
     batch_sizes = (arguments.batch_size,) if arguments.batch_size else VERIFIED_BATCHES
-    difference = verify(serialized, network, arguments.img_size, batch_sizes)
+    difference = verify(serialized, network, img_size, batch_sizes)
     print(f"verified: ONNX Runtime differs from PyTorch by at most {difference:.1e} of the largest logit "
           f"(batches of {', '.join(map(str, batch_sizes))})")
     try:
@@ -155,7 +189,7 @@ def main() -> None:
     except OSError as error:
         raise Refusal(f"{shown(arguments.output)} cannot be written ({error.strerror}); choose a folder that exists, "
                       f"can be written and has {len(serialized) / 1e6:.0f} MB of space")
-    record.write(arguments.output, made_by, [arguments.output], **about)
+    record.write(arguments.output, made_by, [arguments.output], **about, evaluation=json.loads(said_now))
     print(f"{shown(arguments.output)}: {len(serialized) / 1e6:.1f} MB in {time.time() - start:.1f} s")
 
 

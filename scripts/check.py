@@ -8,11 +8,12 @@ pipeline.sh asks the same questions before it starts. Runs in the host's own Pyt
 only), because ais_bench lives there too.
 """
 import argparse
+import contextlib
 import os
 import shutil
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from common import ascend, cli, environment, files
+from common import ascend, cli, environment, evaluation, files
 from common.cli import ROOT, Refusal, shown, some
 from common.images import find_images
 from common.labels import check_range, class_labels, match_labels, read_class_map, read_labels
@@ -37,9 +38,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", metavar="DIR", type=folder,
         help="folder with val_union/ (images) and val_label.txt; or with class folders in val/ (default: sample data)")
-    add("--checkpoint", metavar="FILE", type=cli.path, help="trained TResNet (default: DIR/model_best.pth.tar)")
+    add("--checkpoint", metavar="FILE", type=cli.path,
+        help="trained TResNet, or a Hugging Face folder with config.json (default: DIR/model_best.pth.tar)")
     add("--class-map", metavar="FILE", type=cli.path, help="numbers of the class folders (default: their order)")
-    add("--img-size", metavar="N", type=img_size, default=224, help="height and width in pixels (default: 224)")
+    evaluation.add_options(parser, img_size)
     add("--uint8", action="store_true", help="images as bytes, converted on the device (AIPP)")
     add("--workdir", metavar="DIR", type=folder, default="work", help="where all products go (default: ./work)")
     add("--backend", choices=("auto", "ascend", "cpu"), default="auto",
@@ -159,9 +161,16 @@ class Data:
         return f"{len(labels)} in {shown(self.labels)}"
 
     def check_checkpoint(self) -> str:
-        if not os.path.isfile(self.checkpoint):
+        if not os.path.isfile(evaluation.weights_file(self.checkpoint)):
             raise Refusal(f"the checkpoint {shown(self.checkpoint)} is not there")
         return self.checkpoint
+
+    def img_size(self) -> int:
+        """Pixels, as far as it is known before the checkpoint is read: from the option or from config.json."""
+        with contextlib.suppress(Refusal):
+            said = evaluation.of_config(evaluation.read_config(evaluation.weights_file(self.checkpoint)))
+            return evaluation.resolve(evaluation.given(self.arguments), said, "")[0].img_size
+        return evaluation.DEFAULT.img_size
 
     def class_folders(self) -> List[str]:
         return sorted(set(map(os.path.dirname, self.sources)))
@@ -183,11 +192,13 @@ class Data:
                           "which is which: --class-map FILE")
 
 
-def needed_room(arguments: argparse.Namespace, images: int, checkpoint: str, ascend_runs: bool) -> int:
+def needed_room(arguments: argparse.Namespace, images: int, data: Data, ascend_runs: bool) -> int:
     """Bytes that the work folder will take up, less what is there of it already."""
-    model = max(MODEL_BYTES, os.path.getsize(checkpoint) if os.path.isfile(checkpoint) else 0)
+    model = MODEL_BYTES
+    with contextlib.suppress(Refusal, OSError):
+        model = max(model, os.path.getsize(evaluation.weights_file(data.checkpoint)))
     models = 2 + len(arguments.batch_sizes) * ascend_runs  # ONNX, and the sample or an int8 model
-    per_image = [3 * arguments.img_size ** 2 * VALUE_BYTES[arguments.uint8], RESULT_BYTES]
+    per_image = [3 * data.img_size() ** 2 * VALUE_BYTES[arguments.uint8], RESULT_BYTES]
     there = 0
     for path, _, names in os.walk(arguments.workdir):
         there += files.occupied(os.lstat(os.path.join(path, name)).st_size for name in names)
@@ -209,7 +220,7 @@ def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
         except Refusal as refusal:
             rows.append(Row("both", item, False, refusal.sentence, mend))
     images, workdir = len(data.sources) or 20, data.arguments.workdir
-    needed, free = needed_room(data.arguments, images, data.checkpoint, ascend_runs), files.free_space(workdir)
+    needed, free = needed_room(data.arguments, images, data, ascend_runs), files.free_space(workdir)
     rows.append(Row("both", "disk space", free >= needed,
                     f"{free / 1e6:,.0f} MB are free for {shown(workdir)}, {needed / 1e6:,.0f} MB are needed for "
                     f"{images} images and the models", "make room, or --workdir on another disk"))

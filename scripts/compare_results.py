@@ -46,7 +46,8 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
         raise Refusal(f"{shown(folder_a)} and {shown(folder_b)} have no image in common (for instance "
                       f"{shown(min(files_a))} and {shown(min(files_b))}); give two folders with the results of the "
                       "same images")
-    cosines, differences, disagreements = [], [], []
+    cosines: List[float] = []
+    differences, disagreements = [], []
     classes = 0
     for name in common:
         a = read_result(files_a[name]).astype(np.float64)
@@ -65,6 +66,7 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
             "a": os.path.abspath(folder_a), "b": os.path.abspath(folder_b),
             "images": len(common), "classes": classes,
             "cosine": {"min": cosines[worst], "mean": float(np.mean(cosines)), "image": common[worst]},
+            "cosines": cosines,  # of each image, in order
             "largest_difference": {"value": differences[furthest], "image": common[furthest]},
             "top1_agreement": 100 * (1 - len(disagreements) / len(common)), "disagreements": disagreements,
             "only_in_a": sorted(set(files_a) - set(files_b), key=natural_key),

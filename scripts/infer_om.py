@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from common import ascend, bench, cli, files, record
+from common import ascend, bench, cli, evaluation, files, manifest, record
 from common.cli import Refusal, shown, some
 from common.inputs import list_inputs
 from common.names import FORMATS, om_batch, result_names
@@ -217,6 +217,8 @@ def main() -> None:
         raise Refusal(f"{shown(arguments.model)} is not there; make it with scripts/onnx2om.sh")
     paths = list_inputs(arguments.input)
     devices = [0] if arguments.device is None else arguments.device or ascend.choose_devices([])[0]
+    evaluation.check_prepared(manifest.read(arguments.input)[0], record.notes(arguments.model).get("evaluation"),
+                              arguments.input, arguments.model)
     prefix = os.path.join(arguments.output, arguments.output_dirname)
     made_by = record.recipe(__file__, {"outfmt": arguments.outfmt}, inputs=[arguments.model],
                             host=ascend.host_versions())

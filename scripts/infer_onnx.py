@@ -21,7 +21,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from common import cli, files, progress, record
+from common import cli, evaluation, files, manifest, progress, record
 from common.cli import Refusal, shown
 from common.inputs import Input, list_inputs, read_aipp, read_batch
 from common.names import FORMATS, result_names
@@ -222,6 +222,9 @@ def main() -> None:
     aipp = read_aipp(arguments.aipp) if arguments.aipp else {}
     paths = list_inputs(arguments.input)[:arguments.first] if arguments.input else []
     session, model = open_model(arguments.model, arguments.batchsize, aipp)
+    if arguments.input:
+        evaluation.check_prepared(manifest.read(arguments.input)[0], record.notes(arguments.model).get("evaluation"),
+                                  arguments.input, arguments.model)
     prefix = ""
     if arguments.output:
         prefix = os.path.join(arguments.output, arguments.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))

@@ -20,6 +20,7 @@ from typing import Dict, List
 from common import cli, files, record
 from common.cli import ROOT, Refusal, shown
 from common.environment import download
+from common.evaluation import DEFAULT
 from common.network import create_network
 from common.pixels import network_input, reference_crop
 
@@ -32,7 +33,7 @@ PHOTO = re.compile(r"foolbox/data/(imagenet_\d\d_\d+\.jpg)")
 PHOTO_LABEL = re.compile(r"_(\d+)\.jpg$")
 PHOTOS = 20
 CLASSES = 1000
-IMG_SIZE = 224  # pixels
+IMG_SIZE = DEFAULT.img_size  # pixels
 SEED = 0
 SPACE = 140_000_000  # bytes: photos, checkpoint
 RIDGE = 1e-3  # relative to the mean squared norm of a feature vector
@@ -51,7 +52,7 @@ def load_images(paths: List[str]) -> np.ndarray:
     inputs = []
     for path in paths:
         with Image.open(path) as image:
-            content = network_input(reference_crop(image, IMG_SIZE), "float32")
+            content = network_input(reference_crop(image, DEFAULT), "float32", DEFAULT)
             inputs.append(np.frombuffer(content, np.float32).reshape(3, IMG_SIZE, IMG_SIZE))
     return np.stack(inputs)
 
@@ -92,8 +93,9 @@ def make_checkpoint(labels: Dict[str, int], path: str) -> None:
                       f"but {found}; this PyTorch ({torch.__version__}) computes something else than expected")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     settings = argparse.Namespace(
-        model="tresnet_m", num_classes=CLASSES, img_size=IMG_SIZE, crop_pct=0.875, interpolation="bilinear",
-        mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], opt="sgd", lr=0.1, seed=SEED, distributed=True)
+        model="tresnet_m", num_classes=CLASSES, img_size=IMG_SIZE, crop_pct=DEFAULT.crop_pct,
+        interpolation=DEFAULT.interpolation, mean=list(DEFAULT.mean), std=list(DEFAULT.std), opt="sgd",
+        lr=0.1, seed=SEED, distributed=True)
     state = OrderedDict(("module." + name, tensor) for name, tensor in network.state_dict().items())
     with files.whole(path) as part:
         torch.save({"epoch": 0, "arch": "tresnet_m", "state_dict": state, "optimizer": optimizer.state_dict(),

@@ -151,7 +151,8 @@ def compile_model(arguments: argparse.Namespace, model: Dict[str, Any], batch_si
         os.chmod(found, 0o640)  # ais_bench refuses a model that others can write
         record.begin(om, recipe, [om])
         os.replace(found, om)
-    record.write(om, recipe, [om])
+    said = record.notes(arguments.model).get("evaluation", {})  # infer_om.py holds the images against it
+    record.write(om, recipe, [om], evaluation=said)
     seconds = time.monotonic() - started
     print(f"{om}: compiled in {seconds:.0f} s, {os.path.getsize(om) / 1e6:.1f} MB", flush=True)
 

@@ -9,15 +9,16 @@ CPU. Environment: PYTHON names another Python than python3 for the virtual envir
 Exit status: 0 good, 1 a step failed, 2 wrong usage, 3 a gate (a --min-… option), 130 Ctrl-C.
 """
 import argparse
+import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from typing import Any, List, NoReturn
+from typing import Any, Callable, Dict, List, NoReturn, Set, Tuple
 
-from common import ascend, cli, environment, files, record
+from common import ascend, class_names, cli, environment, evaluation, files, record
 from common.cli import ROOT, Refusal
 from common.names import FORMATS, om_path
 
@@ -34,6 +35,8 @@ def parse_arguments() -> argparse.Namespace:
     check.add_options(parser)
     add, percent = parser.add_argument, cli.real(0, 100)
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    add("--class-names", metavar="FILE", type=cli.path,
+        help="names of the classes, one a line or lines `FOLDER NAME` (default: class folders' or ImageNet's)")
     add("--batch-size", metavar="N", type=cli.whole(1, 4096),
         help="batch of the accuracy run (default: 8)")
     add("--outfmt", choices=FORMATS, default="NPY", help="format of the results (default: NPY, the fastest)")
@@ -63,6 +66,7 @@ class Steps:
 
     def __init__(self, dry_run: bool) -> None:
         self.dry_run, self.name, self.lock = dry_run, "set-up", -1
+        self.commands: List[str] = []
         for number in SIGNALS:
             signal.signal(number, self.stop)
 
@@ -72,13 +76,14 @@ class Steps:
         raise Refusal(f"stopped during {self.name}; the same command goes on from there",
                       130 if number == signal.SIGINT else 143)
 
-    def header(self, name: str) -> None:
+    def header(self, name: str, place: int = 0, total: int = 0) -> None:
         self.name = name
-        print(f"\n== {name} ==", flush=True)
+        print(f"\n== {name}{f' (step {place} of {total})' if total else ''} ==", flush=True)
 
     def run(self, *command: str) -> None:
         """Show the current step's command, run it to its end. Raises: Refusal if it fails."""
-        print(f"$ {' '.join(map(shlex.quote, command))}", flush=True)
+        self.commands.append(" ".join(map(shlex.quote, command)))
+        print(f"$ {self.commands[-1]}", flush=True)
         if self.dry_run:
             return
         start = time.time()
@@ -108,21 +113,28 @@ def lead_group() -> None:
 class Chain:
     """The commands of one run: what goes where, and what each step is told."""
 
-    def __init__(self, arguments: argparse.Namespace, data: check.Data, backend: str, python: str, steps: Steps
-                 ) -> None:
+    def __init__(self, arguments: argparse.Namespace, data: check.Data, backend: str, reason: str, python: str,
+                 steps: Steps) -> None:
         self.arguments, self.data, self.backend, self.steps = arguments, data, backend, steps
+        self.reason, self.began = reason, time.time()
+        self.times: List[Dict[str, Any]] = []  # of each step
+        self.made: Set[str] = set()  # what the report may show beside the accuracy; other files are an earlier run's
         self.here = "" if os.getcwd() == ROOT else ROOT + "/"  # commands are as short as they can be pasted
         self.python = os.path.relpath(python, ROOT) if not self.here and python.startswith(ROOT + "/") else python
         self.model, self.prepared = self.place("tresnet.onnx"), self.place("prep_dataset")
         self.result = self.place("result")
         self.force = ["--force"] if arguments.force else []
-        self.aipp = ["--aipp", self.place("aipp.cfg")] if arguments.uint8 else []
+        self.aipp = ["--aipp", os.path.join(self.prepared, evaluation.AIPP)] if arguments.uint8 else []
+        self.evaluation = evaluation.given(arguments)
         self.devices, self.chip = [0], ""
         if backend == "ascend":
             self.devices, self.chip = ascend.choose_devices(arguments.device, arguments.soc_version)
         self.device = [] if self.devices == [0] else ["--device", ",".join(map(str, self.devices))]
         self.names_chip = bool(arguments.soc_version) or arguments.device is not None
         self.batch_size = arguments.batch_size or 8
+        int8 = arguments.precision == "int8"
+        self.judged, self.judged_model = (self.place("result_int8"), self.place("tresnet_int8.onnx")) if int8 else (
+            self.result, self.model)
 
     def place(self, name: str) -> str:
         return os.path.join(self.arguments.workdir, name)
@@ -135,34 +147,30 @@ class Chain:
         return [word for option, value in values if value is not None for word in (option, repr(value))]
 
     def make_sample(self) -> None:
-        self.steps.header("Sample data")
         self.run("scripts/make_sample.py", self.data.folder)
 
     def export(self) -> None:
-        self.steps.header("Export")
-        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, "--img-size", str(self.arguments.img_size),
-                 *self.force)
+        size = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
+        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, *size, *self.force)
         if not self.steps.dry_run:
-            self.data.check_classes(int(record.notes(self.model)["num_classes"]))
+            classes = int(record.notes(self.model)["num_classes"])
+            self.data.check_classes(classes)
+            if self.arguments.class_names:
+                class_names.read(self.arguments.class_names, classes)
+            else:
+                class_names.fetch(classes)
 
     def preprocess(self) -> None:
-        given, size = self.arguments, str(self.arguments.img_size)
+        given = self.arguments
         words = ["--dtype", "uint8"] if given.uint8 else []
         words += ["--class-map", given.class_map] if given.class_map else []
         words += ["--skip-bad"] if given.skip_bad else []
-        self.steps.header("Preprocess")
-        self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--img-size", size, *words, *self.force)
-        if given.uint8:
-            source, target = self.here + "scripts/aipp.cfg", self.place("aipp.cfg")
-            print(f"$ sed s/224/{size}/ {shlex.quote(source)} > {shlex.quote(target)}", flush=True)
-            if not self.steps.dry_run:
-                with open(os.path.join(ROOT, "scripts", "aipp.cfg"), encoding="utf-8") as file:
-                    files.write_whole(target, "".join(line.replace("224", size, 1) for line in file).encode())
+        self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--model", self.model,
+                 *evaluation.as_options(self.evaluation), *words, *self.force)
 
     def compile(self) -> None:
         sizes = sorted({self.batch_size, *self.arguments.batch_sizes})
         soc_version = ["--soc-version", self.arguments.soc_version or ascend.soc_version(self.chip)]
-        self.steps.header("Compile")
         os.environ["TRESNET_PYTHON"] = os.path.abspath(os.path.join(ROOT, self.python))
         self.steps.run("bash", self.here + "scripts/onnx2om.sh", self.model, "--batch-sizes",
                        ",".join(map(str, sizes)), *(soc_version if self.names_chip else []), *self.aipp, *self.force)
@@ -173,7 +181,6 @@ class Chain:
                  str(batch_size or self.batch_size), *self.aipp, *self.force, *more)
 
     def infer(self) -> None:
-        self.steps.header("Inference")
         if self.backend == "cpu":
             self.infer_on_cpu(self.model, "result")
             return
@@ -182,65 +189,90 @@ class Chain:
                  *self.device, *self.force)
 
     def compare(self, other: str, result: str) -> None:
+        self.made.add("compare")
         self.run("scripts/compare_results.py", other, result, "--json", self.place("compare.json"),
                  *self.gate("--min-cosine"))
 
-    def quantise(self) -> str:
-        """The int8 model, inferred and compared with the float32 one; returns its path."""
-        model = self.place("tresnet_int8.onnx")
-        self.steps.header("Quantise")
-        self.run("scripts/quantize_onnx.py", self.model, model, "--calibrate", self.prepared, *self.aipp, *self.force)
-        self.infer_on_cpu(model, "result_int8")
-        self.compare(self.result, self.place("result_int8"))
-        return model
+    def quantise(self) -> None:
+        """The int8 model, inferred and compared with the float32 one."""
+        self.run("scripts/quantize_onnx.py", self.model, self.judged_model, "--calibrate", self.prepared, *self.aipp,
+                 *self.force)
+        self.infer_on_cpu(self.judged_model, "result_int8")
+        self.compare(self.result, self.judged)
 
-    def judge(self, result: str, name: str, *gates: str) -> None:
-        self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name,
-                 "--prep", self.prepared, *gates)
+    def judge(self) -> None:
+        names = ["--class-names", self.arguments.class_names] if self.arguments.class_names else []
+        for result, name, gates in ((self.result, "acc_float32.json", []), (
+                self.judged, "acc.json", self.gate("--min-top1", "--min-top5")))[self.judged == self.result:]:
+            self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name,
+                     "--prep", self.prepared, *names, *gates)
+        self.made.update({"acc_float32"} if self.judged != self.result else ())
 
-    def measure(self, model: str) -> None:
+    def compare_with_cpu(self) -> None:
+        self.infer_on_cpu(self.model, "result_onnx", "--first", str(self.arguments.compare), batch_size=8)
+        self.compare(self.place("result_onnx"), self.result)
+
+    def measure(self) -> None:
         given = self.arguments
-        self.steps.header("Performance")
+        self.made.add("perf")
         data_set = "20 sample photos" if self.data.is_sample else os.path.basename(os.path.abspath(self.data.folder))
         sizes = sorted({self.batch_size, *given.batch_sizes} if self.backend == "ascend" else given.batch_sizes)
-        self.run("scripts/perf_sweep.py", "--backend", self.backend, "--model", model, "--batch-sizes",
+        self.run("scripts/perf_sweep.py", "--backend", self.backend, "--model", self.judged_model, "--batch-sizes",
                  ",".join(map(str, sizes)), "--loop", str(given.loop), "--repeat", str(given.repeat), "--data-set",
                  data_set, "--accuracy", self.place("acc.json"), "--output", given.workdir, *self.device,
                  *(["--chip", self.chip] if self.names_chip and self.chip else []), *self.aipp, *self.force,
                  *self.gate("--min-throughput"))
 
+    def report(self) -> None:
+        """The page, made from the work folder and from what only this program knows: run.json."""
+        given, path = self.arguments, self.place("run.json")
+        gates = ("min_top1", "min_top5", "min_throughput", "min_cosine")
+        about = {"tool": cli.program(), "version": cli.VERSION, "backend": self.backend, "reason": self.reason,
+                 "precision": given.precision, "sample": self.data.is_sample and not given.checkpoint,
+                 "data": os.path.abspath(self.data.folder), "checkpoint": os.path.abspath(self.data.checkpoint),
+                 "gates": {gate: getattr(given, gate) for gate in gates if getattr(given, gate) is not None},
+                 "made": ["acc", "acc_report", "run", *sorted(self.made)], "commands": list(self.steps.commands),
+                 "steps": self.times, "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(self.began)),
+                 "seconds": time.time() - self.began}
+        if not self.steps.dry_run:
+            record.begin(path, {"tool": cli.program()}, [path])
+            files.write_whole(path, json.dumps(about, indent=1).encode("ascii"))
+            record.write(path, {"tool": cli.program()}, [path])
+        self.run("scripts/report.py", given.workdir, *self.force)
+
+    def plan(self) -> List[Tuple[str, Callable[[], None]]]:
+        """The steps of this run: (name, what does it)."""
+        given, on_card = self.arguments, self.backend == "ascend"
+        measured = given.perf or given.min_throughput is not None or on_card
+        steps = [("Sample data", self.make_sample, self.data.is_sample), ("Export", self.export, True),
+                 ("Preprocess", self.preprocess, True), ("Compile", self.compile, on_card),
+                 ("Inference", self.infer, True), ("Quantise", self.quantise, given.precision == "int8"),
+                 ("Accuracy", self.judge, True),
+                 ("Comparison with ONNX Runtime", self.compare_with_cpu, on_card and given.compare),
+                 ("Performance", self.measure, measured), ("Report", self.report, True)]
+        return [(name, step) for name, step, wanted in steps if wanted]
+
     def all(self) -> None:
-        """Every step, and the summary."""
-        start, given = time.time(), self.arguments
-        if self.data.is_sample:
-            self.make_sample()
-        self.export()
-        self.preprocess()
-        if self.backend == "ascend":
-            self.compile()
-        self.infer()
-        model, result, compared = self.model, self.result, False
-        if given.precision == "int8":
-            model, result, compared = self.quantise(), self.place("result_int8"), True
-        self.steps.header("Accuracy")
-        if result != self.result:
-            self.judge(self.result, "acc_float32.json")
-        self.judge(result, "acc.json", *self.gate("--min-top1", "--min-top5"))
-        if self.backend == "ascend" and given.compare:
-            self.steps.header("Comparison with ONNX Runtime")
-            self.infer_on_cpu(self.model, "result_onnx", "--first", str(given.compare), batch_size=8)
-            self.compare(self.place("result_onnx"), self.result)
-            compared = True
-        measured = given.perf or given.min_throughput is not None or self.backend == "ascend"
-        if measured:
-            self.measure(model)
+        """Every step, and the summary. If a figure is below a minimum, the report is made all the same."""
+        plan = self.plan()
+        for place, (name, step) in enumerate(plan, 1):
+            start = time.time()
+            self.steps.header(name, place, len(plan))
+            try:
+                step()
+            except SystemExit as end:
+                if end.code == cli.BELOW_MINIMUM:
+                    self.steps.header("Report", len(plan), len(plan))
+                    self.report()
+                raise
+            self.times.append({"name": name, "seconds": time.time() - start})
         if self.steps.dry_run:
             return
         self.steps.name = "summary"
-        print(f"\n== Summary ({time.time() - start:.0f} s) ==")
-        float32 = self.result if result != self.result else None
-        summary.show(given.workdir, self.backend, self.model, model, result, float32, compared, measured,
-                     self.data.is_sample and not given.checkpoint)
+        print(f"\n== Summary ({time.time() - self.began:.0f} s) ==")
+        float32 = self.result if self.judged != self.result else None
+        summary.show(self.arguments.workdir, self.backend, self.model, self.judged_model, self.judged, float32,
+                     "compare" in self.made, "perf" in self.made, self.data.is_sample and not self.arguments.checkpoint)
 
 
 def prepare(arguments: argparse.Namespace, steps: Steps) -> str:
@@ -276,7 +308,7 @@ def main() -> int:
         steps.lock = files.hold(os.path.join(arguments.workdir, ".lock"))
     python = prepare(arguments, steps)
     print(f"backend: {backend}: {why}", flush=True)
-    Chain(arguments, data, backend, python, steps).all()
+    Chain(arguments, data, backend, why, python, steps).all()
     return 0
 
 

@@ -52,7 +52,7 @@ def show(workdir: str, backend: str, exported: str, model: str, result: str, flo
     lines += [(key, value + (f", float32 {before[key]}" if float32 else ""))
               for key, value in accuracy(workdir, "acc.json").items()]
     lines += against_float32(workdir, result, float32) if float32 else []
-    names = [("accuracy", "acc.json"), ("each image", "acc_report.json")]
+    names = [("report", "report.html"), ("accuracy", "acc.json"), ("each image", "acc_report.json")]
     names += [("comparison", "compare.json")] if compared else []
     names += [("throughput", "perf.md"), ("its plot", "perf.png")] if measured else []
     lines += [(what, os.path.join(workdir, name)) for what, name in names]

@@ -38,8 +38,9 @@ from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "scripts")]
+from common.evaluation import DEFAULT  # noqa: E402
 from common.files import write_whole  # noqa: E402
-from common.pixels import IMG_SIZE, fast_path  # noqa: E402
+from common.pixels import fast_path  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
 CLASSES = 1000
@@ -433,7 +434,7 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
     first = next(iter(runs))
     sizes = [entry.stat().st_size for entry in os.scandir(source)]
     try:
-        fast_path(IMG_SIZE, "float32")
+        fast_path(DEFAULT, "float32")
         way = "the fast path is used"
     except RuntimeError as error:
         way = f"the fast path is not used: {error}"

@@ -133,8 +133,9 @@ def test_the_header_says_what_decides_over_the_bytes(prepared: Path) -> None:
     header, _ = read_manifest(str(prepared / "prep"))
     assert header == {
         "tool": "TResNet_preprocess.py", "sources": record.sources(str(ROOT / "TResNet_preprocess.py")),
-        "versions": record.versions(["numpy", "Pillow", "simplejpeg"]), "img_size": 224, "dtype": "float32",
-        "source": str(prepared / "src"), "labels": False}
+        "versions": record.versions(["numpy", "Pillow", "simplejpeg"]), "img_size": 224, "crop_pct": 0.875,
+        "crop_mode": "center", "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1], "dtype": "float32",
+        "source": str(prepared / "src"), "given": [], "labels": False}
     assert header["versions"]["numpy"] and header["versions"]["Pillow"]
 
 

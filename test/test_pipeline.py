@@ -21,7 +21,7 @@ import pytest
 from conftest import ROOT, Shared, listed_sha256, sha256, succeed
 
 pytestmark = pytest.mark.slow
-STEPS = ("Sample data", "Export", "Preprocess", "Inference", "Accuracy")
+STEPS = ("Sample data", "Export", "Preprocess", "Inference", "Accuracy", "Report")
 SMALL = ("--img-size", "64")  # what does not look at figures runs on small images, to be quick
 # Without these a machine with the stand-ins or a real card would choose another backend.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV")}
@@ -53,7 +53,7 @@ def accuracy(workdir: Path) -> Dict[str, str]:
 
 def products(workdir: Path) -> Dict[str, str]:
     """{path: SHA-256} of everything that a run leaves but its notes about times, paths and process ids."""
-    notes = {".lock", "manifest.jsonl", "acc_report.json", "result_summary.json"}
+    notes = {".lock", "manifest.jsonl", "acc_report.json", "result_summary.json", "run.json", "report.html"}
     return {str(path.relative_to(workdir)): sha256(path) for path in workdir.rglob("*")
             if path.is_file() and path.name not in notes and not path.name.endswith(".record.jsonl")}
 
@@ -63,7 +63,8 @@ def finished(shared: Shared) -> Path:
     """The work folder of an undisturbed run without options."""
     def make(folder: Path) -> None:
         out = passed("--workdir", folder / "work")
-        assert [line[3:-3] for line in out.splitlines() if line.startswith("== ")][:-1] == list(STEPS)
+        assert [line[3:-3] for line in out.splitlines() if line.startswith("== ")][:-1] == [
+            f"{step} (step {place} of {len(STEPS)})" for place, step in enumerate(STEPS, 1)]
     return shared("finished", make) / "work"
 
 
@@ -111,7 +112,7 @@ def test_a_wrong_preparation_loses_photos(damage: str, highest: float, finished:
 def test_the_commands_of_a_dry_run_are_the_steps_and_can_be_pasted(small: Path, sample: Path, tmp_path: Path) -> None:
     out = passed("--dry-run", "--workdir", tmp_path / "by hand", "--data", sample, *SMALL)
     commands = [line[2:] for line in out.splitlines() if line.startswith("$ ")]
-    assert not (tmp_path / "by hand").exists() and len(commands) == 6
+    assert not (tmp_path / "by hand").exists() and len(commands) == 7
     script = "set -e\n" + "\n".join(commands)
     subprocess.run(["bash", "-c", "mkdir " + shlex.quote(str(tmp_path / "by hand")) + "\n" + script], cwd=str(ROOT),
                    env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
@@ -192,6 +193,7 @@ def test_gates_end_with_status_3_and_one_sentence(copy: Path) -> None:
     passed(*options, "--min-top1", "95", "--min-top5", "95")
     said = refused(*options, "--min-top1", "95.5", status=3)
     assert "95.0" in said and "95.5" in said and len(said.strip().splitlines()) == 1
+    assert "below a minimum" in (copy / "report.html").read_text(), "the report is made all the same"
     said = refused(*options, "--min-throughput", "1e9", "--batch-sizes", "1", "--loop", "1", "--repeat", "1", status=3)
     assert len([line for line in said.strip().splitlines() if not line.startswith("\r")]) == 1
 
@@ -260,11 +262,11 @@ def test_labels_that_the_network_does_not_have_are_refused_before_the_inference(
     shutil.copytree(str(small), str(tmp_path / "work"))
     done = pipeline("--data", data, "--workdir", tmp_path / "work", *SMALL)
     assert done.returncode == 1 and "line 1: label 1000 is outside the classes 0 to 999 of the model" in done.stderr
-    assert "== Preprocess ==" not in done.stdout
+    assert "== Preprocess " not in done.stdout
     done = pipeline("--data", class_folders, "--workdir", tmp_path / "work", *SMALL)
     assert done.returncode == 1 and "4 class folders ('class 0', 'class 1', 'class 2' and 1 more)" in done.stderr
     assert "but the network has 1000 classes; say which is which: --class-map FILE" in done.stderr
-    assert "== Preprocess ==" not in done.stdout
+    assert "== Preprocess " not in done.stdout
 
 
 def test_a_disk_too_small_for_the_chain_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -331,7 +333,7 @@ def test_a_second_run_does_nothing_again(copy: Path) -> None:
     start = time.time()
     out = passed("--workdir", copy)
     assert {name: (copy / name).stat().st_mtime_ns for name in products(copy) if name != "acc.json"} == before
-    assert out.count("up to date") == 2 and time.time() - start < 20
+    assert out.count("up to date") == 3 and time.time() - start < 20
 
 
 def test_a_second_run_at_the_same_time_is_told_who_is_at_work(copy: Path) -> None:
@@ -353,16 +355,16 @@ def test_bytes_are_prepared_inferred_and_measured_once(copy: Path) -> None:
     passed(*options)
     before = {name: (copy / name).stat().st_mtime_ns for name in products(copy)}
     out = passed(*options)
-    assert out.count("up to date") == 3 and "0 made in" in out
+    assert out.count("up to date") == 4 and "0 made in" in out
     changed = {name for name, stamp in before.items() if (copy / name).stat().st_mtime_ns != stamp}
-    assert changed <= {"acc.json", "aipp.cfg", "perf.json", "perf.md", "perf.png"}
+    assert changed <= {"acc.json", "prep_dataset/aipp.cfg", "perf.json", "perf.md", "perf.png"}
 
 
 def wait_for(process: "subprocess.Popen[bytes]", step: str) -> bool:
     """Read the pipeline's output up to a step's header; False if it ended before."""
     assert process.stdout is not None
     for line in process.stdout:
-        if line.decode().strip() == f"== {step} ==":
+        if line.decode().startswith(f"== {step} (step "):
             return True
     return False
 
@@ -406,7 +408,7 @@ def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bytes(sample: Path, s
     generator = random.Random(5)
     longest = {"Export": 4.0, "Preprocess": 0.6, "Inference": 1.2, "Accuracy": 0.5}
     kills = 0
-    for step in STEPS[1:]:
+    for step in longest:
         for attempt in range(3):
             if step == "Preprocess":
                 shutil.rmtree(str(workdir / "prep_dataset"), ignore_errors=True)

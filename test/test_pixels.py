@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, List
 
 from common import native, pixels
+from common.evaluation import DEFAULT
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def need_fast(img_size: int = 224, dtype: str = "float32") -> Callable[..., Any]
     pytest.importorskip("simplejpeg", reason="the fast path needs simplejpeg")
     if not (shutil.which("cc") or shutil.which("gcc")):
         pytest.skip("the fast path needs a C compiler")
-    return pixels.fast_path(img_size, dtype)
+    return pixels.fast_path(DEFAULT._replace(img_size=img_size), dtype)  # type: ignore[return-value]
 
 
 def copy_program(folder: Path) -> None:
@@ -67,7 +68,7 @@ def test_odd_images_become_the_bytes_of_the_original_environment(tmp_path: Path)
 def test_the_resize_is_that_of_old_pillow_with_any_pillow(size: Any, expected: str) -> None:
     file = io.BytesIO()
     pattern(*size).save(file, "PNG")
-    assert hashlib.sha256(pixels.convert(file, 224, "float32")).hexdigest() == expected
+    assert hashlib.sha256(pixels.convert(file, DEFAULT, "float32")).hexdigest() == expected
 
 
 def test_uint8_is_the_same_pixels_in_height_width_channel_order(photos: Path, tmp_path: Path) -> None:
@@ -119,8 +120,8 @@ def test_fast_path_gives_the_reference_bytes_on_800_random_sizes(monkeypatch: py
             file, "JPEG", quality=generator.randint(20, 98), subsampling=generator.randint(0, 2),
             progressive=generator.random() < 0.2)
         with Image.open(file) as image:
-            reference = pixels.reference_crop(image, 224)
-        expected = {dtype: pixels.network_input(reference, dtype) for dtype in pixels.BYTES}
+            reference = pixels.reference_crop(image, DEFAULT)
+        expected = {dtype: pixels.network_input(reference, dtype, DEFAULT) for dtype in pixels.BYTES}
         for dtype, fast_path in fast:
             result = fast_path(file.getvalue(), width, height)
             assert result is not None and result.tobytes() == expected[dtype], (number, width, height, dtype)
@@ -128,11 +129,12 @@ def test_fast_path_gives_the_reference_bytes_on_800_random_sizes(monkeypatch: py
 
 def test_fast_path_gives_the_reference_bytes_on_large_photos_and_other_sizes(photos: Path) -> None:
     for img_size in (31, 224, 299):
+        setting = DEFAULT._replace(img_size=img_size)
         fast = need_fast(img_size)
         for path in sorted(photos.iterdir()):
             with path.open("rb") as file, Image.open(path) as image:
                 result = fast(path.read_bytes(), image.width, image.height)
-                assert result.tobytes() == pixels.convert(file, img_size, "float32"), (path, img_size)
+                assert result.tobytes() == pixels.convert(file, setting, "float32"), (path, img_size)
 
 
 def test_fast_path_gives_the_golden_bytes_and_leaves_the_unusual_to_pillow() -> None:
@@ -145,7 +147,7 @@ def test_fast_path_gives_the_golden_bytes_and_leaves_the_unusual_to_pillow() -> 
 
     for name, expected in listed_sha256("odd.sha256").items():
         with open(str(GOLDEN / "odd" / name), "rb") as file:
-            assert hashlib.sha256(pixels.convert(file, 224, "float32", watched)).hexdigest() == expected, name
+            assert hashlib.sha256(pixels.convert(file, DEFAULT, "float32", watched)).hexdigest() == expected, name
     assert len(calls) == 6 and all(result is not None for result in calls)  # the JPEGs, not CMYK or PNG
 
 
@@ -164,7 +166,7 @@ def test_a_damaged_jpeg_is_judged_by_pillow_with_or_without_the_fast_path(photos
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    made = pixels.convert(io.BytesIO(data), 224, "float32", path)
+                    made = pixels.convert(io.BytesIO(data), DEFAULT, "float32", path)
                 results.append(bytes(memoryview(made).cast("B")))
             except Exception as error:  # whatever Pillow raises
                 results.append(pixels.reason(error))
@@ -198,7 +200,7 @@ def test_a_fast_path_that_differs_from_this_pillow_is_not_taken(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_fast()
     crop = pixels.reference_crop
-    monkeypatch.setattr(pixels, "reference_crop", lambda image, img_size: crop(image, img_size) ^ 1)
+    monkeypatch.setattr(pixels, "reference_crop", lambda image, evaluation: crop(image, evaluation) ^ 1)
     done = prepare(fill(tmp_path / "src", ["a.png"]), tmp_path / "prep")
     assert "Pillow does it all: its result differs from that of the Pillow installed here\n" in done.stderr
 

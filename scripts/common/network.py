@@ -10,6 +10,10 @@ from common.cli import ROOT, Refusal, shown
 TIMM = os.path.join(ROOT, "pytorch-image-models")
 PATCH = os.path.join(ROOT, "TResNet.patch")  # decides what the network is
 VARIANTS = {64: "tresnet_m", 76: "tresnet_l", 83: "tresnet_xl"}  # by the channels of the first convolution
+V2_L = "tresnet_v2_l"  # 64 channels as well, but bottlenecks in every stage; timm 0.4.5 does not have it
+V2_L_BLOCKS = [3, 4, 23, 3]  # timm 1.0, timm/models/tresnet.py
+BOTTLENECK = re.compile(r"body\.layer1\.0\.conv3\.")  # what only its first stage has
+FAMILY = (*VARIANTS.values(), V2_L)
 STEM = "body.conv1.0.weight"
 STEM_TODAY = "body.conv1.conv.weight"  # the same in timm 0.8 and newer
 TRACKED = "num_batches_tracked"
@@ -20,7 +24,7 @@ SHOWN = 5  # tensors that a message names before it counts the rest
 
 class Recognised(NamedTuple):
     """What a state dict says about itself."""
-    variant: str  # tresnet_m, tresnet_l, tresnet_xl
+    variant: str  # one of FAMILY
     num_classes: int
     lineage: str  # ascend: trained with the patched timm; miil: the official weights
     naming: str
@@ -28,8 +32,16 @@ class Recognised(NamedTuple):
 
 def name_today(name: str) -> str:
     """timm 0.8's name of a tensor that timm 0.4.5 calls `name`: conv1.0.weight → conv1.conv.weight."""
-    return re.sub(r"\b(conv\d|downsample\.1)\.(?:0\.)?([01])\.",
+    return re.sub(r"\b(conv\d|downsample\.[01])\.(?:0\.)?([01])\.",
                   lambda found: f"{found.group(1)}.{('conv', 'bn')[int(found.group(2))]}.", name)
+
+
+def base_name(arch: str) -> str:
+    """A model's name less what tells only of its training: tresnet_l_448, tresnet_m.miil_in21k → tresnet_l, tresnet_m.
+
+    MIIL's own name for tresnet_v2_l is tresnet_l_v2.
+    """
+    return re.sub(r"(_448|_miil.*|_in21k|\..*)+$", "", arch).replace("tresnet_l_v2", V2_L)
 
 
 def recognise(tensors: Tensors, path: str, arch: Optional[str], model: Optional[str],
@@ -48,9 +60,11 @@ def recognise(tensors: Tensors, path: str, arch: Optional[str], model: Optional[
     variant = VARIANTS.get(stem.shape[0])
     if variant is None:
         raise Refusal(f"{shown(path)} is no TResNet that is known: its first convolution has {stem.shape[0]} "
-                      "channels, where M has 64, L 76 and XL 83")
+                      "channels, where M and v2_L have 64, L 76 and XL 83")
+    if variant == "tresnet_m" and any(map(BOTTLENECK.match, tensors)):
+        variant = V2_L
     for claim, source in ((arch, "the checkpoint's own 'arch'"), (model, "--model")):
-        if claim and re.sub(r"(_448|_miil.*|_in21k)+$", "", claim) != variant:
+        if claim and base_name(claim) != variant:
             raise Refusal(f"{source} says {claim}, but the tensors of {shown(path)} are those of {variant}; find out "
                           "which file this is")
     tracked = any(name.endswith(TRACKED) for name in tensors)
@@ -65,6 +79,17 @@ def recognise(tensors: Tensors, path: str, arch: Optional[str], model: Optional[
     return Recognised(variant, head.shape[0], lineage or seen, naming)
 
 
+def create_v2_l(num_classes: int) -> Any:
+    """timm 1.0's tresnet_v2_l out of the parts of timm 0.4.5, which is importable here."""
+    from timm.models.tresnet import Bottleneck, TResNet
+
+    class BottlenecksOnly(TResNet):
+        def _make_layer(self, block: Any, *arguments: Any, **options: Any) -> Any:
+            return super()._make_layer(Bottleneck, *arguments, **options)
+
+    return BottlenecksOnly(V2_L_BLOCKS, num_classes=num_classes)
+
+
 def create_network(variant: str, num_classes: int) -> Any:
     """The patched timm's network, a torch.nn.Module in training mode, `ascend` lineage.
 
@@ -76,7 +101,7 @@ def create_network(variant: str, num_classes: int) -> Any:
     sys.path.insert(0, TIMM)
     try:
         import timm
-        network = timm.create_model(variant, num_classes=num_classes)
+        network = create_v2_l(num_classes) if variant == V2_L else timm.create_model(variant, num_classes=num_classes)
     except ImportError as error:  # torchvision or inplace_abn: unpatched
         raise Refusal(f"{shown(TIMM)} is not patched ({error}); move it away and {hint}")
     finally:

@@ -5,28 +5,30 @@ The fast path is for JPEG: simplejpeg decodes into an array, and resize.c resize
 import ctypes
 import functools
 import io
-import math
 import os
 from typing import Any, BinaryIO, Callable, Optional, Tuple
 
 from common import native
 from common.cli import why
+from common.evaluation import Evaluation
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # no others: Pillow would run Ghostscript for EPS
 
-IMG_SIZE = 224      # pixels, each side of what the network sees
-CROP_PCT = 0.875    # of the resized image's shorter side, 256 pixels for 224; timm's figure for TResNet
+FILTERS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
 BYTES = {"float32": 4, "uint8": 1}  # of one value
 FAST_LIMIT = 1 << 24  # pixels or file bytes; what is larger is left to Pillow, which reads piece by piece
 
 
 # ---- the reference ---------------------------------------------------------------------------------------------------
 
-def resized_size(width: int, height: int, short: int) -> Tuple[int, int]:
-    """(width, height) in pixels after the shorter side became `short`; the longer one is rounded down, as in timm."""
+def resized_size(width: int, height: int, evaluation: Evaluation) -> Tuple[int, int]:
+    """(width, height) in pixels after the resize: both sides alike for squash, else the longer one is rounded down."""
+    short = evaluation.resized
+    if evaluation.crop_mode == "squash":
+        return short, short
     return (short, int(short * height / width)) if width < height else (int(short * width / height), short)
 
 
@@ -35,28 +37,39 @@ def crop_offset(size: int, kept: int) -> int:
     return int(round((size - kept) / 2.0))
 
 
-def reference_crop(image: Image.Image, img_size: int) -> np.ndarray:
+def reference_crop(image: Image.Image, evaluation: Evaluation) -> np.ndarray:
     """uint8 [img_size, img_size, 3] of an image, by Pillow alone: what everything else is measured against.
 
     The two passes of the resize are asked for one by one: Pillow 13 took to doing the vertical one first for tall
     images, which rounds otherwise. The columns that the crop drops need no vertical pass.
     """
     image = image if image.mode == "RGB" else image.convert("RGB")
-    width, height = resized_size(image.width, image.height, math.floor(img_size / CROP_PCT))
-    left, top = crop_offset(width, img_size), crop_offset(height, img_size)
-    image = image.resize((width, image.height), Image.BILINEAR).crop((left, 0, left + img_size, image.height))
-    image = image.resize((img_size, height), Image.BILINEAR).crop((0, top, img_size, top + img_size))
+    size, method = evaluation.img_size, FILTERS[evaluation.interpolation]
+    width, height = resized_size(image.width, image.height, evaluation)
+    left, top = crop_offset(width, size), crop_offset(height, size)
+    image = image.resize((width, image.height), method).crop((left, 0, left + size, image.height))
+    image = image.resize((size, height), method).crop((0, top, size, top + size))
     return np.asarray(image)
 
 
-def network_input(pixels: np.ndarray, dtype: str) -> bytes:
-    """uint8 [height, width, 3] to the bytes of a .bin: uint8 as they are, or float32 [3, height, width] in 0..1."""
+def normalise(planes: np.ndarray, evaluation: Evaluation) -> np.ndarray:
+    """float32 [3, height, width] in 0..1 less the mean, over the std; in place, in float32, as torchvision does it."""
+    if evaluation.normalised:
+        mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (evaluation.mean, evaluation.std))
+        np.subtract(planes, mean, out=planes)
+        np.divide(planes, std, out=planes)
+    return planes
+
+
+def network_input(pixels: np.ndarray, dtype: str, evaluation: Evaluation) -> bytes:
+    """uint8 [height, width, 3] to the bytes of a .bin: uint8 as they are, or normalised float32 [3, height, width]."""
     if dtype == "uint8":
         return pixels.tobytes()
-    return (np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype("<f4") / np.float32(255)).tobytes()
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype("<f4") / np.float32(255)
+    return normalise(planes, evaluation).tobytes()
 
 
-def convert(file: BinaryIO, img_size: int, dtype: str, fast: Optional[Callable[..., Any]] = None) -> Any:
+def convert(file: BinaryIO, evaluation: Evaluation, dtype: str, fast: Optional[Callable[..., Any]] = None) -> Any:
     """The bytes of an image file's .bin, of a JPEG by `fast` if that can do it.
 
     Raises: whatever Pillow raises for a bad image, and ValueError for one of too many pixels.
@@ -65,15 +78,15 @@ def convert(file: BinaryIO, img_size: int, dtype: str, fast: Optional[Callable[.
     file.seek(0)
     data = file.read() if small else b""
     image = Image.open(io.BytesIO(data) if small else file, formats=FORMATS)  # reads no more than the header
-    width, height = resized_size(image.width, image.height, math.floor(img_size / CROP_PCT))
-    if max(image.width * image.height, width * height) > Image.MAX_IMAGE_PIXELS:
+    width, height = resized_size(image.width, image.height, evaluation)
+    if max(image.width * image.height, width * height, width * image.height) > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"decompression bomb: {image.width}x{image.height} pixels, resized {width}x{height}, are more "
                          f"than {Image.MAX_IMAGE_PIXELS:,} in all")
     if fast and small and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         result = fast(data, image.width, image.height)
         if result is not None:
             return result
-    return network_input(reference_crop(image, img_size), dtype)
+    return network_input(reference_crop(image, evaluation), dtype, evaluation)
 
 
 def reason(error: Exception) -> str:
@@ -121,11 +134,14 @@ def split_weights(size: int, resized: int, first: int, kept: int) -> np.ndarray:
     return np.concatenate([weights >> 11, weights & 2047], 2).astype(np.int16).repeat(4, 4)
 
 
-def fast_path(img_size: int, dtype: str) -> Callable[[bytes, int, int], Any]:
+def fast_path(evaluation: Evaluation, dtype: str) -> Optional[Callable[[bytes, int, int], Any]]:
     """The function (JPEG bytes, width, height) -> .bin bytes, or None for Pillow to do it; one thread may use it.
 
-    The bytes are valid until the next call. Raises: RuntimeError with the reason if there is no fast path here.
+    The bytes are valid until the next call. None for bicubic, which Pillow does. Raises: RuntimeError with the reason
+    if there is no fast path here.
     """
+    if evaluation.interpolation != "bilinear":
+        return None
     try:
         import simplejpeg
     except ImportError:
@@ -135,7 +151,7 @@ def fast_path(img_size: int, dtype: str) -> Callable[[bytes, int, int], Any]:
     kernel.argtypes = [pointer, integer, integer, pointer, pointer, pointer, integer, pointer, pointer, integer,
                        pointer, pointer, pointer, pointer]
     kernel.restype = None
-    short = math.floor(img_size / CROP_PCT)
+    img_size = evaluation.img_size
     sums = np.empty(3 * img_size, np.int32)
     result = np.empty(3 * img_size * img_size, dtype)
     planes, pixels = (result.ctypes.data, None) if dtype == "float32" else (None, result.ctypes.data)
@@ -155,7 +171,7 @@ def fast_path(img_size: int, dtype: str) -> Callable[[bytes, int, int], Any]:
             return None
         if image.shape != (height, width, 3):
             return None
-        new_width, new_height = resized_size(width, height, short)
+        new_width, new_height = resized_size(width, height, evaluation)
         x_axis = width, new_width, crop_offset(new_width, img_size), img_size
         (x_first, x_weights), x_split = resize_weights(*x_axis), split_weights(*x_axis)
         y_first, y_weights = resize_weights(height, new_height, crop_offset(new_height, img_size), img_size)
@@ -163,6 +179,8 @@ def fast_path(img_size: int, dtype: str) -> Callable[[bytes, int, int], Any]:
         kernel(image.ctypes.data, width, img_size, x_first.ctypes.data, x_weights.ctypes.data, x_split.ctypes.data,
                x_weights.shape[1], y_first.ctypes.data, y_weights.ctypes.data, y_weights.shape[1], rows.ctypes.data,
                sums.ctypes.data, planes, pixels)
+        if planes:
+            normalise(result.reshape(3, img_size, img_size), evaluation)
         return result
 
     noise = Image.merge("RGB", [Image.effect_noise((171, 203), sigma) for sigma in (20, 60, 100)])
@@ -170,7 +188,7 @@ def fast_path(img_size: int, dtype: str) -> Callable[[bytes, int, int], Any]:
         file = io.BytesIO()
         noise.save(file, "JPEG", subsampling=subsampling)
         file.seek(0)
-        expected, found = convert(file, img_size, dtype), convert_jpeg(file.getvalue(), noise.width, noise.height)
+        expected, found = convert(file, evaluation, dtype), convert_jpeg(file.getvalue(), noise.width, noise.height)
         if found is None or found.tobytes() != expected:
             raise RuntimeError("its result differs from that of the Pillow installed here")
     return convert_jpeg

@@ -1,0 +1,413 @@
+#!/usr/bin/env python3
+"""What a run found, as one page: WORKDIR/report.html opens in any browser, without a network and without a server.
+
+    python3 scripts/report.py work
+    python3 scripts/report.py work --class-names names.txt --force
+
+In:  the work folder of pipeline.sh, or any folder with acc_report.json of TResNet_postprocess.py; beside it, as far as
+     they are there: the results and the prepared images that acc_report.json names, run.json, perf.json, compare.json,
+     expect.json, forecast.json. What is not there is left out of the page.
+Out: WORKDIR/report.html, at most 1 MB; report.html.record.jsonl says what it was made of: what is up to date is kept.
+"""
+import base64
+import io
+import json
+import os
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+from common import class_names, cli, figures, files, journal, manifest, progress, published, record
+from common.cli import Refusal, shown, why
+from common.results import read_result, result_files
+
+import numpy as np
+
+PAGE = "report.html"
+TEMPLATE, SCRIPT = (os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in (PAGE, "report.js"))
+PARTS = ("acc.json", "acc_report.json", "acc_float32.json", "run.json", "perf.json", "compare.json", "expect.json",
+         "forecast.json")
+CHUNK = 256      # images that are summarised at once
+MISTAKES = 24    # pictures of wrong answers
+CHANGED = 12     # pictures of answers that differ between two runtimes
+PAIRS = 15       # most confused pairs of classes
+ROWS = 1000      # of the table of classes
+LISTED = 20      # images that were left out, operators of a forecast
+NAME_SHOWN = 60  # characters of a name; the page stays small whatever the names are
+CLASS_SHOWN = 32  # of a class's, without its number
+PICTURE = 120    # pixels, each side of a thumbnail
+QUALITY = 70     # of its JPEG: about 5 kB
+CERTAIN = 99.0   # per cent of equal answers, below which a comparison is worth a look
+
+Call = Callable[[int], str]  # what caller() gives
+
+
+# ---- the work folder -------------------------------------------------------------------------------------------------
+
+def read_part(workdir: str, name: str) -> Dict[str, Any]:
+    """One JSON file of the work folder, {} if it is not there."""
+    path = os.path.join(workdir, name)
+    if not os.path.lexists(path):
+        return {}
+    try:
+        content = json.loads(files.read_regular(path).decode("utf-8", "surrogateescape"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise Refusal(f"{shown(path)} is damaged ({why(error)}); run what makes it again") from None
+    return content
+
+
+def read_parts(workdir: str) -> Dict[str, Dict[str, Any]]:
+    """{name less .json: content} of all PARTS; what an earlier run left and the last one did not make is {}.
+
+    Raises: Refusal if there is no acc_report.json.
+    """
+    parts = {name[:-len(".json")]: read_part(workdir, name) for name in PARTS}
+    if "counts" not in parts["acc_report"]:
+        raise Refusal(f"{shown(workdir)} should hold acc_report.json of TResNet_postprocess.py, but does not; run the "
+                      "pipeline, or python3 TResNet_postprocess.py RESULT LABELS WORKDIR acc.json")
+    for name in set(parts) - set(parts["run"].get("made", parts)):
+        parts[name] = {}
+    return parts
+
+
+def nearby(path: Any, workdir: str) -> str:
+    """A folder that was recorded: where it was, or in the work folder, should that have been moved; "" if nowhere."""
+    places = [str(path), os.path.join(workdir, os.path.basename(str(path)))] if path else []
+    return next(filter(os.path.isdir, places), "")
+
+
+def predictions(report: Dict[str, Any], result: str) -> Optional[figures.Predictions]:
+    """What the results say about each evaluated image, in acc_report.json's order; None if they are not there.
+
+    Raises: Refusal if they are not the results that acc_report.json was computed from.
+    """
+    answers = report.get("true")
+    if not result or not answers or not report.get("hits"):
+        return None
+    paths, stems = result_files(result), report["evaluated"]
+    parts: List[figures.Predictions] = []
+    another = (f"the results in {shown(result)} are not those of acc_report.json; run TResNet_postprocess.py again")
+    if not paths.keys() >= set(stems) or len(answers) != len(stems):
+        raise Refusal(another)
+    with progress.Bar("report", len(stems), "images") as bar:
+        for start in range(0, len(stems), CHUNK):
+            scores = [read_result(paths[stem]) for stem in stems[start:start + CHUNK]]
+            if {len(row) for row in scores} != {report["classes"]}:
+                raise Refusal(another)
+            right = [one if isinstance(one, list) else [one] for one in answers[start:start + CHUNK]]
+            parts.append(figures.summarise(np.stack(scores), right))
+            bar.advance(len(scores))
+    found = figures.join(parts)
+    if [int((found.rank < k).sum()) for k in range(1, len(report["hits"]) + 1)] != report["hits"]:
+        raise Refusal(another)
+    return found
+
+
+class Pictures:
+    """Thumbnails of prepared images, as the network sees them."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, (self.header, rows) = folder, manifest.read_manifest(folder) if folder else ({}, {})
+        self.sources = {os.path.splitext(str(row.get("bin")))[0]: source for source, row in rows.items()}
+
+    def source(self, stem: str) -> str:
+        """The path of the image that a .bin was made from, or the stem if nobody knows."""
+        return self.sources.get(stem, stem)
+
+    def picture(self, stem: str) -> str:
+        """A data: address of the image, "" if it is not there any more or of another size than expected."""
+        from PIL import Image
+
+        size, dtype = int(self.header.get("img_size") or 0), self.header.get("dtype")
+        if not size or dtype not in ("uint8", "float32"):
+            return ""
+        try:
+            pixels = np.frombuffer(files.read_regular(os.path.join(self.folder, stem + ".bin")), dtype)
+            pixels = pixels.reshape((size, size, 3) if dtype == "uint8" else (3, size, size))
+        except (Refusal, ValueError):
+            return ""
+        if dtype == "float32":
+            mean, std = (np.reshape(self.header.get(key) or [default] * 3, (3, 1, 1))
+                         for key, default in (("mean", 0.0), ("std", 1.0)))
+            pixels = np.rint(255 * np.clip(pixels * std + mean, 0, 1)).astype(np.uint8).transpose(1, 2, 0)
+        data = io.BytesIO()
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        image.resize((PICTURE, PICTURE), Image.LANCZOS).save(data, "JPEG", quality=QUALITY, optimize=True)
+        return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+
+
+# ---- what the page says ----------------------------------------------------------------------------------------------
+
+def share(hits: float, images: int) -> str:
+    """A share in per cent with two decimals; 100 only if it is all of them, 0 only if it is none."""
+    value = round(100 * hits / images, 2)
+    return "100 %" if hits == images else f"{min(value, 99.99):.2f} %"
+
+
+def accuracies(parts: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """The figures that stand first: {"title", "value", "about": sentences}."""
+    report, images = parts["acc_report"], parts["acc_report"]["counts"]["evaluated"]
+    hits = report.get("hits")
+    if not hits:  # several labels an image: acc.json says what was computed
+        return [{"title": row["key"], "value": row["value"], "about": []} for row in parts["acc"].get("value", ())
+                if not row["key"].startswith("Number")]
+    before = {row["key"]: row["value"] for row in parts["acc_float32"].get("value", ())}
+    cards = []
+    for k in dict.fromkeys((1, min(figures.TOP, len(hits)))):
+        low, high = figures.interval(hits[k - 1], images)
+        about = [f"95 % interval {low:.2f} to {high:.2f} %"]
+        about += [f"float32: {value}" for key, value in before.items() if key == f"Top{k} accuracy"]
+        cards.append({"title": f"Top-{k}", "value": share(hits[k - 1], images),
+                      "about": about + known_figures(parts, report, k)})
+    return cards
+
+
+def known_figures(parts: Dict[str, Dict[str, Any]], report: Dict[str, Any], k: int) -> List[str]:
+    """Published figures for this network and data set, in words."""
+    expect = parts["expect"].get("published") or {}
+    if expect.get(f"top{k}"):
+        return [f"published for {parts['expect'].get('name')}: {expect[f'top{k}']:.2f} %"]
+    network = parts["network"]
+    case = network.get("variant"), network.get("lineage"), str(network.get("img_size"))
+    if (report["counts"]["evaluated"], report["classes"]) != (published.VALIDATION_IMAGES, 1000):
+        return []
+    found = [(name, getattr(weights, f"top{k}")) for name, weights in published.WEIGHTS.items()
+             if (weights.variant, weights.lineage, str(weights.img_size)) == case]
+    found += [("an Ascend 310P3", published.CARD_TOP5)] * (k == 5 and case == ("tresnet_m", "ascend", "224"))
+    return [f"published for {name}: {value:.2f} %" for name, value in found if value]
+
+
+def speed_cards(perf: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """Throughput and latency at the best batch size."""
+    if not perf.get("rows"):
+        return []
+    best = max(perf["rows"], key=lambda row: row["throughput"])
+    batch = f"at batch size {best['batch_size']}"
+    about = [batch]
+    if "reference" in best:
+        about.append(f"published: {best['reference']:,.0f} images/s, ratio {best['ratio']:.2f}")
+    return [{"title": "Throughput", "value": f"{best['throughput']:,.0f}", "unit": "images/s", "about": about},
+            {"title": "Latency", "value": f"{best['latency_mean']:.2f}", "unit": "ms",
+             "about": [f"mean of a batch, {batch}", f"99 % are quicker than {best['latency_p99']:.2f} ms"]}]
+
+
+def caller(names: Optional[Sequence[str]]) -> Callable[[int], str]:
+    """A function that says what a class is called: its name, if it is known, and its number.
+
+    Of a long list of synonyms, as ImageNet's names are, the first ones are taken.
+    """
+    def call(label: int) -> str:
+        name = plain(names[label], 255) if names and label < len(names) else ""
+        while len(name) > CLASS_SHOWN and "," in name:
+            name = name.rpartition(",")[0]
+        return f"{plain(name, CLASS_SHOWN)} ({label})" if name and name != str(label) else f"class {label}"
+    return call
+
+
+def comparison(parts: Dict[str, Dict[str, Any]], pictures: Pictures, call: Call) -> Dict[str, Any]:
+    """Two runtimes or precisions side by side; {} if nothing was compared."""
+    compared = parts["compare"]
+    if not compared:
+        return {}
+    sides = [os.path.basename(str(compared[side])) for side in "ab"]
+    words = {"result_onnx": "ONNX Runtime", "result_int8": "int8",
+             "result": "float32" if "result_int8" in sides else "the card"}
+    first, second = (words.get(side, side) for side in sides)
+    rows = [{"source": pictures.source(row["image"]), "picture": pictures.picture(row["image"]),
+             "first": call(row["a"]), "second": call(row["b"])} for row in compared["disagreements"][:CHANGED]]
+    return {"first": first, "second": second, "images": compared["images"], "changed": rows,
+            "differ": len(compared["disagreements"]), "agreement": compared["top1_agreement"],
+            "cosine": compared["cosine"], "largest": compared["largest_difference"],
+            "verdict": compared.get("verdict"), "worst": pictures.source(compared["cosine"].get("image", ""))}
+
+
+def mistakes(report: Dict[str, Any], found: figures.Predictions, pictures: Pictures, call: Call
+             ) -> List[Dict[str, Any]]:
+    """The wrong answers that the network was surest of."""
+    rows = []
+    for place in figures.most_confident_mistakes(found, MISTAKES):
+        stem = report["evaluated"][place]
+        rows.append({"source": pictures.source(stem), "picture": pictures.picture(stem),
+                     "true": call(int(found.true[place])), "answer": call(int(found.top[place, 0])),
+                     "probability": float(found.confidence[place])})
+    return rows
+
+
+def classes(found: figures.Predictions, call: Call) -> List[Dict[str, Any]]:
+    """The rows of the table of classes, the worst class first."""
+    return [dict(row, name=call(row["class"]),
+                 taken_for=call(row["taken_for"]) if row["times"] else "") for row in figures.by_class(found)]
+
+
+def gates(parts: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """The minimums that the run was given: {"what", "least", "found", "good"}; good is None if it was not measured."""
+    report, perf = parts["acc_report"], parts["perf"].get("rows") or []
+    images, hits = report["counts"]["evaluated"], report.get("hits") or []
+    best = max((row["throughput"] for row in perf), default=None)
+    found = {f"min_top{k}": (f"Top-{k} accuracy", 100 * hits[min(k, len(hits)) - 1] / images if hits else None, " %")
+             for k in (1, 5)}
+    found["min_throughput"] = "throughput", best, " images/s"
+    found["min_cosine"] = "lowest cosine similarity", (parts["compare"].get("cosine") or {}).get("min"), ""
+    return [{"what": found[gate][0], "least": f"{least:g}{found[gate][2]}",
+             "found": "not measured" if found[gate][1] is None else f"{found[gate][1]:.6g}{found[gate][2]}",
+             "good": None if found[gate][1] is None else found[gate][1] >= least}
+            for gate, least in (parts["run"].get("gates") or {}).items() if gate in found and least is not None]
+
+
+def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str, str, List[str]]:
+    """(good, look or bad; the run in one sentence; what one should know of it)."""
+    report, images = parts["acc_report"], parts["acc_report"]["counts"]["evaluated"]
+    variant = str(parts["network"].get("variant") or "")
+    name = "TResNet-" + variant[len("tresnet_"):].replace("_", "-").upper() \
+        if variant.startswith("tresnet_") else variant or "The network"
+    where = page["where"]
+    sentence = f"{name} {where} gives the right answer for {share(report['hits'][0], images)} of {images:,} images" \
+        if report.get("hits") else f"{name} {where} was evaluated on {images:,} images"
+    sentence += f" and classifies {page['best']:,.0f} images a second" if page["best"] else ""
+    points, state = [], "good"
+    compared, expect, left_out = page["comparison"], parts["expect"], report.get("left_out") or []
+    if compared and compared["agreement"] < CERTAIN:
+        state = "look"
+    if compared:
+        points.append(f"{compared['second']} and {compared['first']} give the same answer for "
+                      f"{share(compared['images'] - compared['differ'], compared['images'])} of {compared['images']:,} "
+                      "images")
+    if expect:
+        state = state if expect.get("within") else "look"
+        points.append(f"Top-1 is {'' if expect.get('within') else 'not '}within the 95 % interval of the figure "
+                      f"published for {expect.get('name')}"
+                      + (f"; likely cause: {expect['cause']}" if expect.get("cause") else ""))
+    if left_out:
+        state = "look"
+        points.append(f"{len(left_out)} images were left out; they are listed below")
+    for gate in page["gates"]:
+        state = state if gate["good"] else "bad"
+        points.append(f"{gate['what']}: {gate['found']}, the minimum is {gate['least']}")
+    return state, sentence + ".", points
+
+
+def settings(parts: Dict[str, Dict[str, Any]], workdir: str, result: str, header: Dict[str, Any]
+             ) -> List[Tuple[str, str]]:
+    """What was run with what: (term, words)."""
+    run, network, report = parts["run"], parts["network"], parts["acc_report"]
+    made, _, _ = journal.read(record.path_of(result)) if result else ({}, [], 0)
+    exported, _, _ = journal.read(record.path_of(os.path.join(workdir, "tresnet.onnx")))
+    size = network.get("img_size") or header.get("img_size")
+    host = {key: value for key, value in (made.get("host") or {}).items() if value}
+    versions = {"this program": cli.VERSION, **(exported.get("versions") or {}), **(header.get("versions") or {}),
+                **(made.get("versions") or {}), **host}
+    extra = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
+    rows = [("checkpoint", run.get("checkpoint")), ("SHA-256", network.get("checkpoint_sha256")),
+            ("network", ", ".join(filter(None, [network.get("variant"), network.get("lineage") and
+                                                f"{network['lineage']} lineage", f"{report['classes']:,} classes",
+                                                size and f"{size}×{size} pixels", run.get("precision")]))),
+            ("preparation", ", ".join([str(header["dtype"])] * ("dtype" in header)
+                                      + [f"{key} {header[key]}" for key in extra if key in header])),
+            ("data", run.get("data")), ("labels", report.get("labels")),
+            ("images", ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in report["counts"].items()
+                                 if count is not None)),
+            ("ran on", run.get("reason") and f"{run.get('backend')}: {run['reason']}"),
+            ("chip", parts["perf"].get("chip")),
+            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
+            ("began", run.get("began")), ("took", run.get("seconds") and progress.duration(run["seconds"]))]
+    return [(term, str(words)) for term, words in rows if words]
+
+
+def draw(parts: Dict[str, Dict[str, Any]], found: Optional[figures.Predictions], calibration: Dict[str, Any]
+         ) -> Dict[str, str]:
+    """{name: SVG} of all plots for which there are figures."""
+    from common import plots
+
+    drawn = {}
+    if parts["perf"].get("rows"):
+        drawn.update(speed=plots.speed(parts["perf"]["rows"]), latency=plots.latency(parts["perf"]["rows"]))
+    if len(parts["compare"].get("cosines") or ()) > 1:
+        drawn["cosines"] = plots.cosines(parts["compare"]["cosines"], parts["forecast"].get("cosines") or ())
+    if found is not None and len(found.true) > 1:
+        right = found.correct
+        drawn.update(reliability=plots.reliability(calibration["bins"]), coverage=plots.coverage(
+            figures.coverage(found)), confidences=plots.confidences(found.confidence[right], found.confidence[~right]))
+    return drawn
+
+
+def describe(workdir: str, parts: Dict[str, Dict[str, Any]], given_names: Optional[str]) -> Dict[str, Any]:
+    """Everything that the template shows."""
+    report = parts["acc_report"]
+    result, prepared = nearby(report.get("result"), workdir), nearby(report.get("prep"), workdir)
+    pictures, found = Pictures(prepared), predictions(report, result)
+    call = caller(class_names.read(given_names, report["classes"]) if given_names else report.get("class_names"))
+    calibration = figures.calibration(found) if found is not None else {}
+    rows = classes(found, call) if found is not None else []
+    best = max((row["throughput"] for row in parts["perf"].get("rows") or ()), default=0)
+    backend, chip = parts["run"].get("backend"), parts["perf"].get("chip")
+    page: Dict[str, Any] = {
+        "parts": parts, "report": report, "best": best,
+        "where": f"on {chip}" if backend == "ascend" and chip else {"cpu": "on the CPU", "ascend": "on the card"}.get(
+            str(backend), "").strip(),
+        "cards": accuracies(parts) + speed_cards(parts["perf"]), "gates": gates(parts),
+        "comparison": comparison(parts, pictures, call),
+        "mistakes": mistakes(report, found, pictures, call) if found is not None else [],
+        "wrong": int((~found.correct).sum()) if found is not None else 0,
+        "pairs": [{"true": call(true), "answer": call(answer), "images": count}
+                  for true, answer, count in figures.confused(found)[:PAIRS]] if found is not None else [],
+        "classes": rows[:ROWS], "all_classes": len(rows), "calibration": calibration,
+        "plots": draw(parts, found, calibration), "left_out": (report.get("left_out") or [])[:LISTED],
+        "settings": settings(parts, workdir, result, pictures.header)}
+    page["state"], page["sentence"], page["points"] = verdict(page, parts)
+    return page
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+def plain(name: Any, most: int = NAME_SHOWN) -> str:
+    """A name as text that is safe to read: what does not print is escaped, what is long is cut in its middle."""
+    text = str(name)
+    text = text if text.isprintable() else shown(text)
+    return text if len(text) <= most else text[:most // 2] + "…" + text[len(text) - most // 2 + 1:]
+
+
+def render(page: Dict[str, Any]) -> bytes:
+    """The page as HTML: every text in it is escaped, and its own policy forbids it to load anything."""
+    import hashlib
+
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(os.path.dirname(TEMPLATE)), autoescape=True,
+                                     trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
+    environment.filters.update(name=plain, share=share, duration=progress.duration)
+    script = files.read_regular(SCRIPT).decode("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    return environment.get_template(PAGE).render(page, script=script, policy=policy).encode("utf-8", "backslashreplace")
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("workdir", metavar="WORKDIR", type=cli.path, help="the work folder of a run")
+    parser.add_argument("--class-names", metavar="FILE", type=cli.path,
+                        help="names of the classes, one a line, or `FOLDER NAME` (default: acc_report.json's)")
+    parser.add_argument("--force", action="store_true", help="write it again even if it is up to date")
+    arguments = parser.parse_args()
+    workdir, product = arguments.workdir, os.path.join(arguments.workdir, PAGE)
+    parts = read_parts(workdir)
+    parts["network"] = record.notes(os.path.join(workdir, "tresnet.onnx"))
+    texts = [os.path.join(workdir, name) for name in PARTS if name != "run.json"]
+    texts += [TEMPLATE, SCRIPT] + [arguments.class_names] * bool(arguments.class_names)
+    result = nearby(parts["acc_report"].get("result"), workdir)
+    texts += [record.path_of(result)] * bool(result)
+    run = {key: value for key, value in parts["run"].items() if key in ("backend", "gates", "made", "data", "commands")}
+    made_by = record.recipe(__file__, {"run": run}, ("numpy", "Pillow", "matplotlib", "Jinja2"),
+                            settings=filter(os.path.isfile, texts))
+    if not arguments.force and record.is_current(product, made_by):
+        print(f"{shown(product)} is up to date")
+        return
+    record.claim(product, [product])
+    page = render(describe(workdir, parts, arguments.class_names))
+    record.begin(product, made_by, [product])
+    files.write_whole(product, page)
+    record.write(product, made_by, [product])
+    print(f"wrote {shown(product)} ({len(page) / 1e3:,.0f} kB): open it in a browser")
+
+
+if __name__ == "__main__":
+    cli.run(main, "no page was written")
