@@ -3,10 +3,12 @@
 
     python3 scripts/compare_results.py work/result work/result_onnx
     python3 scripts/compare_results.py result result_onnx --first 64 --json compare.json --min-agreement 99
+    python3 scripts/compare_results.py result result_onnx --forecast forecast.json
 
 In:  two folders of results (STEM_0.txt, .bin or .npy, each in its own format) of any two runs over the same images.
 Out: cosine similarity of the scores (min, mean), the largest absolute difference, Top-1 agreement, and the images on
-     which the two disagree; printed, and with --json written to a file with all their names.
+     which the two disagree; printed, and with --json written to a file with all their names. With the file of
+     scripts/forecast_fp16.py also whether float16 explains the loss or the conversion is at fault.
 Exit status: 0 good, 1 the folders cannot be compared, 2 wrong usage, 3 below --min-cosine or --min-agreement.
 """
 import argparse
@@ -14,29 +16,26 @@ import json
 import os
 from typing import Any, Dict, List, Optional
 
-from common import cli
-from common.cli import Refusal, shown
-from common.files import write_whole
+from common import cli, record
+from common.cli import Refusal, shown, why
+from common.files import read_regular, write_whole
 from common.names import natural_key
-from common.results import read_result, result_files
+from common.results import cosine_similarity, percent, read_result, result_files
 
 import numpy as np
 
 SHOWN = 20  # disagreeing images that are printed; all are in the JSON file
-
-
-def cosine_similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two score vectors [classes], in float64; 1 for two zero vectors, 0 if only one is zero."""
-    lengths = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-    if lengths == 0:
-        return 1.0 if np.array_equal(a, b) else 0.0
-    return float(np.dot(a, b)) / lengths
+# The loss (1 - cosine) that float16 may cost, as a multiple of the forecast one: sums in another order and fused
+# operators round elsewhere, which may double the error, and the loss goes with its square.
+EXPLAINED = 4.0
+LEAST_LOSS = 1e-8  # below it rounding in the result files is seen, not the card
 
 
 def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[str, Any]:
     """All figures of the comparison, over the images that both folders have (the first N of them by natural order).
 
-    Returns what goes into the JSON file: images, classes, cosine {min, mean, image}, largest_difference {value, image},
+    Returns what goes into the JSON file: images, classes, cosine {min, mean, image}, cosines and names of the images,
+    in order, largest_difference {value, image},
     top1_agreement in per cent, disagreements [{image, a, b}], only_in_a, only_in_b.
     Raises: Refusal if a folder or file is unreadable, nothing is common, or the numbers of classes differ.
     """
@@ -66,11 +65,33 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
             "a": os.path.abspath(folder_a), "b": os.path.abspath(folder_b),
             "images": len(common), "classes": classes,
             "cosine": {"min": cosines[worst], "mean": float(np.mean(cosines)), "image": common[worst]},
-            "cosines": cosines,  # of each image, in order
+            "cosines": cosines, "names": common,  # of each image, in order
             "largest_difference": {"value": differences[furthest], "image": common[furthest]},
             "top1_agreement": 100 * (1 - len(disagreements) / len(common)), "disagreements": disagreements,
             "only_in_a": sorted(set(files_a) - set(files_b), key=natural_key),
             "only_in_b": sorted(set(files_b) - set(files_a), key=natural_key)}
+
+
+def verdict(report: Dict[str, Any], path: str) -> str:
+    """Whether the loss is the one that the forecast in the file `path` expects for the same images, in words.
+
+    Raises: Refusal if it is no forecast, or one of other images.
+    """
+    try:
+        forecast = json.loads(read_regular(path))
+        expected = dict(zip(forecast["names"], map(float, forecast["cosines"])))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refusal(f"{shown(path)} is no forecast of scripts/forecast_fp16.py ({why(error)}); make it "
+                      "anew") from None
+    images = [(cosine, expected[name]) for name, cosine in zip(report["names"], report["cosines"]) if name in expected]
+    if not images:
+        raise Refusal(f"{shown(path)} is about other images than these, such as {shown(report['names'][0])}; make it "
+                      "anew with the same ones")
+    lost, foreseen = (max(float(np.mean([1 - pair[place] for pair in images])), LEAST_LOSS) for place in (0, 1))
+    explained = lost <= EXPLAINED * foreseen
+    return (f"{'float16 explains it' if explained else 'the conversion is at fault'}: the cosine is {lost:.1e} below 1 "
+            f"on average, {foreseen:.1e} was forecast for float16" + ("" if explained else "; scripts/find_layer.py "
+                                                                     "finds the operator"))
 
 
 def count(number: int, one: str, several: str) -> str:
@@ -85,11 +106,13 @@ def describe(report: Dict[str, Any]) -> str:
              f"{count(report['classes'], 'class', 'classes')}: {shown(report['a'])} and {shown(report['b'])}",
              f"cosine similarity: min {cosine['min']:.6f} ({shown(cosine['image'])}), mean {cosine['mean']:.6f}",
              f"largest absolute difference: {difference['value']:.6g} ({shown(difference['image'])})",
-             f"Top-1 agreement: {report['top1_agreement']:.2f} % ({images - len(rows)} of {images})"]
+             f"Top-1 agreement: {percent(images - len(rows), images):.2f} % ({images - len(rows)} of {images})"]
     lines += [f"    {shown(row['image'])}: class {row['a']}, but {row['b']} in the second folder"
               for row in rows[:SHOWN]]
     if len(rows) > SHOWN:
         lines.append(f"    ... and {len(rows) - SHOWN} more (--json FILE lists all)")
+    if "verdict" in report:
+        lines.append(report["verdict"])
     for folder, names in (("first", report["only_in_a"]), ("second", report["only_in_b"])):
         if len(names) == 1:
             lines.append(f"1 image is only in the {folder} folder and was left out: {shown(names[0])}")
@@ -126,6 +149,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="only the first N common images, in natural order")
     parser.add_argument("--json", type=cli.path, metavar="FILE",
                         help="write all figures and all disagreeing images to FILE")
+    parser.add_argument("--forecast", type=cli.path, metavar="FILE",
+                        help="forecast.json of the same images: says whether float16 explains the loss")
     parser.add_argument("--min-cosine", type=cli.real(-1, 1), metavar="X",
                         help="exit with 3 if the similarity of an image is lower (-1 to 1)")
     parser.add_argument("--min-agreement", type=cli.real(0, 100), metavar="P",
@@ -136,8 +161,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     report = compare(arguments.a, arguments.b, arguments.first)
+    if arguments.forecast:
+        report["verdict"] = verdict(report, arguments.forecast)
     print(describe(report))
     if arguments.json:
+        record.claim_like(arguments.json, f'"tool": "{report["tool"]}"')
         try:
             write_whole(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
         except OSError as error:

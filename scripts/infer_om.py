@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", "-m", required=True, type=cli.path, help="the .om file")
     parser.add_argument("--input", "-i", required=True, type=cli.path, help="folder of .bin or .npy files")
     parser.add_argument("--output", "-o", required=True, type=cli.path, help="folder for result folder and summary")
-    parser.add_argument("--output_dirname", required=True, help="name of the result folder in --output")
+    parser.add_argument("--output_dirname", required=True, type=cli.file_name, help="name of the result folder in it")
     parser.add_argument("--outfmt", choices=FORMATS, default="TXT", help="format of the results (default: %(default)s)")
     parser.add_argument("--device", type=ascend.devices, metavar="N[,N…]|all",
                         help="the chips to use, one ais_bench each (default: 0)")
@@ -91,10 +91,10 @@ def start(arguments: argparse.Namespace, paths: List[str], device: int, folder: 
 
 
 def collect(arguments: argparse.Namespace, work: Slice, device: int, folder: str, prefix: str
-            ) -> Tuple[List[Tuple[str, Tuple[int, int]]], Dict[str, Any]]:
+            ) -> Tuple[List[record.Made], Dict[str, Any]]:
     """Move the results of a slice that ended to where they belong.
 
-    Returns: (name, (size, modification time)) of each, and the slice's summary. Raises: Refusal if ais_bench failed, or
+    Returns: what is to be recorded of each, and the slice's summary. Raises: Refusal if ais_bench failed, or
     if there is not exactly one whole result for each image.
     """
     status = ascend.status_of(work.child.returncode)
@@ -109,9 +109,9 @@ def collect(arguments: argparse.Namespace, work: Slice, device: int, folder: str
             f"{len(foreign)} files are no result of any of the {len(expected)} images")
         raise Refusal(f"{what}: {some(missing or foreign)}; ais_bench ended early, or did not do what was expected, "
                       f"and said {bench.complaint(work.log)!a}")
-    rows = [(name, (status.st_size, status.st_mtime_ns)) for name in expected
-            for status in [os.stat(os.path.join(made, name))]]
-    half = [name for name, (size, _) in rows if size == 0 or (arguments.outfmt != "TXT" and size != rows[0][1][0])]
+    sizes = {name: os.path.getsize(os.path.join(made, name)) for name in expected}
+    half = [name for name, size in sizes.items()
+            if size == 0 or (arguments.outfmt != "TXT" and size != sizes[expected[0]])]
     if half:
         raise Refusal(f"ais_bench wrote results of different sizes: {some(half)}; one of them is half a file")
     try:
@@ -120,7 +120,7 @@ def collect(arguments: argparse.Namespace, work: Slice, device: int, folder: str
         raise Refusal(f"ais_bench ended well, but its summary cannot be read: {cli.why(error)}") from None
     for name in expected:
         os.replace(os.path.join(made, name), os.path.join(prefix, name))
-    return rows, summary
+    return [record.made(os.path.join(prefix, name)) for name in expected], summary
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class Run:
                         f"its {len(work.paths)} images go to the others")
             return
         seconds = time.monotonic() - work.begun
-        self.sizes.learn(len(work.paths), seconds, made)
+        self.sizes.learn(len(work.paths), seconds, [written for _, _, written, *_ in made])
         inputs = [self.states[path] for path in work.paths]
         notes = {"device": device, "times": summary["times"], "throughput": summary["throughput"]}
         self.results.add(inputs, made, **notes)
@@ -222,10 +222,11 @@ def main() -> None:
     prefix = os.path.join(arguments.output, arguments.output_dirname)
     made_by = record.recipe(__file__, {"outfmt": arguments.outfmt}, inputs=[arguments.model],
                             host=ascend.host_versions())
-    results = record.Folder(prefix, made_by, arguments.force)
+    results = record.Folder(prefix, made_by, [prefix + "_summary.json"], arguments.force)
     states = {path: record.state(path) for path in paths}
     there = {tuple(state) for state in states.values()}
-    kept = [row for row in results.kept if row["device"] in devices and there.issuperset(map(tuple, row["inputs"]))]
+    kept = [row for row in results.kept
+            if row.get("device") in devices and there.issuperset(map(tuple, row["inputs"]))]
     done = {tuple(state) for row in kept for state in row["inputs"]}
     todo = [path for path in paths if tuple(states[path]) not in done]
     if results.complete and not todo and len(kept) == len(results.kept):
@@ -242,7 +243,7 @@ def main() -> None:
             run.all()
             rows += run.rows
         files.write_whole(prefix + "_summary.json", summarise(arguments, paths, rows))
-        results.finish([prefix + "_summary.json"])
+        results.finish()
     finally:
         results.close()
     print(f"{len(paths)} results, one for each image" + (f" ({len(done)} were there already)" if done else ""))

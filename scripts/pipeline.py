@@ -34,6 +34,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     check.add_options(parser)
     add, percent = parser.add_argument, cli.real(0, 100)
+    add("--lineage", choices=("ascend", "miil"), help="of the weights, where the checkpoint does not tell")
+    add("--ema", action="store_true", help="take the checkpoint's averaged weights")
+    add("--key", metavar="NAME", help="which of several state dicts in the checkpoint to take, such as teacher")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
     add("--class-names", metavar="FILE", type=cli.path,
         help="names of the classes, one a line or lines `FOLDER NAME` (default: class folders' or ImageNet's)")
@@ -48,6 +51,8 @@ def parse_arguments() -> argparse.Namespace:
         help="measurements per batch size, of which the median counts (default: 3)")
     add("--compare", metavar="N", type=cli.whole(0), default=64,
         help="images to compare with ONNX Runtime after an ascend run, 0 for none (default: 64)")
+    add("--forecast", action="store_true",
+        help="forecast on the CPU what float16 will cost on the card (on ascend always, with --compare's images)")
     add("--min-top1", metavar="PERCENT", type=percent, help="a gate: exit status 3 and one sentence if it is lower")
     add("--min-top5", metavar="PERCENT", type=percent, help="likewise")
     add("--min-throughput", metavar="X", type=cli.real(0), help="likewise, images/s at the best batch size")
@@ -121,10 +126,8 @@ class Chain:
         self.made: Set[str] = set()  # what the report may show beside the accuracy; other files are an earlier run's
         self.here = "" if os.getcwd() == ROOT else ROOT + "/"  # commands are as short as they can be pasted
         self.python = os.path.relpath(python, ROOT) if not self.here and python.startswith(ROOT + "/") else python
-        self.model, self.prepared = self.place("tresnet.onnx"), self.place("prep_dataset")
-        self.result = self.place("result")
+        self.model, self.result = self.place("tresnet.onnx"), self.place("result")
         self.force = ["--force"] if arguments.force else []
-        self.aipp = ["--aipp", os.path.join(self.prepared, evaluation.AIPP)] if arguments.uint8 else []
         self.evaluation = evaluation.given(arguments)
         self.devices, self.chip = [0], ""
         if backend == "ascend":
@@ -135,6 +138,14 @@ class Chain:
         int8 = arguments.precision == "int8"
         self.judged, self.judged_model = (self.place("result_int8"), self.place("tresnet_int8.onnx")) if int8 else (
             self.result, self.model)
+
+    @property
+    def prepared(self) -> str:
+        return self.data.prepared
+
+    @property
+    def aipp(self) -> List[str]:
+        return ["--aipp", os.path.join(self.prepared, evaluation.AIPP)] if self.arguments.uint8 else []
 
     def place(self, name: str) -> str:
         return os.path.join(self.arguments.workdir, name)
@@ -150,13 +161,18 @@ class Chain:
         self.run("scripts/make_sample.py", self.data.folder)
 
     def export(self) -> None:
-        size = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
-        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, *size, *self.force)
+        given = self.arguments
+        words = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
+        words += ["--lineage", given.lineage] if given.lineage else []
+        words += ["--key", given.key] if given.key else []
+        words += ["--ema"] if given.ema else []
+        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, *words, *self.force)
         if not self.steps.dry_run:
             classes = int(record.notes(self.model)["num_classes"])
             self.data.check_classes(classes)
-            if self.arguments.class_names:
-                class_names.read(self.arguments.class_names, classes)
+            self.data.find_prepared()
+            if given.class_names:
+                class_names.read(given.class_names, classes)
             else:
                 class_names.fetch(classes)
 
@@ -188,9 +204,16 @@ class Chain:
                  "--output", self.arguments.workdir, "--output_dirname", "result", "--outfmt", self.arguments.outfmt,
                  *self.device, *self.force)
 
-    def compare(self, other: str, result: str) -> None:
+    def forecast(self) -> None:
+        """What float16 will cost on the card, computed on the CPU."""
+        self.made.add("forecast")
+        self.run("scripts/forecast_fp16.py", self.model, "--input", self.prepared, "--labels", self.data.labels,
+                 "--images", str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp,
+                 *self.force)
+
+    def compare(self, other: str, result: str, *more: str) -> None:
         self.made.add("compare")
-        self.run("scripts/compare_results.py", other, result, "--json", self.place("compare.json"),
+        self.run("scripts/compare_results.py", other, result, "--json", self.place("compare.json"), *more,
                  *self.gate("--min-cosine"))
 
     def quantise(self) -> None:
@@ -202,6 +225,8 @@ class Chain:
 
     def judge(self) -> None:
         names = ["--class-names", self.arguments.class_names] if self.arguments.class_names else []
+        offset = self.arguments.label_offset
+        names += [] if offset is None else [f"--label-offset={offset}"]
         for result, name, gates in ((self.result, "acc_float32.json", []), (
                 self.judged, "acc.json", self.gate("--min-top1", "--min-top5")))[self.judged == self.result:]:
             self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name,
@@ -210,7 +235,7 @@ class Chain:
 
     def compare_with_cpu(self) -> None:
         self.infer_on_cpu(self.model, "result_onnx", "--first", str(self.arguments.compare), batch_size=8)
-        self.compare(self.place("result_onnx"), self.result)
+        self.compare(self.place("result_onnx"), self.result, "--forecast", self.place("forecast.json"))
 
     def measure(self) -> None:
         given = self.arguments
@@ -245,9 +270,10 @@ class Chain:
         given, on_card = self.arguments, self.backend == "ascend"
         measured = given.perf or given.min_throughput is not None or on_card
         steps = [("Sample data", self.make_sample, self.data.is_sample), ("Export", self.export, True),
-                 ("Preprocess", self.preprocess, True), ("Compile", self.compile, on_card),
-                 ("Inference", self.infer, True), ("Quantise", self.quantise, given.precision == "int8"),
-                 ("Accuracy", self.judge, True),
+                 ("Preprocess", self.preprocess, True),
+                 ("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),
+                 ("Compile", self.compile, on_card), ("Inference", self.infer, True),
+                 ("Quantise", self.quantise, given.precision == "int8"), ("Accuracy", self.judge, True),
                  ("Comparison with ONNX Runtime", self.compare_with_cpu, on_card and given.compare),
                  ("Performance", self.measure, measured), ("Report", self.report, True)]
         return [(name, step) for name, step, wanted in steps if wanted]

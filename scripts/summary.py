@@ -48,6 +48,9 @@ def show(workdir: str, backend: str, exported: str, model: str, result: str, flo
              ("images", ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in (
                  "images", "labelled", "preprocessed", "inferred", "evaluated", "left_out")
                  if counts.get(key) is not None))]
+    if about.get("lineage_told") == str(False):
+        lines.append(("WARNING", f"nothing in the checkpoint tells its lineage: {about['lineage']} is assumed. If it "
+                      "was trained with the patched timm, every figure here is wrong: --lineage ascend"))
     before = accuracy(workdir, "acc_float32.json") if float32 else {}
     lines += [(key, value + (f", float32 {before[key]}" if float32 else ""))
               for key, value in accuracy(workdir, "acc.json").items()]

@@ -185,7 +185,7 @@ def test_starting_costs_less_than_a_tenth_once_both_times_are_known(
 
 def test_both_times_are_learned_from_a_slice() -> None:
     sizes = Sizes(4, 602112)
-    sizes.learn(104, 7.0, [(f"{n}", (1, int(1e9 * (10 + 0.02 * n)))) for n in range(101)])  # 2 s of writing
+    sizes.learn(104, 7.0, [int(1e9 * (10 + 0.02 * n)) for n in range(101)])  # 2 s of writing
     assert sizes.image == pytest.approx(0.02) and sizes.start == pytest.approx(7 - 104 * 0.02)
     assert sizes.next(10**6, 1) == pytest.approx(FACTOR * sizes.start / sizes.image, abs=4)
 

@@ -17,12 +17,12 @@ import zlib
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator
 
-from common.files import write_whole
+from common.files import stamp, write_whole
 from common.manifest import read_manifest
 
 import pytest
-from conftest import ROOT, Shared, listed_sha256
-from pictures import SCRIPT, bins, fill, pattern, png, prepare, refused, start, write_photos
+from conftest import ROOT, listed_sha256
+from pictures import SCRIPT, bins, fill, pattern, png, prepare, refused, start
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def make_bad(source: Path, photo: Path) -> Dict[str, str]:
             "pipe.jpg": "not a regular file", "broken_link.jpg": "broken link", "device.jpg": "not a regular file"}
 
 
-def test_bad_images_are_listed_with_the_reason_and_all_others_made(shared: Shared, tmp_path: Path) -> None:
+def test_bad_images_are_listed_with_the_reason_and_all_others_made(photos: Path, tmp_path: Path) -> None:
     source = tmp_path / "src"
     source.mkdir()
-    good = sorted(shared("photos", write_photos).iterdir())[:3]
+    good = sorted(photos.iterdir())[:3]
     for path in good:
         shutil.copy(str(path), str(source))
     expected = make_bad(source, good[0])
@@ -203,7 +203,7 @@ def test_others_can_never_write_the_products(tmp_path: Path) -> None:
 
 def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
     umask = os.umask(0)
-    assert write_whole(str(tmp_path / "a"), b"old") == (3, (tmp_path / "a").stat().st_mtime_ns)
+    assert write_whole(str(tmp_path / "a"), b"old") == stamp((tmp_path / "a").stat())
     os.umask(umask)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""One result file, as ais_bench writes it, and a folder of them."""
+"""One result file, as ais_bench writes it, a folder of them, and how alike two results are."""
 import contextlib
 import io
 import os
@@ -98,6 +98,12 @@ def read_result(path: str) -> np.ndarray:
     return values
 
 
+def percent(part: int, whole: int) -> float:
+    """Per cent, rounded to two decimals; 100 only if it is all of them."""
+    value = round(100 * part / whole, 2)
+    return value if part == whole else min(value, 99.99)
+
+
 # ---- a folder of them ------------------------------------------------------------------------------------------------
 
 def refuse_foreign(folder: str, names: Sequence[str]) -> NoReturn:
@@ -135,3 +141,14 @@ def result_files(folder: str) -> Dict[str, str]:
         refuse_foreign(folder, names)
     start = os.path.join(folder, "")
     return {name[:-ENDING]: start + name for name in names}
+
+
+# ---- two of them -----------------------------------------------------------------------------------------------------
+
+def cosine_similarity(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two arrays of the same shape, in float64; 1 for two that are all zeros, 0 if only one is."""
+    a, b = a.reshape(-1).astype(np.float64), b.reshape(-1).astype(np.float64)
+    lengths = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    if lengths == 0:
+        return 1.0 if np.array_equal(a, b) else 0.0
+    return float(np.dot(a, b)) / lengths

@@ -5,7 +5,7 @@ it in slices, each so long that starting it takes at most a tenth of the time. H
 then learned from each slice that ends.
 """
 import math
-from typing import List, Tuple
+from typing import List
 
 START = 4.0  # s; what a start costs, assumed: "a few seconds" on real machines
 IMAGE = 0.76e-3  # s for an image of 224 pixels in float32, assumed: 38 s for 50,000 were published for one 310P3
@@ -35,9 +35,9 @@ class Sizes:
     def whole_batches(self, count: float) -> int:
         return max(1, math.ceil(count / self.batch_size)) * self.batch_size
 
-    def learn(self, images: int, seconds: float, written: List[Tuple[str, Tuple[int, int]]]) -> None:
-        """From a slice that took so many seconds; written: its files with (size, modification time in ns)."""
-        times = sorted(time for _, (_, time) in written)
+    def learn(self, images: int, seconds: float, written: List[int]) -> None:
+        """From a slice that took so many seconds; written: when each result was, in ns."""
+        times = sorted(written)
         rest = images - self.batch_size
         if rest > 0 and times[-1] > times[0]:  # the first batch's results say when it had started
             self.image = (times[-1] - times[0]) / 1e9 / rest

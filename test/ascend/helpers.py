@@ -54,6 +54,51 @@ def save_network(path: Path, opset: int = 11, batch: Any = "batch", dtype: str =
     return path
 
 
+def save_tiny_tresnet(path: Path, lineage: str = "ascend", stem: str = "conv4", size: int = 64) -> Path:
+    """A TResNet with one block in each stage and an eighth of the width, random but sane: every operator is in it.
+
+    float32 [batch, 3, size, size] -> [batch, 10]; its statistics are those of random images.
+    """
+    from common.graph import build_model
+    from common.network import TIMM, create_network
+
+    import onnx
+    import torch
+    create_network("tresnet_m", 10)  # imports the patched timm, and refuses another
+    with mock.patch.object(sys, "path", [TIMM, *sys.path]):
+        from timm.models.tresnet import TResNet
+    torch.manual_seed(0)
+    network = TResNet([1, 1, 1, 1], num_classes=10, width_factor=0.25).train()
+    for name, module in network.named_modules():
+        if lineage == "miil" and hasattr(module, "pad_mode"):
+            module.pad_mode = "reflect"
+        if lineage == "miil" and isinstance(module, torch.nn.LeakyReLU) and name.startswith("body.layer"):
+            module.negative_slope = 1e-3
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.3)
+    torch.nn.init.normal_(network.head.fc.weight, 0, 0.5)
+    with torch.no_grad():
+        network(torch.rand(8, 3, size, size))
+    model = build_model(network.eval(), size, 11, None, stem)
+    onnx.helper.set_model_props(model, {"variant": "tresnet_m", "img_size": str(size), "num_classes": "10",
+                                        "lineage": lineage})
+    onnx.save(model, str(path))
+    return path
+
+
+def save_images(folder: Path, count: int, size: int = 64) -> Path:
+    """Prepared images i1.bin, i2.bin, …: smooth random colours, each another one."""
+    folder.mkdir(mode=0o750)
+    rng = np.random.RandomState(5)
+    for number in range(1, count + 1):
+        coarse = rng.rand(3, 4, 4) ** rng.randint(1, 4)
+        image = np.kron(coarse, np.ones((size // 4, size // 4))) * 0.8 + 0.2 * rng.rand(3, size, size)
+        image.astype(np.float32).tofile(str(folder / f"i{number}.bin"))
+    return folder
+
+
 def onnx_outputs(model: Any, images: np.ndarray) -> List[np.ndarray]:
     """All outputs of an ONNX file, or of its bytes."""
     import onnxruntime

@@ -214,7 +214,7 @@ def plant(model: Any, kind: str, name: str, kept: Set[str], high_precision: bool
     from onnx import helper, numpy_helper
     graph = model.graph
     node = next((node for node in graph.node if node.name == name), None)
-    if node is None or name in kept:
+    if node is None or name in kept:  # exported in another way, the model has no such node
         return
     index, target = list(graph.node).index(node), node.output[0]
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -235,22 +235,17 @@ def plant(model: Any, kind: str, name: str, kept: Set[str], high_precision: bool
         next(attribute for attribute in node.attribute if attribute.name == "alpha").f *= 10
     elif kind == "zero-padding":  # of what is put in front
         behind(("Mul", [constant("zero", numpy.float32(0))], {}))
-    elif kind == "sigmoid" and not high_precision:  # 1/2 + x/4 - x³/48 + x⁵/480, cut at 0 and 1
-        x = node.input[0]
-        node.op_type = "Identity"
-        x2, x4 = f"{target}.x2", f"{target}.x4"
-        graph.node.insert(index, helper.make_node("Mul", [x, x], [x2]))
-        graph.node.insert(index + 1, helper.make_node("Mul", [x2, x2], [x4]))
-        graph.node.insert(index + 2, helper.make_node("Mul", [x2, constant("c3", numpy.float32(-1 / 48))], [x2 + "c"]))
-        graph.node.insert(index + 3, helper.make_node("Mul", [x4, constant("c5", numpy.float32(1 / 480))], [x4 + "c"]))
-        graph.node.insert(index + 4, helper.make_node("Add", [x2 + "c", x4 + "c"], [target + ".sum"]))
-        graph.node.insert(index + 5, helper.make_node("Add", [target + ".sum", constant("c1", numpy.float32(1 / 4))],
-                                                      [target + ".factor"]))
-        graph.node.insert(index + 6, helper.make_node("Mul", [target + ".factor", x], [target + ".odd"]))
-        node.input[0] = target + ".odd"
-        index += 7
-        behind(("Add", [constant("c0", numpy.float32(0.5))], {}),
-               ("Clip", [constant("low", numpy.float32(0)), constant("high", numpy.float32(1))], {}))
+    elif kind == "sigmoid" and not high_precision:  # 1/2 + x/4 - x^3/48 + x^5/480, cut at 0 and 1
+        x, word = node.input[0], name + ".poly"
+        chain = [("Mul", x, x), ("Mul", f"{word}0", constant("c5", numpy.float32(1 / 480))),
+                 ("Add", f"{word}1", constant("c3", numpy.float32(-1 / 48))), ("Mul", f"{word}2", f"{word}0"),
+                 ("Add", f"{word}3", constant("c1", numpy.float32(1 / 4))), ("Mul", f"{word}4", x),
+                 ("Add", f"{word}5", constant("c0", numpy.float32(1 / 2)))]
+        for place, (operator, *inputs) in enumerate(chain):
+            graph.node.insert(index + place, helper.make_node(operator, inputs, [f"{word}{place}"]))
+        index += len(chain)
+        node.op_type, node.input[0] = "Identity", f"{word}6"
+        behind(("Clip", [constant("low", numpy.float32(0)), constant("high", numpy.float32(1))], {}))
     elif kind == "overflow":  # a kernel that multiplies by 2^17 on its way
         behind(("Mul", [constant("up", numpy.float32(2 ** 17))], {}),
                ("Clip", [constant("low", numpy.float32(-LARGEST)), constant("high", numpy.float32(LARGEST))], {}),

@@ -1,0 +1,66 @@
+"""The operators of an ONNX model one by one: what each of them hands on, and any part of the graph run alone.
+
+An operator is named by its node, or where that has no name by its output.
+"""
+import os
+from typing import Collection, Dict, Iterable, List
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper
+
+
+def name_of(node: onnx.NodeProto) -> str:
+    return str(node.name or node.output[0])
+
+
+def outputs_of(model: onnx.ModelProto) -> List[str]:
+    """The tensors that the operators hand on, in the order in which they run; each operator of ours has one."""
+    return [node.output[0] for node in model.graph.node]
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """A copy whose outputs are these tensors (float32), with an open batch."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:], copy.graph.value_info[:]
+    copy.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors)
+    for value in copy.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return copy
+
+
+def part(model: onnx.ModelProto, given: Collection[str], tensors: Iterable[str]) -> onnx.ModelProto:
+    """The operators that lead from the tensors `given` to `tensors`, as a model of their own.
+
+    Its inputs are those of `given` that are read, of any shape.
+    """
+    wanted = list(tensors)
+    needed, nodes = set(wanted), []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output) and not set(node.output) <= set(given):
+            nodes.insert(0, node)
+            needed.update(node.input)
+    made = {name for node in nodes for name in node.output}
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    read = {name for node in nodes for name in node.input}
+    read -= made | {tensor.name for tensor in model.graph.initializer}
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in given if name in read]
+    outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted]
+    return helper.make_model(helper.make_graph(nodes, "part", inputs, outputs, weights),
+                             opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on all cores of this process."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(ready: onnxruntime.InferenceSession, tensors: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
+    """{output: its value} for inputs of which `tensors` may hold more than the model takes."""
+    names = [output.name for output in ready.get_outputs()]
+    return dict(zip(names, ready.run(names, {entry.name: tensors[entry.name] for entry in ready.get_inputs()})))

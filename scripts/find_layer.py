@@ -1,0 +1,348 @@
+#!/usr/bin/env python3
+"""Find the operator that loses more on the card than float16 explains, and try what may help.
+
+    python3 scripts/find_layer.py tresnet_m.onnx --input prep_dataset
+    python3 scripts/find_layer.py work/tresnet.onnx --input work/prep_dataset --output work --aipp work/aipp.cfg
+
+In:  the ONNX file, and the prepared images; for when compare_results.py says that the conversion is at fault.
+Out: the first bad block, in it the first bad operator with the range of its inputs, what was tried and whether it
+     helped; the same in OUTPUT/find_layer.json. It takes two or three compilations by onnx2om.sh: one that hands out
+     the result of every block (atc's --out_nodes), one for every operator of the first bad block, one to try.
+A block, and then an operator, is judged by what it makes of its input on the card: ONNX Runtime computes the same from
+that very input, in float32 and in the card's arithmetic. So an error that comes from further up is not blamed on it.
+Handing out a result keeps atc from fusing there: a fault of a fusion may vanish, which is said then.
+"""
+import argparse
+import json
+import os
+import shutil
+import time
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+from common import ascend, cli, files, float16, onnx_file, operators
+from common.cli import ROOT, Refusal, shown
+from common.graph import unshuffled
+from common.inputs import Input, list_inputs, read_aipp, read_batch
+from common.names import om_path, result_names
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+# The relative error of a result (length of the difference over length of the result) that is nothing to worry about:
+# so many times that of the card's arithmetic, because the card may sum in another order, and one rounding of float16.
+FACTOR = 3.0
+ONE_ROUNDING = 2.0 ** -11
+HUGE = 1e9
+ACTIVATIONS = ("LeakyRelu", "Relu")
+
+
+Variants = Tuple[onnx.ModelProto, onnx.ModelProto]  # a model, and the same in the card's arithmetic
+
+
+class Judged(NamedTuple):
+    """A block or an operator on the card."""
+    name: str
+    error: float  # of the card's result from the card's input, relative to float32
+    expected: float  # the same of the card's arithmetic
+
+    @property
+    def bad(self) -> bool:
+        return not self.error <= FACTOR * self.expected + ONE_ROUNDING
+
+
+class Card:
+    """Compiles variants of one model, and runs a few images through them."""
+
+    def __init__(self, arguments: argparse.Namespace, sample: Input, paths: List[str], folder: str) -> None:
+        self.arguments, self.folder = arguments, folder
+        self.paths, self.compilations = paths, 0
+        self.images = [read_batch([path], sample) for path in paths]
+        self.input_name, self.input = sample.name, os.path.join(folder, "in")
+        files.make_folder(self.input, "--output")
+        for path in paths:
+            shutil.copyfile(path, os.path.join(self.input, os.path.basename(path)))
+
+    def compile(self, model: onnx.ModelProto, nodes: List[str], options: List[str]) -> str:
+        """An .om that hands out the results of these nodes; its path. Raises: Refusal with what onnx2om.sh said."""
+        self.compilations += 1
+        path = os.path.join(self.folder, f"variant{self.compilations}.onnx")
+        onnx.save(model, path)
+        given = self.arguments
+        words = ["bash", os.path.join(ROOT, "scripts", "onnx2om.sh"), path, "--batch-sizes", "1"]
+        words += ["--soc-version", given.soc_version] if given.soc_version else []
+        words += ["--aipp", os.path.abspath(given.aipp)] if given.aipp else []
+        words += ["--", "--output_type=FP32", "--out_nodes=" + ";".join(f"{name}:0" for name in nodes), *options]
+        self.start(words, f"compilation {self.compilations}")
+        return om_path(path, 1)
+
+    def start(self, words: List[str], what: str) -> None:
+        log = os.path.join(self.arguments.output, "find_layer.log")
+        if ascend.run_tool(words, log):
+            with open(log, encoding="utf-8", errors="replace") as file:
+                said = file.read().strip()[-2000:]
+            raise Refusal(f"{what} failed and said:\n{said}\n    the whole output: {shown(log)}")
+        os.remove(log)
+
+    def run(self, om: str, tensors: List[str]) -> List[Dict[str, np.ndarray]]:
+        """{tensor: its value} for each image; the model hands out `tensors` in this order."""
+        name = f"result{self.compilations}"
+        command = ascend.bench_command(om, input=self.input, output=self.folder, output_dirname=name, outfmt="NPY",
+                                       device=self.arguments.device)
+        self.start(command, "ais_bench")
+        found = []
+        for path, image in zip(self.paths, self.images):
+            files_of = [os.path.join(self.folder, name, entry) for entry in result_names(path, len(tensors), "NPY")]
+            missing = [entry for entry in files_of if not os.path.isfile(entry)]
+            if missing:
+                raise Refusal(f"ais_bench wrote no {os.path.basename(missing[0])}: a model with {len(tensors)} outputs "
+                              "should give as many results for each image")
+            found.append({self.input_name: image, **{
+                tensor: np.load(entry, allow_pickle=False) for tensor, entry in zip(tensors, files_of)}})
+        return found
+
+
+# ---- blocks and operators --------------------------------------------------------------------------------------------
+
+def blocks(model: onnx.ModelProto) -> List[str]:
+    """The tensors through which everything behind them goes, in order: the results of blocks, of stem and head.
+
+    A result whose only reader is its activation is left out: there atc fuses.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    nodes = list(model.graph.node)
+    last_read = {name: place for place, node in enumerate(nodes) for name in node.input if name not in weights}
+    made = {node.output[0]: place for place, node in enumerate(nodes)}
+    found = []
+    for place, node in enumerate(nodes):
+        open_tensors = {name for name, read in last_read.items() if read > place >= made.get(name, -1)}
+        following = nodes[place + 1].op_type if place + 1 < len(nodes) else ""
+        if open_tensors <= {node.output[0]} and following not in ACTIVATIONS:
+            found.append(node.output[0])
+    return found
+
+
+def error(found: List[np.ndarray], right: List[np.ndarray]) -> float:
+    """Length of the difference over the length of what is right, over all images; HUGE where that is not finite."""
+    difference = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(found, right))
+    length = sum(float(np.square(b.astype(np.float64)).sum()) for b in right)
+    relative = (difference / length) ** 0.5 if length else HUGE * (difference > 0)
+    return min(relative, HUGE) if np.isfinite(relative) else HUGE
+
+
+def judge(variants: Variants, given: List[str], tensor: str, card: List[Dict[str, np.ndarray]], name: str) -> Judged:
+    """How far `tensor` on the card is from what follows from the tensors `given` as they were on the card."""
+    full, half = (operators.session(operators.part(variant, given, [tensor])) for variant in variants)
+    right = [operators.run(full, values)[tensor] for values in card]
+    rounded = [operators.run(half, values)[tensor] for values in card]
+    if card[0][tensor].size != right[0].size:
+        raise Refusal(f"the card's result of {shown(name)} has {card[0][tensor].size} values, ONNX Runtime's "
+                      f"{right[0].size}; is the .om made of another model?")
+    found = [values[tensor].reshape(value.shape) for values, value in zip(card, right)]
+    return Judged(name, error(found, right), error(rounded, right))
+
+
+def node_of(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if tensor in node.output)
+
+
+def names_of(model: onnx.ModelProto, tensors: List[str]) -> List[str]:
+    return [operators.name_of(node_of(model, tensor)) for tensor in tensors]
+
+
+def both(model: onnx.ModelProto) -> Variants:
+    return model, float16.rounded(model)
+
+
+def first_bad_block(model: onnx.ModelProto, card: Card) -> Tuple[List[Judged], Optional[Tuple[str, str]]]:
+    """(every block judged, (input tensor, output tensor) of the first bad one)."""
+    ends = blocks(model)
+    values = card.run(card.compile(model, names_of(model, ends), []), ends)
+    rows, bad, variants = [], None, both(model)
+    for begin, end in zip([card.input_name, *ends], ends):
+        rows.append(judge(variants, [begin], end, values, operators.name_of(node_of(model, end))))
+        if rows[-1].bad and not bad:
+            bad = begin, end
+    return rows, bad
+
+
+def inside(model: onnx.ModelProto, begin: str, end: str) -> List[str]:
+    """The results of all operators of a block, in order."""
+    return operators.outputs_of(operators.part(model, [begin], [end]))
+
+
+def judge_operators(model: onnx.ModelProto, card: Card, begin: str, tensors: List[str], options: List[str]
+                    ) -> Tuple[List[Judged], List[Dict[str, np.ndarray]]]:
+    """Compile so that each of the tensors is handed out; judge the operator of each, from its own inputs."""
+    shown_ones = [name for name in [begin, *tensors] if name != card.input_name]
+    values = card.run(card.compile(model, names_of(model, shown_ones), options), shown_ones)
+    rows, variants = [], both(model)
+    for tensor in tensors:
+        node = node_of(model, tensor)
+        rows.append(judge(variants, list(node.input), tensor, values, operators.name_of(node)))
+    return rows, values
+
+
+# ---- what to try -----------------------------------------------------------------------------------------------------
+
+class Trial(NamedTuple):
+    """Something that may help."""
+    what: str  # what its user would do
+    options: List[str]  # for atc
+    model: onnx.ModelProto
+
+
+def with_convolution_for(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """A copy in which a SpaceToDepth is a convolution with weights 0 and 1, as --stem conv4 exports it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    node = next(node for node in copy.graph.node if operators.name_of(node) == name)
+    block = node.attribute[0].i
+    channels = 3 * block * block
+    one_hot = unshuffled(np.eye(channels, dtype=np.float32).reshape(channels, channels, 1, 1), block)
+    copy.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(one_hot), name + ".weight"))
+    node.CopyFrom(helper.make_node("Conv", [node.input[0], name + ".weight"], list(node.output), name=name,
+                                   kernel_shape=[block] * 2, strides=[block] * 2, pads=[0] * 4, dilations=[1, 1]))
+    return copy
+
+
+def with_pad_for(model: onnx.ModelProto, name: str) -> Optional[onnx.ModelProto]:
+    """A copy in which the Slice and Concat of a reflection are one Pad, as --reflect pad exports it; None if the node
+    `name` is not one of those.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes = {operators.name_of(node): node for node in copy.graph.node}
+    stem = name.rpartition(".")[0]
+    group = [nodes.get(f"{stem}.{word}") for word in ("row", "row_in_front", "column", "column_in_front")]
+    if None in group or not all(node.op_type in ("Slice", "Concat") for node in group):
+        return None
+    source, target = group[0].input[0], group[3].output[0]
+    place = list(copy.graph.node).index(group[0])
+    for node in group:
+        copy.graph.node.remove(node)
+    copy.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 0, 0], np.int64), stem + ".pads"))
+    copy.graph.node.insert(place, helper.make_node("Pad", [source, stem + ".pads"], [target], mode="reflect",
+                                                   name=operators.name_of(group[3])))
+    return copy
+
+
+def what_to_try(model: onnx.ModelProto, node: onnx.NodeProto, folder: str) -> Trial:
+    """The remedy that fits an operator of this kind."""
+    name = operators.name_of(node)
+    if node.op_type == "SpaceToDepth":
+        return Trial("export with --stem conv4", [], with_convolution_for(model, name))
+    padded = with_pad_for(model, name) if node.op_type in ("Slice", "Concat") else None
+    if padded:
+        return Trial("export with --reflect pad", [], padded)
+    if node.op_type == "Sigmoid":
+        option = "--op_select_implmode=high_precision"
+        return Trial(f"onnx2om.sh … -- {option}", [option], model)
+    if node.op_type in float16.WITH_FLOAT32:
+        keep = os.path.join(folder, "find_layer_keep_dtype.txt")
+        files.write_whole(keep, (name + "\n").encode())
+        return Trial(f"onnx2om.sh … -- --keep_dtype={keep}", [f"--keep_dtype={keep}"], model)
+    option = "--precision_mode=force_fp32"
+    return Trial(f"onnx2om.sh … -- {option}", [option], model)
+
+
+def try_it(card: Card, trial: Trial, begin: str, end: str, tensor: str) -> Judged:
+    """The operator (or what stands in its place) judged anew with the remedy."""
+    tensors = inside(trial.model, begin, end)
+    rows, _ = judge_operators(trial.model, card, begin, tensors, trial.options)
+    return rows[tensors.index(tensor)] if tensor in tensors else max(rows, key=lambda row: row.error)
+
+
+# ---- the search ------------------------------------------------------------------------------------------------------
+
+def ranges(node: onnx.NodeProto, model: onnx.ModelProto, values: List[Dict[str, np.ndarray]]) -> Dict[str, List[float]]:
+    """{input: [least, largest]} of an operator, as they are on the card; weights as they are in the model."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    for name in node.input:
+        arrays = [numpy_helper.to_array(weights[name])] if name in weights else [entry[name] for entry in values]
+        found[name] = [float(min(array.min() for array in arrays)), float(max(array.max() for array in arrays))]
+    return found
+
+
+def search(model: onnx.ModelProto, card: Card, folder: str) -> Dict[str, Any]:
+    """All that find_layer.json holds, except the figures of the run."""
+    rows, bad = first_bad_block(model, card)
+    report: Dict[str, Any] = {"blocks": [row._asdict() for row in rows], "block": None, "operator": None}
+    if not bad:
+        return report
+    begin, end = bad
+    tensors = inside(model, begin, end)
+    report["block"] = operators.name_of(node_of(model, end))
+    inner, values = judge_operators(model, card, begin, tensors, [])
+    report["operators"] = [row._asdict() for row in inner]
+    wrong = next((row for row in inner if row.bad), None)
+    if not wrong:
+        return report
+    node = node_of(model, tensors[inner.index(wrong)])
+    trial = what_to_try(model, node, folder)
+    after = try_it(card, trial, begin, end, node.output[0])
+    report.update(operator=wrong.name, type=node.op_type, error=wrong.error, expected=wrong.expected,
+                  range=ranges(node, model, values), tried=trial.what, error_then=after.error, helped=not after.bad)
+    return report
+
+
+def describe(report: Dict[str, Any]) -> str:
+    """The finding in lines to read."""
+    spent = f"{report['compilations']} compilations, {report['images']} images, {report['seconds']:.0f} s"
+    if not report["block"]:
+        worst = max(report["blocks"], key=lambda row: row["error"])
+        return (f"no block is worse than float16 explains; the largest error is {worst['error']:.1e} in "
+                f"{shown(worst['name'])}, {worst['expected']:.1e} expected ({spent})")
+    row = next(row for row in report["blocks"] if row["name"] == report["block"])
+    lines = [f"the first bad block ends with {shown(report['block'])}: its error is {row['error']:.1e}, "
+             f"{row['expected']:.1e} expected"]
+    if not report["operator"]:
+        lines.append("each of its operators alone is right, so a fusion of them is at fault: try atc's "
+                     f"--fusion_switch_file ({spent})")
+        return "\n".join(lines)
+    lines.append(f"the operator that loses: {shown(report['operator'])} ({report['type']}): its error is "
+                 f"{report['error']:.1e}, {report['expected']:.1e} expected")
+    lines += [f"    its input {shown(name)} lies between {least:.4g} and {most:.4g}"
+              for name, (least, most) in report["range"].items()]
+    outcome = "helps" if report["helped"] else "does not help"
+    lines.append(f"tried: {report['tried']}: {outcome}, the error is then {report['error_then']:.1e} ({spent})")
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("model", type=cli.path, metavar="MODEL.onnx", help="the ONNX file, as it was compiled")
+    add("--input", required=True, type=cli.path, metavar="FOLDER", help="prepared images")
+    add("--images", type=cli.whole(1, 64), default=4, metavar="N", help="the first N of them (default: %(default)s)")
+    add("--aipp", type=cli.path, metavar="FILE", help="AIPP configuration, if the images are uint8")
+    add("--output", type=cli.path, default=".", metavar="FOLDER", help="where find_layer.json goes (default: here)")
+    add("--soc-version", default="", metavar="NAME", help="e.g. Ascend310P3 (default: what `npu-smi info` names)")
+    add("--device", type=cli.whole(0, 255), metavar="N", help="the NPU to use (default: ais_bench's, 0)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    began = time.monotonic()
+    described = onnx_file.describe(arguments.model)
+    sample = Input(described["input"], tuple(described["shape"][1:]), 1,
+                   read_aipp(arguments.aipp) if arguments.aipp else {})
+    paths = list_inputs(arguments.input)[:arguments.images]
+    os.umask(0o027)  # ais_bench refuses files that others can write
+    folder = arguments.output = ascend.safe_path(arguments.output)
+    files.make_folder(folder, "--output")
+    model = onnx_file.load(arguments.model)
+    with ascend.run_folder(os.path.join(folder, "find-layer-run")) as private:
+        card = Card(arguments, sample, paths, private)
+        report = search(model, card, folder)
+        report.update(tool="find_layer.py", version=cli.VERSION, model=os.path.abspath(arguments.model),
+                      images=len(paths), compilations=card.compilations, seconds=time.monotonic() - began)
+    target = os.path.join(folder, "find_layer.json")
+    files.write_whole(target, (json.dumps(report, indent=1) + "\n").encode())
+    print(f"{describe(report)}\nall figures: {shown(target)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

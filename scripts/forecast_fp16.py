@@ -1,0 +1,314 @@
+#!/usr/bin/env python3
+"""Say before there is a card what float16 will do to a model: real images through its graph in the card's arithmetic.
+
+    python3 scripts/forecast_fp16.py tresnet_m.onnx --input prep_dataset
+    python3 scripts/forecast_fp16.py tresnet_m.onnx --input prep_dataset --labels ImageNet/val_label.txt --output work
+    bash scripts/onnx2om.sh tresnet_m.onnx -- --keep_dtype="$PWD/keep_dtype.txt"
+
+In:  a float32 ONNX file, and images prepared by TResNet_preprocess.py (--aipp for uint8 ones).
+Out: OUTPUT/forecast.json: the cosine similarity of float16's logits with float32's, Top-1 agreement, with --labels the
+     Top-1 of both; for each operator its largest value, how far that is below 65,504, the largest number of float16,
+     and the cosine of its results; the operators that overflow, and those that lose most.
+     OUTPUT/forecast.png: the same over the operators in order.
+     OUTPUT/keep_dtype.txt: those of them that the card can compute in float32, for atc's --keep_dtype; not written if
+     that would not help.
+In the card's arithmetic weights, every operator's result and the bias addition are rounded to float16, sums inside an
+operator are float32: convolutions on the card have no float32 kernel. scripts/compare_results.py --forecast says
+whether a run on the card lost what was forecast, or more.
+"""
+import argparse
+import json
+import os
+import time
+from io import BytesIO
+from typing import Any, Dict, List, Optional, Tuple
+
+from common import cli, files, float16, onnx_file, operators, progress, record
+from common.cli import Refusal, shown, some
+from common.inputs import Input, list_inputs, read_aipp, read_batch
+from common.labels import label_offset, match_labels, read_labels
+from common.manifest import read_manifest
+from common.names import result_stem
+from common.results import cosine_similarity
+
+import numpy as np
+import onnx
+from matplotlib.figure import Figure
+
+WORST = 5  # operators that are named as losing most
+NOTICED = 1e-6  # of the cosine: an operator that loses less is not named; one rounding of a result costs about 4e-8
+HELPS = 0.9  # --keep_dtype is advised if it brings the loss below this share of what it was
+ROOM = 4.0  # a largest value less than so many times below 65,504 is close to overflow on other images
+WIDTH, HEIGHT, DPI = 960, 720, 100  # of the plot: pixels, pixels, pixels per inch
+VALUE, LOSS, LIMIT = "#4c78a8", "#e45756", "#111111"
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+class Seen:
+    """What was seen of one operator, over all images."""
+
+    def __init__(self) -> None:
+        self.largest, self.cosine = 0.0, 1.0
+
+    def add(self, full: np.ndarray, half: np.ndarray, bias: Optional[np.ndarray]) -> None:
+        """One image: its float32 and its float16 result; the sum before the bias is rounded, so it counts as well."""
+        self.largest = max(self.largest, float(np.abs(full).max()))
+        if bias is not None:
+            self.largest = max(self.largest, largest_sum(full, bias))
+        a, b = full.reshape(-1), half.reshape(-1)
+        squares = float(np.dot(a, a)), float(np.dot(b, b))
+        if min(squares) > 0:  # float32 sums of up to a million products are exact to 1e-6 of this difference
+            self.cosine = min(self.cosine, 1 - angle_loss(a, b, squares))
+        elif max(squares) > 0:
+            self.cosine = 0.0
+
+
+def largest_sum(result: np.ndarray, bias: np.ndarray) -> float:
+    """The largest magnitude of result - bias, result [1, channels, …]."""
+    channels = result.reshape(len(bias), -1)
+    return float(max(np.abs(channels.max(axis=1) - bias).max(), np.abs(channels.min(axis=1) - bias).max()))
+
+
+def angle_loss(a: np.ndarray, b: np.ndarray, squares: Tuple[float, float]) -> float:
+    """1 - cosine of two vectors with these sums of squares, without the cancellation of 1 - a·b / (|a|·|b|)."""
+    difference = a / np.float32(squares[0] ** 0.5) - b / np.float32(squares[1] ** 0.5)
+    return float(np.dot(difference, difference)) / 2
+
+
+
+def run_images(model: onnx.ModelProto, paths: List[str], sample: Input, kept: List[str]
+               ) -> Tuple[Dict[str, Seen], np.ndarray, np.ndarray]:
+    """Every image through the model in float32 and in float16.
+
+    Returns ({tensor: what was seen of it}, logits of float32, of float16: each [images, classes]).
+    """
+    tensors, output = operators.outputs_of(model), model.graph.output[0].name
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    biases = {node.output[0]: onnx.numpy_helper.to_array(weights[node.input[float16.BIASED[node.op_type]]])
+              for node in model.graph.node if len(node.input) > float16.BIASED.get(node.op_type, 9)}
+    full = operators.session(operators.with_outputs(model, tensors))
+    half = operators.session(operators.with_outputs(float16.rounded(model, kept), tensors))
+    seen = {name: Seen() for name in tensors}
+    logits: List[List[np.ndarray]] = [[], []]
+    with progress.Bar("forecast", len(paths), "images", lines_every=10) as bar:
+        for path in paths:
+            image = {sample.name: read_batch([path], sample)}
+            found, rounded = operators.run(full, image), operators.run(half, image)
+            for name, entry in seen.items():
+                entry.add(found[name], rounded[name], biases.get(name))
+            for values, result in zip(logits, (found, rounded)):
+                values.append(result[output][0])
+            bar.advance()
+    return seen, np.stack(logits[0]), np.stack(logits[1])
+
+
+def logits_with(model: onnx.ModelProto, paths: List[str], sample: Input, kept: List[str]) -> np.ndarray:
+    """Logits [images, classes] in float16 where the nodes `kept` compute in float32."""
+    ready = operators.session(operators.with_outputs(float16.rounded(model, kept), [model.graph.output[0].name]))
+    return np.stack([next(iter(operators.run(ready, {sample.name: read_batch([path], sample)}).values()))[0]
+                     for path in paths])
+
+
+# ---- what follows from it --------------------------------------------------------------------------------------------
+
+def operator_rows(model: onnx.ModelProto, seen: Dict[str, Seen]) -> List[Dict[str, Any]]:
+    """A row per operator: name, type, largest, headroom (65,504 - largest), cosine (the lowest of all images).
+
+    loss: by how much its cosine is below the lowest among its inputs.
+    """
+    rows = []
+    for node in model.graph.node:
+        entry = seen[node.output[0]]
+        before = min((seen[name].cosine for name in node.input if name in seen), default=1.0)
+        rows.append({"name": operators.name_of(node), "type": node.op_type, "largest": entry.largest,
+                     "headroom": float16.LARGEST - entry.largest, "cosine": entry.cosine,
+                     "loss": max(0.0, before - entry.cosine)})
+    return rows
+
+
+def keepable(model: onnx.ModelProto, overflowing: List[Dict[str, Any]], losing: List[Dict[str, Any]]) -> List[str]:
+    """The operators for atc's --keep_dtype, if they have such a kernel: all that overflow, those that read what these
+    hand on (or it would become float16 there), and a few that lose most.
+    """
+    too_large = {node.output[0] for node in model.graph.node
+                 if operators.name_of(node) in {row["name"] for row in overflowing}}
+    worst = {row["name"] for row in [row for row in losing if row["type"] in float16.WITH_FLOAT32][:WORST]}
+    return [operators.name_of(node) for node in model.graph.node if node.op_type in float16.WITH_FLOAT32
+            and (too_large.intersection([*node.input, *node.output]) or operators.name_of(node) in worst)]
+
+
+def true_classes(labels: Optional[str], prep: str, paths: List[str], classes: int) -> Optional[np.ndarray]:
+    """int [images]: the class of each, found as TResNet_postprocess.py finds it. Raises: Refusal if one has none."""
+    if not labels:
+        return None
+    lines = read_labels(labels)
+    offset = label_offset(lines, classes, labels)
+    _, entries = read_manifest(prep)
+    sources = {result_stem(str(row.get("bin"))): source for source, row in entries.items() if "error" not in row}
+    stems = [result_stem(path) for path in paths]
+    images = {stem: sources.get(stem, stem) for stem in stems}
+    matched = match_labels(images, lines, labels, set(entries).difference(images.values()))
+    return np.array([matched[stem][1] for stem in stems]) + offset
+
+
+def percent(hits: np.ndarray) -> float:
+    return 100 * float(np.mean(hits))
+
+
+def forecast(model: onnx.ModelProto, paths: List[str], sample: Input, classes: Optional[np.ndarray]
+             ) -> Dict[str, Any]:
+    """All that forecast.json holds; classes: the true ones, if they are known."""
+    seen, full, half = run_images(model, paths, sample, [])
+    rows = operator_rows(model, seen)
+    overflowing = [row for row in rows if row["headroom"] < 0]
+    losing = sorted((row for row in rows if row["loss"] > NOTICED), key=lambda row: -row["loss"])
+    cosines = [cosine_similarity(a, b) for a, b in zip(full, half)]
+    lowest = int(np.argmin(cosines))
+    report: Dict[str, Any] = {
+        "tool": "forecast_fp16.py", "version": cli.VERSION, "images": len(paths),
+        "cosine": {"min": cosines[lowest], "mean": float(np.mean(cosines)), "image": result_stem(paths[lowest])},
+        "cosines": cosines, "names": [result_stem(path) for path in paths],
+        "top1_agreement": percent(full.argmax(1) == half.argmax(1)),
+        "top1": None if classes is None else percent(half.argmax(1) == classes),
+        "top1_float32": None if classes is None else percent(full.argmax(1) == classes),
+        "operators": rows, "overflow": [row["name"] for row in overflowing],
+        "worst": [row["name"] for row in losing[:WORST]],
+        "keep_dtype": keepable(model, overflowing, losing)}
+    if report["keep_dtype"]:
+        kept = logits_with(model, paths, sample, report["keep_dtype"])
+        report["cosine_kept"] = min(cosine_similarity(a, b) for a, b in zip(full, kept))
+        if 1 - report["cosine_kept"] > HELPS * (1 - report["cosine"]["min"]):
+            report["keep_dtype"] = []
+    return report
+
+
+def describe(report: Dict[str, Any], seconds: float) -> str:
+    """The forecast in lines to read."""
+    cosine, rows = report["cosine"], {row["name"]: row for row in report["operators"]}
+    largest = max(report["operators"], key=lambda row: row["largest"])
+    lines = [f"forecast for float16 over {report['images']} images in {seconds:.1f} s "
+             f"({seconds / report['images']:.2f} s each):",
+             f"cosine similarity with float32: min {cosine['min']:.6f} ({shown(cosine['image'])}), mean "
+             f"{cosine['mean']:.6f}",
+             f"Top-1 agreement with float32: {report['top1_agreement']:.2f} %"]
+    if report["top1"] is not None:
+        lines.append(f"Top-1 accuracy: {report['top1']:.2f} % expected, float32 {report['top1_float32']:.2f} %")
+    lines.append(f"largest value: {largest['largest']:.4g} ({shown(largest['name'])}), float16 ends at 65,504"
+                 + ("; other images may exceed it" if 0 <= largest["headroom"] and
+                    largest["largest"] * ROOM > float16.LARGEST else ""))
+    for name in report["overflow"]:
+        lines.append(f"    overflows: {shown(name)} ({rows[name]['type']}), largest value {rows[name]['largest']:.4g}")
+    for name in report["worst"]:
+        lines.append(f"    loses most: {shown(name)} ({rows[name]['type']}), cosine {rows[name]['cosine']:.6f}, "
+                     f"{rows[name]['loss']:.1e} lower than at its input")
+    if report["keep_dtype"]:
+        lines.append(f"with {some(report['keep_dtype'])} in float32 (keep_dtype.txt) the lowest cosine is "
+                     f"{report['cosine_kept']:.6f}")
+    elif "cosine_kept" in report:
+        lines.append("no operator that the card can compute in float32 would change that: the convolutions lose it")
+    fixed = set(report["overflow"]) - set(report["keep_dtype"])
+    if fixed:
+        lines.append(f"{some(fixed)}: atc's --keep_dtype does not help there; smaller weights (retrained, or scaled "
+                     "and undone behind) are the way")
+    return "\n".join(lines)
+
+
+def draw_plot(report: Dict[str, Any]) -> bytes:
+    """PNG: over the operators in order the largest value with float16's limit, and below it what is lost so far."""
+    rows = report["operators"]
+    places = np.arange(1, len(rows) + 1)
+    figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    upper.semilogy(places, [max(row["largest"], 1e-6) for row in rows], color=VALUE, marker=".", markersize=3)
+    upper.axhline(float16.LARGEST, color=LIMIT, linestyle="--", linewidth=1)
+    upper.set_ylabel("largest value; dashed: 65,504", color=VALUE)
+    lower.semilogy(places, [max(1 - row["cosine"], 1e-9) for row in rows], color=LOSS, marker=".", markersize=3)
+    lower.set(xlabel="operator, in the order in which they run")
+    lower.set_ylabel("1 − cosine with float32", color=LOSS)
+    marked = [(place, row) for place, row in zip(places, rows) if row["name"] in report["overflow"][:3]
+              + report["worst"][:3]]
+    for place, row in marked:
+        lower.annotate(row["name"][:40].replace("$", r"\$"), (place, max(1 - row["cosine"], 1e-9)), fontsize=7,
+                       rotation=30)
+    figure.suptitle(f"float16 against float32, {report['images']} images: cosine of the logits "
+                    f"{report['cosine']['min']:.6f} at least", fontsize=12)
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
+    data = BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("model", type=cli.path, help="the float32 .onnx file")
+    add("--input", required=True, type=cli.path, metavar="FOLDER", help="prepared images (.bin)")
+    add("--images", type=cli.whole(1), metavar="N", default=64,
+        help="the first N of them, in natural order (default: %(default)s)")
+    add("--aipp", type=cli.path, metavar="FILE", help="AIPP configuration, if the images are uint8")
+    add("--labels", type=cli.path, metavar="FILE", help="labels of the images: predicts the Top-1 accuracy as well")
+    add("--output", type=cli.path, default=".", metavar="FOLDER", help="where the files go (default: %(default)s)")
+    add("--min-cosine", type=cli.real(-1, 1), metavar="X", help="exit with 3 if the similarity of an image is lower")
+    add("--force", action="store_true", help="compute again what is up to date")
+    return parser.parse_args()
+
+
+def check_images(described: Dict[str, Any], aipp: Dict[str, str], path: str) -> None:
+    """Refuse AIPP settings that give images of another size than the model's."""
+    size = [int(aipp[f"crop_size_{side}"]) for side in "hw"] if aipp else described["shape"][2:]
+    if size != described["shape"][2:]:
+        raise Refusal(f"{shown(path)} gives images of {size[1]}×{size[0]}, but the model takes "
+                      f"{described['shape'][3]}×{described['shape'][2]}; set src_image_size_w and src_image_size_h")
+
+
+def compute(arguments: argparse.Namespace, product: str, made_by: record.Row, paths: List[str], sample: Input
+            ) -> Dict[str, Any]:
+    """Compute the forecast and write its files."""
+    model = onnx_file.load(arguments.model)
+    classes = len(operators.run(operators.session(operators.with_outputs(model, [model.graph.output[0].name])), {
+        sample.name: read_batch(paths[:1], sample)})[model.graph.output[0].name][0])
+    start = time.time()
+    report = forecast(model, paths, sample, true_classes(arguments.labels, arguments.input, paths, classes))
+    print(describe(report, time.time() - start))
+    contents = {"forecast.json": (json.dumps(report, indent=1) + "\n").encode(), "forecast.png": draw_plot(report)}
+    if report["keep_dtype"]:
+        contents["keep_dtype.txt"] = "".join(name + "\n" for name in report["keep_dtype"]).encode()
+    targets = [os.path.join(arguments.output, name) for name in contents]
+    record.begin(product, made_by, targets)
+    for path, data in zip(targets, contents.values()):
+        files.write_whole(path, data)
+    record.write(product, made_by, targets)
+    print(f"{', '.join(contents)} in {shown(arguments.output)}")
+    return report
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    described = onnx_file.describe(arguments.model)
+    aipp = read_aipp(arguments.aipp) if arguments.aipp else {}
+    check_images(described, aipp, arguments.aipp or "")
+    paths = list_inputs(arguments.input)[:arguments.images]
+    sample = Input(described["input"], tuple(described["shape"][1:]), 1, aipp)
+    files.make_folder(arguments.output, "--output")
+    product = os.path.join(arguments.output, "forecast")
+    settings = [arguments.labels] if arguments.labels else []
+    made_by = record.recipe(__file__, {"aipp": aipp}, ("onnxruntime", "onnx", "numpy"), [arguments.model, *paths],
+                            settings)
+    if not arguments.force and record.is_current(product, made_by):
+        with open(product + ".json", encoding="utf-8") as file:
+            report = json.load(file)
+        print(f"the forecast in {shown(product + '.json')} is up to date: cosine {report['cosine']['min']:.6f} at "
+              "least; --force computes it again")
+    else:
+        report = compute(arguments, product, made_by, paths, sample)
+    if arguments.min_cosine is not None and report["cosine"]["min"] < arguments.min_cosine:
+        raise Refusal(f"float16 will lower the cosine similarity to {report['cosine']['min']:.6f} "
+                      f"({shown(report['cosine']['image'])}), below --min-cosine {arguments.min_cosine}",
+                      cli.BELOW_MINIMUM)
+
+
+if __name__ == "__main__":
+    cli.run(main)
