@@ -169,7 +169,8 @@ def test_an_incomplete_inference_is_never_evaluated(machine: Machine) -> None:
 
 def test_silent_loss_in_conversion_is_seen_in_the_comparison(machine: Machine) -> None:
     (machine.work / "tresnet_bs1.om").unlink()
-    done = pipeline(machine, "--min-cosine", "0.99", "--batch-size", "1", "--batch-sizes", "1", STANDIN_FAULT="atc-lossy")
+    words = ("--min-cosine", "0.99", "--batch-size", "1", "--batch-sizes", "1")
+    done = pipeline(machine, *words, STANDIN_FAULT="atc-lossy")
     assert done.returncode == 3 and "cosine" in done.stderr, done.stdout + done.stderr
 
 
