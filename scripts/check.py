@@ -50,6 +50,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="auto (the default) takes ascend if npu-smi, atc and ais_bench are all there, or if a device, a chip or a "
              "soc version is named")
     add("--device", metavar="N[,N…]|all", type=ascend.devices, help="chips to use at the same time (default: 0)")
+    add("--shard", metavar="I/N", type=cli.shard, default=manifest.WHOLE,
+        help="only every N-th image, from the I-th on; merge_reports.py joins the parts (default: all)")
     add("--soc-version", metavar="NAME", default="", help="chip that is compiled for (default: what npu-smi says)")
     add("--batch-sizes", metavar="LIST", type=cli.batch_sizes, default=[1, 4, 8, 16, 32],
         help="models to compile and to measure (default: 1,4,8,16,32)")
@@ -143,7 +145,7 @@ class Data:
             chosen, _ = evaluation.resolve(evaluation.given(self.arguments), said, "")
         self.prepared = manifest.place_for(self.arguments.workdir, dict(
             evaluation.to_json(chosen._asdict()), dtype="uint8" if self.arguments.uint8 else "float32",
-            source=os.path.abspath(self.images)))
+            source=os.path.abspath(self.images), shard=self.arguments.shard))
         if self.from_folders():  # preprocessing writes their labels
             self.labels = os.path.join(self.prepared, manifest.LABELS)
 
@@ -231,7 +233,7 @@ def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
             rows.append(Row("both", item, True, check()))
         except Refusal as refusal:
             rows.append(Row("both", item, False, refusal.sentence, mend))
-    images, workdir = len(data.sources) or 20, data.arguments.workdir
+    images, workdir = -(-(len(data.sources) or 20) // data.arguments.shard[1]), data.arguments.workdir
     needed, free = needed_room(data, images, ascend_runs), files.free_space(workdir)
     rows.append(Row("both", "disk space", free >= needed,
                     f"{free / 1e6:,.0f} MB are free for {shown(workdir)}, {needed / 1e6:,.0f} MB are needed for "

@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NoReturn, Set, Tuple
 
-from common import ascend, class_names, cli, environment, evaluation, files, record
+from common import ascend, class_names, cli, environment, evaluation, files, manifest, record
 from common.cli import ROOT, Refusal
 from common.names import FORMATS, om_path
 
@@ -179,6 +179,7 @@ class Chain:
     def preprocess(self) -> None:
         given = self.arguments
         words = ["--dtype", "uint8"] if given.uint8 else []
+        words += ["--shard", "/".join(map(str, given.shard))] if given.shard != manifest.WHOLE else []
         words += ["--class-map", given.class_map] if given.class_map else []
         words += ["--skip-bad"] if given.skip_bad else []
         self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--model", self.model,
@@ -268,7 +269,7 @@ class Chain:
     def plan(self) -> List[Tuple[str, Callable[[], None]]]:
         """The steps of this run: (name, what does it)."""
         given, on_card = self.arguments, self.backend == "ascend"
-        measured = given.perf or given.min_throughput is not None or on_card
+        measured = given.perf or given.min_throughput is not None or on_card and given.shard[0] == 1
         steps = [("Sample data", self.make_sample, self.data.is_sample), ("Export", self.export, True),
                  ("Preprocess", self.preprocess, True),
                  ("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),
