@@ -122,7 +122,8 @@ def python_rows() -> List[Row]:
     wanted = [environment.REQUIREMENTS]
     there = environment.finished(wanted) or environment.satisfied(wanted)
     timm = os.path.exists(os.path.join(ROOT, "pytorch-image-models", ".patched-with"))
-    return [Row("", "Python packages", there, "all there" if there else "the first run makes .venv",
+    return [Row("", "Python packages", there, "all there" if there else
+                f"the first run makes .venv and downloads {environment.coming()}",
                 "python3 scripts/setup_env.py"),
             Row("", "timm v0.4.5", timm, "patched" if timm else "the first run fetches it",
                 "python3 scripts/timm_source.py")]
