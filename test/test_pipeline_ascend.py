@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 import pytest
-from ascend.environment import ascend_environment, give_host_packages
+from ascend.environment import HOST_PYTHON, ascend_environment, give_host_packages
 from conftest import ROOT, SMALL, Shared, copy_products
 
 pytestmark = pytest.mark.slow
@@ -178,13 +178,11 @@ def test_two_chips_give_the_accuracy_of_one_even_if_one_of_them_fails(machine: M
 MIXED = {"STANDIN_NPU_SMI": "910B4+310P3"}  # devices 0 and 1, devices 2 and 3
 
 
-@pytest.mark.parametrize("words", (("--device", "2"), ("--soc-version", "Ascend310P3"),
-                                   ("--soc-version", "Ascend310P3", "--device", "2")))
-def test_chips_of_two_kinds_work_with_each_remedy_that_is_shown(machine: Machine, words: Tuple[str, ...]) -> None:
+def test_chips_of_two_kinds_work_with_the_remedy_that_is_shown(machine: Machine) -> None:
     forget_results(machine)
-    out = passed(machine, *ONE, *words, **MIXED)
+    out = passed(machine, *ONE, "--soc-version", "Ascend310P3", **MIXED)
     assert json.loads((machine.work / "perf.json").read_text())["chip"] == "310P3"
-    assert out.startswith("backend: ascend: a ") and "--device 2" in out
+    assert out.startswith("backend: ascend: a chip was named") and out.count("--device 2") == 2
 
 
 @pytest.mark.parametrize("words, switches, sentence", (
@@ -215,8 +213,10 @@ def test_what_atc_needs_of_the_hosts_python_is_looked_at(machine: Machine) -> No
         return pipeline(machine, "--check", "--backend", "ascend", PYTHONUSERBASE=str(user),
                         ASCEND_TOOLKIT_HOME=str(machine.home)).stdout
     assert "which has what atc needs" in check() and "can run" in check()
-    out = check("decorator", "pyyaml")
-    assert "atc needs decorator, pyyaml in it   → pip3 install decorator pyyaml" in out and "cannot run" in out
+    code = "import importlib.metadata as m; print(*(d.metadata['Name'].lower() for d in m.distributions()))"
+    own = subprocess.check_output([HOST_PYTHON, "-s", "-c", code], universal_newlines=True).split()
+    lacking = [name for name in ("decorator", "pathlib2") if name not in own]
+    assert f"atc needs {', '.join(lacking)} in it   → pip3 install {' '.join(lacking)}" in check(*lacking)
     assert "NumPy 1.26.0, but the atc of CANN 8.0.RC1 needs numpy<1.25" in check(numpy="1.26.0", cann="8.0.RC1")
     assert "which has what atc needs" in check(numpy="1.26.0", cann="8.5.0")
     assert "needs numpy<2.0" in check(numpy="2.1.0", cann="8.5.0")
