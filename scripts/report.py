@@ -177,6 +177,11 @@ def known_figures(parts: Dict[str, Dict[str, Any]], report: Dict[str, Any], k: i
     return [f"published for {name}: {value:.2f} %" for name, value in found if value]
 
 
+def figure(value: float, decimals: int = 1) -> str:
+    """A positive figure: with decimals only where they tell something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.{decimals}f}"
+
+
 def speed_cards(perf: Dict[str, Any]) -> List[Dict[str, Any]]:
     """Throughput and latency at the best batch size."""
     if not perf.get("rows"):
@@ -186,9 +191,9 @@ def speed_cards(perf: Dict[str, Any]) -> List[Dict[str, Any]]:
     about = [batch]
     if "reference" in best:
         about.append(f"published: {best['reference']:,.0f} images/s, ratio {best['ratio']:.2f}")
-    return [{"title": "Throughput", "value": f"{best['throughput']:,.0f}", "unit": "images/s", "about": about},
-            {"title": "Latency", "value": f"{best['latency_mean']:.2f}", "unit": "ms",
-             "about": [f"mean of a batch, {batch}", f"99 % are quicker than {best['latency_p99']:.2f} ms"]}]
+    return [{"title": "Throughput", "value": figure(best["throughput"]), "unit": "images/s", "about": about},
+            {"title": "Latency", "value": figure(best["latency_mean"], 2), "unit": "ms",
+             "about": [f"mean of a batch, {batch}", f"99 % are quicker than {figure(best['latency_p99'], 2)} ms"]}]
 
 
 def caller(names: Optional[Sequence[str]]) -> Callable[[int], str]:
@@ -263,7 +268,7 @@ def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str
     where = page["where"]
     sentence = f"{name} {where} gives the right answer for {share(report['hits'][0], images)} of {images:,} images" \
         if report.get("hits") else f"{name} {where} was evaluated on {images:,} images"
-    sentence += f" and classifies {page['best']:,.0f} images a second" if page["best"] else ""
+    sentence += f" and classifies {figure(page['best'])} images a second" if page["best"] else ""
     points, state = [], "good"
     compared, expect, left_out = page["comparison"], parts["expect"], report.get("left_out") or []
     if compared and compared["agreement"] < CERTAIN:
@@ -365,6 +370,11 @@ def plain(name: Any, most: int = NAME_SHOWN) -> str:
     return text if len(text) <= most else text[:most // 2] + "…" + text[len(text) - most // 2 + 1:]
 
 
+def sentence(text: Any) -> str:
+    """plain() for whole sentences; no line ends before a per cent sign."""
+    return plain(text, 400).replace(" %", "\u00a0%")
+
+
 def render(page: Dict[str, Any]) -> bytes:
     """The page as HTML: every text in it is escaped, and its own policy forbids it to load anything."""
     import hashlib
@@ -373,7 +383,7 @@ def render(page: Dict[str, Any]) -> bytes:
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(os.path.dirname(TEMPLATE)), autoescape=True,
                                      trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
-    environment.filters.update(name=plain, share=share, duration=progress.duration)
+    environment.filters.update(name=plain, sentence=sentence, share=share, figure=figure, duration=progress.duration)
     script = files.read_regular(SCRIPT).decode("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"

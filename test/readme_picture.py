@@ -8,85 +8,80 @@ In:  nothing. A small data set of drawn things is made in the folder given, and 
 Out: docs/report.png, under 200 kB.
 """
 import io
-import math
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, Tuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts"))
 from common import cli
 
 import make_sample
 from browser import browser
 from PIL import Image, ImageDraw, ImageFilter
 
+ROOT = Path(cli.ROOT)
 SIDE = 256  # pixels of a drawn picture
 FITTED, TRIED = 6, 25  # pictures of each thing: to fit the head, and to be classified
 WIDTH, HEIGHT = 1100, 1560  # of the screenshot, pixels
 LARGEST = 200_000  # bytes
-Points = List[Tuple[float, float]]
+Colour = Tuple[int, ...]
+# Above, below, and of the things that are strewn over it: a network of random weights knows colours and textures.
+SCENES: Dict[str, Tuple[Colour, Colour, Colour]] = {
+    "night sky": ((12, 14, 44), (36, 40, 92), (240, 240, 220)),
+    "sunset": ((60, 40, 110), (240, 120, 50), (255, 220, 90)),
+    "meadow": ((120, 190, 230), (60, 140, 50), (235, 90, 120)),
+    "sea": ((150, 200, 235), (20, 80, 150), (225, 240, 245)),
+    "desert": ((190, 215, 235), (215, 170, 100), (170, 120, 70)),
+    "forest": ((70, 110, 80), (20, 50, 26), (44, 92, 40)),
+    "snow": ((170, 185, 205), (245, 248, 252), (255, 255, 255)),
+    "bricks": ((150, 70, 54), (120, 52, 42), (196, 186, 172))}
 
 
-def turned(count: int, radii: Tuple[float, ...], turn: float) -> Points:
-    """The corners of a star or polygon around 0, the radii taking turns."""
-    return [(radii[place % len(radii)] * math.cos(turn + 2 * math.pi * place / count),
-             radii[place % len(radii)] * math.sin(turn + 2 * math.pi * place / count)) for place in range(count)]
+def near(colour: Colour, dice: random.Random, spread: int = 42) -> Colour:
+    return tuple(min(255, max(0, value + dice.randint(-spread, spread))) for value in colour)
 
 
-def heart(turn: float) -> Points:
-    places = [2 * math.pi * step / 60 for step in range(60)]
-    return [(math.cos(turn) * x - math.sin(turn) * y, math.sin(turn) * x + math.cos(turn) * y) for x, y in (
-        (math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16)
-        for t in places)]
-
-
-def outline(thing: str, turn: float) -> Points:
-    """The corners of a thing of radius 1."""
-    shapes = {"disc": (60, (1.0,)), "triangle": (3, (1.0,)), "square": (4, (1.0,)), "pentagon": (5, (1.0,)),
-              "star": (10, (1.0, 0.4)), "sun": (24, (1.0, 0.72)), "cross": (8, (1.0, 0.3))}
-    return heart(turn) if thing == "heart" else turned(*shapes[thing], turn)
-
-
-THINGS = ("disc", "triangle", "square", "pentagon", "star", "sun", "cross", "heart")
-
-
-def draw(thing: str, dice: random.Random) -> Image.Image:
-    """A thing somewhere on a soft ground, in colours of its own, sometimes small, sometimes half hidden."""
-    def colour() -> Tuple[int, ...]:
-        return tuple(dice.randint(20, 235) for _ in range(3))
-
-    ground = Image.new("RGB", (4, 4))
-    ground.putdata([colour() for _ in range(16)])
+def draw(scene: str, dice: random.Random) -> Image.Image:
+    """A scene: a ground that goes from one colour to another, and things strewn over it; no two are alike."""
+    above, below, thing = (near(colour, dice) for colour in SCENES[scene])
+    ground = Image.new("RGB", (3, 8))
+    ground.putdata([near(tuple(int(a + (b - a) * row / 7) for a, b in zip(above, below)), dice, 12)
+                    for row in range(8) for _ in range(3)])
     picture = ground.resize((SIDE, SIDE), Image.BICUBIC)
     pen = ImageDraw.Draw(picture)
-    radius = dice.uniform(40, 95)
-    x, y = (dice.uniform(SIDE / 2 - 30, SIDE / 2 + 30) for _ in range(2))
-    corners = [(x + radius * a, y + radius * b) for a, b in outline(thing, dice.uniform(0, 2 * math.pi))]
-    pen.polygon([(a + 7, b + 9) for a, b in corners], fill=(30, 30, 36))
-    pen.polygon(corners, fill=colour())
-    for _ in range(dice.randint(0, 3)):
-        a, b = dice.uniform(0, SIDE), dice.uniform(0, SIDE)
-        pen.ellipse([a, b, a + dice.uniform(10, 50), b + dice.uniform(10, 50)], fill=colour())
-    return picture.filter(ImageFilter.GaussianBlur(dice.uniform(0.3, 2.5)))
+    for _ in range(dice.randint(8, 60)):
+        x, y, size = dice.uniform(-20, SIDE), dice.uniform(0, SIDE), dice.uniform(3, 9)
+        fill = near(thing, dice, 20)
+        if scene in ("night sky", "snow", "meadow"):
+            pen.ellipse([x, y, x + size, y + size], fill=fill)
+        elif scene == "forest":
+            pen.polygon([(x, y + 9 * size), (x + 5 * size, y + 9 * size), (x + 2.5 * size, y)], fill=fill)
+        elif scene == "bricks":
+            pen.rectangle([x // 40 * 40, y // 20 * 20, x // 40 * 40 + 36, y // 20 * 20 + 2], fill=fill)
+        else:
+            pen.arc([x, SIDE / 3 + y, x + 9 * size, SIDE / 3 + y + 3 * size], 180, 350, fill=fill, width=3)
+    if scene == "sunset":
+        x, y, size = dice.uniform(40, 200), dice.uniform(90, 190), dice.uniform(20, 40)
+        pen.ellipse([x - size, y - size, x + size, y + size], fill=thing)
+    return picture.filter(ImageFilter.GaussianBlur(dice.uniform(0.3, 2.0)))
 
 
 def make_data(folder: Path) -> None:
-    """val/THING/N.png to be classified, and model_best.pth.tar, fitted to others in fitted/."""
+    """val/SCENE/N.png to be classified, and model_best.pth.tar, fitted to others in fitted/."""
     dice = random.Random(7)
     labels: Dict[str, int] = {}
-    for label, thing in enumerate(sorted(THINGS)):
+    for label, scene in enumerate(sorted(SCENES)):
         for kind, count in (("val", TRIED), ("fitted", FITTED)):
-            (folder / kind / thing).mkdir(parents=True, exist_ok=True)
+            (folder / kind / scene).mkdir(parents=True, exist_ok=True)
             for number in range(count):
-                path = folder / kind / thing / f"{thing} {number:02d}.png"
-                draw(thing, dice).save(str(path))
+                path = folder / kind / scene / f"{scene} {number:02d}.png"
+                draw(scene, dice).save(str(path))
                 if kind == "fitted":
                     labels[str(path)] = label
-    make_sample.CLASSES = len(THINGS)
+    make_sample.CLASSES = len(SCENES)
     make_sample.make_checkpoint(labels, str(folder / "model_best.pth.tar"))
 
 
@@ -109,8 +104,9 @@ def main() -> None:
     folder = Path(parser.parse_args().folder)
     if not (folder / "model_best.pth.tar").exists():
         make_data(folder)
-    subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--data", ".", "--workdir", "work",
-                    "--perf", "--batch-sizes", "1,2,4,8", "--loop", "3", "--repeat", "1"], cwd=str(folder), check=True)
+    subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--data", ".", "--workdir",
+                    "work", "--perf", "--batch-sizes", "1,2,4,8", "--loop", "3", "--repeat", "1"], cwd=str(folder),
+                   check=True)
     picture = screenshot(folder / "work" / "report.html")
     (ROOT / "docs" / "report.png").write_bytes(picture)
     print(f"docs/report.png: {len(picture) / 1e3:.0f} kB; of {os.path.join(str(folder), 'work', 'report.html')}")
