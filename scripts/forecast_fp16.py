@@ -26,8 +26,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from common import cli, files, float16, onnx_file, operators, progress, record
 from common.cli import Refusal, shown, some
 from common.inputs import Input, list_inputs, read_aipp, read_batch
-from common.labels import check_range, label_shift, match_labels, read_labels
-from common.manifest import read_manifest
+from common.manifest import true_classes
 from common.names import result_stem
 from common.results import cosine_similarity
 
@@ -138,21 +137,7 @@ def keepable(model: onnx.ModelProto, overflowing: List[Dict[str, Any]], losing: 
             and (too_large.intersection([*node.input, *node.output]) or operators.name_of(node) in worst)]
 
 
-def true_classes(labels: Optional[str], prep: str, paths: List[str], classes: int) -> Optional[np.ndarray]:
-    """int [images]: the class of each, found as TResNet_postprocess.py finds it. Raises: Refusal if one has none."""
-    if not labels:
-        return None
-    lines = read_labels(labels)
-    check_range(lines, classes, labels)
-    _, entries = read_manifest(prep)
-    sources = {result_stem(str(row.get("bin"))): source for source, row in entries.items() if "error" not in row}
-    stems = [result_stem(path) for path in paths]
-    images = {stem: sources.get(stem, stem) for stem in stems}
-    matched = match_labels(images, lines, labels, set(entries).difference(images.values()))
-    return np.array([matched[stem][1] for stem in stems]) + label_shift(classes)
-
-
-def percent(hits: np.ndarray) -> float:
+def percent(hits: Any) -> float:
     return 100 * float(np.mean(hits))
 
 
@@ -271,7 +256,9 @@ def compute(arguments: argparse.Namespace, product: str, made_by: record.Row, pa
     classes = len(operators.run(operators.session(operators.with_outputs(model, [model.graph.output[0].name])), {
         sample.name: read_batch(paths[:1], sample)})[model.graph.output[0].name][0])
     start = time.time()
-    report = forecast(model, paths, sample, true_classes(arguments.labels, arguments.input, paths, classes))
+    stems = [result_stem(path) for path in paths]
+    known = np.array(true_classes(arguments.labels, arguments.input, stems, classes)) if arguments.labels else None
+    report = forecast(model, paths, sample, known)
     print(describe(report, time.time() - start))
     contents = {"forecast.json": (json.dumps(report, indent=1) + "\n").encode(), "forecast.png": draw_plot(report)}
     if report["keep_dtype"]:
