@@ -19,20 +19,23 @@ import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import class_names, cli, native
+from common import class_names, cli, native, record
 from common.cli import Refusal, shown, some
 from common.files import make_folder, read_regular, write_whole
-from common.labels import check_range, label_shift, match_labels, read_labels
-from common.manifest import read_manifest
+from common.labels import check_folders, label_offset, match_labels, read_labels
+from common.manifest import LABELS, read_manifest
 from common.names import result_stem
-from common.results import read_result, result_files
+from common.results import percent, read_result, result_files
 
 import numpy as np
 
+TITLE, TOOL = "Overall statistical evaluation", "TResNet_postprocess.py"  # how the two outputs begin
 TOP = 5
+CHANCE_IMAGES, CHANCE_CLASSES = 200, 5  # from so many on, less than two hits per class are a sign of something wrong
 CHUNK_VALUES = 256_000          # values; 3 ms of work, which an interrupted thread still finishes
 SLOW_FROM = 2_000_000           # values; Python needs 0.15 s per million, so a missing compiler is felt from here on
 PREPARED = ("images", "preprocessed", "bad", "left_out")  # counts that only the prepared folder tells
@@ -40,19 +43,19 @@ PREPARED = ("images", "preprocessed", "bad", "left_out")  # counts that only the
 
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
-def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> np.ndarray:
+def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Tuple[np.ndarray, np.ndarray]:
     """ranks() by compiled C, for TXT results exactly as ais_bench writes them; -1 where a file is anything else."""
-    found = np.full(len(paths), -1, np.int32)
+    found, changed = np.full(len(paths), -1, np.int32), np.zeros(len(paths), np.int64)
     if not paths[0].endswith(".txt"):
-        return found
+        return found, changed
     try:
         kernel = native.load("ranks.c").label_ranks
     except RuntimeError as error:
         if len(paths) * classes >= SLOW_FROM:
             print(f"note: the fast way is not used, Python reads all results: {error}", file=sys.stderr)
-        return found
+        return found, changed
     pointer, integer = ctypes.c_void_p, ctypes.c_ssize_t
-    kernel.argtypes, kernel.restype = [ctypes.c_char_p, integer, integer, pointer, pointer], None
+    kernel.argtypes, kernel.restype = [ctypes.c_char_p, integer, integer, pointer, pointer, pointer], None
     chunk = max(1, CHUNK_VALUES // classes)
     starts = iter(range(0, len(paths), chunk))
 
@@ -60,7 +63,7 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
         for start in starts:  # of all threads: each takes the next one
             some_paths = paths[start:start + chunk]
             kernel(os.fsencode("\0".join(some_paths)), len(some_paths), classes,
-                   labels[start:].ctypes.data, found[start:].ctypes.data)
+                   labels[start:].ctypes.data, found[start:].ctypes.data, changed[start:].ctypes.data)
 
     with ThreadPoolExecutor(workers) as threads:  # ctypes lets them run at the same time
         try:
@@ -69,22 +72,24 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
         finally:
             for _ in starts:  # after Ctrl-C no thread finds another chunk
                 pass
-    return found
+    return found, changed
 
 
-def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> np.ndarray:
-    """int32 [len(paths)]: how many classes come before the label in each prediction; equal scores by rising class.
+def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Tuple[np.ndarray, np.ndarray]:
+    """(int32 [n], int64 [n]): how many classes come before the label in each prediction, equal scores by rising class;
+    and when each file was last changed, in ns.
 
     labels: int64 [len(paths)], 0 to classes - 1. Raises: Refusal about the first file that is damaged or has another
     number of classes.
     """
-    found = fast_ranks(paths, labels, classes, workers)
+    found, changed = fast_ranks(paths, labels, classes, workers)
     for i in np.flatnonzero(found < 0).tolist():
         scores, label = read_result(paths[i]), labels[i]
         if len(scores) != classes:
             raise Refusal(f"{shown(paths[i])} holds {len(scores)} values, but {shown(paths[0])} holds {classes}")
         found[i] = np.count_nonzero(scores > scores[label]) + np.count_nonzero(scores[:label] == scores[label])
-    return found
+        changed[i] = os.lstat(paths[i]).st_ctime_ns
+    return found, changed
 
 
 # ---- every image accounted for ---------------------------------------------------------------------------------------
@@ -141,14 +146,33 @@ def account(prep: str, results: Dict[str, str]) -> Names:
         raise Refusal(f"the inference was incomplete: {len(lacking)} of {len(names)} .bin files in {shown(prep)} have "
                       f"no result: {some(lacking)}")
     older = [stem for stem, path in results.items() if os.lstat(path).st_mtime_ns < written[stem + ".bin"]]
+    if older:  # a clock may have been wrong
+        made_from = record.inputs_of(os.path.dirname(results[older[0]]))
+        older = [stem for stem in older if tuple(record.state(os.path.join(prep, stem + ".bin"))) not in made_from]
     if older:
         raise Refusal(f"{len(older)} of {len(results)} results are older than their .bin in {shown(prep)}: "
                       f"{some(older)}; run the inference again")
     return names, bad
 
 
-def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1, names: Optional[str] = None
-             ) -> Dict[str, Any]:
+def refuse_intruders(result: str) -> None:
+    """Refuse results that are not of the run that made the others, as its record says."""
+    strange = record.intruders(result)
+    if strange:
+        raise Refusal(f"{len(strange)} results in {shown(result)} are not those of the run that made the others: "
+                      f"{some(strange)}; run the inference again")
+
+
+def check_class_folders(labels: str, classes: int) -> None:
+    """Refuse labels that preprocessing took from the order of class folders, if these are not all of the classes."""
+    header, _ = read_manifest(os.path.dirname(os.path.abspath(labels)))
+    names = header.get("class_folders")
+    if os.path.basename(labels) == LABELS and names:
+        check_folders(str(header.get("source")), names, classes)
+
+
+def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1, names: Optional[str] = None,
+             asked_offset: Optional[int] = None) -> Dict[str, Any]:
     """Compare all predictions in a result folder with their labels.
 
     Returns a report that json can write: "classes" (int), "hits" ([Top-1, Top-2, ... Top-5] as counts, fewer for fewer
@@ -162,12 +186,15 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     stems, paths = list(results), list(results.values())
     lines = read_labels(labels)
     classes = len(read_result(paths[0]))
-    check_range(lines, classes, labels)
+    offset = label_offset(lines, classes, labels, asked_offset)
+    check_class_folders(labels, classes)
     images = {stem: sources.get(stem, stem) for stem in stems}
     others = set(sources.values()).difference(images.values()).union(image["source"] for image in bad)
     matched = match_labels(images, lines, labels, others)
-    indices = np.array([index for _, index, _ in matched.values()], np.int64) + label_shift(classes)
-    found = ranks(paths, indices, classes, workers)
+    indices = np.array([index for _, index, _ in matched.values()], np.int64) + offset
+    found, changed = ranks(paths, indices, classes, workers)
+    if changed.max() > record.written_at(result):
+        refuse_intruders(result)
     places = np.bincount(found[(0 <= found) & (found < classes)], minlength=classes)
     if places.sum() != len(paths):
         raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of the program")
@@ -175,6 +202,12 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     labelled = {name for name, _, _ in lines}
     unpredicted = sorted(labelled.difference(name for name, _, _ in matched.values()))
     notes = []
+    if offset and asked_offset is None:
+        notes.append(f"of {classes:,} classes class 0 is taken for \"background\": each label is one lower than its "
+                     "class (--label-offset 0 if that is wrong)")
+    if len(paths) >= CHANCE_IMAGES and classes >= CHANCE_CLASSES and places[0] * classes < 2 * len(paths):
+        notes.append("Top-1 is no better than chance: usually the labels are numbered otherwise than the network's "
+                     "classes (from 1, or in another order), or the images were prepared otherwise than in training")
     if unpredicted:
         notes.append(f"{len(unpredicted)} of {len(labelled)} labelled names have no prediction: this is a subset")
     if bad and prep is not None:
@@ -182,9 +215,9 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     counts = {"labelled": len(labelled), "images": len(stems) + len(bad), "preprocessed": len(stems), "bad": len(bad),
               "inferred": len(stems), "evaluated": len(stems), "left_out": len(bad)}
     return {
-        "tool": "TResNet_postprocess.py", "version": cli.VERSION, "result": os.path.abspath(result),
+        "tool": TOOL, "version": cli.VERSION, "result": os.path.abspath(result),
         "labels": os.path.abspath(labels), "prep": None if prep is None else os.path.abspath(prep),
-        "classes": classes, "hits": np.cumsum(places)[:min(TOP, classes)].tolist(),
+        "classes": classes, "label_offset": offset, "hits": np.cumsum(places)[:min(TOP, classes)].tolist(),
         "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)), "notes": notes,
         "left_out": bad if prep is not None else [], "labelled_without_prediction": unpredicted, "evaluated": stems,
         "true": indices.tolist(),
@@ -193,23 +226,33 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
 
 
 def percentages(report: Dict[str, Any]) -> List[float]:
-    """Top-1, Top-2, ... accuracy in per cent, rounded to two decimals."""
-    return [round(100 * hits / report["counts"]["evaluated"], 2) for hits in report["hits"]]
+    """Top-1, Top-2, ... accuracy in per cent."""
+    return [percent(hits, report["counts"]["evaluated"]) for hits in report["hits"]]
 
 
 def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
     """The content of acc.json."""
     rows = [("Number of images", str(report["counts"]["evaluated"])), ("Number of classes", str(report["classes"]))]
     rows += [(f"Top{k} accuracy", f"{value}%") for k, value in enumerate(percentages(report), 1)]
-    return {"title": "Overall statistical evaluation", "value": [{"key": key, "value": value} for key, value in rows]}
+    return {"title": TITLE, "value": [{"key": key, "value": value} for key, value in rows]}
+
+
+def shortfalls(report: Dict[str, Any], minima: Dict[int, Optional[float]]) -> List[str]:
+    """Which accuracies are below the minima {k: per cent or None}, in words; the counts decide, not what is shown."""
+    found, images = [], report["counts"]["evaluated"]
+    for k, least in minima.items():
+        hits = report["hits"][min(k, len(report["hits"])) - 1]
+        if least is not None and 100 * hits < Fraction(repr(least)) * images:
+            shown_value = percent(hits, images)
+            exactly = "" if shown_value < least else f" ({hits} of {images})"
+            found.append(f"Top-{k} accuracy {shown_value}%{exactly} is below {least}%")
+    return found
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple[str, str]:
     """The paths of acc.json and its report; refuses those that would damage the input."""
-    if out_name in ("", ".", "..") or os.path.basename(out_name) != out_name:
-        raise Refusal(f"OUT_NAME is {shown(out_name)}; a file name such as acc.json was expected")
     inside = os.path.join(os.path.realpath(result), "")
     if os.path.join(os.path.realpath(out_dir), "").startswith(inside):
         raise Refusal(f"OUT_DIR {shown(out_dir)} lies in the result folder {shown(result)}; choose another, or the "
@@ -221,6 +264,8 @@ def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple
             raise Refusal(f"{shown(path)} is a folder; choose another OUT_NAME")
         if os.path.realpath(path) == os.path.realpath(labels):
             raise Refusal(f"{shown(path)} is the labels file; choose another OUT_NAME")
+    record.claim_like(paths[0], f'"title": "{TITLE}"')
+    record.claim_like(paths[1], f'"tool": "{TOOL}"')
     return paths
 
 
@@ -229,11 +274,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("result", metavar="RESULT", type=cli.path, help="folder of results, one file per image")
     parser.add_argument("labels", metavar="LABELS", type=cli.path, help='text file of lines "NAME[.suffix] INT"')
     parser.add_argument("out_dir", metavar="OUT_DIR", type=cli.path, help="folder for the output; made if missing")
-    parser.add_argument("out_name", metavar="OUT_NAME", help="file name of the output, such as acc.json")
+    parser.add_argument("out_name", metavar="OUT_NAME", type=cli.file_name, help="name of the output, such as acc.json")
     parser.add_argument("--prep", metavar="DIR", type=cli.path,
                         help="prepared folder: account for every image in its manifest")
     parser.add_argument("-j", "--workers", type=cli.whole(1, 1024), metavar="N", default=len(os.sched_getaffinity(0)),
                         help="threads (default: %(default)s, the cores)")
+    parser.add_argument("--label-offset", type=int, choices=(-1, 0, 1), metavar="N",
+                        help="what to add to each label to have the network's class: -1, 0 or 1 (default: 1 for 1,001 "
+                        "classes, where class 0 is \"background\", unless a label is 1000; else 0)")
     parser.add_argument("--class-names", type=cli.path, metavar="FILE",
                         help="for the report: one name a line, or `FOLDER NAME` (default: class folders', ImageNet's)")
     for k in (1, 5):
@@ -248,7 +296,7 @@ def main() -> None:
     accuracy_path, report_path = output_paths(arguments.out_dir, arguments.out_name, arguments.result,
                                               arguments.labels)
     report = evaluate(arguments.result, arguments.labels, arguments.prep, arguments.workers,
-                      arguments.class_names)
+                      arguments.class_names, arguments.label_offset)
     table = statistics(report)
     make_folder(arguments.out_dir, "OUT_DIR")
     write_whole(report_path, json.dumps(report).encode("ascii"))
@@ -261,10 +309,7 @@ def main() -> None:
     for image in report["left_out"][:3]:
         print(f"left out: {shown(image['source'])}: {shown(image['error'])}")
     print(f"wrote {shown(accuracy_path)} and {shown(report_path)}")
-    reached = percentages(report)
-    below = [f"Top-{k} accuracy {reached[min(k, len(reached)) - 1]}% is below {least}%"
-             for k, least in ((1, arguments.min_top1), (5, arguments.min_top5))
-             if least is not None and reached[min(k, len(reached)) - 1] < least]
+    below = shortfalls(report, {1: arguments.min_top1, 5: arguments.min_top5})
     if below:
         raise Refusal(", ".join(below), cli.BELOW_MINIMUM)
 

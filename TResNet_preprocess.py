@@ -30,7 +30,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "sc
 from common import cli, evaluation, files, manifest, progress, record
 from common.cli import Refusal, shown, some
 from common.evaluation import AIPP, Evaluation
-from common.images import find_images
+from common.images import class_folders, find_images
+from common.inputs import checksum
 from common.journal import Journal, Row
 from common.labels import class_labels
 from common.manifest import LABELS, MANIFEST
@@ -39,11 +40,13 @@ from common.pixels import BYTES, convert, fast_path, reason
 from common.workers import run_workers
 
 TIMEOUT = 60.0  # seconds for one image
+AHEAD = 60 * 10**9  # ns; a .bin from further in the future would always be younger than its result
 BESIDE = (LABELS, AIPP)  # what DST may hold beside the .bin files and the manifest
 LISTED = 20  # bad images that are listed on stderr
 GOES_ON = "run the same command again, it goes on from here"
 
-Job = Tuple[str, str]  # an image's path below SRC, the stem of its .bin
+# An image's path below SRC, the stem of its .bin, and its row of the manifest if the .bin is whole, the image touched.
+Job = Tuple[str, str, Row]
 
 
 class Plan(NamedTuple):
@@ -51,6 +54,7 @@ class Plan(NamedTuple):
     todo: List[Job]
     kept: List[Row]  # of the manifest of earlier runs, for images that are done,
     synced: int  # the first so many of which the disk has for certain
+    seconds: float  # that the earlier runs took
     stale: Dict[str, int]  # files of ours that go, and their sizes in bytes
 
 
@@ -112,24 +116,24 @@ def check_folders(source: str, target: str) -> None:
         raise Refusal(f"DST cannot be written: {shown(existing)} is read-only for this user")
 
 
-def files_there(folder: str) -> Dict[str, Tuple[int, int]]:
-    """{name: (size, mtime_ns)} of what a later step would read from the folder, by whomever it was made."""
+def files_there(folder: str) -> Dict[str, files.Stamp]:
+    """{name: its stamp} of what a later step would read from the folder, by whomever it was made."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as listing:
         states = ((entry.name, entry.stat(follow_symlinks=False)) for entry in listing
                   if entry.name.lower().endswith(INPUT_SUFFIXES) or entry.name in BESIDE)
-        return {name: (status.st_size, status.st_mtime_ns) for name, status in states}
+        return {name: files.stamp(status) for name, status in states}
     return {}
 
 
-def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, Tuple[int, int]], stems: Dict[str, str],
+def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, files.Stamp], stems: Dict[str, str],
          beside: Dict[str, bytes]) -> Plan:
     """What is to be made, and what an earlier run made that still holds.
 
-    images: {source: (size, mtime_ns)}; stems: {source: stem of its .bin}; beside: {name: content} of what this
-    run writes beside the .bin files.
-    Raises: Refusal if there are files in DST that are not ours.
+    images: {source: its stamp}; stems: {source: stem of its .bin}; beside: {name: content} of what this run writes
+    beside the .bin files.
+    Raises: Refusal if there are files in DST that are not ours, or that were made with other settings.
     """
-    header, rows, synced = manifest.read(args.dst)
+    header, rows, synced, trusted = manifest.read(args.dst)
     there = files_there(args.dst)
     ours = manifest.owned(rows) | {stem + ".bin" for stem in stems.values()} if header else set()
     ours |= ({LABELS} if header.get("labels") else set()) | ({AIPP} if header.get("dtype") == "uint8" else set())
@@ -137,25 +141,50 @@ def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, Tuple[int, int
     if foreign:
         raise Refusal(f"{shown(args.dst)} holds files that this program did not make or cannot account for "
                       f"({some(foreign, 5)}); move them away or choose another DST")
-    changed = manifest.changes(header, recipe) if header else []
-    if changed:
-        print(f"everything is made anew: {', '.join(changed)}", file=sys.stderr)
-    if changed or args.force:
-        rows = []
-    last = {row.get("source"): index for index, row in enumerate(rows)}
+    rows = [] if made_anew(args, header, recipe, rows) else rows
+    last = {row["source"]: index for index, row in enumerate(rows) if row.get("bin") == bin_name(stems, row)}
+    whole = {}  # {source: its row} where the .bin is what it was when it was made
+    for source in last.keys() & images.keys():
+        row = rows[last[source]]
+        found = there.get(row["bin"], (0, 0, 0))
+        if found[0] == bin_size(args) and found[1] < time.time_ns() + AHEAD and (
+                last[source] < trusted and found[1:] == (row.get("bin_mtime_ns"), row.get("bin_ctime_ns"))
+                or checksum_of(os.path.join(args.dst, row["bin"])) == row.get("checksum")):
+            whole[source] = dict(row, bin_mtime_ns=found[1], bin_ctime_ns=found[2])
+    done = {source for source, row in whole.items()
+            if images[source] == (row.get("size"), row.get("mtime_ns"), row.get("ctime_ns"))}
+    keep = {row["bin"] for row in whole.values()} | set(beside)
+    return Plan([(source, stems[source], whole.get(source, {})) for source in images if source not in done],
+                [whole[source] for source in sorted(done, key=last.__getitem__)],
+                sum(last[source] < synced or last[source] >= trusted for source in done), manifest.seconds_taken(rows),
+                {name: stamp[0] for name, stamp in there.items() if name in ours and name not in keep})
 
-    def holds(source: str) -> bool:
-        """Whether neither the image nor its .bin has changed since the manifest's row was written."""
-        row, name = rows[last[source]], stems[source] + ".bin"
-        return ((row.get("bin"), row.get("size"), row.get("mtime_ns")) == (name, *images[source])
-                and there.get(name) == (bin_size(args), row.get("bin_mtime_ns")))
 
-    valid = sorted(last[source] for source in images if source in last and holds(source))
-    kept = [rows[index] for index in valid]
-    done, keep = {row["source"] for row in kept}, {row["bin"] for row in kept} | set(beside)
-    return Plan([(source, stems[source]) for source in images if source not in done],
-                kept, sum(index < synced for index in valid),
-                {name: size for name, (size, _) in there.items() if name in ours and name not in keep})
+def bin_name(stems: Dict[str, str], row: Row) -> str:
+    """The name that a row's .bin has today; "" if its image has gone."""
+    return stems[row["source"]] + ".bin" if row.get("source") in stems else ""
+
+
+def made_anew(args: argparse.Namespace, header: Row, recipe: Row, rows: List[Row]) -> bool:
+    """Whether nothing in DST can be kept. Raises: Refusal if only other settings are the reason, without --force."""
+    if args.force or not header:
+        return args.force
+    settings, program = manifest.other_settings(header, recipe), manifest.other_program(header, recipe)
+    count, seconds = len({row["bin"] for row in rows if "bin" in row}), manifest.seconds_taken(rows)
+    took = f"{count} images" + (f", which took {seconds:.0f} s" if seconds >= 0.5 else "")
+    if settings and count:
+        raise Refusal(f"{shown(args.dst)} holds {took}, made with other settings: {', '.join(settings)}; to keep them, "
+                      "name another DST; --force makes all of them anew")
+    if settings or program:
+        print(f"everything is made anew ({took}): {', '.join(settings + program)}", file=sys.stderr)
+    return bool(settings or program)
+
+
+def checksum_of(path: str) -> str:
+    """The checksum of a .bin; "" if it cannot be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return checksum(file.read())
+    return ""
 
 
 def bin_size(args: argparse.Namespace) -> int:
@@ -176,7 +205,7 @@ def make_work(args: argparse.Namespace) -> Callable[[Job], Row]:
         print(f"note: the fast path is not used, Pillow does it all: {error}", file=sys.stderr)
 
     def work(job: Job) -> Row:
-        source, stem = job
+        source, stem, whole = job
         try:
             descriptor = os.open(os.path.join(args.src, source), os.O_RDONLY | os.O_NONBLOCK)
             with open(descriptor, "rb", buffering=0) as file:
@@ -185,13 +214,18 @@ def make_work(args: argparse.Namespace) -> Callable[[Job], Row]:
                     raise ValueError("empty" if stat.S_ISREG(status.st_mode) else "not a regular file")
                 data = convert(file, args.evaluation, args.dtype, fast)
         except Exception as error:  # Pillow raises a dozen kinds for broken files, SyntaxError among them
+            if whole:
+                os.unlink(os.path.join(args.dst, stem + ".bin"))
             return {"source": source, "error": reason(error)}
+        row = {"bin": stem + ".bin", "source": source, "size": status.st_size, "mtime_ns": status.st_mtime_ns,
+               "ctime_ns": status.st_ctime_ns, "checksum": checksum(data)}
+        if whole.get("checksum") == row["checksum"]:  # the same image as before: its .bin, and its result, may stay
+            return dict(whole, **row)
         try:
-            _, written = files.write_whole(os.path.join(args.dst, stem + ".bin"), data)
+            _, written, changed = files.write_whole(os.path.join(args.dst, stem + ".bin"), data)
         except OSError as error:
             return {"source": source, "write_error": error.errno}
-        return {"bin": stem + ".bin", "source": source, "size": status.st_size, "mtime_ns": status.st_mtime_ns,
-                "bin_mtime_ns": written}
+        return dict(row, bin_mtime_ns=written, bin_ctime_ns=changed)
 
     return work
 
@@ -221,9 +255,11 @@ def carry_out(args: argparse.Namespace, task: Plan, header: Row, beside: Dict[st
     """Bring DST, which this run holds, to what was planned. Raises: OSError."""
     parts = "|".join([r".*\.bin", *map(re.escape, (MANIFEST, *BESIDE))])
     files.remove_parts(args.dst, parts)
-    expected = {stem + ".bin" for _, stem in task.todo} | {row["bin"] for row in task.kept}
+    expected = {job[1] + ".bin" for job in task.todo} | {row["bin"] for row in task.kept}
     expected |= set(task.stale) - set(BESIDE)
-    with contextlib.closing(manifest.begin(args.dst, header, expected, bad, task.kept, task.synced)) as journal:
+    started = time.monotonic()
+    with contextlib.closing(manifest.begin(args.dst, header, expected, bad, task.kept, task.synced,
+                                           task.seconds)) as journal:
         for name in task.stale:
             os.unlink(os.path.join(args.dst, name))
         for name, content in beside.items():
@@ -231,6 +267,7 @@ def carry_out(args: argparse.Namespace, task: Plan, header: Row, beside: Dict[st
         try:
             if task.todo:
                 process(args, task.todo, bad, journal, len(task.kept))
+                journal.add([{"seconds": round(task.seconds + time.monotonic() - started, 3)}])
         finally:
             files.remove_parts(args.dst, parts)  # a worker that was ended may have left one
         journal.finish()
@@ -255,8 +292,9 @@ def main() -> int:
     if not images and not bad:
         raise Refusal(f"no images in {shown(args.src)}: no file there ends in {', '.join(SUFFIXES)}")
     stems = name_bins(source for source in [*images, *bad] if source.lower().endswith(SUFFIXES))
-    labels = class_labels(images, stems, args.class_map)
+    labels = class_labels(args.src, images, stems, args.class_map)
 
+    folders = class_folders(args.src) if labels is not None and not args.class_map else []  # numbered by their order
     exists = os.path.isdir(args.dst)
     if exists:
         files.hold(args.dst)
@@ -264,25 +302,26 @@ def main() -> int:
                              source=os.path.abspath(args.src))
     beside = {LABELS: labels} if labels is not None else {}
     beside.update({AIPP: evaluation.aipp(args.evaluation)} if args.dtype == "uint8" else {})
-    todo, kept, _, stale = task = plan(args, recipe, images, stems, beside)
-    files.check_space(args.dst, files.occupied([bin_size(args)] * len(todo)) - sum(stale.values()),
+    task = plan(args, recipe, images, stems, beside)
+    todo, kept = task.todo, task.kept
+    files.check_space(args.dst, files.occupied([bin_size(args)] * len(todo)) - sum(task.stale.values()),
                       "choose a DST on another disk")
     try:
         if not exists:
             files.make_folder(args.dst, "DST")
             files.hold(args.dst)
-        header = dict(recipe, given=sorted(evaluation.given(args)), labels=labels is not None)
+        header = dict(recipe, given=sorted(evaluation.given(args)), labels=labels is not None, class_folders=folders)
         carry_out(args, task, header, beside, bad)
     except OSError as error:
         advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"
         raise Refusal(f"cannot write to {shown(args.dst)}: {error.strerror}; {advice} and {GOES_ON}") from None
 
     seconds = time.monotonic() - started
-    made = len(todo) - sum(source in bad for source, _ in todo)
+    made = len(todo) - sum(job[0] in bad for job in todo)
     list_bad(bad)
     if labels is not None:
-        classes = len(set(map(os.path.dirname, images)))
-        print(f"labels from {classes} class folders in {shown(os.path.join(args.dst, LABELS))}")
+        numbered = f"{len(folders)} class folders, 0 to {len(folders) - 1} by their order" if folders else "--class-map"
+        print(f"labels from {numbered}, in {shown(os.path.join(args.dst, LABELS))}")
     print(f"{made + len(kept)} images in {shown(args.dst)}"
           + (f" ({len(kept)} were there already)" if kept else "") + (f", {len(bad)} bad ones left out" if bad else "")
           + f": {made} made in {seconds:.1f} s, {made / seconds:.1f} images/s")

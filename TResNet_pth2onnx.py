@@ -26,7 +26,7 @@ from typing import Any, Dict, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
 from common import cli, evaluation, files, record
-from common.checkpoint import find_state_dict, load_checkpoint
+from common.checkpoint import AVERAGED, find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
 from common.graph import REFLECTIONS, STEMS, build_model
 from common.network import FAMILY, PATCH, TRACKED, load_network, recognise
@@ -57,6 +57,9 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
         with torch.no_grad():
             expected = network(torch.from_numpy(images)).numpy()
         largest = float(np.abs(expected).max())
+        if largest == 0:
+            raise Refusal("every logit of the network is 0, so there is nothing to verify and nothing to evaluate: the "
+                          "checkpoint's weights are zeros; give the file that training wrote")
         difference = float(np.abs(found - expected).max())
         if not math.isfinite(largest) or not difference <= TOLERANCE * largest:
             raise Refusal(f"the ONNX model and the PyTorch network differ by {difference:.3g} on a batch of "
@@ -76,7 +79,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", choices=sorted(FAMILY), help="insist on this variant")
     add("--lineage", choices=("ascend", "miil"),
         help=f"insist on this lineage of weights (needed only for `ascend` weights whose {TRACKED} were stripped)")
-    add("--ema", action="store_true", help="take the averaged weights, state_dict_ema")
+    add("--ema", action="store_true", help="take the averaged weights, such as state_dict_ema")
+    add("--key", type=cli.path, metavar="NAME", help="which of several state dicts to take, such as teacher")
     add("--img-size", type=cli.whole(MULTIPLE, 4096),
         help=f"height and width in pixels, a multiple of {MULTIPLE} (default: what the checkpoint says, or "
              f"{evaluation.DEFAULT.img_size})")
@@ -104,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
 def recipe(arguments: argparse.Namespace) -> record.Row:
     """What the ONNX file depends on; the checkpoint by its content."""
     options = {name: getattr(arguments, name) for name in (
-        "model", "lineage", "ema", "img_size", "opset", "batch_size", "stem", "reflect")}
+        "model", "lineage", "ema", "key", "img_size", "opset", "batch_size", "stem", "reflect")}
     return record.recipe(__file__, options, packages=("torch", "onnx", "onnxruntime", "numpy"),
                          settings=filter(None, [evaluation.config_path(arguments.checkpoint)]),
                          checkpoint=record.sha256(arguments.checkpoint), patch=record.sha256(PATCH))
@@ -132,6 +136,14 @@ def choose_size(given: Optional[int], said: Dict[str, Any], path: str) -> int:
     return chosen.img_size
 
 
+def warn_of_lineage(about: Dict[str, Any], path: str) -> None:
+    """Say that the lineage is a guess, if it is one."""
+    if about.get("lineage_told") == str(False):
+        cli.say(f"nothing in {shown(path)} tells the lineage of its weights; {about['lineage']} is assumed, and if "
+                "that is wrong, so is every figure: if they were trained with the patched timm, give --lineage ascend, "
+                "else --lineage miil")
+
+
 def main() -> None:
     arguments = parse_arguments()
     start = time.time()
@@ -147,10 +159,12 @@ def main() -> None:
         was = record.notes(arguments.output)
         print(f"{shown(arguments.output)} is up to date: {was['variant']}, {was['num_classes']} classes, "
               f"{was['lineage']} lineage; --force exports again")
+        warn_of_lineage(was, arguments.checkpoint)
         return
     record.claim(arguments.output, [arguments.output])
     checkpoint = load_checkpoint(arguments.checkpoint)
-    tensors = find_state_dict(checkpoint, arguments.checkpoint, arguments.ema)
+    found = find_state_dict(checkpoint, arguments.checkpoint, arguments.ema, arguments.key)
+    tensors = found.tensors
     config = evaluation.read_config(arguments.checkpoint)
     arch = config.get("architecture") or (checkpoint.get("arch") if isinstance(checkpoint, dict) else None)
     seen = recognise(tensors, arguments.checkpoint, arch if isinstance(arch, str) else None, arguments.model,
@@ -163,13 +177,18 @@ def main() -> None:
     img_size = choose_size(arguments.img_size, said, arguments.checkpoint)
     print(f"checkpoint: {seen.variant}, {seen.num_classes} classes, {seen.lineage} lineage, named as by {seen.naming}"
           + (", averaged weights" if arguments.ema else ""))
-    if not arguments.ema and isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict_ema"), dict):
-        print("it also holds averaged weights (state_dict_ema), which are often the better ones: --ema takes them")
+    if found.key or found.prefix:
+        print(f"its state dict: {len(tensors)} tensors" + (f" under {shown(found.key)}" if found.key else "")
+              + (f", their names without {shown(found.prefix)}" if found.prefix else ""))
+    averaged = next(filter(AVERAGED.search, found.others), "")
+    if averaged and not AVERAGED.search(found.key):
+        print(f"it also holds averaged weights ({shown(averaged)}), which are often the better ones: --ema takes them")
     network = load_network(tensors, arguments.checkpoint, seen)
-    del checkpoint, tensors  # half a gigabyte for an XL
+    del checkpoint, tensors, found  # half a gigabyte for an XL
     model = build_model(network, img_size, arguments.opset, arguments.batch_size, arguments.stem, arguments.reflect)
     about = {"variant": seen.variant, "num_classes": str(seen.num_classes), "lineage": seen.lineage,
-             "img_size": str(img_size), "checkpoint_sha256": made_by["checkpoint"]}
+             "lineage_told": str(seen.told), "img_size": str(img_size), "checkpoint_sha256": made_by["checkpoint"]}
+    warn_of_lineage(about, arguments.checkpoint)
     said_now = json.dumps(evaluation.to_json(dict(said, img_size=img_size)), sort_keys=True)  # this size was exported
     onnx.helper.set_model_props(model, dict(about, evaluation=said_now, tool=made_by["tool"], version=cli.VERSION,
                                             options=json.dumps(made_by["options"], sort_keys=True)))

@@ -13,10 +13,10 @@ import os
 import shutil
 from typing import Dict, List, NamedTuple, Tuple
 
-from common import ascend, cli, environment, evaluation, files
+from common import ascend, cli, environment, evaluation, files, manifest, record
 from common.cli import ROOT, Refusal, shown, some
-from common.images import find_images
-from common.labels import check_range, class_labels, match_labels, read_class_map, read_labels
+from common.images import class_folders, find_images
+from common.labels import check_folders, class_labels, label_offset, match_labels, read_class_map, read_labels
 from common.names import SUFFIXES, name_bins
 
 VALUE_BYTES = {False: 4, True: 1}  # of a .bin: float32, or uint8 for --uint8
@@ -41,6 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", metavar="FILE", type=cli.path,
         help="trained TResNet, or a Hugging Face folder with config.json (default: DIR/model_best.pth.tar)")
     add("--class-map", metavar="FILE", type=cli.path, help="numbers of the class folders (default: their order)")
+    add("--label-offset", metavar="N", type=int, choices=(-1, 0, 1),
+        help="what to add to each label to have the network's class (default: 1 for 1,001 classes, else 0)")
     evaluation.add_options(parser, img_size)
     add("--uint8", action="store_true", help="images as bytes, converted on the device (AIPP)")
     add("--workdir", metavar="DIR", type=folder, default="work", help="where all products go (default: ./work)")
@@ -55,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def folder(text: str) -> str:
     """argparse type: a folder's path, without a slash at its end, that no program can take for an option."""
     path = cli.path(text).rstrip("/") or "/"
-    if path == "/":
+    if os.path.realpath(path) == "/":
         raise argparse.ArgumentTypeError("the root folder cannot be meant")
     return os.path.join(".", path) if path.startswith("-") else path
 
@@ -115,13 +117,24 @@ class Data:
         if not self.is_sample:
             if not os.path.isdir(self.images) and os.path.isdir(os.path.join(self.folder, "val")):
                 self.images = os.path.join(self.folder, "val")
-            if not os.path.lexists(self.labels):  # class folders: preprocessing writes their labels
-                self.labels = os.path.join(arguments.workdir, "prep_dataset", "val_label.txt")
         self.checkpoint = arguments.checkpoint or os.path.join(self.folder, "model_best.pth.tar")
-        self.sources: Dict[str, Tuple[int, int]] = {}
+        self.sources: Dict[str, files.Stamp] = {}
+        self.find_prepared()
+
+    def find_prepared(self) -> None:
+        """Choose the prepared folder; again after the export, when it is known what the checkpoint says."""
+        model = os.path.join(self.arguments.workdir, "tresnet.onnx")
+        said, chosen = evaluation.from_json(record.notes(model).get("evaluation")), evaluation.DEFAULT
+        with contextlib.suppress(Refusal):  # the step that comes to it will say it
+            chosen, _ = evaluation.resolve(evaluation.given(self.arguments), said, "")
+        self.prepared = manifest.place_for(self.arguments.workdir, dict(
+            evaluation.to_json(chosen._asdict()), dtype="uint8" if self.arguments.uint8 else "float32",
+            source=os.path.abspath(self.images)))
+        if self.from_folders():  # preprocessing writes their labels
+            self.labels = os.path.join(self.prepared, manifest.LABELS)
 
     def from_folders(self) -> bool:
-        return os.path.dirname(self.labels) != self.folder
+        return not self.is_sample and not os.path.lexists(os.path.join(self.folder, manifest.LABELS))
 
     def check_images(self) -> str:
         if not os.path.isdir(self.images):
@@ -137,11 +150,11 @@ class Data:
             raise Refusal("there are no images that they could belong to")
         stems = name_bins(self.sources)
         if self.from_folders():
-            text = class_labels(self.sources, stems, self.arguments.class_map)
+            text = class_labels(self.images, self.sources, stems, self.arguments.class_map)
             if text is None:
                 raise Refusal(f"there is no {shown(os.path.join(self.folder, 'val_label.txt'))}, and the images do not "
                               "all lie in class folders, which would be numbered")
-            return f"from the {len(self.class_folders())} class folders"
+            return f"from the {len(class_folders(self.images))} class folders"
         labels = read_labels(self.labels)
         match_labels({stem: source for source, stem in stems.items()}, labels, self.labels)
         return f"{len(labels)} in {shown(self.labels)}"
@@ -158,35 +171,34 @@ class Data:
             return evaluation.resolve(evaluation.given(self.arguments), said, "")[0].img_size
         return evaluation.DEFAULT.img_size
 
-    def class_folders(self) -> List[str]:
-        return sorted(set(map(os.path.dirname, self.sources)))
-
     def check_classes(self, classes: int) -> None:
         """Before inference: labels must be classes of the network, class folders without a map all of its classes."""
-        names, class_map = self.class_folders(), self.arguments.class_map
-        if self.is_sample or not self.from_folders():
-            if not self.is_sample:
-                check_range(read_labels(self.labels), classes, self.labels)
+        class_map = self.arguments.class_map
+        if self.is_sample:
+            return
+        if not self.from_folders():
+            label_offset(read_labels(self.labels), classes, self.labels, self.arguments.label_offset)
         elif class_map:
+            names = set(map(os.path.dirname, self.sources))
             beyond = [name for name, index in read_class_map(class_map).items() if name in names and index >= classes]
             if beyond:
                 raise Refusal(f"{shown(class_map)} gives {some(beyond)} numbers that the network does not have: it has "
                               f"{classes} classes, numbered from 0")
-        elif len(names) != classes:
-            raise Refusal(f"{shown(self.images)} has {len(names)} class folders ({some(names)}), which would be "
-                          f"numbered 0 to {len(names) - 1} by their order, but the network has {classes} classes; say "
-                          "which is which: --class-map FILE")
+        else:
+            check_folders(self.images, class_folders(self.images), classes)
 
 
-def needed_room(arguments: argparse.Namespace, images: int, data: Data, ascend_runs: bool) -> int:
+def needed_room(data: Data, images: int, ascend_runs: bool) -> int:
     """Bytes that the work folder will take up, less what is there of it already."""
-    model = MODEL_BYTES
+    arguments, model = data.arguments, MODEL_BYTES
     with contextlib.suppress(Refusal, OSError):
         model = max(model, os.path.getsize(evaluation.weights_file(data.checkpoint)))
     models = 2 + len(arguments.batch_sizes) * ascend_runs  # ONNX, and the sample or an int8 model
     per_image = [3 * data.img_size() ** 2 * VALUE_BYTES[arguments.uint8], RESULT_BYTES]
     there = 0
-    for path, _, names in os.walk(arguments.workdir):
+    for path, folders, names in os.walk(arguments.workdir):
+        folders[:] = [name for name in folders if not name.startswith("prep_dataset")
+                      or os.path.join(path, name) == data.prepared]  # others are of other settings
         there += files.occupied(os.lstat(os.path.join(path, name)).st_size for name in names)
     return max(0, images * files.occupied(per_image) + models * model - there)
 
@@ -206,7 +218,7 @@ def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
         except Refusal as refusal:
             rows.append(Row("both", item, False, refusal.sentence, mend))
     images, workdir = len(data.sources) or 20, data.arguments.workdir
-    needed, free = needed_room(data.arguments, images, data, ascend_runs), files.free_space(workdir)
+    needed, free = needed_room(data, images, ascend_runs), files.free_space(workdir)
     rows.append(Row("both", "disk space", free >= needed,
                     f"{free / 1e6:,.0f} MB are free for {shown(workdir)}, {needed / 1e6:,.0f} MB are needed for "
                     f"{images} images and the models", "make room, or --workdir on another disk"))

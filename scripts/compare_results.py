@@ -16,11 +16,11 @@ import json
 import os
 from typing import Any, Dict, List, Optional
 
-from common import cli
+from common import cli, record
 from common.cli import Refusal, shown, why
 from common.files import read_regular, write_whole
 from common.names import natural_key
-from common.results import cosine_similarity, read_result, result_files
+from common.results import cosine_similarity, percent, read_result, result_files
 
 import numpy as np
 
@@ -106,7 +106,7 @@ def describe(report: Dict[str, Any]) -> str:
              f"{count(report['classes'], 'class', 'classes')}: {shown(report['a'])} and {shown(report['b'])}",
              f"cosine similarity: min {cosine['min']:.6f} ({shown(cosine['image'])}), mean {cosine['mean']:.6f}",
              f"largest absolute difference: {difference['value']:.6g} ({shown(difference['image'])})",
-             f"Top-1 agreement: {report['top1_agreement']:.2f} % ({images - len(rows)} of {images})"]
+             f"Top-1 agreement: {percent(images - len(rows), images):.2f} % ({images - len(rows)} of {images})"]
     lines += [f"    {shown(row['image'])}: class {row['a']}, but {row['b']} in the second folder"
               for row in rows[:SHOWN]]
     if len(rows) > SHOWN:
@@ -165,6 +165,7 @@ def main() -> None:
         report["verdict"] = verdict(report, arguments.forecast)
     print(describe(report))
     if arguments.json:
+        record.claim_like(arguments.json, f'"tool": "{report["tool"]}"')
         try:
             write_whole(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
         except OSError as error:

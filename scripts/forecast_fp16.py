@@ -235,6 +235,7 @@ def parse_arguments() -> argparse.Namespace:
         help="the first N of them, in natural order (default: %(default)s)")
     add("--aipp", type=cli.path, metavar="FILE", help="AIPP configuration, if the images are uint8")
     add("--labels", type=cli.path, metavar="FILE", help="labels of the images: predicts the Top-1 accuracy as well")
+    add("--label-offset", type=int, choices=(-1, 0, 1), metavar="N", help="as for TResNet_postprocess.py")
     add("--output", type=cli.path, default=".", metavar="FOLDER", help="where the files go (default: %(default)s)")
     add("--min-cosine", type=cli.real(-1, 1), metavar="X", help="exit with 3 if the similarity of an image is lower")
     add("--force", action="store_true", help="compute again what is up to date")
@@ -257,7 +258,8 @@ def compute(arguments: argparse.Namespace, product: str, made_by: record.Row, pa
         sample.name: read_batch(paths[:1], sample)})[model.graph.output[0].name][0])
     start = time.time()
     stems = [result_stem(path) for path in paths]
-    known = np.array(true_classes(arguments.labels, arguments.input, stems, classes)) if arguments.labels else None
+    known = np.array(true_classes(arguments.labels, arguments.input, stems, classes, arguments.label_offset)
+                     ) if arguments.labels else None
     report = forecast(model, paths, sample, known)
     print(describe(report, time.time() - start))
     contents = {"forecast.json": (json.dumps(report, indent=1) + "\n").encode(), "forecast.png": draw_plot(report)}
@@ -282,8 +284,8 @@ def main() -> None:
     files.make_folder(arguments.output, "--output")
     product = os.path.join(arguments.output, "forecast")
     settings = [arguments.labels] if arguments.labels else []
-    made_by = record.recipe(__file__, {"aipp": aipp}, ("onnxruntime", "onnx", "numpy"), [arguments.model, *paths],
-                            settings)
+    options = {"aipp": aipp, "label_offset": arguments.label_offset}
+    made_by = record.recipe(__file__, options, ("onnxruntime", "onnx", "numpy"), [arguments.model, *paths], settings)
     if not arguments.force and record.is_current(product, made_by):
         with open(product + ".json", encoding="utf-8") as file:
             report = json.load(file)

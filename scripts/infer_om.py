@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", "-m", required=True, type=cli.path, help="the .om file")
     parser.add_argument("--input", "-i", required=True, type=cli.path, help="folder of .bin or .npy files")
     parser.add_argument("--output", "-o", required=True, type=cli.path, help="folder for result folder and summary")
-    parser.add_argument("--output_dirname", required=True, help="name of the result folder in --output")
+    parser.add_argument("--output_dirname", required=True, type=cli.file_name, help="name of the result folder in it")
     parser.add_argument("--outfmt", choices=FORMATS, default="TXT", help="format of the results (default: %(default)s)")
     parser.add_argument("--device", type=cli.whole(0, 255), help="the NPU to use (default: ais_bench's, 0)")
     parser.add_argument("--force", action="store_true", help="infer again even what is up to date")
@@ -42,7 +42,7 @@ def main() -> None:
     prefix = os.path.join(arguments.output, arguments.output_dirname)
     made_by = record.recipe(__file__, {"outfmt": arguments.outfmt}, inputs=[arguments.model],
                             device=arguments.device or 0, host=host_versions())
-    results = record.Folder(prefix, made_by, arguments.force)
+    results = record.Folder(prefix, made_by, [prefix + "_summary.json"], arguments.force)
     states = record.states(paths)
     if results.complete and [row["inputs"] for row in results.kept] == [states]:
         print(f"{len(paths)} results in {shown(prefix)} are up to date; --force infers again")
@@ -64,9 +64,8 @@ def main() -> None:
                 f"{len(foreign)} files are no result of any of the {len(expected)} images")
             raise Refusal(f"{what} in {shown(prefix)}: {some(missing or foreign)}; ais_bench stopped early, or did not "
                           "do what was expected: what it said stands above; the same command infers again")
-        made = [(name, tuple(record.state(os.path.join(prefix, name))[1:])) for name in expected]
-        results.add(states, made)
-        results.finish([prefix + "_summary.json"])
+        results.add(states, [record.made(os.path.join(prefix, name)) for name in expected])
+        results.finish()
     finally:
         results.close()
     print(f"{len(paths)} results, one for each image")

@@ -32,11 +32,10 @@ import onnxruntime
 
 # ---- results ---------------------------------------------------------------------------------------------------------
 
-def write_results(paths: List[str], outputs: List[np.ndarray], folder: str, outfmt: str
-                  ) -> List[Tuple[str, Tuple[int, int]]]:
+def write_results(paths: List[str], outputs: List[np.ndarray], folder: str, outfmt: str) -> List[record.Made]:
     """Write the outputs ([batch, …] each) of one batch; what filled the batch up is dropped.
 
-    Returns (name, (size, modification time)) of the files. Raises: Refusal if a value is not finite.
+    Returns what is to be recorded of the files. Raises: Refusal if a value is not finite.
     """
     made = []
     for row, path in enumerate(paths):
@@ -44,7 +43,8 @@ def write_results(paths: List[str], outputs: List[np.ndarray], folder: str, outf
             if not np.isfinite(output[row]).all():
                 raise Refusal(f"the model's output for {shown(path)} has values that are not finite (NaN or "
                               "infinity), so there is no result for it; check that file and the model's weights")
-            made.append((name, files.write_whole(os.path.join(folder, name), encode(output[row], outfmt))))
+            data = encode(output[row], outfmt)
+            made.append([name, *files.write_whole(os.path.join(folder, name), data), record.digest_of(data)])
     return made
 
 
@@ -141,7 +141,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", "-m", required=True, type=cli.path, help="the .onnx file")
     add("--input", "-i", type=cli.path, help="folder of .bin or .npy files, or one of them; without it, pure inference")
     add("--output", "-o", type=cli.path, help="folder for the results' folder and the summary; without it, none")
-    add("--output_dirname", help="name of the result folder in --output (default: the time of the start)")
+    add("--output_dirname", type=cli.file_name, help="name of the result folder (default: the time of the start)")
     add("--outfmt", choices=FORMATS, default="BIN", help="format of the results (default: %(default)s)")
     add("--loop", type=cli.whole(1), default=1, help="how often each batch runs (default: %(default)s)")
     add("--batchsize", type=cli.whole(1), help="batch that runs, for a model whose batch is open (default: 1)")
@@ -155,9 +155,6 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.output_dirname and not arguments.output:
         parser.error("--output_dirname goes with --output, which says where that folder is")
-    if (arguments.output_dirname and os.path.basename(arguments.output_dirname) in ("", ".", "..")
-            or os.sep in (arguments.output_dirname or "")):
-        parser.error(f"--output_dirname should be a plain folder name, not {arguments.output_dirname!r}")
     return arguments
 
 
@@ -185,7 +182,7 @@ def infer_files(arguments: argparse.Namespace, session: onnxruntime.InferenceSes
     names = {path: result_names(path, outputs, arguments.outfmt) for path in paths}
     options = {"batch_size": model.batch_size, "outfmt": arguments.outfmt, "aipp": model.aipp}
     results = record.Folder(prefix, record.recipe(__file__, options, ("onnxruntime", "numpy"), [arguments.model],
-                                                  device="CPU"), arguments.force)
+                                                  device="CPU"), [prefix + "_summary.json"], arguments.force)
     finished = {json.dumps(row["inputs"]): row for row in results.kept}
     states = {batch[0]: record.states(batch) for batch in batches}
     done = [finished[key] for key in map(json.dumps, states.values()) if key in finished]
@@ -212,7 +209,7 @@ def infer_files(arguments: argparse.Namespace, session: onnxruntime.InferenceSes
         samples = {str(index): {"infiles": [path], "outfiles": [os.path.join(prefix, name) for name in names[path]]}
                    for index, path in enumerate(paths)}
         files.write_whole(prefix + "_summary.json", report(arguments, model, times, samples))
-        results.finish([prefix + "_summary.json"])
+        results.finish()
     finally:
         results.close()
 
@@ -242,6 +239,7 @@ def main() -> None:
     samples = {str(index): {"infiles": [path], "outfiles": []} for index, path in enumerate(paths)}
     summary = report(arguments, model, times, samples)
     if prefix:
+        record.claim_like(prefix + "_summary.json", '"filesinfo"')
         files.write_whole(prefix + "_summary.json", summary)
 
 

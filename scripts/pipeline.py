@@ -34,13 +34,18 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     check.add_options(parser)
     add, percent = parser.add_argument, cli.real(0, 100)
+    add("--lineage", choices=("ascend", "miil"), help="of the weights, where the checkpoint does not tell")
+    add("--ema", action="store_true", help="take the checkpoint's averaged weights")
+    add("--key", metavar="NAME", help="which of several state dicts in the checkpoint to take, such as teacher")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
     add("--class-names", metavar="FILE", type=cli.path,
         help="names of the classes, one a line or lines `FOLDER NAME` (default: class folders' or ImageNet's)")
     add("--batch-size", metavar="N", type=cli.whole(1, 4096),
         help="batch of the accuracy run (default: 1 on ascend, 8 on the CPU)")
     add("--precision", choices=("float32", "int8"), default="float32",
-        help="int8 is for the CPU: quantised, measured against float32 (default: float32)")
+        help="int8: quantised, on ascend by AMCT; measured beside float32, on ascend beside float16 (default: float32)")
+    add("--max-drop", metavar="P", type=percent,
+        help="with int8: put layers back to float until Top-1 is at most P percentage points below float32's")
     add("--perf", action="store_true", help="measure throughput per batch size (on ascend always)")
     add("--loop", metavar="N", type=cli.whole(1), default=20, help="batches per measurement (default: 20)")
     add("--repeat", metavar="N", type=cli.whole(1), default=3,
@@ -122,16 +127,22 @@ class Chain:
         self.made: Set[str] = set()  # what the report may show beside the accuracy; other files are an earlier run's
         self.here = "" if os.getcwd() == ROOT else ROOT + "/"  # commands are as short as they can be pasted
         self.python = os.path.relpath(python, ROOT) if not self.here and python.startswith(ROOT + "/") else python
-        self.model, self.prepared = self.place("tresnet.onnx"), self.place("prep_dataset")
-        self.result = self.place("result")
+        self.model, self.result = self.place("tresnet.onnx"), self.place("result")
         self.force = ["--force"] if arguments.force else []
-        self.aipp = ["--aipp", os.path.join(self.prepared, evaluation.AIPP)] if arguments.uint8 else []
         self.evaluation = evaluation.given(arguments)
         self.device = [] if arguments.device is None else ["--device", str(arguments.device)]
         self.batch_size = arguments.batch_size or (1 if backend == "ascend" else 8)
         int8 = arguments.precision == "int8"
         self.judged, self.judged_model = (self.place("result_int8"), self.place("tresnet_int8.onnx")) if int8 else (
             self.result, self.model)
+
+    @property
+    def prepared(self) -> str:
+        return self.data.prepared
+
+    @property
+    def aipp(self) -> List[str]:
+        return ["--aipp", os.path.join(self.prepared, evaluation.AIPP)] if self.arguments.uint8 else []
 
     def place(self, name: str) -> str:
         return os.path.join(self.arguments.workdir, name)
@@ -143,17 +154,26 @@ class Chain:
         values = ((option, getattr(self.arguments, option[2:].replace("-", "_"))) for option in options)
         return [word for option, value in values if value is not None for word in (option, repr(value))]
 
+    def label_offset(self) -> List[str]:
+        offset = self.arguments.label_offset
+        return [] if offset is None else [f"--label-offset={offset}"]
+
     def make_sample(self) -> None:
         self.run("scripts/make_sample.py", self.data.folder)
 
     def export(self) -> None:
-        size = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
-        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, *size, *self.force)
+        given = self.arguments
+        words = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
+        words += ["--lineage", given.lineage] if given.lineage else []
+        words += ["--key", given.key] if given.key else []
+        words += ["--ema"] if given.ema else []
+        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, *words, *self.force)
         if not self.steps.dry_run:
             classes = int(record.notes(self.model)["num_classes"])
             self.data.check_classes(classes)
-            if self.arguments.class_names:
-                class_names.read(self.arguments.class_names, classes)
+            self.data.find_prepared()
+            if given.class_names:
+                class_names.read(given.class_names, classes)
             else:
                 class_names.fetch(classes)
 
@@ -165,11 +185,11 @@ class Chain:
         self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--model", self.model,
                  *evaluation.as_options(self.evaluation), *words, *self.force)
 
-    def compile(self) -> None:
+    def compile(self, model: str = "") -> None:
         sizes = sorted({self.batch_size, *self.arguments.batch_sizes})
         soc_version = ["--soc-version", self.arguments.soc_version] if self.arguments.soc_version else []
         os.environ["TRESNET_PYTHON"] = os.path.abspath(os.path.join(ROOT, self.python))
-        self.steps.run("bash", self.here + "scripts/onnx2om.sh", self.model, "--batch-sizes",
+        self.steps.run("bash", self.here + "scripts/onnx2om.sh", model or self.model, "--batch-sizes",
                        ",".join(map(str, sizes)), *soc_version, *self.aipp, *self.force)
 
     def infer_on_cpu(self, model: str, name: str, *more: str, batch_size: int = 0) -> None:
@@ -180,17 +200,20 @@ class Chain:
     def infer(self) -> None:
         if self.backend == "cpu":
             self.infer_on_cpu(self.model, "result")
-            return
-        self.run("scripts/infer_om.py", "--model", om_path(self.model, self.batch_size), "--input", self.prepared,
-                 "--output", self.arguments.workdir, "--output_dirname", "result", "--outfmt", "TXT", *self.device,
+        else:
+            self.infer_on_card(self.model, "result")
+
+    def infer_on_card(self, model: str, name: str) -> None:
+        self.run("scripts/infer_om.py", "--model", om_path(model, self.batch_size), "--input", self.prepared,
+                 "--output", self.arguments.workdir, "--output_dirname", name, "--outfmt", "TXT", *self.device,
                  *self.force)
 
     def forecast(self) -> None:
         """What float16 will cost on the card, computed on the CPU."""
         self.made.add("forecast")
         self.run("scripts/forecast_fp16.py", self.model, "--input", self.prepared, "--labels", self.data.labels,
-                 "--images", str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp,
-                 *self.force)
+                 *self.label_offset(), "--images", str(self.arguments.compare or 64), "--output",
+                 self.arguments.workdir, *self.aipp, *self.force)
 
     def compare(self, other: str, result: str, *more: str) -> None:
         self.made.add("compare")
@@ -198,23 +221,39 @@ class Chain:
                  *self.gate("--min-cosine"))
 
     def quantise(self) -> None:
-        """The int8 model, inferred and compared with the float32 one."""
-        self.run("scripts/quantize_onnx.py", self.model, self.judged_model, "--calibrate", self.prepared, *self.aipp,
-                 *self.force)
-        self.infer_on_cpu(self.judged_model, "result_int8")
-        self.compare(self.result, self.judged)
+        """The int8 model, inferred and compared with the one that it was made from."""
+        given, on_card = self.arguments, self.backend == "ascend"
+        words = [] if given.max_drop is None else ["--max-drop", repr(given.max_drop), "--labels", self.data.labels,
+                                                   *self.label_offset()]
+        words += ["--soc-version", given.soc_version] if on_card and given.soc_version else []
+        self.made.add("tresnet_int8")
+        self.run(f"scripts/quantize_{'amct' if on_card else 'onnx'}.py", self.model, self.judged_model, "--calibrate",
+                 self.prepared, *words, *(self.device if on_card else []), *self.aipp, *self.force)
+        if on_card:
+            self.compile(self.judged_model)
+            self.infer_on_card(self.judged_model, "result_int8")
+        else:
+            self.infer_on_cpu(self.judged_model, "result_int8")
+        if not on_card or not given.compare:
+            self.compare(self.result, self.judged)
 
     def judge(self) -> None:
         names = ["--class-names", self.arguments.class_names] if self.arguments.class_names else []
-        for result, name, gates in ((self.result, "acc_float32.json", []), (
+        names += self.label_offset()
+        before = f"acc_{summary.precision_before(self.backend)}"
+        for result, name, gates in ((self.result, f"{before}.json", []), (
                 self.judged, "acc.json", self.gate("--min-top1", "--min-top5")))[self.judged == self.result:]:
             self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name,
                      "--prep", self.prepared, *names, *gates)
-        self.made.update({"acc_float32"} if self.judged != self.result else ())
+        self.made.update({before} if self.judged != self.result else ())
 
     def compare_with_cpu(self) -> None:
         self.infer_on_cpu(self.model, "result_onnx", "--first", str(self.arguments.compare), batch_size=8)
-        self.compare(self.place("result_onnx"), self.result, "--forecast", self.place("forecast.json"))
+        forecast = ["--forecast", self.place("forecast.json")]
+        if self.judged != self.result:  # int8's comparison is the run's; float16's is printed beside it
+            self.run("scripts/compare_results.py", self.place("result_onnx"), self.result, *forecast)
+            forecast = []
+        self.compare(self.place("result_onnx"), self.judged, *forecast)
 
     def measure(self) -> None:
         given = self.arguments
@@ -301,8 +340,8 @@ def main() -> int:
     backend, why, rows = check.examine(arguments, data)
     for row in check.lacks(backend, rows):
         raise Refusal(f"{row.item}: {row.found}; {row.mend}; `--check` shows all that is missing")
-    if arguments.precision == "int8" and backend == "ascend":
-        raise Refusal("--precision int8 is for the CPU; on ascend, give atc its own quantisation options", cli.USAGE)
+    if arguments.max_drop is not None and arguments.precision != "int8":
+        raise Refusal("--max-drop is a promise about int8: give --precision int8 as well", cli.USAGE)
     if arguments.min_cosine is not None and (arguments.precision != "int8" if backend == "cpu"
                                              else not arguments.compare):
         raise Refusal("--min-cosine needs a comparison, which this run does not make: on the CPU it takes --precision "

@@ -121,7 +121,8 @@ def quantise(arguments: argparse.Namespace, sample: Input, paths: List[str], cho
         make([])
         return report
     answers, count = quantisation.answers(model, paths, sample)
-    classes = np.array(true_classes(arguments.labels, arguments.calibrate, list(map(result_stem, paths)), count))
+    classes = np.array(true_classes(arguments.labels, arguments.calibrate, list(map(result_stem, paths)), count,
+                                    arguments.label_offset))
     candidates = {name: [name] for name in quantisation.layers(model) if name not in left}
 
     def judge(back: List[str]) -> np.ndarray:
@@ -150,6 +151,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--max-drop", type=cli.real(0, 100), metavar="P",
         help="put layers back until Top-1 is at most P percentage points below float32's; takes --labels and the card")
     add("--labels", type=cli.path, metavar="FILE", help="labels of the images, for --max-drop")
+    add("--label-offset", type=int, choices=(-1, 0, 1), metavar="N", help="as for TResNet_postprocess.py")
     add("--soc-version", default="", metavar="NAME", help="e.g. Ascend310P3 (default: what `npu-smi info` names)")
     add("--device", type=cli.whole(0, 255), metavar="N", help="the NPU to use (default: ais_bench's, 0)")
     add("--force", action="store_true", help="quantise again even if the output is up to date")
@@ -184,7 +186,7 @@ def main() -> None:
     paths = list_inputs(arguments.calibrate)
     count = min(arguments.images, len(paths))
     chosen = [paths[index * len(paths) // count] for index in range(count)]  # data sets are often sorted by class
-    options = {name: getattr(arguments, name) for name in ("images", "all_layers", "max_drop")}
+    options = {name: getattr(arguments, name) for name in ("images", "all_layers", "max_drop", "label_offset")}
     settings = [arguments.labels] if arguments.labels else []
     card = dict(ascend.host_versions(), amct=ascend.host_version("amct_onnx"))
     made_by = record.recipe(__file__, dict(options, aipp=aipp), ("onnxruntime", "onnx", "numpy"),

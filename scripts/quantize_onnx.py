@@ -68,7 +68,8 @@ def make(arguments: argparse.Namespace, sample: Input, paths: List[str], chosen:
     if arguments.max_drop is None:
         return quantized([]), report
     right, count = quantisation.answers(model, paths, sample)
-    classes = np.array(true_classes(arguments.labels, arguments.calibrate, list(map(result_stem, paths)), count))
+    classes = np.array(true_classes(arguments.labels, arguments.calibrate, list(map(result_stem, paths)), count,
+                                    arguments.label_offset))
     groups, latest = quantisation.groups_of(model), []
 
     def judge(back: List[str]) -> np.ndarray:
@@ -94,6 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--max-drop", type=cli.real(0, 100), metavar="P",
         help="put layers back until Top-1 is at most P percentage points below float32's; takes --labels")
     add("--labels", type=cli.path, metavar="FILE", help="labels of the images, for --max-drop")
+    add("--label-offset", type=int, choices=(-1, 0, 1), metavar="N", help="as for TResNet_postprocess.py")
     add("--force", action="store_true", help="quantise again even if the output is up to date")
     arguments = parser.parse_args()
     if (arguments.max_drop is None) != (arguments.labels is None):
@@ -112,7 +114,8 @@ def main() -> None:
     chosen = [paths[index * len(paths) // count] for index in range(count)]  # data sets are often sorted by class
     aipp = read_aipp(arguments.aipp) if arguments.aipp else {}
     promised = arguments.max_drop is not None
-    made_by = record.recipe(__file__, {"images": arguments.images, "aipp": aipp, "max_drop": arguments.max_drop},
+    made_by = record.recipe(__file__, {"images": arguments.images, "aipp": aipp, "max_drop": arguments.max_drop,
+                                       "label_offset": arguments.label_offset},
                             ("onnxruntime", "onnx", "numpy"), [arguments.model, *(paths if promised else chosen)],
                             [arguments.labels] if promised else [])
     if not arguments.force and record.is_current(arguments.output, made_by):

@@ -240,7 +240,7 @@ def load_torch(checkpoint: str) -> Tuple[int, Callable[[np.ndarray], np.ndarray]
 
     import torch
     torch.set_num_threads(CORES)
-    tensors = find_state_dict(load_checkpoint(checkpoint), checkpoint, False)
+    tensors = find_state_dict(load_checkpoint(checkpoint), checkpoint).tensors
     network = load_network(tensors, checkpoint, recognise(tensors, checkpoint, None, None, None))
     network = network.to(memory_format=torch.channels_last)
 

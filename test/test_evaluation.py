@@ -113,15 +113,16 @@ def test_aipp_subtracts_whole_numbers_and_their_rests() -> None:
     assert "var_reci_chn_2 : 0.017429193899782\n" in lines  # 1 / (0.225 · 255)
 
 
-def test_other_settings_make_everything_anew_and_say_what_was(pictures: Path, tmp_path: Path) -> None:
+def test_other_settings_are_named_and_make_everything_anew_if_that_is_wanted(pictures: Path, tmp_path: Path) -> None:
     prepare(pictures, tmp_path / "prep", "--img-size", 32)
     before = bins(tmp_path / "prep")
-    said = prepare(pictures, tmp_path / "prep", "--img-size", 32, "--crop-mode", "squash").stderr
-    assert "everything is made anew: crop_mode was center" in said
+    said = prepare(pictures, tmp_path / "prep", "--img-size", 32, "--crop-mode", "squash", status=1).stderr
+    assert "made with other settings: crop_mode was center; to keep them, name another DST" in said
+    prepare(pictures, tmp_path / "prep", "--img-size", 32, "--crop-mode", "squash", "--force")
     assert set(bins(tmp_path / "prep")) == set(before) and bins(tmp_path / "prep")["wide.bin"] != before["wide.bin"]
-    prepare(pictures, tmp_path / "prep", "--img-size", 32, "--dtype", "uint8")
+    prepare(pictures, tmp_path / "prep", "--img-size", 32, "--dtype", "uint8", "--force")
     assert (tmp_path / "prep" / "aipp.cfg").exists()
-    prepare(pictures, tmp_path / "prep", "--img-size", 32)
+    prepare(pictures, tmp_path / "prep", "--img-size", 32, "--force")
     assert not (tmp_path / "prep" / "aipp.cfg").exists(), "it belongs to bytes alone"
     assert bins(tmp_path / "prep") == before
 
@@ -174,7 +175,7 @@ def hugging_face(folder: Path, checkpoint: Path, **settings: Any) -> Path:
     torch = pytest.importorskip("torch")
     from common.checkpoint import find_state_dict, load_checkpoint
     folder.mkdir()
-    torch.save(find_state_dict(load_checkpoint(str(checkpoint)), "", False), str(folder / "pytorch_model.bin"))
+    torch.save(find_state_dict(load_checkpoint(str(checkpoint)), "").tensors, str(folder / "pytorch_model.bin"))
     (folder / "config.json").write_text(json.dumps({
         "architecture": "tresnet_m", "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 64, 64], **settings}}))
     return folder

@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import ROOT, refusal, succeed
+from conftest import ROOT, refusal, sha256, succeed
 from onnx import TensorProto, helper, numpy_helper
+from pictures import fill
 
 RUNNER = "scripts/infer_onnx.py"
 SIDE = 4  # pixels of the small model's input
@@ -202,7 +203,7 @@ def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: P
     (("--loop", "99999999999"), 2, "a whole number from 1 to"), (("--input", ""), 2, "a path is expected"),
     (("--batchsize", "-1"), 2, "a whole number"), (("--outfmt", "CSV"), 2, "invalid choice"),
     (("--output_dirname", "x"), 2, "goes with --output"),
-    (("--output", ".", "--output_dirname", "../x"), 2, "a plain folder name"),
+    (("--output", ".", "--output_dirname", "../x"), 2, "a plain file name is expected"),
     (("--input", "nowhere"), 1, "should be a folder with .bin"),
 ))
 def test_wrong_usage(options: Any, status: int, sentence: str, model: Path) -> None:
@@ -320,10 +321,11 @@ def test_the_record_names_what_computed(model: Path, tmp_path: Path) -> None:
     header = json.loads((tmp_path / "result.record.jsonl").read_text().splitlines()[0])
     assert header["versions"] == {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
     assert header["tool"] == "infer_onnx.py" and re.fullmatch("[0-9a-f]{64}", header["sources"])
-    assert header["inputs"] == [["model.onnx", model.stat().st_size, model.stat().st_mtime_ns]]
+    assert header["inputs"] == [["model.onnx", sha256(model)]]
 
 
-def test_after_a_power_loss_only_what_the_disk_had_for_certain_counts(model: Path, tmp_path: Path) -> None:
+def test_after_a_power_loss_what_the_disk_may_not_have_had_counts_only_if_it_is_whole(
+        model: Path, tmp_path: Path) -> None:
     """Files of the right size and time may hold nothing then."""
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(4)])
     infer(model, images)
@@ -331,8 +333,17 @@ def test_after_a_power_loss_only_what_the_disk_had_for_certain_counts(model: Pat
     lines = path.read_text().replace(boot_id(), "another boot").splitlines()
     path.write_text("\n".join(lines) + "\n")
     assert "are up to date" in infer(model, images).stdout, "a finished run has told the disk"
-    path.write_text("\n".join(line for line in lines[:5] if "synced" not in line) + "\n" + '{"synced": 2}\n')
-    assert "3 images inferred" in infer(model, images).stdout
+    lines = [line for line in lines if "synced" not in line]
+    path.write_text("\n".join(lines) + "\n" + '{"synced": 2}\n')
+    (tmp_path / "result_summary.json").write_bytes(b"")
+    result = tmp_path / "result" / "2_0.txt"
+    status = result.stat()
+    result.write_bytes(b"\0" * status.st_size)
+    os.utime(str(result), ns=(1, status.st_mtime_ns))
+    lines = [line.replace(str(status.st_ctime_ns), str(result.stat().st_ctime_ns)) for line in lines]
+    path.write_text("\n".join(lines) + "\n" + '{"synced": 2}\n')
+    assert "1 images inferred" in infer(model, images).stdout
+    assert json.loads((tmp_path / "result_summary.json").read_text())["filesinfo"]
 
 
 def test_files_that_no_record_accounts_for_are_refused_and_stay(model: Path, tmp_path: Path) -> None:
@@ -358,3 +369,15 @@ def test_inputs_are_taken_in_ais_benchs_order_and_suffixes_in_any_case(model: Pa
         "5\u00b2.bin", "a_3.bin", "b_2.bin", "B_10.BIN", "C_1.bin"]
     infer(model, images)
     assert len(results(tmp_path / "result")) == 6
+
+
+def test_a_prepared_image_that_was_damaged_is_refused_removed_and_made_again(tmp_path: Path) -> None:
+    fill(tmp_path / "src", ["a.png", "b.png"])
+    command = ("TResNet_preprocess.py", tmp_path / "src", tmp_path / "prep", "--img-size", SIDE)
+    succeed(*command)
+    (tmp_path / "prep" / "b.bin").write_bytes(b"\0" * (3 * SIDE * SIDE * 4))
+    run = (RUNNER, "--model", make_model(tmp_path / "model.onnx"), "--input", tmp_path / "prep", "--output", tmp_path,
+           "--output_dirname", "result")
+    assert "b.bin was damaged after TResNet_preprocess.py had made it, so it is removed" in refusal(*run)
+    assert "1 made" in succeed(*command).stdout
+    succeed(*run)

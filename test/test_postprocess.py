@@ -16,8 +16,8 @@ import unittest.mock
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from common import native
-from common.cli import Refusal
+from common import native, record
+from common.cli import Refusal, shown
 from common.journal import Journal
 from common.labels import match_labels
 from common.names import hashed_stem
@@ -78,7 +78,7 @@ def fast(library: Any) -> Fast:
     if not library:
         pytest.skip("the fast way needs a C compiler")
     return lambda paths, labels, classes, workers=1: post.fast_ranks(
-        list(map(str, paths)), np.array(labels, np.int64), classes, workers).tolist()
+        list(map(str, paths)), np.array(labels, np.int64), classes, workers)[0].tolist()
 
 
 @pytest.fixture
@@ -246,10 +246,79 @@ def test_1001_classes_shift_the_label_by_one(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("x.JPEG 0\ny.JPEG 999\n")
     assert call(tmp_path)[0] == 0
     assert accuracy(tmp_path)["Top1 accuracy"] == "100.0%" and accuracy(tmp_path)["Number of classes"] == "1001"
+    assert "class 0 is taken for" in call(tmp_path)[1]
+    assert call(tmp_path, "--label-offset", 0)[0] == 0 and report(tmp_path)["hits"][0] == 0
+
+
+def test_a_label_of_1000_says_that_all_1001_classes_are_meant(tmp_path: Path) -> None:
+    write(tmp_path / "result", {"x": scores(1001, 0), "y": scores(1001, 1000)})
     (tmp_path / "labels.txt").write_text("x.JPEG 0\ny.JPEG 1000\n")
-    (tmp_path / "acc.json").unlink()
-    (tmp_path / "acc_report.json").unlink()
-    assert "line 2: label 1000 is outside the classes 0 to 999" in refused(tmp_path)
+    assert "background" not in call(tmp_path)[1]
+    assert accuracy(tmp_path)["Top1 accuracy"] == "100.0%"
+
+
+def test_labels_counted_from_1_are_recognised(tmp_path: Path) -> None:
+    write(tmp_path / "result", {name: scores(3, index) for index, name in enumerate("abc")})
+    (tmp_path / "labels.txt").write_text("a 1\nb 2\nc 3\n")
+    assert refused(tmp_path).endswith("label 3 is outside the classes 0 to 2 of the model; the labels seem to be "
+                                      "counted from 1: --label-offset -1")
+    assert call(tmp_path, "--label-offset", -1)[0] == 0
+    assert accuracy(tmp_path)["Top1 accuracy"] == "100.0%"
+
+
+@pytest.mark.parametrize("images, hits, said", [(200, 3, True), (200, 4, False), (199, 3, False)])
+def test_an_accuracy_near_chance_is_explained(images: int, hits: int, said: bool, tmp_path: Path) -> None:
+    write(tmp_path / "result", {f"i{index}": scores(100, 1 if index < hits else 0) for index in range(images)})
+    (tmp_path / "labels.txt").write_text("".join(f"i{index} 1\n" for index in range(images)))
+    assert ("Top-1 is no better than chance: usually the labels are numbered" in call(tmp_path)[1]) == said
+
+
+def test_100_per_cent_are_shown_and_pass_only_for_all(tmp_path: Path) -> None:
+    nearly = {"evaluated": 30000}
+    report = {"hits": [29999, 30000], "counts": nearly}
+    assert post.percentages(report) == [99.99, 100.0]
+    assert post.shortfalls(report, {1: 100.0}) == ["Top-1 accuracy 99.99% is below 100.0%"]
+    assert post.shortfalls(report, {1: 99.99, 5: 100.0}) == []
+    report = {"hits": [801], "counts": {"evaluated": 1000}}
+    assert post.shortfalls(report, {1: 80.1}) == []
+    report = {"hits": [8009999], "counts": {"evaluated": 10000000}}
+    assert post.shortfalls(report, {1: 80.1}) == ["Top-1 accuracy 80.1% (8009999 of 10000000) is below 80.1%"]
+
+
+def test_outputs_replace_only_outputs(data: Path) -> None:
+    (data / "model_best.pth.tar").write_bytes(b"PK\x03\x04 weights")
+    with pytest.raises(Refusal, match="model_best.pth.tar is there already and is not this program's"):
+        main(data / "result", data / "labels.txt", data, "model_best.pth.tar")
+    assert (data / "model_best.pth.tar").read_bytes() == b"PK\x03\x04 weights"
+    for name in ("acc.json", "acc_report.json"):
+        (data / name).write_bytes(b"")  # a power loss may leave that
+    assert call(data)[0] == call(data)[0] == 0
+    (data / "acc_report.json").write_text('{"mine": 1}')
+    assert "acc_report.json is there already" in str(call(data)[0])
+
+
+def test_results_among_those_of_another_run_are_named(tmp_path: Path) -> None:
+    """Wherever they come from: the record of the folder knows which it is of."""
+    made_by = record.recipe(record.__file__, {})
+    for name, top in (("result", 0), ("other", 1)):
+        folder = record.Folder(str(tmp_path / name), made_by, [])
+        folder.begin([], [f"{stem}_0.txt" for stem in "abc"])
+        write(tmp_path / name, {stem: scores(9, top) for stem in "abc"})
+        folder.add([], [record.made(str(tmp_path / name / f"{stem}_0.txt")) for stem in "abc"])
+        folder.finish()
+        folder.close()
+    (tmp_path / "labels.txt").write_text("a 0\nb 0\nc 0\n")
+    assert call(tmp_path)[0] == 0 and accuracy(tmp_path)["Top1 accuracy"] == "100.0%"
+    shutil.copytree(str(tmp_path / "result"), str(tmp_path / "copied"))
+    shutil.copy2(str(tmp_path / "other" / "b_0.txt"), str(tmp_path / "result" / "b_0.txt"))
+    said = str(call(tmp_path)[0])
+    assert "1 results in" in said and "are not those of the run that made the others: b_0.txt" in said
+    for stem in "abc":  # all of them: that is a run of somebody else's
+        shutil.copy2(str(tmp_path / "other" / f"{stem}_0.txt"), str(tmp_path / "result"))
+    assert call(tmp_path)[0] == 0 and accuracy(tmp_path)["Top1 accuracy"] == "0.0%"
+    for stem in "abc":  # a copied folder is what it was
+        shutil.copy2(str(tmp_path / "copied" / f"{stem}_0.txt"), str(tmp_path / "result"))
+    assert call(tmp_path)[0] == 0 and accuracy(tmp_path)["Top1 accuracy"] == "100.0%"
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4, 5])
@@ -313,7 +382,7 @@ def test_the_fast_way_takes_what_the_inference_writes_and_ranks_it_exactly(tmp_p
         labels += range(25)
         expected += [rank([float("%f" % v) for v in numbers[i:i + 25]], label) for label in range(25)]
     assert fast(paths, labels, 25) == expected and len(paths) > 2500
-    assert post.ranks(list(map(str, paths)), np.array(labels), 25, 2).tolist() == expected
+    assert post.ranks(list(map(str, paths)), np.array(labels), 25, 2)[0].tolist() == expected
 
 
 @pytest.mark.parametrize("line", [
@@ -464,7 +533,8 @@ def test_names_that_mean_an_image(source: str, names: List[str]) -> None:
 @pytest.mark.parametrize("name", ["n3/x.jpg", "y.jpg", "n1", "1/x.jpg", "x.txt", "n1/x.jpg/", "n1/x.jpg.txt", "n1/"])
 def test_names_that_mean_another_image(name: str) -> None:
     assert matched({"s-1": "n1/x.jpg", "s-2": "y/z.jpg"}, f"{name} 7\ny/z.jpg 1") == (
-        "1 of 2 images have no label in labels.txt: n1/x.jpg; a line 'NAME INT' was expected for each")
+        "1 of 2 images have no label in labels.txt: n1/x.jpg; a line 'NAME INT' was expected for each; its first one "
+        f"is for {shown(name)}")
 
 
 @pytest.mark.parametrize("sources, others, name", [
@@ -672,12 +742,13 @@ def test_result_folder_empty_missing_or_a_file(tmp_path: Path) -> None:
 
 def test_a_refusal_on_the_command_line(data: Path) -> None:
     """One sentence on stderr, exit status 1, and an older acc.json stays as it was."""
-    (data / "acc.json").write_text("older")
+    older = b'{"title": "Overall statistical evaluation", "value": []}'
+    (data / "acc.json").write_bytes(older)
     (data / "result" / "b_0.txt").write_bytes(b"1.0")
     said = refusal(SCRIPT, *arguments(data))
     assert said == (f"TResNet_postprocess.py: {data / 'result' / 'b_0.txt'} is half a file: it has no closing "
                     "newline; run the inference again\n")
-    assert (data / "acc.json").read_text() == "older" and not (data / "acc_report.json").exists()
+    assert (data / "acc.json").read_bytes() == older and not (data / "acc_report.json").exists()
 
 
 # ---- where the output goes, gates, usage
@@ -689,8 +760,8 @@ def test_output_folder_is_made_and_nothing_is_left_over(data: Path) -> None:
 
 @pytest.mark.parametrize("out_dir, out_name, said", [
     ("result", "acc.json", "lies in the result folder"), ("result/in", "acc.json", "lies in the result folder"),
-    (".", "labels.txt", "is the labels file"), (".", "result", "is a folder"), (".", "a/b.json", "a file name"),
-    (".", "..", "a file name"), (".", "", "a file name"), ("labels.txt", "acc.json", "cannot be made")])
+    (".", "labels.txt", "is the labels file"), (".", "result", "is a folder"),
+    ("labels.txt", "acc.json", "cannot be made")])
 def test_outputs_that_would_do_damage(data: Path, out_dir: str, out_name: str, said: str) -> None:
     before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
     with pytest.raises(Refusal) as refusing:
@@ -712,11 +783,15 @@ def test_gates(data: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [["--min-top1", "101"], ["--min-top5", "nan"], ["-j", "0"], ["-j", "x"], ["more"],
-                                   ["--min-top1", "9_0"], ["--prep", ""]])
+                                   ["--min-top1", "9_0"], ["--prep", ""], ["--label-offset", "2"]])
 def test_wrong_usage_is_status_2(data: Path, capsys: pytest.CaptureFixture, wrong: List[str]) -> None:
     with pytest.raises(SystemExit) as refusing:
         main(*arguments(data, *wrong))
     assert refusing.value.code == 2 and "usage: " in capsys.readouterr().err
+    for name in ("a/b.json", "..", ""):
+        with pytest.raises(SystemExit) as refusing:
+            main(data / "result", data / "labels.txt", data, name)
+        assert refusing.value.code == 2 and "a plain file name is expected" in capsys.readouterr().err
 
 
 # ---- every image accounted for
@@ -945,7 +1020,7 @@ def test_is_many_times_as_fast_as_float(tmp_path: Path, fast: Fast) -> None:
         start = time.process_time()
         expected = plainly()
         middle = time.process_time()
-        found = post.ranks(paths * 20, np.tile(labels, 20), 1000, 1)  # as many as make its start unimportant
+        found, _ = post.ranks(paths * 20, np.tile(labels, 20), 1000, 1)  # as many as make its start unimportant
         ratios.append(20 * (middle - start) / (time.process_time() - middle))
         assert [np.count_nonzero(found < k) for k in range(1, 6)] == [20 * hits for hits in expected]
     assert max(ratios) > 16, ratios

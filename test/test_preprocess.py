@@ -17,7 +17,7 @@ import zlib
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator
 
-from common.files import write_whole
+from common.files import stamp, write_whole
 from common.manifest import read_manifest
 
 import pytest
@@ -203,7 +203,7 @@ def test_others_can_never_write_the_products(tmp_path: Path) -> None:
 
 def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
     umask = os.umask(0)
-    assert write_whole(str(tmp_path / "a"), b"old") == (3, (tmp_path / "a").stat().st_mtime_ns)
+    assert write_whole(str(tmp_path / "a"), b"old") == stamp((tmp_path / "a").stat())
     os.umask(umask)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)

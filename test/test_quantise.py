@@ -54,17 +54,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fit_head(path: Path, images: np.ndarray) -> None:
     """Give the network a head that says number % 10 for image number, by ridge regression."""
     model = onnx.load(str(path))
-    features = onnx_outputs(operators.with_outputs(model, ["head.flatten"]).SerializeToString(), images)[0].astype(float)
-    features -= features.mean(0)
+    features = onnx_outputs(operators.with_outputs(model, ["head.flatten"]).SerializeToString(), images)[0]
+    centred = (features - features.mean(0)).astype(np.float64)
     wanted = np.eye(10)[np.arange(1, IMAGES + 1) % 10] - 0.1
-    weight = wanted.T @ np.linalg.solve(features @ features.T + 0.01 * np.mean(features ** 2) * features.shape[1]
-                                        * np.eye(IMAGES), features)
+    gram = centred @ centred.T
+    weight = wanted.T @ np.linalg.solve(gram + 0.01 * np.trace(gram) / IMAGES * np.eye(IMAGES), centred)
+    fitted = {"head.fc.weight": weight, "head.fc.bias": -weight @ features.mean(0)}
     for tensor in model.graph.initializer:
-        if tensor.name == "head.fc.weight":
-            tensor.CopyFrom(numpy_helper.from_array(weight.astype(np.float32), tensor.name))
-        if tensor.name == "head.fc.bias":
-            means = onnx_outputs(operators.with_outputs(model, ["head.flatten"]).SerializeToString(), images)[0].mean(0)
-            tensor.CopyFrom(numpy_helper.from_array((-weight @ means).astype(np.float32), tensor.name))
+        if tensor.name in fitted:
+            tensor.CopyFrom(numpy_helper.from_array(fitted[tensor.name].astype(np.float32), tensor.name))
     onnx.save(model, str(path))
 
 
@@ -226,7 +224,8 @@ def test_an_int8_model_for_the_card_is_near_float32_and_says_what_stayed_float(t
     images = np.load(str(tiny / "images.npy"))
     right, found = onnx_outputs(tiny / "tiny.onnx", images)[0], card_logits(machine, "int8.onnx", images)
     cosines = [cosine_similarity(a, b) for a, b in zip(right, found)]
-    assert 0.99 < min(cosines) < 0.99999, "int8 rounds more than float16"
+    assert 0.97 < min(cosines) < 0.9999, "int8 rounds more than float16"
+    assert np.array_equal(found.argmax(1), right.argmax(1))
     assert "is up to date" in quantise_for_card(machine, tiny / "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in",
                                                 "--images", 8).stdout
 

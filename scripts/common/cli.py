@@ -192,6 +192,13 @@ def path(text: str) -> str:
     return text
 
 
+def file_name(text: str) -> str:
+    """The name of a file or folder without a path before it."""
+    if text in ("", ".", "..") or os.path.basename(text) != text:
+        raise argparse.ArgumentTypeError(f"a plain file name is expected, not {text!r}")
+    return text
+
+
 def parser(doc: Optional[str], **options: Any) -> argparse.ArgumentParser:
     """An argument parser whose --help begins with the program's docstring."""
     return argparse.ArgumentParser(prog=program(), description=doc,

@@ -163,7 +163,7 @@ def check_prepared(header: Dict[str, Any], said: Any, prepared: str, model: str)
         if name in made and made[name] != value and name not in deliberate:
             raise Refusal(f"the images in {shown(prepared)} were made with {name} = {words(made[name])}, but the "
                           f"checkpoint of {shown(model)} says {words(value)}; make them again: python3 "
-                          f"TResNet_preprocess.py SRC {shown(prepared)} --model {shown(model)} (or say "
+                          f"TResNet_preprocess.py SRC {shown(prepared)} --model {shown(model)} --force (or say "
                           f"--{name.replace('_', '-')} there if that is meant)")
 
 

@@ -16,6 +16,16 @@ from common.names import SAFE_PATH
 LARGEST = 1 << 28  # bytes of a file that is read at once, unless said otherwise
 BLOCK = 4096  # bytes that a file takes up at least, and in steps of
 
+Stamp = Tuple[int, int, int]
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """What changes whenever a file does: size in bytes, time of the last modification, of the last change, in ns.
+
+    Programs that copy files set the second of them as they like, but not the third.
+    """
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
 
 @contextlib.contextmanager
 def whole(path: str) -> Iterator[str]:
@@ -30,11 +40,11 @@ def whole(path: str) -> Iterator[str]:
         raise
 
 
-def write_whole(path: str, data: Any, durable: bool = False) -> Tuple[int, int]:
+def write_whole(path: str, data: Any, durable: bool = False) -> Stamp:
     """Write a file that appears whole under its name or not at all, with mode 0640 less what the umask takes away.
 
     `data` is bytes or any contiguous buffer. With `durable` it is on the disk before it appears: a power loss cannot
-    leave it empty. Returns (size in bytes, modification time in ns). Raises OSError; `path`.part is gone then.
+    leave it empty. Returns its stamp(). Raises OSError; `path`.part is gone then.
     """
     with whole(path) as part:
         file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o640)
@@ -42,10 +52,9 @@ def write_whole(path: str, data: Any, durable: bool = False) -> Tuple[int, int]:
             append(file, data)
             if durable:
                 os.fsync(file)
-            status = os.fstat(file)
         finally:
             os.close(file)
-    return status.st_size, status.st_mtime_ns
+    return stamp(os.stat(path))  # only now: taking its name has changed the last of the three
 
 
 def append(file: int, data: Any) -> None:

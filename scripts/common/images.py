@@ -6,16 +6,18 @@ import os
 import stat
 from typing import Dict, List, Set, Tuple
 
-from common.names import SUFFIXES
+from common.cli import Refusal, shown
+from common.files import Stamp, stamp
+from common.names import SUFFIXES, natural_key
 
 
-def find_images(folder: str) -> Tuple[Dict[str, Tuple[int, int]], Dict[str, str]]:
-    """({source: (size, mtime_ns)}, {source: reason}) of all images under a folder, and of what only looks like one.
+def find_images(folder: str) -> Tuple[Dict[str, Stamp], Dict[str, str]]:
+    """({source: its stamp}, {source: reason}) of all images under a folder, and of what only looks like one.
 
     A source is a path below the folder; an image has a suffix of an image, in any case. Links are followed, but no
     folder is entered twice and none that the folder itself lies in: loops end.
     """
-    images: Dict[str, Tuple[int, int]] = {}
+    images: Dict[str, Stamp] = {}
     bad: Dict[str, str] = {}
     doubtful: List[str] = []  # folders named like images
     entered: Set[Tuple[int, int]] = set()
@@ -48,9 +50,23 @@ def find_images(folder: str) -> Tuple[Dict[str, Tuple[int, int]], Dict[str, str]
                 (linked if entry.is_symlink() else real).append(source)
                 doubtful += [source] if named_image else []
             elif named_image and stat.S_ISREG(status.st_mode):
-                images[source] = status.st_size, status.st_mtime_ns
+                images[source] = stamp(status)
             elif named_image:
                 bad[source] = "not a regular file"
     bad.update((source, "a folder without images, named like an image") for source in doubtful
                if not any(image.startswith(source + "/") for image in images))
     return images, bad
+
+
+def class_folders(folder: str) -> List[str]:
+    """The folders in a folder in natural order, as timm numbers classes; also those without an image that is good.
+
+    Hidden ones do not count. Raises: Refusal for a link to nowhere: nobody knows whether it was a folder.
+    """
+    with os.scandir(folder) as listing:
+        entries = [entry for entry in listing if not entry.name.startswith(".")]
+    for entry in entries:
+        if entry.is_symlink() and not os.path.exists(entry.path) and not entry.name.lower().endswith(SUFFIXES):
+            raise Refusal(f"{shown(entry.path)} is a link to nowhere, and classes are numbered by their folders; mend "
+                          "or remove it, or say which is which: --class-map FILE")
+    return sorted((entry.name for entry in entries if entry.is_dir()), key=natural_key)

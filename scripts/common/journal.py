@@ -1,7 +1,8 @@
 """An append-only file of JSON rows: what a run has finished so far, told truly after a kill and after a power loss.
 
 The first row is a header. A row `{"synced": N}` says that all that the first N rows after the header speak of was on
-the disk for certain. After the machine started anew only those count: what it had not got may be lost, or empty.
+the disk for certain. After the machine started anew only those can be trusted: what the disk had not got may be lost,
+or empty, so whoever wants to use the other rows compares the content of the files with what they say of it.
 Standard library only.
 """
 import contextlib
@@ -9,13 +10,21 @@ import json
 import os
 import subprocess
 import time
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
 from common.files import append, write_whole
 
 SYNC_EVERY = 1.0  # seconds; what a power loss can cost, and little is left to wait for at the end
 
 Row = Dict[str, Any]
+
+
+class Told(NamedTuple):
+    """What a journal tells."""
+    header: Row  # {} if there is no journal
+    rows: List[Row]
+    synced: int  # the disk had what the first so many rows speak of
+    trusted: int  # what the first so many rows speak of need not be compared with its content
 
 
 def boot_id() -> str:
@@ -29,11 +38,8 @@ def encode(rows: Iterable[Row]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")  # names that are not UTF-8 survive as \udcXX
 
 
-def read(path: str) -> Tuple[Row, List[Row], int]:
-    """(header, rows that still count, how many of them were synced); ({}, [], 0) if there is no such file.
-
-    A line that is torn, as the last one of a killed run may be, is passed over.
-    """
+def read(path: str) -> Told:
+    """What the journal says; a line that is torn, as the last one of a killed run may be, is passed over."""
     parsed: List[Any] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(
             path, encoding="ascii", errors="replace") as file:
@@ -41,11 +47,12 @@ def read(path: str) -> Tuple[Row, List[Row], int]:
             with contextlib.suppress(ValueError, RecursionError):
                 parsed.append(json.loads(line))
     if not parsed or not isinstance(parsed[0], dict) or "boot_id" not in parsed[0]:
-        return {}, [], 0
+        return Told({}, [], 0, 0)
     header, entries = parsed[0], [row for row in parsed[1:] if isinstance(row, dict)]
     rows = [row for row in entries if "synced" not in row]
     synced = max((row["synced"] for row in entries if isinstance(row.get("synced"), int)), default=0)
-    return header, rows if header.pop("boot_id") == boot_id() else rows[:synced], min(synced, len(rows))
+    synced = max(0, min(synced, len(rows)))
+    return Told(header, rows, synced, len(rows) if header.pop("boot_id") == boot_id() else synced)
 
 
 class Journal:

@@ -2,18 +2,18 @@
 import os
 import re
 import sys
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Tuple
 
 from common.checkpoint import Tensors
-from common.cli import ROOT, Refusal, shown
+from common.cli import ROOT, Refusal, say, shown
 
 TIMM = os.path.join(ROOT, "pytorch-image-models")
 PATCH = os.path.join(ROOT, "TResNet.patch")  # decides what the network is
 VARIANTS = {64: "tresnet_m", 76: "tresnet_l", 83: "tresnet_xl"}  # by the channels of the first convolution
 V2_L = "tresnet_v2_l"  # 64 channels as well, but bottlenecks in every stage; timm 0.4.5 does not have it
-V2_L_BLOCKS = [3, 4, 23, 3]  # timm 1.0, timm/models/tresnet.py
+BLOCKS = {"tresnet_m": (3, 4, 11, 3), "tresnet_l": (4, 5, 18, 3), "tresnet_xl": (4, 5, 24, 3), V2_L: (3, 4, 23, 3)}
 BOTTLENECK = re.compile(r"body\.layer1\.0\.conv3\.")  # what only its first stage has
-FAMILY = (*VARIANTS.values(), V2_L)
+FAMILY = tuple(BLOCKS)
 STEM = "body.conv1.0.weight"
 STEM_TODAY = "body.conv1.conv.weight"  # the same in timm 0.8 and newer
 TRACKED = "num_batches_tracked"
@@ -28,6 +28,7 @@ class Recognised(NamedTuple):
     num_classes: int
     lineage: str  # ascend: trained with the patched timm; miil: the official weights
     naming: str
+    told: bool = True  # whether the file or the user tells the lineage; otherwise it is a guess
 
 
 def name_today(name: str) -> str:
@@ -37,11 +38,12 @@ def name_today(name: str) -> str:
 
 
 def base_name(arch: str) -> str:
-    """A model's name less what tells only of its training: tresnet_l_448, tresnet_m.miil_in21k → tresnet_l, tresnet_m.
+    """A model's name less what tells only of its training: tresnet_l_448, TResNet-M.miil_in21k → tresnet_l, tresnet_m.
 
     MIIL's own name for tresnet_v2_l is tresnet_l_v2.
     """
-    return re.sub(r"(_448|_miil.*|_in21k|\..*)+$", "", arch).replace("tresnet_l_v2", V2_L)
+    plain = re.sub(r"^tresnet(?=[a-z])", "tresnet_", arch.lower().replace("-", "_"))
+    return re.sub(r"(_448|_miil.*|_in21k|\..*)+$", "", plain).replace("tresnet_l_v2", V2_L)
 
 
 def recognise(tensors: Tensors, path: str, arch: Optional[str], model: Optional[str],
@@ -63,10 +65,17 @@ def recognise(tensors: Tensors, path: str, arch: Optional[str], model: Optional[
                       "channels, where M and v2_L have 64, L 76 and XL 83")
     if variant == "tresnet_m" and any(map(BOTTLENECK.match, tensors)):
         variant = V2_L
+    blocks = count_blocks(tensors)
+    if blocks != BLOCKS[variant]:
+        raise Refusal(f"{shown(path)} is a TResNet of a kind that is not supported: {stem.shape[0]} channels in its "
+                      f"first convolution and {'-'.join(map(str, blocks))} blocks in its stages, where {variant} has "
+                      f"{'-'.join(map(str, BLOCKS[variant]))}")
     for claim, source in ((arch, "the checkpoint's own 'arch'"), (model, "--model")):
         if claim and base_name(claim) != variant:
-            raise Refusal(f"{source} says {claim}, but the tensors of {shown(path)} are those of {variant}; find out "
-                          "which file this is")
+            if base_name(claim) in BLOCKS:
+                raise Refusal(f"{source} says {claim}, but the tensors of {shown(path)} are those of {variant}; find "
+                              "out which file this is")
+            say(f"note: {source} says {shown(claim)}, no name of a TResNet; the tensors are those of {variant}")
     tracked = any(name.endswith(TRACKED) for name in tensors)
     seen = "ascend" if tracked and not today else "miil"
     # Without the counters only training can tell: the user may know better.
@@ -76,7 +85,13 @@ def recognise(tensors: Tensors, path: str, arch: Optional[str], model: Optional[
         raise Refusal(f"--lineage {lineage} contradicts {shown(path)}: it has {evidence}, so it is {seen}; leave out "
                       "--lineage")
     naming = "timm 0.8 or newer" if today else "timm 0.4.5 and MIIL"
-    return Recognised(variant, head.shape[0], lineage or seen, naming)
+    return Recognised(variant, head.shape[0], lineage or seen, naming, bool(lineage or tracked or today))
+
+
+def count_blocks(tensors: Tensors) -> Tuple[int, ...]:
+    """How many residual blocks each of the four stages has."""
+    found = {match.groups() for match in map(re.compile(r"body\.layer([1-4])\.(\d+)\.").match, tensors) if match}
+    return tuple(sum(stage == str(number) for stage, _ in found) for number in range(1, 5))
 
 
 def create_v2_l(num_classes: int) -> Any:
@@ -87,7 +102,7 @@ def create_v2_l(num_classes: int) -> Any:
         def _make_layer(self, block: Any, *arguments: Any, **options: Any) -> Any:
             return super()._make_layer(Bottleneck, *arguments, **options)
 
-    return BottlenecksOnly(V2_L_BLOCKS, num_classes=num_classes)
+    return BottlenecksOnly(list(BLOCKS[V2_L]), num_classes=num_classes)
 
 
 def create_network(variant: str, num_classes: int) -> Any:

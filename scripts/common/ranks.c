@@ -8,6 +8,7 @@
  * paths      [files] each ended by a NUL, one behind the other
  * labels     [files] the class of each, 0 <= label < classes
  * ranks      [files] out: how many classes come before the label (greater, or equal and of lower index), or -1
+ * changed    [files] out: the time of each file's last change in ns, where there is a rank
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -25,8 +26,8 @@
 #define LONGEST 18      /* characters: "-999999999.999999 " */
 #define PADDING 8       /* bytes behind the text that may be read, zero */
 
-/* The number of bytes of a regular file that were read, at most `room`; or -1. */
-static ptrdiff_t read_file(const char *path, char *text, ptrdiff_t room)
+/* The number of bytes of a regular file that were read, at most `room`; or -1. Sets the time of its last change. */
+static ptrdiff_t read_file(const char *path, char *text, ptrdiff_t room, int64_t *changed)
 {
     const int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
     struct stat status;
@@ -34,6 +35,7 @@ static ptrdiff_t read_file(const char *path, char *text, ptrdiff_t room)
     if (file < 0)
         return -1;
     if (fstat(file, &status) == 0 && S_ISREG(status.st_mode)) {
+        *changed = status.st_ctim.tv_sec * INT64_C(1000000000) + status.st_ctim.tv_nsec;
         room = status.st_size < room ? status.st_size : room;   /* saves the read that only finds the end */
         do {
             more = read(file, text + size, room - size);
@@ -73,14 +75,15 @@ static int parse(const char *text, ptrdiff_t size, ptrdiff_t classes, int64_t *v
     return at + 1 == text + size && *at == '\n';
 }
 
-void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const int64_t *labels, int32_t *ranks)
+void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const int64_t *labels, int32_t *ranks,
+                 int64_t *changed)
 {
     const ptrdiff_t room = LONGEST * classes + 1;
     int64_t *values = malloc(sizeof *values * classes);
     char *text = malloc(room + 1 + PADDING);
 
     for (ptrdiff_t f = 0; f < files; f++, paths += strlen(paths) + 1) {
-        const ptrdiff_t size = values && text ? read_file(paths, text, room + 1) : -1;
+        const ptrdiff_t size = values && text ? read_file(paths, text, room + 1, &changed[f]) : -1;
         ranks[f] = -1;
         if (size < 0)
             continue;

@@ -8,13 +8,16 @@ only if the recipe is the same and the files still are what the rows say. Standa
 import hashlib
 import json
 import os
+import stat
 from typing import Any, Dict, Iterable, List, Set, Tuple
 
 from common import files
 from common.cli import ROOT, Refusal, shown, some
 from common.journal import Journal, Row, read
 
-State = List[Any]  # [name, size in bytes, modification time in ns]: enough to see that a large file is another one
+State = List[Any]  # [name, size in bytes, modification time in ns]: enough to see that an input is another one
+Made = List[Any]  # [name, size, modification time, time of change, digest of its content], of a file that was made
+UNKNOWN = [["", -1, 0, 0, ""]]  # of no file
 
 
 def path_of(product: str) -> str:
@@ -28,6 +31,11 @@ def sha256(path: str) -> str:
         for chunk in iter(lambda: file.read(1 << 20), b""):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def digest_of(data: Any) -> str:
+    """What sha256() will say of a file with this content."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def sources(tool: str) -> str:
@@ -59,25 +67,40 @@ def versions(packages: Iterable[str]) -> Dict[str, str]:
 
 def state(path: str, name: str = "") -> State:
     """Raises: OSError if the file is not there."""
-    status = os.stat(path)
-    return [name or os.path.basename(path), status.st_size, status.st_mtime_ns]
+    return [name or os.path.basename(path), *files.stamp(os.stat(path))[:2]]
 
 
 def states(paths: Iterable[str]) -> List[State]:
     return [state(path) for path in paths]
 
 
+def made(path: str, name: str = "") -> Made:
+    """What a record says of a file that was made. Raises: OSError if the file is not there."""
+    return [name or os.path.basename(path), *files.stamp(os.stat(path)), sha256(path)]
+
+
 def recipe(tool: str, options: Dict[str, Any], packages: Iterable[str] = (), inputs: Iterable[str] = (),
            settings: Iterable[str] = (), **more: Any) -> Row:
     """What a product depends on, as JSON gives it back.
 
-    tool: the program's file; packages: those that compute; inputs: large files, told apart by size and time; settings:
-    small files, by content; more: versions of other programs, the device, and so on.
+    tool: the program's file; packages: those that compute; inputs: files that other tools make, settings: other files,
+    both by content; more: versions of other programs, the device, and so on.
+    Raises: Refusal if an input is no longer what its own record says.
     """
-    made = {"tool": os.path.basename(tool), "sources": sources(tool), "options": options,
-            "versions": versions(packages), "inputs": states(inputs),
-            "settings": [[os.path.basename(path), sha256(path)] for path in settings], **more}
-    return dict(json.loads(json.dumps(made)))
+    row = {"tool": os.path.basename(tool), "sources": sources(tool), "options": options, "versions": versions(packages),
+           "inputs": [[os.path.basename(path), checked_sha256(path)] for path in inputs],
+           "settings": [[os.path.basename(path), sha256(path)] for path in settings], **more}
+    return dict(json.loads(json.dumps(row)))
+
+
+def checked_sha256(path: str) -> str:
+    """SHA-256 of a file. Raises: Refusal if it has a record of its own that says another one."""
+    found = sha256(path)
+    recorded = files_of(read(path_of(path)).rows)
+    if any(name == os.path.basename(path) and digest != found for name, *_, digest in recorded):
+        raise Refusal(f"{shown(path)} is not what it was when it was made: it is damaged, or another file was put in "
+                      "its place; make it again (what made it sees that), or give a file of your own another name")
+    return found
 
 
 def differences(old: Row, new: Row) -> str:
@@ -88,29 +111,58 @@ def differences(old: Row, new: Row) -> str:
     return ", ".join(words.get(key, f"other {key}") for key in new if old.get(key) != new[key])
 
 
-# ---- a product that is made at once ----------------------------------------------------------------------------------
+# ---- what rows say of files ------------------------------------------------------------------------------------------
 
-def is_current(product: str, made_by: Row) -> bool:
-    """Whether the product would be made again as it is: the same recipe, and every file as the record says."""
-    header, rows, _ = read(path_of(product))
-    made = [row["files"] for row in rows if "files" in row]
-    return header == made_by and bool(made) and all(holds(product, recorded) for recorded in made)
+def files_of(rows: Iterable[Row]) -> List[Made]:
+    """The files that rows say were made; what is not as this program writes it is passed over."""
+    return [entry for row in rows for entry in well_formed(row.get("files"))]
 
 
-def holds(product: str, recorded: List[State]) -> bool:
-    """Whether files, named relative to the product's folder, still are what was recorded of them."""
+def well_formed(entries: Any) -> List[Made]:
+    """`entries` if it is a list of Made, else []."""
+    good = isinstance(entries, list) and all(
+        isinstance(entry, list) and list(map(type, entry)) == [str, int, int, int, str] for entry in entries)
+    return entries if good else []
+
+
+def holds(product: str, recorded: List[Made], read_all: bool = False) -> bool:
+    """Whether files, named relative to the product's folder, still are what was recorded of them.
+
+    A file whose stamp is another one (a copied folder, a changed mode) is read: its content decides. read_all: so it
+    does for each, as after a power loss.
+    """
     folder = os.path.dirname(os.path.abspath(product))
     try:
-        return all(state(os.path.join(folder, name), name) == [name, *rest] for name, *rest in recorded)
+        for name, size, *times, digest in recorded:
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            if status.st_size != size or not stat.S_ISREG(status.st_mode):
+                return False
+            if (read_all or list(files.stamp(status)[1:]) != times) and sha256(path) != digest:
+                return False
+        return True
     except OSError:
         return False
 
 
 def owned(product: str) -> Set[str]:
     """Names, relative to the product's folder, of the files that the record says this program made or was making."""
-    header, rows, _ = read(path_of(product))
-    names = {str(name) for row in rows for name, *_ in row.get("files", ())}
-    return names | {str(name) for row in rows for name in row.get("expected", ())} if header else set()
+    names: List[Any] = []
+    for row in read(path_of(product)).rows:
+        files_made, expected = row.get("files"), row.get("expected")
+        names += expected if isinstance(expected, list) else []
+        names += [entry[0] for entry in files_made if isinstance(entry, list) and entry] if isinstance(
+            files_made, list) else []  # of older versions as well, which wrote less of each
+    return {name for name in names if isinstance(name, str)}
+
+
+# ---- a product that is made at once ----------------------------------------------------------------------------------
+
+def is_current(product: str, made_by: Row) -> bool:
+    """Whether the product would be made again as it is: the same recipe, and the content of every file as recorded."""
+    told = read(path_of(product))
+    recorded = files_of(told.rows)
+    return told.header == made_by and bool(recorded) and holds(product, recorded, read_all=True)
 
 
 def claim(product: str, paths: Iterable[str]) -> None:
@@ -120,6 +172,21 @@ def claim(product: str, paths: Iterable[str]) -> None:
         if os.path.lexists(path) and os.path.relpath(path, folder) not in mine:
             raise Refusal(f"{shown(path)} is there already, and no record says that this program made it; move it "
                           "away, or name another file or folder")
+
+
+def claim_like(path: str, mark: str) -> None:
+    """Refuse to replace a file that has no record unless it is empty or begins as this program's do.
+
+    mark: what stands in the first bytes of each of them.
+    """
+    if os.path.lexists(path):
+        beginning = b""
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                beginning = file.read(4096)
+        if mark.encode() not in beginning and (beginning or not os.path.isfile(path)):
+            raise Refusal(f"{shown(path)} is there already and is not this program's: it does not begin with {mark}; "
+                          "move it away, or name another file")
 
 
 def begin(product: str, made_by: Row, paths: Iterable[str]) -> None:
@@ -136,17 +203,17 @@ def write(product: str, made_by: Row, paths: Iterable[str], **notes: Any) -> Non
     notes: what others want to know of the product without opening it.
     """
     folder = os.path.dirname(os.path.abspath(product))
-    made = []
+    recorded = []
     for path in paths:
         files.sync(path)
-        made.append(state(path, os.path.relpath(path, folder)))
-    Journal(path_of(product), made_by, [{"files": made, "notes": notes}], 1).close()
+        recorded.append(made(path, os.path.relpath(path, folder)))
+    Journal(path_of(product), made_by, [{"files": recorded, "notes": notes}], 1).close()
 
 
 def notes(product: str) -> Dict[str, Any]:
     """The notes of a product that was made at once."""
-    _, rows, _ = read(path_of(product))
-    return dict(rows[0].get("notes", {})) if rows else {}
+    found = [row["notes"] for row in read(path_of(product)).rows if isinstance(row.get("notes"), dict)]
+    return dict(found[0]) if found else {}
 
 
 # ---- a folder that is made piece by piece ----------------------------------------------------------------------------
@@ -154,21 +221,26 @@ def notes(product: str) -> Dict[str, Any]:
 class Folder:
     """A folder of files that is made from inputs in pieces; what an earlier run finished is kept where it still holds.
 
-    kept: rows {"inputs": states, "files": states} of an earlier run with the same recipe whose files are unchanged.
+    beside: paths of the files that are written beside the folder at the end.
+    kept: rows {"inputs": states, "files": made} of an earlier run with the same recipe whose files are unchanged.
     complete: whether that run came to its end, and what it wrote beside the folder then is unchanged as well.
     """
 
-    def __init__(self, folder: str, made_by: Row, again: bool = False) -> None:
-        self.folder, self.recipe = folder.rstrip("/"), made_by
-        header, rows, synced = read(path_of(folder))
-        self.changed = differences(header, made_by) if header else ""
+    def __init__(self, folder: str, made_by: Row, beside: Iterable[str], again: bool = False) -> None:
+        self.folder, self.recipe, self.beside = folder.rstrip("/"), made_by, list(beside)
+        told = read(path_of(folder))
+        self.changed = differences(told.header, made_by) if told.header else ""
         self.mine = owned(folder)
-        pieces = [(row, place < synced) for place, row in enumerate(rows) if "inputs" in row]
-        same = header == made_by and not again
-        self.kept = [row for row, _ in pieces if same and holds(folder, row["files"])]
-        self.synced = {id(row) for row, on_disk in pieces if on_disk}
-        ends = [row for row in rows if "files" in row and "inputs" not in row]
-        self.complete = same and bool(ends) and all(holds(folder, row["files"]) for row in ends)
+        self.kept: List[Row] = []
+        self.complete, self.synced = False, set()  # type: bool, Set[int]
+        for place, row in enumerate(told.rows if told.header == made_by and not again else []):
+            recorded = well_formed(row.get("files"))
+            if recorded and holds(folder, recorded, read_all=place >= told.trusted):
+                if "inputs" in row:
+                    self.kept.append(row)
+                    self.synced |= {id(row)} if place < told.synced or place >= told.trusted else set()
+                else:
+                    self.complete = True
 
     def name(self, path: str) -> str:
         """How the record names a file of the folder."""
@@ -179,6 +251,7 @@ class Folder:
 
         expected: base names of the files that will be made; should this run be killed, they are known to be ours.
         """
+        claim(self.folder, self.beside)
         os.makedirs(self.folder, mode=0o750, exist_ok=True)
         keep = {name for row in kept for name, *_ in row["files"]}
         there = {self.name(name) for name in os.listdir(self.folder)}
@@ -187,22 +260,51 @@ class Folder:
         if foreign:
             raise Refusal(f"{shown(self.folder)} holds {some(map(os.path.basename, foreign))}, and no record says that "
                           "this program made it; move it away or name another folder")
-        first: List[Row] = [{"expected": sorted({self.name(name) for name in expected} | (there - keep))}]
+        ours = {self.name(name) for name in expected} | (there - keep) | set(map(os.path.basename, self.beside))
+        first: List[Row] = [{"expected": sorted(ours)}]
         first += sorted(kept, key=lambda row: id(row) not in self.synced)
         synced = 1 + sum(id(row) in self.synced for row in kept)
         self.journal = Journal(path_of(self.folder), self.recipe, first, synced)
         for name in there - keep:
             os.unlink(os.path.join(os.path.dirname(self.folder), name))
 
-    def add(self, inputs: List[State], made: Iterable[Tuple[str, Tuple[int, int]]]) -> None:
-        """One piece is finished: the states of its inputs, and (base name, (size, modification time)) of its files."""
-        self.journal.add([{"inputs": inputs, "files": [[self.name(name), *rest] for name, rest in made]}])
+    def add(self, inputs: List[State], recorded: Iterable[Made], **notes: Any) -> None:
+        """One piece is finished: the states of its inputs, and what is to be recorded of its files, by base name.
 
-    def finish(self, beside: Iterable[str]) -> None:
-        """All pieces are finished, and so are the files `beside` the folder; the disk has them when this returns."""
-        self.journal.add([{"files": [state(path) for path in beside]}])
+        notes: what else is to be known of this piece.
+        """
+        self.journal.add([{"inputs": inputs, "files": [[self.name(name), *rest] for name, *rest in recorded], **notes}])
+
+    def finish(self) -> None:
+        """All pieces are finished, and so are the files beside the folder; the disk has them when this returns."""
+        self.journal.add([{"files": list(map(made, self.beside))}])
         self.journal.finish()
 
     def close(self) -> None:
         """End, finished or not."""
         self.journal.close()
+
+
+def inputs_of(folder: str) -> Set[Tuple[Any, ...]]:
+    """The states of all inputs that a folder was made from."""
+    rows = [row["inputs"] for row in read(path_of(folder)).rows if isinstance(row.get("inputs"), list)]
+    return {tuple(entry) for inputs in rows for entry in inputs if isinstance(entry, list)}
+
+
+def written_at(product: str) -> float:
+    """When a product's record was last written, in ns, which is after its files; inf if it has none."""
+    try:
+        return os.stat(path_of(product)).st_ctime_ns
+    except OSError:
+        return float("inf")
+
+
+def intruders(folder: str) -> List[str]:
+    """Base names of the files in a folder that its record does not know so, where it knows others so.
+
+    [] if it has no record, or nothing is as recorded: then somebody else has made all of it since.
+    """
+    recorded = {entry[0]: [entry] for entry in files_of(read(path_of(folder)).rows)}
+    base, names = os.path.basename(folder.rstrip("/")), os.listdir(folder)
+    strange = [name for name in names if not holds(folder, recorded.get(os.path.join(base, name), UNKNOWN))]
+    return sorted(strange) if len(strange) < len(names) else []

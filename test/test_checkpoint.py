@@ -1,0 +1,213 @@
+"""Checkpoints as people have them, and files that are none: read without running anything, refused by name."""
+import argparse
+import builtins
+import datetime
+import os
+import pathlib
+import pickle
+import random
+import types
+import zipfile
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+from typing import Any, Dict
+from unittest import mock
+
+from common import network
+from common.checkpoint import find_state_dict, load_checkpoint
+from common.cli import Refusal
+
+import numpy as np
+import pytest
+import torch
+
+NAMES = ["body.conv1.0.weight", *(f"body.layer1.{index}.conv1.0.weight" for index in range(28)), "head.fc.weight"]
+
+
+def weights(fill: float = 1.0) -> Dict[str, torch.Tensor]:
+    return OrderedDict((name, torch.full((2, 3), fill)) for name in NAMES)
+
+
+def refused(held: Any, **options: Any) -> str:
+    with pytest.raises(Refusal) as refusing:
+        find_state_dict(held, "x.pth", **options)
+    return refusing.value.sentence
+
+
+def saved(path: Path, held: Any, **options: Any) -> str:
+    torch.save(held, str(path), **options)
+    return str(path)
+
+
+# ---- the state dict in its wrapping ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("key", ["net", "model_state_dict", "model_state", "teacher", "student", "module", "weights",
+                                 "params", "ema", "model_ema", "state_dict", "checkpoint.model.state_dict"])
+def test_the_one_state_dict_is_found_whatever_it_is_under(key: str) -> None:
+    held: Any = weights()
+    for part in reversed(key.split(".")):
+        held = {part: held, "epoch": 3, "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}}}
+    found = find_state_dict(held, "x.pth")
+    assert (list(found.tensors), found.key, found.prefix) == (NAMES, key, "")
+
+
+def test_prefixes_of_wrappers_are_taken_off_in_any_order() -> None:
+    for prefix in ("module.", "_orig_mod.", "model.", "net.", "backbone.", "module._orig_mod.", "_orig_mod.module.",
+                   "model.net.backbone."):
+        found = find_state_dict({prefix + name: tensor for name, tensor in weights().items()}, "x.pth")
+        assert (list(found.tensors), found.prefix) == (NAMES, prefix)
+
+
+def test_what_stands_beside_the_tensors_of_a_bare_state_dict_is_left_out() -> None:
+    assert list(find_state_dict(dict(weights(), epoch=5, arch="tresnet_m"), "x.pth").tensors) == NAMES
+
+
+def test_of_several_equal_ones_the_user_chooses() -> None:
+    held = {"student": weights(1), "teacher": weights(2), "head": {"a": torch.ones(1)}}
+    assert refused(held) == ("x.pth holds several state dicts: student (30 tensors), teacher (30 tensors); "
+                             "say which one to take, such as --key student")
+    assert float(find_state_dict(held, "x.pth", key="teacher").tensors[NAMES[0]][0, 0]) == 2
+    assert "--key net names none of the state dicts in x.pth, which are student (30 " in refused(held, key="net")
+    nested = {"a": {"model": weights(1)}, "b": {"model": weights(2)}}
+    assert "names 2 of the state dicts" in refused(nested, key="model")
+    assert float(find_state_dict(nested, "x.pth", key="b.model").tensors[NAMES[0]][0, 0]) == 2
+
+
+def test_averaged_weights_are_taken_when_asked_for_or_alone() -> None:
+    held = {"model": weights(1), "model_ema": weights(2), "state_dict": weights(3)}
+    assert find_state_dict(held, "x.pth").key == "state_dict"
+    assert find_state_dict(held, "x.pth", ema=True).key == "model_ema"
+    assert find_state_dict({"ema": {"module": weights()}}, "x.pth").key == "ema.module"
+    assert "has no averaged weights (state_dict_ema), only net (30 tensors); leave out --ema" in refused(
+        {"net": weights()}, ema=True)
+
+
+@pytest.mark.parametrize("tensor, said", [
+    (torch.eye(3).to_sparse(), "is sparse"),
+    (torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "is quantised"),
+    (torch.empty(3, 3, device="meta"), "is on the meta device, so it has no values"),
+    (torch.ones(3, dtype=torch.complex64), "has complex values"),
+    (torch.ones(1, 2048).expand(10**9, 2048), "has far more values than are stored for it")])
+def test_tensors_that_cannot_be_weights_are_named(tensor: torch.Tensor, said: str, tmp_path: Path) -> None:
+    held = load_checkpoint(saved(tmp_path / "x.pth", dict(weights(), **{"head.fc.weight": tensor})))
+    assert f"the tensor head.fc.weight of shape {list(tensor.shape)} {said}" in refused(held)
+
+
+def test_a_tensor_under_a_number_is_named() -> None:
+    assert "the tensor 7 of shape [1] is named by a number" in refused({**weights(), 7: torch.ones(1)})
+
+
+# ---- what may stand beside the weights -------------------------------------------------------------------------------
+
+def test_harmless_extras_are_read_by_name_and_nothing_runs(tmp_path: Path) -> None:
+    extras = {"path": pathlib.PosixPath("/a/b"), "windows": pathlib.PureWindowsPath("c:/d"),
+              "time": datetime.datetime(2024, 1, 2, 3), "took": datetime.timedelta(seconds=5),
+              "history": defaultdict(list, {"loss": [1.0]}), "array": np.arange(6.0).reshape(2, 3),
+              "random": random.getstate(), "numpy_random": np.random.RandomState(0).get_state(),
+              "torch_random": torch.get_rng_state(), "args": argparse.Namespace(lr=0.1),
+              "config": types.SimpleNamespace(a=1, nested=types.SimpleNamespace(b=np.float64(2)))}
+    for name, options in (("zip.pth", {}), ("legacy.pth", {"_use_new_zipfile_serialization": False})):
+        held = load_checkpoint(saved(tmp_path / name, dict(extras, state_dict=weights()), **options))
+        assert list(find_state_dict(held, "x.pth").tensors) == NAMES
+        assert held["history"] == {"loss": [1.0]} and held["array"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert held["config"].nested.b == 2 and str(held["path"]) == "/a/b" and held["time"].hour == 3
+
+
+class Calls:
+    """Unpickled naively, calls a function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize("function, arguments", [
+    (builtins.eval, ("__import__('os').mkdir('executed')",)), (builtins.getattr, (pathlib.Path, "cwd")),
+    (os.mkdir, ("executed",)), (pathlib.Path.mkdir, (pathlib.PosixPath("executed"),)),
+    (np.save, ("executed", np.ones(1))), (builtins.open, ("executed", "w"))])
+def test_functions_are_refused_by_name(function: Any, arguments: Any, tmp_path: Path,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = saved(tmp_path / "x.pth", {"state_dict": weights(), "extra": Calls(function, *arguments)})
+    with pytest.raises(Refusal, match="which weights do not need and which could run code"):
+        load_checkpoint(path)
+    assert os.listdir(str(tmp_path)) == ["x.pth"]
+
+
+# ---- damage, and what is no checkpoint -------------------------------------------------------------------------------
+
+def test_flipped_bits_are_seen_by_the_archives_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    saved(path, {"state_dict": {"body.conv1.0.weight": torch.ones(100000)}})
+    data = bytearray(path.read_bytes())
+    place = len(data) // 2
+    data[place] ^= 1
+    data[place + 100] ^= 128
+    path.write_bytes(bytes(data))
+    assert torch.load(str(path))["state_dict"]["body.conv1.0.weight"].numel() == 100000, "PyTorch does not see it"
+    with pytest.raises(Refusal, match="is damaged: .* in it has another checksum than when it was saved"):
+        load_checkpoint(str(path))
+
+
+def test_an_archive_that_is_larger_unpacked_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(str(tmp_path / "x.pth"), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 24))
+    with pytest.raises(Refusal, match="holds compressed files"):
+        load_checkpoint(str(tmp_path / "x.pth"))
+
+
+def test_a_pickle_of_another_kind_is_named_as_that(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(pickle.dumps({"weights": [1.0, 2.0]}, protocol=2))
+    with pytest.raises(Refusal) as refusing:
+        load_checkpoint(str(tmp_path / "x.pth"))
+    assert "is a Python pickle, but not one that torch.save wrote" in refusing.value.sentence
+    assert "weights_only" not in refusing.value.sentence
+
+
+@pytest.mark.parametrize("error, said", [
+    (MemoryError(), "there is not enough memory to load"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"),
+     "there is not enough memory to load"),
+    (ModuleNotFoundError("No module named 'numpy'", name="numpy"), "the package numpy is not installed"),
+    (OSError(5, "Input/output error"), r"cannot be read \(Input/output error\)")])
+def test_what_is_not_the_files_fault_is_not_called_damage(error: Exception, said: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.pth", weights())
+    with mock.patch("common.checkpoint.load_weights_only", side_effect=error), pytest.raises(Refusal, match=said):
+        load_checkpoint(path)
+
+
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="cannot be read .Is a directory.; give the path"):
+        load_checkpoint(str(tmp_path))
+
+
+# ---- what the tensors say --------------------------------------------------------------------------------------------
+
+def tresnet(width: int, *blocks: int) -> Dict[str, torch.Tensor]:
+    """What recognise() looks at."""
+    tensors = {network.STEM: torch.zeros(width, 48, 3, 3), "head.fc.weight": torch.zeros(10, 2048)}
+    tensors.update((f"body.layer{stage}.{block}.conv1.0.weight", torch.zeros(1))
+                   for stage, count in enumerate(blocks, 1) for block in range(count))
+    return tensors
+
+
+def test_a_tresnet_of_another_kind_is_named_as_what_it_is() -> None:
+    with pytest.raises(Refusal, match="a kind that is not supported: 64 channels in its first convolution and 3-4-6-3 "
+                                      "blocks in its stages, where tresnet_m has 3-4-11-3"):
+        network.recognise(tresnet(64, 3, 4, 6, 3), "x.pth", None, None, None)
+
+
+@pytest.mark.parametrize("arch", ["TResNet-M", "tresnetm", "tresnet_m_448", "TRESNET_M.miil_in1k", "my_network"])
+def test_another_spelling_of_arch_is_no_contradiction(arch: str, capsys: pytest.CaptureFixture) -> None:
+    assert network.recognise(tresnet(64, 3, 4, 11, 3), "x.pth", arch, None, None).variant == "tresnet_m"
+    assert ("says my_network, no name of a TResNet" in capsys.readouterr().err) == (arch == "my_network")
+
+
+def test_whether_the_lineage_was_told_is_known() -> None:
+    plain = tresnet(64, 3, 4, 11, 3)
+    tracked = dict(plain, **{"body.conv1.1.num_batches_tracked": torch.zeros(1)})
+    assert not network.recognise(plain, "x.pth", None, None, None).told
+    assert network.recognise(plain, "x.pth", None, None, "ascend").told
+    assert network.recognise(tracked, "x.pth", None, None, None).told
