@@ -93,7 +93,7 @@ def right_on_card(arguments: argparse.Namespace, model: str, stems: List[str], c
     log = arguments.output + ".run.log"
     aipp = ["--aipp", os.path.abspath(arguments.aipp)] if arguments.aipp else []
     soc_version = ["--soc-version", arguments.soc_version] if arguments.soc_version else []
-    device = ["--device", str(arguments.device)] if arguments.device is not None else []
+    device = ["--device", arguments.device] if arguments.device else []
     run_script(["bash", os.path.join(SCRIPTS, "onnx2om.sh"), model, "--batch-sizes", str(BATCH), *aipp, *soc_version],
                log)
     run_script([sys.executable, os.path.join(SCRIPTS, "infer_om.py"), "--model", om_path(model, BATCH), "--input",
@@ -153,7 +153,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--labels", type=cli.path, metavar="FILE", help="labels of the images, for --max-drop")
     add("--label-offset", type=int, choices=(-1, 0, 1), metavar="N", help="as for TResNet_postprocess.py")
     add("--soc-version", default="", metavar="NAME", help="e.g. Ascend310P3 (default: what `npu-smi info` names)")
-    add("--device", type=cli.whole(0, 255), metavar="N", help="the NPU to use (default: ais_bench's, 0)")
+    add("--device", metavar="N[,N…]|all", help="the chips to use, as for infer_om.py (default: 0)")
     add("--force", action="store_true", help="quantise again even if the output is up to date")
     arguments = parser.parse_args()
     if (arguments.max_drop is None) != (arguments.labels is None):
@@ -188,7 +188,8 @@ def main() -> None:
     chosen = [paths[index * len(paths) // count] for index in range(count)]  # data sets are often sorted by class
     options = {name: getattr(arguments, name) for name in ("images", "all_layers", "max_drop", "label_offset")}
     settings = [arguments.labels] if arguments.labels else []
-    card = dict(ascend.host_versions(), amct=ascend.host_version("amct_onnx"))
+    amct = os.path.realpath(shutil.which("amct_onnx") or "amct_onnx")
+    card = dict(ascend.host_versions(), amct=record.state(amct, amct))
     made_by = record.recipe(__file__, dict(options, aipp=aipp), ("onnxruntime", "onnx", "numpy"),
                             [arguments.model, *(paths if arguments.max_drop is not None else chosen)], settings,
                             host=card)

@@ -20,7 +20,6 @@ from ascend.helpers import (
     Machine,
     atc_here,
     calls,
-    infer_here,
     load,
     make_machine,
     onnx_outputs,
@@ -108,14 +107,9 @@ def run_tool(machine: Machine) -> Any:
     return run
 
 
-def bench_here(machine: Machine) -> Any:
-    return lambda command, **_: infer_here(machine, *command[3:]).returncode
-
-
 def quantise_for_card(machine: Machine, *words: object) -> Any:
     with mock.patch.object(ascend, "run_tool", run_tool(machine)), mock.patch.object(
-            infer_om.subprocess, "call", bench_here(machine)), mock.patch.object(
-            ascend, "host_version", return_value="1"):
+            ascend, "host_versions", return_value={}):
         return start_here(quantize_amct.main, machine[0], machine[1], "quantize_amct.py", *words)
 
 

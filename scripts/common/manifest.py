@@ -19,6 +19,7 @@ from common.names import result_stem
 
 TOOL = "TResNet_preprocess.py"
 MANIFEST = "manifest.jsonl"
+WHOLE = [1, 1]  # the shard that is all images
 LABELS = "val_label.txt"
 PACKAGES = ("numpy", "Pillow", "simplejpeg")  # those that decide over the bytes
 
