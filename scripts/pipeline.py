@@ -166,6 +166,9 @@ class Chain:
     def make_sample(self) -> None:
         self.run("scripts/make_sample.py", self.data.folder)
 
+    def prepare_data(self) -> None:
+        self.run("scripts/prepare_data.py", self.data.folder, self.data.unpacked)
+
     def export(self) -> None:
         given = self.arguments
         words = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
@@ -220,9 +223,9 @@ class Chain:
     def forecast(self) -> None:
         """What float16 will cost on the card, computed on the CPU."""
         self.made.add("forecast")
-        self.run("scripts/forecast_fp16.py", self.model, "--input", self.prepared, "--labels", self.data.labels,
-                 *self.label_offset(), "--images", str(self.arguments.compare or 64), "--output",
-                 self.arguments.workdir, *self.aipp, *self.force)
+        labels = [] if self.data.several_answers() else ["--labels", self.data.labels, *self.label_offset()]
+        self.run("scripts/forecast_fp16.py", self.model, "--input", self.prepared, *labels, "--images",
+                 str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp, *self.force)
 
     def compare(self, other: str, result: str, *more: str) -> None:
         self.made.add("compare")
@@ -247,13 +250,14 @@ class Chain:
             self.compare(self.result, self.judged)
 
     def judge(self) -> None:
-        names = ["--class-names", self.arguments.class_names] if self.arguments.class_names else []
-        names += self.label_offset()
+        words = ["--class-names", self.arguments.class_names] if self.arguments.class_names else []
+        words += ["--multi-label"] if self.arguments.multi_label else []
+        words += self.label_offset()
         before = f"acc_{summary.precision_before(self.backend)}"
         for result, name, gates in ((self.result, f"{before}.json", []), (
                 self.judged, "acc.json", self.gate("--min-top1", "--min-top5")))[self.judged == self.result:]:
             self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name,
-                     "--prep", self.prepared, *names, *gates)
+                     "--prep", self.prepared, *words, *gates)
         self.made.update({before} if self.judged != self.result else ())
 
     def compare_with_cpu(self) -> None:
@@ -296,7 +300,8 @@ class Chain:
         """The steps of this run: (name, what does it)."""
         given, on_card = self.arguments, self.backend == "ascend"
         measured = given.perf or given.min_throughput is not None or on_card and given.shard[0] == 1
-        steps = [("Sample data", self.make_sample, self.data.is_sample), ("Export", self.export, True),
+        steps = [("Sample data", self.make_sample, self.data.is_sample),
+                 ("Data", self.prepare_data, self.data.to_prepare()), ("Export", self.export, True),
                  ("Preprocess", self.preprocess, True),
                  ("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),
                  ("Compile", self.compile, on_card), ("Inference", self.infer, True),
@@ -352,6 +357,12 @@ def main() -> int:
         raise Refusal(f"{row.item}: {row.found}; {row.mend}; `--check` shows all that is missing")
     if arguments.max_drop is not None and arguments.precision != "int8":
         raise Refusal("--max-drop is a promise about int8: give --precision int8 as well", cli.USAGE)
+    if arguments.max_drop is not None and data.several_answers():
+        raise Refusal("--max-drop is about Top-1, and these labels give an image several classes; leave it out",
+                      cli.USAGE)
+    if arguments.multi_label and arguments.shard[1] > 1:
+        raise Refusal("--multi-label takes all images in one run: the mean average precision of parts cannot be put "
+                      "together; leave out --shard", cli.USAGE)
     if arguments.min_cosine is not None and (arguments.precision != "int8" if backend == "cpu"
                                              else not arguments.compare):
         raise Refusal("--min-cosine needs a comparison, which this run does not make: on the CPU it takes --precision "

@@ -17,7 +17,7 @@ def read_json(path: str) -> Any:
 def accuracy(workdir: str, name: str) -> Dict[str, str]:
     """{"Top1 accuracy": "93.75%", ...} of one of the work folder's accuracy files."""
     rows = read_json(os.path.join(workdir, name))["value"]
-    return {row["key"]: row["value"] for row in rows if "accuracy" in row["key"]}
+    return {row["key"]: row["value"] for row in rows if row["value"].endswith("%")}
 
 
 def precision_before(backend: str) -> str:
