@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from common import native, record
+from common.accuracy import percentages
 from common.cli import Refusal, shown
 from common.journal import Journal
 from common.labels import match_labels
