@@ -23,8 +23,8 @@ import numpy as np
 
 PAGE = "report.html"
 TEMPLATE, SCRIPT = (os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in (PAGE, "report.js"))
-PARTS = ("acc.json", "acc_report.json", "acc_float32.json", "run.json", "perf.json", "compare.json", "expect.json",
-         "forecast.json")
+PARTS = ("acc.json", "acc_report.json", "acc_float32.json", "acc_float16.json", "run.json", "perf.json",
+         "compare.json", "expect.json", "forecast.json")
 CHUNK = 256      # images that are summarised at once
 MISTAKES = 24    # pictures of wrong answers
 CHANGED = 12     # pictures of answers that differ between two runtimes
@@ -167,12 +167,13 @@ def accuracies(parts: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
     if not hits:  # several labels an image: acc.json says what was computed
         return [{"title": row["key"], "value": row["value"], "about": []} for row in parts["acc"].get("value", ())
                 if not row["key"].startswith("Number")]
-    before = {row["key"]: row["value"] for row in parts["acc_float32"].get("value", ())}
+    other = "float16" if parts["acc_float16"] else "float32"
+    before = {row["key"]: row["value"] for row in parts[f"acc_{other}"].get("value", ())}
     cards = []
     for k in dict.fromkeys((1, min(figures.TOP, len(hits)))):
         low, high = figures.interval(hits[k - 1], images)
         about = [f"95 % interval {low:.2f} to {high:.2f} %"]
-        about += [f"float32: {value}" for key, value in before.items() if key == f"Top{k} accuracy"]
+        about += [f"{other}: {value}" for key, value in before.items() if key == f"Top{k} accuracy"]
         cards.append({"title": f"Top-{k}", "value": share(hits[k - 1], images),
                       "about": about + known_figures(parts, report, k)})
     return cards
