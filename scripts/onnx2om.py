@@ -89,12 +89,15 @@ def pasteable(command: List[str]) -> str:
 
 
 def made_by(arguments: argparse.Namespace, command: List[str]) -> record.Row:
-    """All that an .om depends on: the command with the files it names, the ONNX file, CANN."""
+    """All that an .om depends on: the command with the files it names, the ONNX file, CANN. A folder that was moved as
+    a whole is none of it: files count by name and content."""
+    folder = os.path.dirname(arguments.model) + os.sep
     values = [word.partition("=")[2] if word.startswith("--") else word for word in command[1:]]
     settings = [value for value in values if os.path.isabs(value) and os.path.isfile(value)
                 and not os.path.samefile(value, arguments.model)]
     atc = os.path.realpath(shutil.which("atc") or "atc")
-    return record.recipe(__file__, {"command": command}, inputs=[arguments.model], settings=settings,
+    told = [word.replace(folder, "", 1) for word in command]
+    return record.recipe(__file__, {"command": told}, inputs=[arguments.model], settings=settings,
                          atc=record.state(atc, atc), cann=ascend.cann_version())
 
 

@@ -296,13 +296,12 @@ def settings(parts: Dict[str, Dict[str, Any]], workdir: str, result: str, header
     host = {key: value for key, value in (made.get("host") or {}).items() if value}
     versions = {"this program": cli.VERSION, **(exported.get("versions") or {}), **(header.get("versions") or {}),
                 **(made.get("versions") or {}), **host}
-    extra = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
+    extra = ("dtype", "crop_pct", "crop_mode", "interpolation", "mean", "std")
     rows = [("checkpoint", run.get("checkpoint")), ("SHA-256", network.get("checkpoint_sha256")),
             ("network", ", ".join(filter(None, [network.get("variant"), network.get("lineage") and
                                                 f"{network['lineage']} lineage", f"{report['classes']:,} classes",
                                                 size and f"{size}×{size} pixels", run.get("precision")]))),
-            ("preparation", ", ".join([str(header["dtype"])] * ("dtype" in header)
-                                      + [f"{key} {header[key]}" for key in extra if key in header])),
+            ("preparation", ", ".join(f"{key} {header[key]}" for key in extra if key in header)),
             ("data", run.get("data")), ("labels", report.get("labels")),
             ("images", ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in report["counts"].items()
                                  if count is not None)),
@@ -393,11 +392,11 @@ def main() -> None:
     parts["network"] = record.notes(os.path.join(workdir, "tresnet.onnx"))
     texts = [os.path.join(workdir, name) for name in PARTS if name != "run.json"]
     texts += [TEMPLATE, SCRIPT] + [arguments.class_names] * bool(arguments.class_names)
-    result = nearby(parts["acc_report"].get("result"), workdir)
-    texts += [record.path_of(result)] * bool(result)
+    result, prepared = (nearby(parts["acc_report"].get(key), workdir) for key in ("result", "prep"))
+    texts += [record.path_of(result)] if result else []
     run = {key: value for key, value in parts["run"].items() if key in ("backend", "gates", "made", "data", "commands")}
-    made_by = record.recipe(__file__, {"run": run}, ("numpy", "Pillow", "matplotlib", "Jinja2"),
-                            settings=filter(os.path.isfile, texts))
+    made_by = record.recipe(__file__, {"run": run, "results": bool(result), "pictures": bool(prepared)},
+                            ("numpy", "Pillow", "matplotlib", "Jinja2"), settings=filter(os.path.isfile, texts))
     if not arguments.force and record.is_current(product, made_by):
         print(f"{shown(product)} is up to date")
         return

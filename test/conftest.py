@@ -1,7 +1,6 @@
 """What the tests share: running a script as a user does, the sample photos, and the expected values."""
 import fcntl
 import hashlib
-import io
 import os
 import shutil
 import subprocess
@@ -73,7 +72,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         with open(str(base / f"{name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
-                unfinished = base / f"{name} unfinished"
+                unfinished = base / f"{name}.unfinished"
                 shutil.rmtree(str(unfinished), ignore_errors=True)
                 unfinished.mkdir(mode=0o750)
                 make(unfinished)
@@ -91,25 +90,25 @@ def sample(shared: Shared) -> Path:
 
 @pytest.fixture(scope="session")
 def small_sample(shared: Shared) -> Path:
-    """The sample data set for --img-size 64: val_union/ (the 20 photos, 96 pixels high), val_label.txt,
-    model_best.pth.tar (a TResNet-M of 1000 classes that gives the photos of this size their labels: Top-1 100 %).
-    """
+    """Like sample, but its checkpoint was made for 64 pixels, and says so: Top-1 100 % there."""
     return shared("small_sample", make_small_sample)
 
 
 def make_small_sample(folder: Path) -> None:
     import make_sample
-    from PIL import Image
-    (folder / "val_union").mkdir(mode=0o750)
-    labels = {}
-    for name, content in make_sample.fetch_photos().items():
-        with Image.open(io.BytesIO(content)) as photo:
-            small = photo.resize((96 * photo.width // photo.height, 96))
-        small.save(str(folder / "val_union" / name), quality=95)
-        labels[str(folder / "val_union" / name)] = int(make_sample.PHOTO_LABEL.findall(name)[0])
-    (folder / "val_label.txt").write_text("".join(f"{Path(path).name} {label}\n" for path, label in labels.items()))
-    with mock.patch.object(make_sample, "IMG_SIZE", SMALL):
-        make_sample.make_checkpoint(labels, str(folder / "model_best.pth.tar"))
+    small = make_sample.EVALUATION._replace(img_size=SMALL)
+    with mock.patch.object(make_sample, "EVALUATION", small), mock.patch.object(sys, "argv", ["", str(folder)]):
+        make_sample.main()
+
+
+@pytest.fixture(scope="session")
+def photos(shared: Shared) -> Path:
+    """A folder with the 20 photos of the sample alone."""
+    def write(folder: Path) -> None:
+        from make_sample import fetch_photos
+        for name, content in fetch_photos().items():
+            (folder / name).write_bytes(content)
+    return shared("photos", write)
 
 
 @pytest.fixture(scope="session")

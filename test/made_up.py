@@ -39,33 +39,41 @@ def picture(place: int, side: int = SIDE) -> np.ndarray:
 
 
 def write_results(folder: Path, stems: List[str], logits: np.ndarray) -> None:
+    """One file for each stem; of more stems than logits the later ones are links to the same files again."""
     folder.mkdir(mode=0o750)
-    for stem, row in zip(stems, logits):
-        with open(str(folder / f"{stem}_0.npy"), "wb") as file:
-            np.save(file, row[None])
+    for place, stem in enumerate(stems):
+        if place < len(logits):
+            np.save(str(folder / f"{stem}_0.npy"), logits[place][None])
+        else:
+            os.link(str(folder / f"{stems[place % len(logits)]}_0.npy"), str(folder / f"{stem}_0.npy"))
 
 
-def write_prepared(folder: Path, sources: Dict[str, str], pictures: Optional[int] = None) -> None:
-    """The prepared folder of images, {stem: source}; with `pictures` only so many have a .bin of their own bytes."""
+def write_prepared(folder: Path, sources: Dict[str, str], different: int) -> None:
+    """The prepared folder of images, {stem: source}; of them so many differ, the others are links to them."""
     folder.mkdir(mode=0o750)
     rows: List[Dict[str, Any]] = [{"tool": "TResNet_preprocess.py", "img_size": SIDE, "dtype": "uint8", "boot_id": "-"}]
+    stems = list(sources)
     for place, (stem, source) in enumerate(sources.items()):
-        (folder / f"{stem}.bin").write_bytes(picture(place % (pictures or len(sources))).tobytes())
+        if place < different:
+            (folder / f"{stem}.bin").write_bytes(picture(place).tobytes())
+        else:
+            os.link(str(folder / f"{stems[place % different]}.bin"), str(folder / f"{stem}.bin"))
         rows.append({"bin": f"{stem}.bin", "source": source, "size": 1, "mtime_ns": 1, "bin_mtime_ns": 1})
     rows.append({"synced": len(rows) - 1})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run(work: Path, images: int, classes: int, top1: int, top5: int, names: Optional[List[str]] = None,
-        sources: Optional[List[str]] = None, pictures: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
-    """Results, prepared images, labels and acc_report.json in `work`; (true classes, scores)."""
+        sources: Optional[List[str]] = None, copies: int = 1) -> Tuple[np.ndarray, np.ndarray]:
+    """Results, prepared images, labels and acc_report.json in `work`, all `copies` times; (true classes, scores)."""
     import TResNet_postprocess as post
-    stems = [f"i{place:05d}" for place in range(images)]
+    stems = [f"i{place:05d}" for place in range(images * copies)]
     true = np.random.RandomState(1).permutation(np.arange(images) % classes)
     logits = scores(true, top1, top5, classes)
-    write_prepared(work / "prep_dataset", dict(zip(stems, sources or [f"{stem}.jpg" for stem in stems])), pictures)
+    write_prepared(work / "prep_dataset", dict(zip(stems, sources or [f"{stem}.jpg" for stem in stems])), images)
     write_results(work / "result", stems, logits)
-    (work / "val_label.txt").write_text("".join(f"{stem} {label}\n" for stem, label in zip(stems, true)))
+    labels = zip(stems, np.tile(true, copies))
+    (work / "val_label.txt").write_text("".join(f"{stem} {label}\n" for stem, label in labels))
     if names:
         (work / "names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     report = post.evaluate(str(work / "result"), str(work / "val_label.txt"), str(work / "prep_dataset"), 2,

@@ -17,7 +17,6 @@ from common import cli
 
 import numpy as np
 from conftest import ROOT, sha256
-from make_sample import fetch_photos
 from PIL import Image
 
 import TResNet_preprocess as step
@@ -48,12 +47,6 @@ def fill(folder: Path, names: List[str], size: int = 40) -> Path:
         with open(os.path.join(str(folder), name), "wb") as file:
             pattern(size + number % 7, size).save(file, "PNG")
     return folder
-
-
-def write_photos(folder: Path) -> None:
-    """The 20 photos of the sample, without its checkpoint."""
-    for name, content in fetch_photos().items():
-        (folder / name).write_bytes(content)
 
 
 def write_slow_images(folder: Path) -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 
 
-def test_the_images_are_like_imagenet_s_and_the_same_every_time(sample: Path, tmp_path: Path) -> None:
-    first, second = (Path(bench.make_images(str(tmp_path / name), count, str(sample)))
+def test_the_images_are_like_imagenet_s_and_the_same_every_time(small_sample: Path, tmp_path: Path) -> None:
+    first, second = (Path(bench.make_images(str(tmp_path / name), count, str(small_sample)))
                      for name, count in (("a", 50), ("b", 6)))
     paths = sorted(first.iterdir())
     assert [path.name for path in paths] == [f"bench_{index:05}.jpg" for index in range(50)]
@@ -34,9 +34,9 @@ def test_the_images_are_like_imagenet_s_and_the_same_every_time(sample: Path, tm
     assert min(large) > max(usual)  # as detailed, so as slow to decode per pixel
 
 
-def test_each_image_has_the_label_of_the_photo_it_was_cut_from(sample: Path) -> None:
-    lines = [line.split() for line in (sample / "val_label.txt").read_text().splitlines()]
-    photos = [Image.open(sample / "val_union" / name).convert("RGB") for name, _ in lines]
+def test_each_image_has_the_label_of_the_photo_it_was_cut_from(small_sample: Path) -> None:
+    lines = [line.split() for line in (small_sample / "val_label.txt").read_text().splitlines()]
+    photos = [Image.open(small_sample / "val_union" / name).convert("RGB") for name, _ in lines]
     # photos that are each of one colour tell which one an image was cut from
     plain = [Image.new("RGB", photo.size, (12 * index, 0, 0)) for index, photo in enumerate(photos)]
     for index in (0, 35, 41, 44, 48, 49):

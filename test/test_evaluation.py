@@ -182,11 +182,11 @@ def hugging_face(folder: Path, checkpoint: Path, **settings: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tresnet.onnx of a Hugging Face folder that asks for 64 pixels, squash, crop 1, bicubic."""
     import TResNet_pth2onnx as export
     folder = tmp_path_factory.mktemp("exported")
-    source = hugging_face(folder / "hf", sample / "model_best.pth.tar", crop_mode="squash", crop_pct=1.0,
+    source = hugging_face(folder / "hf", small_sample / "model_best.pth.tar", crop_mode="squash", crop_pct=1.0,
                           interpolation="bicubic", mean=[0, 0, 0], std=[1, 1, 1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "VERIFIED_BATCHES", (1,))
@@ -247,14 +247,14 @@ def test_a_model_without_a_record_is_refused(pictures: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refused(sample: Path, tmp_path: Path,
+def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refused(small_sample: Path, tmp_path: Path,
                                                                                   monkeypatch: Any) -> None:
     torch = pytest.importorskip("torch")
     from common.checkpoint import load_checkpoint
 
     import TResNet_pth2onnx as export
     monkeypatch.setattr(export, "VERIFIED_BATCHES", (1,))
-    checkpoint = load_checkpoint(str(sample / "model_best.pth.tar"))
+    checkpoint = load_checkpoint(str(small_sample / "model_best.pth.tar"))
     target = tmp_path / "m.onnx"
     for size, options in ((64, []), (100, ["--img-size", "96"]), (100, [])):
         checkpoint["args"] = argparse.Namespace(img_size=size, crop_pct=0.9, mean=[0.5], std=None)

@@ -6,23 +6,22 @@ import json
 import os
 import random
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT, Shared, listed_sha256, sha256, succeed
+from conftest import ROOT, SMALL, Shared, copy_products, listed_sha256, sha256, succeed
 
 pytestmark = pytest.mark.slow
 STEPS = ("Sample data", "Export", "Preprocess", "Inference", "Accuracy", "Report")
-SMALL = ("--img-size", "64")  # what does not look at figures runs on small images, to be quick
+SIZE = ("--img-size", str(SMALL))
 # Without these a machine with the stand-ins or a real card would choose another backend.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV")}
 
@@ -59,27 +58,27 @@ def products(workdir: Path) -> Dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def finished(shared: Shared) -> Path:
-    """The work folder of an undisturbed run without options."""
+def finished(shared: Shared, sample: Path) -> Path:
+    """The work folder of an undisturbed run without options, the sample data being there."""
     def make(folder: Path) -> None:
+        copy_products(sample, folder / "work" / "sample")
         out = passed("--workdir", folder / "work")
         assert [line[3:-3] for line in out.splitlines() if line.startswith("== ")][:-1] == [
             f"{step} (step {place} of {len(STEPS)})" for place, step in enumerate(STEPS, 1)]
     return shared("finished", make) / "work"
 
 
-@pytest.fixture(scope="session")
-def small(shared: Shared, sample: Path) -> Path:
-    """The work folder of an undisturbed run on small images of the sample as a user's own data."""
-    return shared("small", lambda folder: passed("--workdir", folder / "work", "--data", sample, *SMALL) and None
-                  ) / "work"
+@pytest.fixture
+def copy(small_work: Path, tmp_path: Path) -> Path:
+    """A copy of the work folder of a finished run on small images, to be changed."""
+    copy_products(small_work, tmp_path / "work")
+    return tmp_path / "work"
 
 
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    """A copy of that folder, to be changed."""
-    shutil.copytree(str(finished), str(tmp_path / "work"))
-    return tmp_path / "work"
+def options(copy: Path, small_sample: Path) -> Tuple[object, ...]:
+    """The options of the run that made `copy`."""
+    return ("--workdir", copy, "--data", small_sample, *SIZE)
 
 
 # ---- right, and wrong when it should be ------------------------------------------------------------------------------
@@ -109,28 +108,38 @@ def test_a_wrong_preparation_loses_photos(damage: str, highest: float, finished:
     assert float(accuracy(tmp_path)["Top1 accuracy"].rstrip("%")) <= highest
 
 
-def test_the_commands_of_a_dry_run_are_the_steps_and_can_be_pasted(small: Path, sample: Path, tmp_path: Path) -> None:
-    out = passed("--dry-run", "--workdir", tmp_path / "by hand", "--data", sample, *SMALL)
+def test_the_commands_of_a_dry_run_are_the_steps_and_can_be_pasted(small_work: Path, small_model: Path,
+                                                                   small_sample: Path, tmp_path: Path) -> None:
+    assert "--data-set '20 sample photos'" in passed("--dry-run", "--perf")
+    out = passed("--dry-run", "--workdir", tmp_path / "by hand", "--data", small_sample, *SIZE)
     commands = [line[2:] for line in out.splitlines() if line.startswith("$ ")]
     assert not (tmp_path / "by hand").exists() and len(commands) == 7
-    script = "set -e\n" + "\n".join(commands)
-    subprocess.run(["bash", "-c", "mkdir " + shlex.quote(str(tmp_path / "by hand")) + "\n" + script], cwd=str(ROOT),
-                   env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-    assert (tmp_path / "by hand" / "acc.json").read_bytes() == (small / "acc.json").read_bytes()
+    copy_products(small_model, tmp_path / "by hand")
+    subprocess.run(["bash", "-ec", "\n".join(commands)], cwd=str(ROOT), env=ENVIRONMENT, check=True,
+                   stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    assert (tmp_path / "by hand" / "acc.json").read_bytes() == (small_work / "acc.json").read_bytes()
 
 
-def test_bytes_in_quotes_with_aipp_give_the_same_logits(finished: Path, copy: Path) -> None:
-    passed("--workdir", copy, "--uint8")
-    assert all(path.stat().st_size == 150528 for path in next(copy.glob("prep_dataset-*")).glob("*.bin"))
-    for path in (finished / "result").iterdir():
+def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_again(
+        small_work: Path, copy: Path, options: Tuple[object, ...]) -> None:
+    options += ("--uint8", "--perf", "--batch-sizes", "1", "--loop", "1", "--repeat", "1")
+    passed(*options)
+    settings, = copy.glob("prep_dataset-*/aipp.cfg")  # beside the folder of the run before, which had other settings
+    assert {path.stat().st_size for path in settings.parent.glob("*.bin")} == {3 * SMALL ** 2}
+    for path in (small_work / "result").iterdir():
         difference = np.abs(np.array(path.read_text().split(), float)
                             - np.array((copy / "result" / path.name).read_text().split(), float))
         assert difference.max() <= 1e-4
     assert accuracy(copy)["Top1 accuracy"] == "100.0%"
+    before = {name: (copy / name).stat().st_mtime_ns for name in products(copy)}
+    out = passed(*options)
+    assert out.count("up to date") == 4 and "0 made in" in out
+    changed = {name for name, stamp in before.items() if (copy / name).stat().st_mtime_ns != stamp}
+    assert changed <= {"acc.json", f"{settings.parent.name}/aipp.cfg", "perf.json", "perf.md", "perf.png"}
 
 
-def test_int8_is_measured_against_float32(copy: Path) -> None:
-    out = passed("--workdir", copy, "--precision", "int8")
+def test_int8_is_measured_against_float32(copy: Path, options: Tuple[object, ...]) -> None:
+    out = passed(*options, "--precision", "int8")
     assert accuracy(copy)["Top1 accuracy"] == "100.0%"
     comparison = json.loads((copy / "compare.json").read_text())
     speed = {name: json.loads((copy / f"{name}_summary.json").read_text())["throughput"]
@@ -141,40 +150,42 @@ def test_int8_is_measured_against_float32(copy: Path) -> None:
     assert comparison["images"] == 20
     assert re.search(rf"float32 for {comparison['top1_agreement']:.2f} % .*{comparison['cosine']['min']:.4f}", summary)
     (copy / "result_summary.json").unlink()  # as a run leaves it that is killed after its last image
-    assert re.search("speed +not measured: ", passed("--workdir", copy, "--precision", "int8"))
+    assert re.search("speed +not measured: ", passed(*options, "--precision", "int8"))
     metadata = {entry.key: entry.value for entry in onnx.load(str(copy / "tresnet_int8.onnx")).metadata_props}
     assert metadata["precision"] == "int8" and metadata["variant"] == "tresnet_m"
 
 
-def test_performance_is_measured_and_drawn(copy: Path) -> None:
-    out = passed("--workdir", copy, "--perf", "--batch-sizes", "1,2", "--loop", "3", "--repeat", "2",
+def test_performance_is_measured_and_drawn(copy: Path, options: Tuple[object, ...]) -> None:
+    out = passed(*options, "--perf", "--batch-sizes", "1,2", "--loop", "3", "--repeat", "2",
                  "--min-throughput", "0.001")
     assert {"perf.json", "perf.md", "perf.png"} <= set(os.listdir(str(copy)))
     rows = json.loads((copy / "perf.json").read_text())["rows"]
     assert [row["batch_size"] for row in rows] == [1, 2] and "best" in out.lower()
     assert "perf.png" in out.split("== Summary")[1]
-    assert "perf.png" not in passed("--workdir", copy).split("== Summary")[1], "that was another run's"
+    assert "perf.png" not in passed(*options).split("== Summary")[1], "that was another run's"
 
 
 # ---- a user's own data -----------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def class_folders(sample: Path, tmp_path: Path) -> Path:
+def class_folders(small_sample: Path, tmp_path: Path) -> Path:
     """Four class folders with a photo each, all four of the same name, and the sample's checkpoint."""
     data = tmp_path / "my data"
-    for number, photo in enumerate(sorted((sample / "val_union").iterdir())[:4]):
+    for number, photo in enumerate(sorted((small_sample / "val_union").iterdir())[:4]):
         folder = data / "val" / f"class {number}"
         folder.mkdir(parents=True)
         shutil.copy(str(photo), str(folder / "photo (1).JPEG"))
-    os.link(str(sample / "model_best.pth.tar"), str(data / "model_best.pth.tar"))
+    os.link(str(small_sample / "model_best.pth.tar"), str(data / "model_best.pth.tar"))
     return data
 
 
-def test_class_folders_spaces_in_names_and_a_bad_image(class_folders: Path, sample: Path, tmp_path: Path) -> None:
+def test_class_folders_spaces_in_names_and_a_bad_image(class_folders: Path, small_sample: Path, small_model: Path,
+                                                       tmp_path: Path) -> None:
     (class_folders / "val" / "class 0" / "broken.jpg").write_bytes(b"\xff\xd8 no image")
-    numbers = [line.split()[1] for line in (sample / "val_label.txt").read_text().splitlines()[:4]]
+    numbers = [line.split()[1] for line in (small_sample / "val_label.txt").read_text().splitlines()[:4]]
     (tmp_path / "map.txt").write_text("".join(f"class {place} {number}\n" for place, number in enumerate(numbers)))
-    options = ("--data", class_folders, "--workdir", tmp_path / "w o r k", "--class-map", tmp_path / "map.txt")
+    copy_products(small_model, tmp_path / "w o r k")
+    options = ("--data", class_folders, "--workdir", tmp_path / "w o r k", "--class-map", tmp_path / "map.txt", *SIZE)
     said = refused(*options)
     assert "broken.jpg" in said and "the step 'Preprocess' failed with exit status 1" in said
     out = passed(*options, "--skip-bad")
@@ -184,12 +195,12 @@ def test_class_folders_spaces_in_names_and_a_bad_image(class_folders: Path, samp
     assert accuracy(tmp_path / "w o r k")["Top1 accuracy"] == "100.0%"
 
 
-def test_gates_end_with_status_3_and_one_sentence(copy: Path) -> None:
+def test_gates_end_with_status_3_and_one_sentence(small_sample: Path, copy: Path, options: Tuple[object, ...]) -> None:
     data = copy.parent / "data"
-    shutil.copytree(str(copy / "sample"), str(data))
+    copy_products(small_sample, data)
     labels = (data / "val_label.txt").read_text().splitlines()
     (data / "val_label.txt").write_text("\n".join([labels[0].rsplit(" ", 1)[0] + " 7", *labels[1:]]))
-    options = ("--workdir", copy, "--data", data)
+    options += ("--data", data)
     passed(*options, "--min-top1", "95", "--min-top5", "95")
     said = refused(*options, "--min-top1", "95.5", status=3)
     assert "95.0" in said and "95.5" in said and len(said.strip().splitlines()) == 1
@@ -247,23 +258,23 @@ def no_images(data: Path) -> str:
 @pytest.mark.parametrize("spoil", (no_labels, labels_of_other_images, a_line_that_is_no_label, no_checkpoint,
                                    no_images))
 def test_data_that_cannot_be_evaluated_are_refused_before_anything_is_made(
-        spoil: Callable[[Path], str], sample: Path, tmp_path: Path) -> None:
+        spoil: Callable[[Path], str], small_sample: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    shutil.copytree(str(sample), str(data))
+    copy_products(small_sample, data)
     assert re.search(spoil(data), refused("--data", data, "--workdir", tmp_path / "work"))
     assert not (tmp_path / "work").exists()
 
 
 def test_labels_that_the_network_does_not_have_are_refused_before_the_inference(
-        class_folders: Path, sample: Path, small: Path, tmp_path: Path) -> None:
+        class_folders: Path, small_sample: Path, small_model: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    shutil.copytree(str(sample), str(data))
+    copy_products(small_sample, data)
     (data / "val_label.txt").write_text((data / "val_label.txt").read_text().replace(" 243\n", " 1000\n"))
-    shutil.copytree(str(small), str(tmp_path / "work"))
-    done = pipeline("--data", data, "--workdir", tmp_path / "work", *SMALL)
+    copy_products(small_model, tmp_path / "work")
+    done = pipeline("--data", data, "--workdir", tmp_path / "work", *SIZE)
     assert done.returncode == 1 and "line 1: label 1000 is outside the classes 0 to 999 of the model" in done.stderr
     assert "== Preprocess " not in done.stdout
-    done = pipeline("--data", class_folders, "--workdir", tmp_path / "work", *SMALL)
+    done = pipeline("--data", class_folders, "--workdir", tmp_path / "work", *SIZE)
     assert done.returncode == 1 and "4 class folders ('class 0', 'class 1', 'class 2' and 1 more)" in done.stderr
     assert "but the network has 1000 classes; say which is which: --class-map FILE" in done.stderr
     assert "== Preprocess " not in done.stdout
@@ -307,9 +318,9 @@ def test_outside_the_environment_each_script_says_which_package_is_missing(scrip
                     r"that has it: ", done.stderr), done.stderr
 
 
-def test_a_failing_step_is_named_with_its_own_error(finished: Path, tmp_path: Path) -> None:
+def test_a_failing_step_is_named_with_its_own_error(small_sample: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pth").write_text("<html>")
-    said = refused("--data", finished / "sample", "--checkpoint", tmp_path / "checkpoint.pth",
+    said = refused("--data", small_sample, "--checkpoint", tmp_path / "checkpoint.pth",
                    "--workdir", tmp_path / "work")
     assert "is not a PyTorch checkpoint" in said and "the step 'Export' failed with exit status 1" in said
 
@@ -327,38 +338,26 @@ def test_check_tells_what_is_missing_for_each_backend(tmp_path: Path) -> None:
 
 # ---- once, one at a time, and resumed --------------------------------------------------------------------------------
 
-def test_a_second_run_does_nothing_again(copy: Path) -> None:
-    passed("--workdir", copy)  # the copy's photos lie elsewhere, which counts as a change once
+def test_a_second_run_does_nothing_again(copy: Path, options: Tuple[object, ...]) -> None:
+    passed(*options)  # the copy's report names other paths
     before = {name: (copy / name).stat().st_mtime_ns for name in products(copy) if name != "acc.json"}
-    start = time.time()
-    out = passed("--workdir", copy)
+    out = passed(*options)
     assert {name: (copy / name).stat().st_mtime_ns for name in products(copy) if name != "acc.json"} == before
-    assert out.count("up to date") == 3 and time.time() - start < 20
+    assert out.count("up to date") == 3 and "(20 were there already): 0 made in" in out
 
 
-def test_a_second_run_at_the_same_time_is_told_who_is_at_work(copy: Path) -> None:
-    command = ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--workdir", str(copy), "--force"]
+def test_a_second_run_at_the_same_time_is_told_who_is_at_work(copy: Path, options: Tuple[object, ...]) -> None:
+    command = ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", *map(str, options), "--force"]
     first = subprocess.Popen(command, cwd=str(ROOT), env=ENVIRONMENT, stdout=subprocess.PIPE,
                              stderr=subprocess.DEVNULL)
     assert first.stdout is not None
     wait_for(first, "Export")
-    said = refused("--workdir", copy)
+    said = refused(*options)
     assert f"{copy} is in use by another run, process {first.pid}; wait for it" in said
     first.send_signal(signal.SIGINT)
     first.communicate()
     assert first.returncode == 130
-    passed("--workdir", copy)
-
-
-def test_bytes_are_prepared_inferred_and_measured_once(copy: Path) -> None:
-    options = ("--workdir", copy, "--uint8", "--perf", "--batch-sizes", "1", "--loop", "1", "--repeat", "1", *SMALL)
     passed(*options)
-    before = {name: (copy / name).stat().st_mtime_ns for name in products(copy)}
-    out = passed(*options)
-    assert out.count("up to date") == 4 and "0 made in" in out
-    changed = {name for name, stamp in before.items() if (copy / name).stat().st_mtime_ns != stamp}
-    settings, = copy.glob("prep_dataset-*/aipp.cfg")  # beside the folder of the run before, which had other settings
-    assert changed <= {"acc.json", f"{settings.parent.name}/aipp.cfg", "perf.json", "perf.md", "perf.png"}
 
 
 def wait_for(process: "subprocess.Popen[bytes]", step: str) -> bool:
@@ -404,8 +403,9 @@ def kill_all(process: "subprocess.Popen[bytes]") -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bytes(sample: Path, small: Path, tmp_path: Path) -> None:
-    workdir, options = tmp_path / "work", ("--data", sample, *SMALL)
+def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bytes(small_sample: Path, small_work: Path, tmp_path: Path
+                                                                 ) -> None:
+    workdir, options = tmp_path / "work", ("--data", small_sample, *SIZE)
     generator = random.Random(5)
     longest = {"Export": 4.0, "Preprocess": 0.6, "Inference": 1.2, "Accuracy": 0.5}
     kills = 0
@@ -422,31 +422,32 @@ def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bytes(sample: Path, s
             kill_all(process)
     assert kills == 12
     passed("--workdir", workdir, *options)
-    assert products(workdir) == products(small)
+    assert products(workdir) == products(small_work)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_killed_while_the_sample_is_made_it_makes_the_same_sample(sample: Path, tmp_path: Path) -> None:
-    generator, folder = random.Random(6), tmp_path / "work" / "sample"
-    for _ in range(2):
-        process = start(tmp_path / "work", *SMALL)
-        assert wait_for(process, "Sample data")
-        time.sleep(generator.uniform(1, 6))
-        kill_all(process)
-    succeed("scripts/make_sample.py", folder)
-    assert products(folder) == products(sample)
+def test_killed_while_the_sample_is_made_it_makes_the_same_sample(small_sample: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sample"
+    program = f"import make_sample as m; m.EVALUATION = m.EVALUATION._replace(img_size={SMALL}); m.cli.run(m.main)"
+    for seen in ("val_union", "val_label.txt"):  # before the photos are complete, and before the checkpoint is
+        process = subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=str(ROOT / "scripts"))
+        while not (folder / seen).exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run([sys.executable, "-c", program, str(folder)], cwd=str(ROOT / "scripts"), check=True)
+    assert products(folder) == products(small_sample)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("number, status", ((signal.SIGINT, 130), (signal.SIGTERM, 143)))
 @pytest.mark.parametrize("step", ("Preprocess", "Export", "Inference"))
 def test_ctrl_c_ends_all_within_two_seconds_with_one_line(step: str, number: signal.Signals, status: int,
-                                                          sample: Path, tmp_path: Path, small: Path) -> None:
+                                                          small_sample: Path, small_work: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "work"
     if step != "Export":
-        shutil.copytree(str(small), str(workdir))
+        copy_products(small_work, workdir)
         shutil.rmtree(str(workdir / "prep_dataset"))
-    process = start(workdir, "--data", sample, *SMALL)
+    process = start(workdir, "--data", small_sample, *SIZE)
     assert wait_for(process, step)
     time.sleep(0.1 if step == "Preprocess" else 0.3)  # preprocessing 20 photos is over after 0.3 s
     began = time.time()

@@ -16,14 +16,9 @@ from common.evaluation import DEFAULT
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT, Shared, listed_sha256, succeed
-from pictures import SCRIPT, bins, fill, pattern, prepare, rows, write_photos
+from conftest import GOLDEN, ROOT, listed_sha256, succeed
+from pictures import SCRIPT, bins, fill, pattern, prepare, rows
 from PIL import Image, ImageFile
-
-
-@pytest.fixture(scope="session")
-def photos(shared: Shared) -> Path:
-    return shared("photos", write_photos)
 
 
 def need_fast(img_size: int = 224, dtype: str = "float32") -> Callable[..., Any]:

@@ -21,8 +21,8 @@ from common.files import stamp, write_whole
 from common.manifest import read_manifest
 
 import pytest
-from conftest import ROOT, Shared, listed_sha256
-from pictures import SCRIPT, bins, fill, pattern, png, prepare, refused, start, write_photos
+from conftest import ROOT, listed_sha256
+from pictures import SCRIPT, bins, fill, pattern, png, prepare, refused, start
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def make_bad(source: Path, photo: Path) -> Dict[str, str]:
             "pipe.jpg": "not a regular file", "broken_link.jpg": "broken link", "device.jpg": "not a regular file"}
 
 
-def test_bad_images_are_listed_with_the_reason_and_all_others_made(shared: Shared, tmp_path: Path) -> None:
+def test_bad_images_are_listed_with_the_reason_and_all_others_made(photos: Path, tmp_path: Path) -> None:
     source = tmp_path / "src"
     source.mkdir()
-    good = sorted(shared("photos", write_photos).iterdir())[:3]
+    good = sorted(photos.iterdir())[:3]
     for path in good:
         shutil.copy(str(path), str(source))
     expected = make_bad(source, good[0])

@@ -37,9 +37,9 @@ SMALL = 64  # pixels: all that does not compare with golden values is exported a
 
 
 @pytest.fixture(scope="module")
-def photos(sample: Path) -> np.ndarray:
+def images(photos: Path) -> np.ndarray:
     """The sample photos in file-name order, float32 [20, 3, 224, 224]."""
-    return load_images(sorted(map(str, (sample / "val_union").iterdir())))
+    return load_images(sorted(map(str, photos.iterdir())))
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +113,14 @@ def test_the_patch_applies_to_the_unpatched_source_without_fuzz(tool: List[str],
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_patched_network_has_the_names_and_logits_of_the_original_environment(
-        variant: str, weights: Any, photos: np.ndarray) -> None:
+        variant: str, weights: Any, images: np.ndarray) -> None:
     network = create_network(variant, 1000).eval()
     found = [f"{name} {str(tensor.dtype)[6:]} {list(tensor.shape)}" for name, tensor in network.state_dict().items()]
     assert found == (GOLDEN / f"{variant}.keys.txt").read_text().splitlines()
     network.load_state_dict(weights[variant])
     expected = np.load(str(GOLDEN / f"{variant}.ascend.npy"))
     with torch.no_grad():
-        logits = network(torch.from_numpy(photos[:len(expected)])).numpy()
+        logits = network(torch.from_numpy(images[:len(expected)])).numpy()
     assert np.abs(logits - expected).max() <= 1e-4
 
 
@@ -139,7 +139,7 @@ FORMS = {
 @pytest.mark.parametrize("variant, form", [(variant, form) for variant in VARIANTS for form in FORMS
                                            if variant == "tresnet_m" or form in ("ascend training checkpoint",
                                                                                  "timm 0.8 names")])
-def test_golden_logits_through_the_onnx_file(variant: str, form: str, weights: Any, photos: np.ndarray, tmp_path: Path,
+def test_golden_logits_through_the_onnx_file(variant: str, form: str, weights: Any, images: np.ndarray, tmp_path: Path,
                                              monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     lineage, wrap = FORMS[form]
     checkpoint = wrap(weights[variant])
@@ -151,7 +151,7 @@ def test_golden_logits_through_the_onnx_file(variant: str, form: str, weights: A
     assert f"{variant}, 1000 classes, {lineage} lineage" in capsys.readouterr().out
     expected = np.load(str(GOLDEN / f"{variant}.{lineage}.npy"))[:4]
     session = onnxruntime.InferenceSession(str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"])
-    logits, = session.run(None, {"image": photos[:len(expected)]})
+    logits, = session.run(None, {"image": images[:len(expected)]})
     assert np.abs(logits - expected).max() <= 1e-4
     shutil.rmtree(str(tmp_path))  # a gigabyte for all of these
 
@@ -268,14 +268,14 @@ def test_the_graph_has_no_dead_weights_old_ir_and_shapes_with_only_the_batch_ope
                 name, node.name, shape)
 
 
-def test_a_second_runtime_agrees(models: Dict[str, onnx.ModelProto], photos: np.ndarray, tmp_path: Path) -> None:
+def test_a_second_runtime_agrees(models: Dict[str, onnx.ModelProto], images: np.ndarray, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="OpenVINO has no build for this Python")
     for lineage in ("ascend", "miil"):
         path = tmp_path / f"{lineage}.onnx"
         onnx.save(models[f"tresnet_m {lineage}"], str(path))
         core = openvino.Core()
         compiled = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        logits = compiled(photos[:4])[0]
+        logits = compiled(images[:4])[0]
         assert np.abs(logits - np.load(str(GOLDEN / f"tresnet_m.{lineage}.npy"))[:4]).max() <= 1e-3
 
 
@@ -289,7 +289,7 @@ def test_every_opset_is_verified(opset: int, small: Path, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("lineage", ("ascend", "miil"))
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_golden_logits_with_every_stem(variant: str, lineage: str, weights: Any, photos: np.ndarray) -> None:
+def test_golden_logits_with_every_stem(variant: str, lineage: str, weights: Any, images: np.ndarray) -> None:
     """Within 1e-5 of the largest; the miil lineage's with both ways to reflect."""
     tensors = weights[variant] if lineage == "ascend" else untracked(weights[variant])
     network = load_network(tensors, "x.pth", Recognised(variant, 1000, lineage, ""))
@@ -297,7 +297,7 @@ def test_golden_logits_with_every_stem(variant: str, lineage: str, weights: Any,
     for stem in graph.STEMS:
         model = build_model(network, 224, 11, None, stem, "pad" if stem == "space-to-depth" else "slice")
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        logits, = session.run(None, {"image": photos[:1]})
+        logits, = session.run(None, {"image": images[:1]})
         assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max(), stem
 
 

@@ -125,7 +125,7 @@ def confidences(right: Sequence[float], wrong: Sequence[float]) -> str:
     """Histogram of the confidence of right and of wrong answers, one upon the other."""
     figure, left = axes()
     with matplotlib.rc_context(STYLE):
-        left.hist([right, wrong], 25, (0, 1), stacked=True, color=[FIRST, SECOND], label=["right", "wrong"],
+        left.hist([right, wrong], 25, range=(0, 1), stacked=True, color=[FIRST, SECOND], label=["right", "wrong"],
                   edgecolor=PAPER, linewidth=0.5)
         for bar in left.containers[1]:
             bar.set_hatch("////")

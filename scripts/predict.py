@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""What a model sees in images: the five most likely classes of each, with their probabilities.
+
+    python3 scripts/predict.py work/tresnet.onnx photo.jpg
+    python3 scripts/predict.py work/tresnet_bs8.om ./photos 'more/*.png' --json > predictions.json
+
+In:  MODEL, an .onnx file (it runs on the CPU) or an .om (on the card, by ais_bench); IMAGEs: files, folders of them, or
+     patterns in quotes. They are prepared as the checkpoint says of itself, by the same code as for the accuracy.
+Out: printed; with --json as [{"image", "top": [{"class", "name", "probability"}]}], of an image that cannot be read
+     [{"image", "error"}].
+Exit status: 0 good, 1 an image cannot be read (all others are answered) or the model does not run, 2 wrong usage.
+"""
+import argparse
+import glob
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+from common import class_names, cli, evaluation, figures, files, images, journal, onnx_file, progress, record
+from common.cli import Refusal, say, shown
+from common.names import natural_key
+from common.pixels import convert, reason
+from common.results import read_result
+
+import numpy as np
+
+RUNNERS = {".onnx": "infer_onnx.py", ".om": "infer_om.py"}
+CHUNK = 256  # images that are prepared at once: 150 MB of 224 pixels in a temporary folder
+
+
+# ---- what is asked for -----------------------------------------------------------------------------------------------
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("model", metavar="MODEL", type=cli.path, help="an .onnx or .om file")
+    add("images", metavar="IMAGE", type=cli.path, nargs="+", help="an image, a folder of images, or a pattern")
+    add("--json", action="store_true", help="print JSON")
+    add("--class-names", metavar="FILE", type=cli.path,
+        help="names of the classes (default: those of acc_report.json beside the model, or ImageNet's)")
+    add("--dtype", choices=("float32", "uint8"), help="what an .om takes (default: uint8 if it was compiled with AIPP)")
+    add("--device", metavar="N", type=cli.whole(0, 255), help="the NPU to use (default: 0)")
+    evaluation.add_options(parser, cli.whole(1, 4096))
+    arguments = parser.parse_args()
+    if os.path.splitext(arguments.model)[1] not in RUNNERS:
+        parser.error(f"MODEL should end in .onnx or .om, not {os.path.basename(arguments.model)!r}")
+    return arguments
+
+
+def find(words: List[str]) -> List[str]:
+    """The images that the words mean, each once. Raises: Refusal for a word that means none."""
+    found: Dict[str, None] = {}
+    for word in words:
+        if os.path.isdir(word):
+            paths = [os.path.join(word, name) for name in sorted(images.find_images(word)[0], key=natural_key)]
+        elif os.path.lexists(word):
+            paths = [word]
+        else:
+            paths = sorted(filter(os.path.isfile, glob.glob(word, recursive=True)), key=natural_key)
+        if not paths:
+            raise Refusal(f"{shown(word)} should be an image, a folder of images or a pattern for them, but "
+                          + ("the folder holds none" if os.path.isdir(word) else "there is nothing of that name"))
+        found.update(dict.fromkeys(paths))
+    return list(found)
+
+
+def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
+    """How images are prepared: as options say, or the model's checkpoint. Raises: Refusal."""
+    model = arguments.model
+    if not os.path.isfile(model):
+        raise Refusal(f"there is no model {shown(model)}; make one: bash scripts/pipeline.sh leaves work/tresnet.onnx")
+    said: Any = record.notes(model).get("evaluation")
+    if model.endswith(".onnx"):
+        about = onnx_file.describe(model)
+        said = json.loads(about["metadata"].get("evaluation", "{}"))
+        said["img_size"] = about["shape"][-1]
+    elif said is None:
+        say(f"no record beside {shown(model)} says how its images are to be prepared; timm's way for TResNet is taken "
+            "where no option says another")
+    chosen, contradictions = evaluation.resolve(evaluation.given(arguments), evaluation.from_json(said),
+                                                f"the checkpoint of {shown(model)}")
+    for sentence in contradictions:
+        say(sentence)
+    return chosen
+
+
+def takes(arguments: argparse.Namespace) -> str:
+    """float32, or uint8 for an .om that was compiled with AIPP."""
+    command = (journal.read(record.path_of(arguments.model))[0].get("options") or {}).get("command") or ()
+    return arguments.dtype or ("uint8" if any("--insert_op_conf=" in str(word) for word in command) else "float32")
+
+
+def names_of(arguments: argparse.Namespace, classes: int) -> Optional[List[str]]:
+    """What the classes are called: as the option says, as in the run that the model belongs to, or ImageNet's names."""
+    if arguments.class_names:
+        return class_names.read(arguments.class_names, classes)
+    beside = os.path.join(os.path.dirname(arguments.model), "acc_report.json")
+    try:
+        names = json.loads(files.read_regular(beside)).get("class_names") or ()
+    except (Refusal, ValueError, AttributeError):
+        names = ()
+    if len(names) == classes:
+        return list(names)
+    class_names.fetch(classes)
+    return class_names.find(classes)
+
+
+# ---- the work --------------------------------------------------------------------------------------------------------
+
+def prepare(paths: List[str], folder: str, how: evaluation.Evaluation, dtype: str) -> Dict[str, str]:
+    """Write PLACE.bin for each image that can be read; {path: why not} of the others."""
+    bad = {}
+    for place, path in enumerate(paths):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not be waited for
+            with open(descriptor, "rb", buffering=0) as file:
+                data = convert(file, how, dtype)
+        except Exception as error:  # Pillow raises a dozen kinds for broken files
+            bad[path] = reason(error)
+        else:
+            files.write_whole(os.path.join(folder, f"{place}.bin"), data)
+    return bad
+
+
+def infer(arguments: argparse.Namespace, folder: str) -> str:
+    """Run the model over a folder by the program that infers for the accuracy; the folder of the results."""
+    suffix = os.path.splitext(arguments.model)[1]
+    runner = os.path.join(os.path.dirname(os.path.abspath(__file__)), RUNNERS[suffix])
+    command = [sys.executable, runner, "--model", arguments.model, "--input", os.path.join(folder, "in"), "--output",
+               folder, "--output_dirname", "result", "--outfmt", "NPY"]
+    command += [] if arguments.device is None else ["--device", str(arguments.device)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.stderr.write(done.stdout.decode(errors="replace"))
+        raise Refusal(f"{RUNNERS[suffix]} failed with exit status {done.returncode}; what it said stands above")
+    return os.path.join(folder, "result")
+
+
+def predict(arguments: argparse.Namespace, paths: List[str]) -> Iterator[Tuple[str, Any]]:
+    """(path, its scores, float [classes], or the reason why it could not be read), for each image in order."""
+    how, dtype = choose_evaluation(arguments), takes(arguments)
+    with progress.Bar("predicting", len(paths), "images") as bar:
+        for start in range(0, len(paths), CHUNK):
+            chunk = paths[start:start + CHUNK]
+            with tempfile.TemporaryDirectory() as folder:
+                os.mkdir(os.path.join(folder, "in"), 0o750)
+                bad = prepare(chunk, os.path.join(folder, "in"), how, dtype)
+                result = infer(arguments, folder) if len(bad) < len(chunk) else ""
+                answers = [bad.get(path) or read_result(os.path.join(result, f"{place}_0.npy"))
+                           for place, path in enumerate(chunk)]
+            bar.advance(len(chunk))
+            bar.erase()
+            yield from zip(chunk, answers)
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    names: Optional[List[str]] = None
+    rows: List[Dict[str, Any]] = []
+    for path, answer in predict(arguments, find(arguments.images)):
+        if isinstance(answer, str):
+            say(f"{shown(path)} cannot be read: {answer}")
+            rows.append({"image": path, "error": answer})
+            continue
+        names = names or names_of(arguments, len(answer)) or [f"class {label}" for label in range(len(answer))]
+        found = figures.summarise(np.asarray(answer)[None], [[0]])
+        top = [{"class": int(label), "name": names[label], "probability": float(probability)}
+               for label, probability in zip(found.top[0], found.probability[0])]
+        rows.append({"image": path, "top": top})
+        if not arguments.json:
+            print(shown(path))
+            for row in top:
+                print(f"  {100 * row['probability']:5.1f} %  {row['name']} ({row['class']})")
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    return int(any("error" in row for row in rows))
+
+
+if __name__ == "__main__":
+    cli.run(main, "nothing was written")
