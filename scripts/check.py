@@ -98,7 +98,8 @@ def ascend_rows(soc: str, device: int) -> List[Row]:
 def python_rows() -> List[Row]:
     wanted = [environment.REQUIREMENTS]
     there = environment.finished(wanted) or environment.satisfied(wanted)
-    timm = os.path.exists(os.path.join(ROOT, "pytorch-image-models", ".patched-with"))
+    timm = all(os.path.exists(os.path.join(ROOT, "pytorch-image-models", name))
+               for name in (".patched-with", "timm/models/tresnet.py"))
     return [Row("", "Python packages", there, "all there" if there else "the first run makes .venv",
                 "python3 scripts/setup_env.py"),
             Row("", "timm v0.4.5", timm, "patched" if timm else "the first run fetches it",
