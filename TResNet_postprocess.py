@@ -24,16 +24,17 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
 from common import class_names, cli, native, record
+from common.accuracy import TITLE, coverage_notes, statistics
 from common.cli import Refusal, shown, some
 from common.files import make_folder, read_regular, write_whole
 from common.labels import check_folders, label_offset, match_labels, read_labels
-from common.manifest import LABELS, read_manifest
+from common.manifest import LABELS, WHOLE, read_manifest
 from common.names import result_stem
 from common.results import percent, read_result, result_files
 
 import numpy as np
 
-TITLE, TOOL = "Overall statistical evaluation", "TResNet_postprocess.py"  # how the two outputs begin
+TOOL = "TResNet_postprocess.py"  # how the report begins
 TOP = 5
 CHANCE_IMAGES, CHANCE_CLASSES = 200, 5  # from so many on, less than two hits per class are a sign of something wrong
 CHUNK_VALUES = 256_000          # values; 3 ms of work, which an interrupted thread still finishes
@@ -44,25 +45,35 @@ PREPARED = ("images", "preprocessed", "bad", "left_out")  # counts that only the
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Tuple[np.ndarray, np.ndarray]:
-    """ranks() by compiled C, for TXT results exactly as ais_bench writes them; -1 where a file is anything else."""
+    """ranks() by compiled C, for results exactly as ais_bench writes them; -1 where a file is anything else.
+
+    A NumPy file is such one if it holds float32 and has the header that the first one has.
+    """
     found, changed = np.full(len(paths), -1, np.int32), np.zeros(len(paths), np.int64)
-    if not paths[0].endswith(".txt"):
-        return found, changed
+    header = b""
+    if paths[0].endswith(".npy"):
+        header = read_regular(paths[0], follow_links=False)[:-4 * classes]
+        if b"'<f4'" not in header:
+            return found, changed
+    text = paths[0].endswith(".txt")
     try:
-        kernel = native.load("ranks.c").label_ranks
+        library = native.load("ranks.c")
+        kernel = library.label_ranks if text else library.label_ranks_float32
     except RuntimeError as error:
         if len(paths) * classes >= SLOW_FROM:
             print(f"note: the fast way is not used, Python reads all results: {error}", file=sys.stderr)
         return found, changed
     pointer, integer = ctypes.c_void_p, ctypes.c_ssize_t
-    kernel.argtypes, kernel.restype = [ctypes.c_char_p, integer, integer, pointer, pointer, pointer], None
+    form: List[Any] = [] if text else [ctypes.c_char_p(header), integer(len(header))]
+    kernel.argtypes = [ctypes.c_char_p, integer, integer, *map(type, form), pointer, pointer, pointer]
+    kernel.restype = None
     chunk = max(1, CHUNK_VALUES // classes)
     starts = iter(range(0, len(paths), chunk))
 
     def work() -> None:
         for start in starts:  # of all threads: each takes the next one
             some_paths = paths[start:start + chunk]
-            kernel(os.fsencode("\0".join(some_paths)), len(some_paths), classes,
+            kernel(os.fsencode("\0".join(some_paths)), len(some_paths), classes, *form,
                    labels[start:].ctypes.data, found[start:].ctypes.data, changed[start:].ctypes.data)
 
     with ThreadPoolExecutor(workers) as threads:  # ctypes lets them run at the same time
@@ -208,12 +219,10 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     if len(paths) >= CHANCE_IMAGES and classes >= CHANCE_CLASSES and places[0] * classes < 2 * len(paths):
         notes.append("Top-1 is no better than chance: usually the labels are numbered otherwise than the network's "
                      "classes (from 1, or in another order), or the images were prepared otherwise than in training")
-    if unpredicted:
-        notes.append(f"{len(unpredicted)} of {len(labelled)} labelled names have no prediction: this is a subset")
-    if bad and prep is not None:
-        notes.append(f"{len(bad)} of {len(stems) + len(bad)} images were left out")
+    notes += coverage_notes(len(unpredicted), len(labelled), len(bad) if prep is not None else 0, len(stems) + len(bad))
     counts = {"labelled": len(labelled), "images": len(stems) + len(bad), "preprocessed": len(stems), "bad": len(bad),
               "inferred": len(stems), "evaluated": len(stems), "left_out": len(bad)}
+    part = read_manifest(prep)[0].get("shard", WHOLE) if prep is not None else WHOLE
     return {
         "tool": TOOL, "version": cli.VERSION, "result": os.path.abspath(result),
         "labels": os.path.abspath(labels), "prep": None if prep is None else os.path.abspath(prep),
@@ -222,19 +231,8 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
         "left_out": bad if prep is not None else [], "labelled_without_prediction": unpredicted, "evaluated": stems,
         "true": indices.tolist(),
         "class_names": class_names.find(classes, names, zip(images.values(), indices.tolist())),
+        **({} if part == WHOLE else {"shard": part}),
     }
-
-
-def percentages(report: Dict[str, Any]) -> List[float]:
-    """Top-1, Top-2, ... accuracy in per cent."""
-    return [percent(hits, report["counts"]["evaluated"]) for hits in report["hits"]]
-
-
-def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
-    """The content of acc.json."""
-    rows = [("Number of images", str(report["counts"]["evaluated"])), ("Number of classes", str(report["classes"]))]
-    rows += [(f"Top{k} accuracy", f"{value}%") for k, value in enumerate(percentages(report), 1)]
-    return {"title": TITLE, "value": [{"key": key, "value": value} for key, value in rows]}
 
 
 def shortfalls(report: Dict[str, Any], minima: Dict[int, Optional[float]]) -> List[str]:

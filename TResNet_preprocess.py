@@ -34,7 +34,7 @@ from common.images import class_folders, find_images
 from common.inputs import checksum
 from common.journal import Journal, Row
 from common.labels import class_labels
-from common.manifest import LABELS, MANIFEST
+from common.manifest import LABELS, MANIFEST, WHOLE
 from common.names import INPUT_SUFFIXES, SUFFIXES, name_bins
 from common.pixels import BYTES, convert, fast_path, reason
 from common.workers import run_workers
@@ -73,6 +73,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="float32 CHW, or uint8 HWC for a model with AIPP (default: %(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="bad images are a warning, not a failure")
     parser.add_argument("--force", action="store_true", help="make every .bin anew, finished or not")
+    parser.add_argument("--shard", type=cli.shard, default=WHOLE, metavar="I/N",
+                        help="only every N-th image, from the I-th on (default: all of them)")
     parser.add_argument("--class-map", metavar="FILE", type=cli.path,
                         help="`CLASS_FOLDER INT` lines, or one class folder a line (default: folders in natural order)")
     parser.add_argument("--timeout", type=cli.real(0, 1e6, above=True), metavar="SECONDS", default=TIMEOUT,
@@ -294,12 +296,16 @@ def main() -> int:
     stems = name_bins(source for source in [*images, *bad] if source.lower().endswith(SUFFIXES))
     labels = class_labels(args.src, images, stems, args.class_map)
 
+    mine = set(sorted([*images, *bad])[args.shard[0] - 1::args.shard[1]])  # names and numbers are those of the whole
+    images, bad = ({source: value for source, value in found.items() if source in mine} for found in (images, bad))
+    if not mine:
+        raise Refusal(f"shard {args.shard[0]} of {args.shard[1]} of {shown(args.src)} has no image; take fewer shards")
     folders = class_folders(args.src) if labels is not None and not args.class_map else []  # numbered by their order
     exists = os.path.isdir(args.dst)
     if exists:
         files.hold(args.dst)
     recipe = manifest.recipe(__file__, **evaluation.to_json(args.evaluation._asdict()), dtype=args.dtype,
-                             source=os.path.abspath(args.src))
+                             source=os.path.abspath(args.src), shard=args.shard)
     beside = {LABELS: labels} if labels is not None else {}
     beside.update({AIPP: evaluation.aipp(args.evaluation)} if args.dtype == "uint8" else {})
     task = plan(args, recipe, images, stems, beside)

@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import os
 import shutil
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from common import ascend, cli, environment, evaluation, files, manifest, record
 from common.cli import ROOT, Refusal, shown, some
@@ -47,8 +47,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--uint8", action="store_true", help="images as bytes, converted on the device (AIPP)")
     add("--workdir", metavar="DIR", type=folder, default="work", help="where all products go (default: ./work)")
     add("--backend", choices=("auto", "ascend", "cpu"), default="auto",
-        help="auto (the default) takes ascend if npu-smi, atc and ais_bench are all there")
-    add("--device", metavar="N", type=cli.whole(0, 255), help="NPU to use (default: 0)")
+        help="auto (the default) takes ascend if npu-smi, atc and ais_bench are all there, or if a device, a chip or a "
+             "soc version is named")
+    add("--device", metavar="N[,N…]|all", type=ascend.devices, help="chips to use at the same time (default: 0)")
+    add("--shard", metavar="I/N", type=cli.shard, default=manifest.WHOLE,
+        help="only every N-th image, from the I-th on; merge_reports.py joins the parts (default: all)")
     add("--soc-version", metavar="NAME", default="", help="chip that is compiled for (default: what npu-smi says)")
     add("--batch-sizes", metavar="LIST", type=cli.batch_sizes, default=[1, 4, 8, 16, 32],
         help="models to compile and to measure (default: 1,4,8,16,32)")
@@ -72,27 +75,40 @@ def img_size(text: str) -> int:
 
 # ---- the machine -----------------------------------------------------------------------------------------------------
 
-def ascend_rows(soc: str, device: int) -> List[Row]:
+def ascend_rows(soc: str, device: Optional[List[int]]) -> List[Row]:
     """What the ascend backend needs of the machine."""
+    found, problem = "", ""
     try:
-        chips, found, problem = ascend.find_chips(), "", ""
-        if device < len(chips):
-            found = soc or ascend.soc_version(ascend.the_chip(chips))
-        else:
-            problem = f"--device {device} was asked for, but there are {len(chips)}, numbered from 0"
+        devices, name = ascend.choose_devices(device, soc)
+        found = soc or ascend.soc_version(name)
+        found += f", devices {','.join(map(str, devices))}" if len(devices) > 1 else ""
     except Refusal as refusal:
-        found, problem = "", refusal.sentence
-    has, atc, virtual = ascend.host_versions(), shutil.which("atc"), ascend.virtual_python()
+        problem = refusal.sentence
+    facts, atc, virtual = ascend.host_facts(), shutil.which("atc"), ascend.virtual_python()
+    lacking, mend = ascend.atc_problem()
     source = f"source {shown(ascend.set_env() or ascend.SET_ENV)}"
+    python = f"{shutil.which('python3') or 'none on the PATH'}, Python {facts.get('python', 'unknown')}"
     rows = [Row("ascend", "NPU (npu-smi)", bool(found), found or problem,
                 "install the driver and firmware of the card, then: npu-smi info"),
             Row("ascend", "atc", bool(atc), atc or "not on the PATH", source),
-            Row("ascend", "host's python3", not virtual, (shutil.which("python3") or "") + (
-                ", a virtual environment's, in which atc fails" if virtual else ""), "deactivate")]
+            Row("ascend", "host's python3", not (virtual or lacking), python + (
+                ", a virtual environment's, in which atc fails" if virtual else f": {lacking}" if lacking else
+                ", which has what atc needs"), "deactivate" if virtual else mend)]
+    has = ascend.host_versions()
     rows += [Row("", item, bool(has[item]), has[item] or "no version found") for item in ("driver", "CANN")]
-    return rows + [Row("ascend", item, bool(has[item]), has[item] or "python3 cannot import it",
-                       f"pip3 install the {item} wheel of Ascend's tools for this Python, then: {source}")
+    return rows + [bench_row(item, has[item], facts.get("errors", {}).get(item, ""), source)
                    for item in ("ais_bench", "aclruntime")]
+
+
+def bench_row(item: str, version: str, error: str, source: str) -> Row:
+    """ais_bench or aclruntime, imported by the host's python3."""
+    found, install = version, f"pip3 install the {item} wheel of Ascend's tools for this Python, then: {source}"
+    if not version:
+        found = f"python3 cannot import it ({error or 'there is no python3'})"
+    if "'ais_bench.infer'" in error:
+        found = "python3 has another package of that name, without ais_bench.infer: an LLM benchmark"
+        install = f"pip3 uninstall ais_bench && {install}"
+    return Row("ascend", item, bool(version), found, install)
 
 
 def python_rows() -> List[Row]:
@@ -130,7 +146,7 @@ class Data:
             chosen, _ = evaluation.resolve(evaluation.given(self.arguments), said, "")
         self.prepared = manifest.place_for(self.arguments.workdir, dict(
             evaluation.to_json(chosen._asdict()), dtype="uint8" if self.arguments.uint8 else "float32",
-            source=os.path.abspath(self.images)))
+            source=os.path.abspath(self.images), shard=self.arguments.shard))
         if self.from_folders():  # preprocessing writes their labels
             self.labels = os.path.join(self.prepared, manifest.LABELS)
 
@@ -218,7 +234,7 @@ def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
             rows.append(Row("both", item, True, check()))
         except Refusal as refusal:
             rows.append(Row("both", item, False, refusal.sentence, mend))
-    images, workdir = len(data.sources) or 20, data.arguments.workdir
+    images, workdir = -(-(len(data.sources) or 20) // data.arguments.shard[1]), data.arguments.workdir
     needed, free = needed_room(data, images, ascend_runs), files.free_space(workdir)
     rows.append(Row("both", "disk space", free >= needed,
                     f"{free / 1e6:,.0f} MB are free for {shown(workdir)}, {needed / 1e6:,.0f} MB are needed for "
@@ -228,20 +244,28 @@ def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
 
 # ---- all of it -------------------------------------------------------------------------------------------------------
 
-def choose(backend: str, rows: List[Row]) -> Tuple[str, str]:
-    """(backend, why): auto takes ascend if npu-smi, atc and ais_bench are all there."""
-    if backend != "auto":
-        return backend, "as --backend says"
-    missing = [row.item for row in rows if row.item in ("NPU (npu-smi)", "atc", "ais_bench") and not row.good]
-    if missing:
-        return "cpu", f"for ascend there is no {', no '.join(missing)}"
+def choose(arguments: argparse.Namespace, rows: List[Row]) -> Tuple[str, str]:
+    """(backend, why): auto takes ascend if npu-smi, atc and ais_bench are all there.
+
+    It also does if a device or a chip is named, or if there are chips of which one must be chosen: then what is amiss
+    is said instead of computing for hours on the CPU.
+    """
+    if arguments.backend != "auto":
+        return arguments.backend, "as --backend says"
+    if arguments.device is not None:
+        return "ascend", "a device was named"
+    if arguments.soc_version:
+        return "ascend", "a chip was named"
+    missing = [row for row in rows if row.item in ("NPU (npu-smi)", "atc", "ais_bench") and not row.good]
+    if missing and not (len(missing) == 1 and "of different kinds" in missing[0].found):
+        return "cpu", "for ascend, " + "; ".join(f"{row.item}: {row.found}" for row in missing)
     return "ascend", f"{rows[0].found}, atc and ais_bench are there"
 
 
 def examine(arguments: argparse.Namespace, data: Data) -> Tuple[str, str, List[Row]]:
     """(backend, why it was chosen, what it needs and what there is)."""
-    rows = [] if arguments.backend == "cpu" else ascend_rows(arguments.soc_version, arguments.device or 0)
-    backend, why = choose(arguments.backend, rows)
+    rows = [] if arguments.backend == "cpu" else ascend_rows(arguments.soc_version, arguments.device)
+    backend, why = choose(arguments, rows)
     wrong, mend = files.path_problem(arguments.workdir)
     rows.append(Row("ascend", "work folder", not wrong,
                     f"{shown(os.path.abspath(arguments.workdir))} {wrong or 'fits the rules of ais_bench'}", mend))
@@ -256,7 +280,7 @@ def print_table(arguments: argparse.Namespace) -> int:
     """The table on stdout; returns the exit status."""
     backend, why, rows = examine(arguments, Data(arguments))
     if arguments.backend == "cpu":
-        rows = ascend_rows(arguments.soc_version, arguments.device or 0) + rows
+        rows = ascend_rows(arguments.soc_version, arguments.device) + rows
     rows += python_rows()
     widths = [max(len(str(row[column])) for row in rows) for column in (0, 1)]
     for row in rows:

@@ -2,22 +2,41 @@
 """Run a compiled model over prepared images by ais_bench, so that the result folder holds exactly their results.
 
     python3 scripts/infer_om.py --model tresnet_m_bs1.om --input prep_dataset --output ./ --output_dirname result
+    python3 scripts/infer_om.py --model tresnet_m_bs8.om --input prep_dataset --output ./ --output_dirname result \\
+        --outfmt NPY --device 0,1,2,3
 
 In:  an .om (onnx2om.sh makes it) and every .bin and .npy of --input; ais_bench runs in the host's own python3.
 Out: what ais_bench writes: OUTPUT/DIRNAME/STEM_0.txt (or .bin, .npy) and OUTPUT/DIRNAME_summary.json.
-ais_bench itself would mix old results with new ones. Here old ones that the record OUTPUT/DIRNAME.record.jsonl calls
-ours are removed first, others are refused; afterwards there must be one result for each image. What is up to date is
-not inferred again; --force infers it.
+The images go to ais_bench in slices, one ais_bench for each chip. A slice that ended stays: after an interruption the
+same command goes on with the others (OUTPUT/DIRNAME.record.jsonl). A chip that fails is named, and its slice goes to
+the others. Afterwards there is one result for each image and nothing else; files of others are refused, not mixed in.
 """
 import argparse
+import json
 import os
+import shutil
 import subprocess
+import sys
+import time
+from typing import Any, Dict, List, NamedTuple, Tuple
 
-from common import cli, evaluation, files, manifest, record
-from common.ascend import bench_command, host_versions
+from common import ascend, bench, cli, evaluation, files, manifest, record
 from common.cli import Refusal, shown, some
 from common.inputs import list_inputs
-from common.names import FORMATS, result_names
+from common.names import FORMATS, om_batch, result_names
+from common.slices import Sizes
+
+import numpy as np
+
+POLL = 0.02  # s between two looks at whether an ais_bench has ended
+
+
+class Slice(NamedTuple):
+    """Images that an ais_bench is at work on."""
+    paths: List[str]
+    child: "subprocess.Popen[bytes]"
+    begun: float  # s
+    log: str
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -27,9 +46,169 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", "-o", required=True, type=cli.path, help="folder for result folder and summary")
     parser.add_argument("--output_dirname", required=True, type=cli.file_name, help="name of the result folder in it")
     parser.add_argument("--outfmt", choices=FORMATS, default="TXT", help="format of the results (default: %(default)s)")
-    parser.add_argument("--device", type=cli.whole(0, 255), help="the NPU to use (default: ais_bench's, 0)")
+    parser.add_argument("--device", type=ascend.devices, metavar="N[,N…]|all",
+                        help="the chips to use, one ais_bench each (default: 0)")
+    parser.add_argument("--slice", type=cli.whole(1), default=0, metavar="N",
+                        help="images for ais_bench at once (default: so many that its start costs less than a tenth)")
     parser.add_argument("--force", action="store_true", help="infer again even what is up to date")
     return parser.parse_args()
+
+
+# ---- one slice -------------------------------------------------------------------------------------------------------
+
+def lend(path: str, target: str) -> None:
+    """Put an input into a slice's folder as a hard link; as a copy where ais_bench would refuse that, or none can be.
+
+    Its later versions refuse symbolic links, and files that others can write or that belong to others.
+    """
+    path = os.path.realpath(path)
+    status = os.stat(path)
+    if not status.st_mode & 0o022 and status.st_uid == os.geteuid():
+        try:
+            os.link(path, target)
+            return
+        except OSError:  # another file system, or one without hard links
+            pass
+    shutil.copyfile(path, target)
+    os.chmod(target, 0o640)
+
+
+def start(arguments: argparse.Namespace, paths: List[str], device: int, folder: str) -> Slice:
+    """Start ais_bench on a slice. It runs in `folder`, which is ours alone, and gets names relative to it: its later
+    versions look at the whole path, and at --output_dirname from the current folder.
+    """
+    inputs, outputs = f"in{device}", f"out{device}"
+    for name in (inputs, outputs):
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+    os.mkdir(os.path.join(folder, inputs), 0o750)
+    for path in paths:
+        lend(path, os.path.join(folder, inputs, os.path.basename(path)))
+    model = os.path.relpath(os.path.realpath(arguments.model), os.path.realpath(folder))
+    words = bench.command(model, bench.spelling(), input=inputs, output=".", output_dirname=outputs,
+                          outfmt=arguments.outfmt, device=device or None)
+    log = os.path.join(folder, f"device{device}.log")
+    return Slice(paths, ascend.start_tool(words, log, cwd=folder), time.monotonic(), log)
+
+
+def collect(arguments: argparse.Namespace, work: Slice, device: int, folder: str, prefix: str
+            ) -> Tuple[List[record.Made], Dict[str, Any]]:
+    """Move the results of a slice that ended to where they belong.
+
+    Returns: what is to be recorded of each, and the slice's summary. Raises: Refusal if ais_bench failed, or
+    if there is not exactly one whole result for each image.
+    """
+    status = ascend.status_of(work.child.returncode)
+    if status:
+        raise Refusal(f"ais_bench failed with exit status {status} and said {bench.complaint(work.log)!a}")
+    made = os.path.join(folder, f"out{device}")
+    expected = [name for path in work.paths for name in result_names(path, 1, arguments.outfmt)]
+    found = set(os.listdir(made)) if os.path.isdir(made) else set()
+    missing, foreign = set(expected) - found, found - set(expected)
+    if missing or foreign:
+        what = f"{len(missing)} of {len(expected)} images have no result" if missing else (
+            f"{len(foreign)} files are no result of any of the {len(expected)} images")
+        raise Refusal(f"{what}: {some(missing or foreign)}; ais_bench ended early, or did not do what was expected, "
+                      f"and said {bench.complaint(work.log)!a}")
+    sizes = {name: os.path.getsize(os.path.join(made, name)) for name in expected}
+    half = [name for name, size in sizes.items()
+            if size == 0 or (arguments.outfmt != "TXT" and size != sizes[expected[0]])]
+    if half:
+        raise Refusal(f"ais_bench wrote results of different sizes: {some(half)}; one of them is half a file")
+    try:
+        summary = bench.read_summary(f"{made}_summary.json")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refusal(f"ais_bench ended well, but its summary cannot be read: {cli.why(error)}") from None
+    for name in expected:
+        os.replace(os.path.join(made, name), os.path.join(prefix, name))
+    return [record.made(os.path.join(prefix, name)) for name in expected], summary
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------
+
+class Run:
+    """All images, in slices, on all devices: what waits, what runs where, which devices failed and why."""
+
+    def __init__(self, arguments: argparse.Namespace, devices: List[int], paths: List[str],
+                 states: Dict[str, record.State], results: record.Folder) -> None:
+        self.arguments, self.devices, self.states, self.results = arguments, devices, states, results
+        self.sizes = Sizes(om_batch(arguments.model), os.path.getsize(paths[0]), arguments.slice)
+        self.waiting, self.place = list(paths), {path: place for place, path in enumerate(paths)}
+        self.running: Dict[int, Slice] = {}
+        self.failed: Dict[int, str] = {}
+        self.rows: List[record.Row] = []  # of the record, of slices that ended
+
+    def hand_out(self, folder: str) -> None:
+        """A slice for each device that is free, while there are images."""
+        free = [device for device in self.devices if device not in self.running and device not in self.failed]
+        for number, device in enumerate(free):
+            if self.waiting:
+                chips = len(self.devices) - len(self.failed) if self.rows else len(free) - number
+                count = self.sizes.next(len(self.waiting), chips)
+                self.running[device] = start(self.arguments, self.waiting[:count], device, folder)
+                del self.waiting[:count]
+
+    def finish(self, device: int, folder: str) -> None:
+        """The ais_bench on a device has ended: its results are recorded, or its images wait for another device."""
+        work = self.running.pop(device)
+        cli.end_group(work.child)
+        try:
+            made, summary = collect(self.arguments, work, device, folder, self.results.folder)
+        except Refusal as refusal:
+            self.failed[device] = refusal.sentence
+            shutil.copyfile(work.log, self.log(device))
+            self.waiting = sorted(self.waiting + work.paths, key=self.place.__getitem__)
+            if len(self.devices) > 1:
+                cli.say(f"device {device} failed: {refusal.sentence}; the whole output: {shown(self.log(device))}; "
+                        f"its {len(work.paths)} images go to the others")
+            return
+        seconds = time.monotonic() - work.begun
+        self.sizes.learn(len(work.paths), seconds, [written for _, _, written, *_ in made])
+        inputs = [self.states[path] for path in work.paths]
+        notes = {"device": device, "times": summary["times"], "throughput": summary["throughput"]}
+        self.results.add(inputs, made, **notes)
+        self.rows.append(dict(notes, inputs=inputs))
+        left = len(self.waiting) + sum(len(other.paths) for other in self.running.values())
+        print(f"device {device}: {len(work.paths)} images in {seconds:.1f} s, {left} to go", flush=True)
+
+    def log(self, device: int) -> str:
+        """Where the output of an ais_bench that failed is kept."""
+        return f"{self.results.folder}.device{device}.log"
+
+    def all(self) -> None:
+        """Raises: Refusal if images are left that no device could infer."""
+        with ascend.run_folder(self.results.folder + "-run") as folder:
+            try:
+                self.hand_out(folder)
+                while self.running:
+                    for device in [device for device, work in self.running.items() if work.child.poll() is not None]:
+                        self.finish(device, folder)
+                    self.hand_out(folder)
+                    time.sleep(POLL)
+            finally:
+                for work in self.running.values():
+                    cli.end_group(work.child)
+        if self.waiting:
+            one = len(self.devices) == 1
+            reasons = [reason if one else f"device {device}: {reason}" for device, reason in self.failed.items()]
+            raise Refusal(f"{len(self.waiting)} of {len(self.place)} images are left: {'; '.join(reasons)}; the whole "
+                          f"output: {shown(self.log(max(self.failed)))}; the same command goes on from here")
+
+
+def summarise(arguments: argparse.Namespace, paths: List[str], rows: List[record.Row]) -> bytes:
+    """The content of a summary as one ais_bench would have written it over all slices; throughput is one chip's."""
+    prefix = os.path.join(arguments.output, arguments.output_dirname)
+    times = np.array([time for row in rows for time in row["times"]])
+    batch = np.mean([row["throughput"] * np.mean(row["times"]) / 1000 for row in rows])
+    compute = {"min": times.min(), "max": times.max(), "mean": times.mean(), "median": np.median(times),
+               "percentile(99%)": np.percentile(times, 99)}
+    names = {path: result_names(path, 1, arguments.outfmt) for path in paths}
+    return json.dumps({
+        "filesinfo": {place: {"infiles": [path], "outfiles": [os.path.join(prefix, name) for name in names[path]]}
+                      for place, path in enumerate(paths)},
+        "args": sys.argv, "NPU_compute_time": dict({key: float(value) for key, value in compute.items()},
+                                                   count=len(times)),
+        "throughput": 1000 * float(batch) / float(compute["mean"]), "npu_compute_time_list": times.tolist(),
+        "pid": os.getpid(), "devices": sorted({row["device"] for row in rows}), "slices": len(rows)}).encode()
 
 
 def main() -> None:
@@ -37,39 +216,38 @@ def main() -> None:
     if not os.path.exists(arguments.model):
         raise Refusal(f"{shown(arguments.model)} is not there; make it with scripts/onnx2om.sh")
     paths = list_inputs(arguments.input)
+    devices = [0] if arguments.device is None else arguments.device or ascend.choose_devices([])[0]
     evaluation.check_prepared(manifest.read(arguments.input)[0], record.notes(arguments.model).get("evaluation"),
                               arguments.input, arguments.model)
     prefix = os.path.join(arguments.output, arguments.output_dirname)
     made_by = record.recipe(__file__, {"outfmt": arguments.outfmt}, inputs=[arguments.model],
-                            device=arguments.device or 0, host=host_versions())
+                            host=ascend.host_versions())
     results = record.Folder(prefix, made_by, [prefix + "_summary.json"], arguments.force)
-    states = record.states(paths)
-    if results.complete and [row["inputs"] for row in results.kept] == [states]:
+    states = {path: record.state(path) for path in paths}
+    there = {tuple(state) for state in states.values()}
+    kept = [row for row in results.kept
+            if row.get("device") in devices and there.issuperset(map(tuple, row["inputs"]))]
+    done = {tuple(state) for row in kept for state in row["inputs"]}
+    todo = [path for path in paths if tuple(states[path]) not in done]
+    if results.complete and not todo and len(kept) == len(results.kept):
         print(f"{len(paths)} results in {shown(prefix)} are up to date; --force infers again")
         return
-    if results.changed:
-        print(f"everything is inferred anew: {results.changed}")
-    expected = [name for path in paths for name in result_names(path, 1, arguments.outfmt)]
+    if results.changed or (results.kept and not kept):
+        print(f"everything is inferred anew: {results.changed or 'other device or inputs'}")
     files.make_folder(arguments.output, "--output")
-    results.begin([], expected)
+    results.begin(kept, [name for path in paths for name in result_names(path, 1, arguments.outfmt)])
     try:
-        options = {key: getattr(arguments, key) for key in ("input", "output", "output_dirname", "outfmt", "device")}
-        status = subprocess.call(bench_command(arguments.model, **options), stdin=subprocess.DEVNULL)
-        if status:
-            raise Refusal(f"ais_bench failed with exit status {status}; what it said stands above")
-        found = set(os.listdir(prefix))
-        missing, foreign = set(expected) - found, found - set(expected)
-        if missing or foreign:
-            what = f"{len(missing)} of {len(expected)} images have no result" if missing else (
-                f"{len(foreign)} files are no result of any of the {len(expected)} images")
-            raise Refusal(f"{what} in {shown(prefix)}: {some(missing or foreign)}; ais_bench stopped early, or did not "
-                          "do what was expected: what it said stands above; the same command infers again")
-        results.add(states, [record.made(os.path.join(prefix, name)) for name in expected])
+        rows = list(kept)
+        if todo:
+            run = Run(arguments, devices, todo, states, results)
+            run.all()
+            rows += run.rows
+        files.write_whole(prefix + "_summary.json", summarise(arguments, paths, rows))
         results.finish()
     finally:
         results.close()
-    print(f"{len(paths)} results, one for each image")
+    print(f"{len(paths)} results, one for each image" + (f" ({len(done)} were there already)" if done else ""))
 
 
 if __name__ == "__main__":
-    cli.run(main, "the same command infers again")
+    cli.run(main, "the same command goes on from here")

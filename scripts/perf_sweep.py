@@ -21,9 +21,9 @@ import statistics
 import sys
 import time
 from io import BytesIO
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
-from common import ascend, cli, files, onnx_file, record
+from common import ascend, bench, cli, files, onnx_file, record
 from common.cli import Refusal, shown, why
 from common.names import om_path
 from common.published import CARD_CASE, CARD_SPEED
@@ -32,42 +32,46 @@ from matplotlib.figure import Figure
 
 CPU_RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "infer_onnx.py")
 NOT_MEASURED = "-"
+TOGETHER = 0.5  # s for each of the --loop batches: 10 s, so that devices that start a second apart overlap
 WIDTH, HEIGHT, DPI = 960, 600, 100  # of the plot: pixels, pixels, pixels per inch
 BAR, LINE, MARK = "#4c78a8", "#e45756", "#111111"  # throughput, latency, published throughput
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
-def measure(arguments: argparse.Namespace, batch_size: int, runs: str, name: str) -> Dict[str, float]:
-    """One run: {throughput in images/s, mean and p99 latency of a batch in ms}, as RUNS/NAME_summary.json has them.
+def run(arguments: argparse.Namespace, batch_size: int, loop: int, runs: str, **options: Any) -> str:
+    """`loop` batches of zeros in the folder `runs`; returns the log. Raises: Refusal with the runner's words."""
+    given = {"loop": loop, "batchsize": batch_size, **options}
+    log = os.path.join(arguments.output, "perf_runner.log")  # kept only of a run that failed
+    if arguments.backend == "cpu":
+        words = bench.command(arguments.models[batch_size], aipp=arguments.aipp, **given)
+        status = ascend.run_tool([sys.executable, CPU_RUNNER, *words[len(bench.BENCH):]], log, cwd=runs)
+    else:
+        model = os.path.relpath(os.path.realpath(arguments.models[batch_size]), os.path.realpath(runs))
+        status = ascend.run_tool(bench.command(model, bench.spelling(), **given), log, cwd=runs)
+    if status:
+        raise Refusal(f"the runner failed with status {status} at batch size {batch_size} and said "
+                      f"{bench.complaint(log)!a}; its whole output: {shown(log)}")
+    return log
+
+
+def measure(arguments: argparse.Namespace, batch_size: int, device: int, runs: str) -> Dict[str, float]:
+    """One run on one device: {throughput in images/s, mean and p99 latency of a batch in ms}, from its summary.
 
     Raises: Refusal if the runner fails or its summary is not that of this run.
     """
-    on_cpu = arguments.backend == "cpu"
-    command = ascend.bench_command(arguments.models[batch_size], loop=arguments.loop, batchsize=batch_size, output=runs,
-                                   output_dirname=name, device=arguments.device or None,
-                                   aipp=arguments.aipp if on_cpu else None)
-    if on_cpu:
-        command = [sys.executable, CPU_RUNNER, *command[len(ascend.BENCH):]]
-    log = os.path.join(arguments.output, "perf_runner.log")  # kept only of a run that failed
-    status = ascend.run_tool(command, log)
-    if status:
-        with open(log, encoding="utf-8", errors="replace") as file:
-            said = [line.strip() for line in file if line.strip()] or ["nothing"]
-        raise Refusal(f"the runner failed with status {status} at batch size {batch_size} and said {said[-1][:300]!a}; "
-                      f"its whole output: {shown(log)}")
+    log = run(arguments, batch_size, arguments.loop, runs, output=".", output_dirname="run", device=device or None)
+    summary = os.path.join(runs, "run_summary.json")
     try:
-        with open(os.path.join(runs, name + "_summary.json"), encoding="utf-8") as file:
-            summary = json.load(file)
-        times = summary["NPU_compute_time"]
-        figures = {"throughput": float(summary["throughput"]), "latency_mean": float(times["mean"]),
-                   "latency_p99": float(times["percentile(99%)"])}
+        found = bench.read_summary(summary)
+        figures = {"throughput": found["throughput"], "latency_mean": found["mean"], "latency_p99": found["p99"]}
         if not all(math.isfinite(figure) and figure > 0 for figure in figures.values()):
             raise ValueError(f"it has figures that cannot be true: {figures}")
-        expected, count = 1000 * batch_size / figures["latency_mean"], int(times["count"])
+        expected, count = 1000 * batch_size / figures["latency_mean"], found["count"]
         if count != arguments.loop or abs(figures["throughput"] - expected) > 0.01 * expected:
             raise ValueError(f"it tells of {count} runs and {figures['throughput']:.1f} images/s, expected are "
                              f"{arguments.loop} runs and {expected:.1f} images/s")
+        os.remove(summary)  # the next run must write its own
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"the runner ended well at batch size {batch_size}, but its summary is missing or of another run "
                       f"({type(error).__name__}: {why(error)}); see its output: {shown(log)}") from None
@@ -75,22 +79,58 @@ def measure(arguments: argparse.Namespace, batch_size: int, runs: str, name: str
     return figures
 
 
-def sweep(arguments: argparse.Namespace) -> List[Dict[str, Any]]:
-    """All runs; one row per batch size with the median of each figure and the throughput of every run."""
-    found: Dict[int, List[Dict[str, float]]] = {batch_size: [] for batch_size in arguments.batch_sizes}
+def measure_together(arguments: argparse.Namespace, row: Dict[str, Any], alone: float, runs: str) -> Dict[str, Any]:
+    """All devices at once at the batch size of `row`, one device's figures: their sum, and what each loses by it.
+
+    alone: the sum of what they do one after the other, images/s. ais_bench starts its processes within a second of
+    each other, so they run long enough to overlap.
+    """
+    batch_size, devices = row["batch_size"], arguments.device
+    loop = max(arguments.loop, math.ceil(1000 * TOGETHER * arguments.loop / row["latency_mean"]))
+    log = run(arguments, batch_size, loop, runs, device=",".join(map(str, devices)))
+    try:
+        found, overlap = bench.read_together(log)
+        if sorted(found) != devices:
+            raise ValueError(f"it tells of the devices {sorted(found)}, expected are {devices}")
+    except ValueError as error:
+        raise Refusal(f"the runner ended well on {len(devices)} devices at once, but its figures cannot be read "
+                      f"({why(error)}); see its output: {shown(log)}") from None
+    os.remove(log)
+    total = sum(found.values())
+    print(f"all {len(devices)} devices at once, batch size {batch_size}: {total:.1f} images/s", flush=True)
+    return {"batch_size": batch_size, "throughput": total, "alone": alone, "loss": 1 - total / alone,
+            "devices": {str(device): found[device] for device in devices}, "overlap": overlap, "loop": loop}
+
+
+def sweep(arguments: argparse.Namespace) -> Dict[str, Any]:
+    """All runs: "rows", one per batch size, of the first device; where there are several, "devices" and "together"."""
+    found: Dict[Tuple[int, int], List[Dict[str, float]]] = {
+        (device, size): [] for device in arguments.device for size in arguments.batch_sizes}
     with ascend.run_folder(os.path.join(arguments.output, "perf_runs")) as runs:
         for repeat in range(1, arguments.repeat + 1):
-            for batch_size in arguments.batch_sizes:
-                found[batch_size].append(measure(arguments, batch_size, runs, f"bs{batch_size}_run{repeat}"))
-                print(f"run {repeat} of {arguments.repeat}, batch size {batch_size}: "
-                      f"{found[batch_size][-1]['throughput']:.1f} images/s", flush=True)
-    rows: List[Dict[str, Any]] = []
-    for batch_size, figures in found.items():
-        medians = {key: statistics.median(figure[key] for figure in figures) for key in figures[0]}
-        throughputs = [figure["throughput"] for figure in figures]
-        rows.append({"batch_size": batch_size, **medians, "throughput_runs": throughputs,
-                     "throughput_spread": (max(throughputs) - min(throughputs)) / medians["throughput"]})
-    return rows
+            for device, batch_size in found:
+                figures = measure(arguments, batch_size, device, runs)
+                found[device, batch_size].append(figures)
+                where = f", device {device}" if len(arguments.device) > 1 else ""
+                print(f"run {repeat} of {arguments.repeat}{where}, batch size {batch_size}: "
+                      f"{figures['throughput']:.1f} images/s", flush=True)
+        rows = {device: [summarise(size, found[device, size]) for size in arguments.batch_sizes]
+                for device in arguments.device}
+        first = rows[arguments.device[0]]
+        if len(arguments.device) == 1:
+            return {"rows": first}
+        together = [measure_together(arguments, row, sum(rows[device][place]["throughput"] for device in rows), runs)
+                    for place, row in enumerate(first)]
+    return {"rows": first, "devices": {str(device): of_device for device, of_device in rows.items()},
+            "together": together}
+
+
+def summarise(batch_size: int, runs: List[Dict[str, float]]) -> Dict[str, Any]:
+    """The median of each figure of several runs, and the throughput of every run."""
+    medians = {key: statistics.median(figures[key] for figures in runs) for key in runs[0]}
+    throughputs = [figures["throughput"] for figures in runs]
+    return {"batch_size": batch_size, **medians, "throughput_runs": throughputs,
+            "throughput_spread": (max(throughputs) - min(throughputs)) / medians["throughput"]}
 
 
 def processor_name() -> str:
@@ -169,7 +209,22 @@ def markdown(report: Dict[str, Any]) -> str:
              "Latency is that of a whole batch.\n")
     if with_reference:
         text += "The reference is the published figure for TResNet-M at 224 pixels on one Ascend 310P3.\n"
+    text += chips_markdown(report) if "together" in report else ""
     return text + f"Best batch size: {report['best']['batch_size']}, {report['best']['throughput']:.1f} images/s.\n"
+
+
+def chips_markdown(report: Dict[str, Any]) -> str:
+    """The table of several chips: each alone, all at once, and what that costs each."""
+    devices = list(report["devices"])
+    head = ["Batch size", *(f"device {device} alone" for device in devices), "all at once, sum", "loss of each"]
+    lines = [head, ["---"] * len(head)]
+    for place, row in enumerate(report["together"]):
+        alone = [f"{report['devices'][device][place]['throughput']:.1f}" for device in devices]
+        lines.append([str(row["batch_size"]), *alone, f"{row['throughput']:.1f}", f"{100 * row['loss']:.1f} %"])
+    least = min(row["overlap"] for row in report["together"])
+    return "\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines) + (
+        f"\nimages/s of {len(devices)} chips. The table above is device {devices[0]}'s. The loss is against the chips "
+        f"alone, one after the other; at once, all were at work in {100 * least:.0f} % of the time at least.\n")
 
 
 def draw_plot(report: Dict[str, Any]) -> bytes:
@@ -214,7 +269,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--output", type=cli.path, default=".", metavar="DIR", help="where perf.json, perf.md, perf.png go")
     add("--loop", type=cli.whole(1), default=20, help="batches in a run (default %(default)s)")
     add("--repeat", type=cli.whole(1), default=3, help="runs per batch size (default %(default)s)")
-    add("--device", type=cli.whole(0, 255), default=0, metavar="N", help="the NPU to use (default %(default)s)")
+    add("--device", type=ascend.devices, metavar="N[,N…]|all",
+        help="the chips to measure, each alone and then all at once (default: 0)")
     add("--chip", metavar="NAME", help="for the table (default: what npu-smi or the system says)")
     add("--data-set", metavar="NAME", help="for the table: what the accuracy was measured on")
     add("--accuracy", type=cli.path, metavar="acc.json", help="for the table: TResNet_postprocess.py's file")
@@ -228,6 +284,7 @@ def check_before_start(arguments: argparse.Namespace) -> Dict[str, Any]:
     on_ascend = arguments.backend == "ascend"
     arguments.model = os.path.abspath(arguments.model)
     arguments.output = ascend.safe_path(arguments.output) if on_ascend else os.path.abspath(arguments.output)
+    arguments.aipp = os.path.abspath(arguments.aipp) if arguments.aipp else None
     files.make_folder(arguments.output, "--output")
     model = onnx_file.describe(arguments.model, arguments.batch_sizes)
     arguments.models = {size: om_path(arguments.model, size, arguments.om_dir or "") if on_ascend else arguments.model
@@ -244,7 +301,12 @@ def main() -> None:
     started = time.time()
     model = check_before_start(arguments)
     accuracy = read_accuracy(arguments.accuracy) if arguments.accuracy else {}
-    chip = arguments.chip or (processor_name() if arguments.backend == "cpu" else ascend.the_chip(ascend.find_chips()))
+    chip = arguments.chip or processor_name()
+    if arguments.backend == "ascend" and not (arguments.chip and arguments.device != []):
+        arguments.device, chip = ascend.choose_devices(arguments.device)
+    arguments.device = arguments.device or [0]
+    if arguments.backend == "cpu" and len(arguments.device) > 1:
+        raise Refusal("several devices are for --backend ascend; leave --device out on the CPU", cli.USAGE)
     product = os.path.join(arguments.output, "perf")
     paths = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]
     made_by = recipe(arguments, chip)
@@ -258,9 +320,11 @@ def main() -> None:
         "tool": "perf_sweep.py", "version": cli.VERSION, "backend": arguments.backend, "chip": chip,
         "device": arguments.device, "model": arguments.model, "variant": model["metadata"].get("variant"),
         "img_size": model["shape"][-1], "loop": arguments.loop, "repeat": arguments.repeat,
-        "data_set": arguments.data_set, "accuracy": accuracy, "rows": kept["rows"] if kept else sweep(arguments)}
+        "data_set": arguments.data_set, "accuracy": accuracy,
+        **({key: kept[key] for key in ("rows", "devices", "together") if key in kept} if kept else sweep(arguments))}
     add_reference(report)
-    best = report["best"] = max(report["rows"], key=lambda row: row["throughput"])
+    best = max(report.get("together", report["rows"]), key=lambda row: float(row["throughput"]))
+    report["best"] = best
     table = markdown(report)
     if report != kept:
         contents = [(json.dumps(report, indent=1) + "\n").encode(), table.encode(), draw_plot(report)]

@@ -18,9 +18,9 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NoReturn, Set, Tuple
 
-from common import class_names, cli, environment, evaluation, files, record
+from common import ascend, class_names, cli, environment, evaluation, files, manifest, record
 from common.cli import ROOT, Refusal
-from common.names import om_path
+from common.names import FORMATS, om_path
 
 import check
 import summary
@@ -41,7 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--class-names", metavar="FILE", type=cli.path,
         help="names of the classes, one a line or lines `FOLDER NAME` (default: class folders' or ImageNet's)")
     add("--batch-size", metavar="N", type=cli.whole(1, 4096),
-        help="batch of the accuracy run (default: 1 on ascend, 8 on the CPU)")
+        help="batch of the accuracy run (default: 8)")
+    add("--outfmt", choices=FORMATS, default="NPY", help="format of the results (default: NPY, the fastest)")
     add("--precision", choices=("float32", "int8"), default="float32",
         help="int8 is for the CPU: quantised, measured against float32 (default: float32)")
     add("--perf", action="store_true", help="measure throughput per batch size (on ascend always)")
@@ -128,8 +129,12 @@ class Chain:
         self.model, self.result = self.place("tresnet.onnx"), self.place("result")
         self.force = ["--force"] if arguments.force else []
         self.evaluation = evaluation.given(arguments)
-        self.device = [] if arguments.device is None else ["--device", str(arguments.device)]
-        self.batch_size = arguments.batch_size or (1 if backend == "ascend" else 8)
+        self.devices, self.chip = [0], ""
+        if backend == "ascend":
+            self.devices, self.chip = ascend.choose_devices(arguments.device, arguments.soc_version)
+        self.device = [] if self.devices == [0] else ["--device", ",".join(map(str, self.devices))]
+        self.names_chip = bool(arguments.soc_version) or arguments.device is not None
+        self.batch_size = arguments.batch_size or 8
         int8 = arguments.precision == "int8"
         self.judged, self.judged_model = (self.place("result_int8"), self.place("tresnet_int8.onnx")) if int8 else (
             self.result, self.model)
@@ -174,6 +179,7 @@ class Chain:
     def preprocess(self) -> None:
         given = self.arguments
         words = ["--dtype", "uint8"] if given.uint8 else []
+        words += ["--shard", "/".join(map(str, given.shard))] if given.shard != manifest.WHOLE else []
         words += ["--class-map", given.class_map] if given.class_map else []
         words += ["--skip-bad"] if given.skip_bad else []
         self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--model", self.model,
@@ -181,14 +187,14 @@ class Chain:
 
     def compile(self) -> None:
         sizes = sorted({self.batch_size, *self.arguments.batch_sizes})
-        soc_version = ["--soc-version", self.arguments.soc_version] if self.arguments.soc_version else []
+        soc_version = ["--soc-version", self.arguments.soc_version or ascend.soc_version(self.chip)]
         os.environ["TRESNET_PYTHON"] = os.path.abspath(os.path.join(ROOT, self.python))
         self.steps.run("bash", self.here + "scripts/onnx2om.sh", self.model, "--batch-sizes",
-                       ",".join(map(str, sizes)), *soc_version, *self.aipp, *self.force)
+                       ",".join(map(str, sizes)), *(soc_version if self.names_chip else []), *self.aipp, *self.force)
 
     def infer_on_cpu(self, model: str, name: str, *more: str, batch_size: int = 0) -> None:
         self.run("scripts/infer_onnx.py", "--model", model, "--input", self.prepared, "--output",
-                 self.arguments.workdir, "--output_dirname", name, "--outfmt", "TXT", "--batchsize",
+                 self.arguments.workdir, "--output_dirname", name, "--outfmt", self.arguments.outfmt, "--batchsize",
                  str(batch_size or self.batch_size), *self.aipp, *self.force, *more)
 
     def infer(self) -> None:
@@ -196,8 +202,8 @@ class Chain:
             self.infer_on_cpu(self.model, "result")
             return
         self.run("scripts/infer_om.py", "--model", om_path(self.model, self.batch_size), "--input", self.prepared,
-                 "--output", self.arguments.workdir, "--output_dirname", "result", "--outfmt", "TXT", *self.device,
-                 *self.force)
+                 "--output", self.arguments.workdir, "--output_dirname", "result", "--outfmt", self.arguments.outfmt,
+                 *self.device, *self.force)
 
     def forecast(self) -> None:
         """What float16 will cost on the card, computed on the CPU."""
@@ -239,8 +245,9 @@ class Chain:
         sizes = sorted({self.batch_size, *given.batch_sizes} if self.backend == "ascend" else given.batch_sizes)
         self.run("scripts/perf_sweep.py", "--backend", self.backend, "--model", self.judged_model, "--batch-sizes",
                  ",".join(map(str, sizes)), "--loop", str(given.loop), "--repeat", str(given.repeat), "--data-set",
-                 data_set, "--accuracy", self.place("acc.json"), "--output", given.workdir, *self.device, *self.aipp,
-                 *self.force, *self.gate("--min-throughput"))
+                 data_set, "--accuracy", self.place("acc.json"), "--output", given.workdir, *self.device,
+                 *(["--chip", self.chip] if self.names_chip and self.chip else []), *self.aipp, *self.force,
+                 *self.gate("--min-throughput"))
 
     def report(self) -> None:
         """The page, made from the work folder and from what only this program knows: run.json."""
@@ -262,7 +269,7 @@ class Chain:
     def plan(self) -> List[Tuple[str, Callable[[], None]]]:
         """The steps of this run: (name, what does it)."""
         given, on_card = self.arguments, self.backend == "ascend"
-        measured = given.perf or given.min_throughput is not None or on_card
+        measured = given.perf or given.min_throughput is not None or on_card and given.shard[0] == 1
         steps = [("Sample data", self.make_sample, self.data.is_sample), ("Export", self.export, True),
                  ("Preprocess", self.preprocess, True),
                  ("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),

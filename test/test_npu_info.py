@@ -79,7 +79,7 @@ def test_npu_info_reads_or_refuses_any_answer() -> None:
 
 def test_the_host_tells_its_versions(machine: Machine, tmp_path: Path) -> None:
     """Of CANN's two kinds of version files, of an importable package, and none of what is not there."""
-    from common.ascend import cann_version, host_version, set_env
+    from common.ascend import cann_version, host_facts, set_env
     cann = tmp_path / "toolkit" / "latest"
     (cann / "x86_64-linux").mkdir(parents=True)
     (cann / "x86_64-linux" / "ascend_toolkit_install.info").write_text("package_name=x\nversion=6.0.RC1\n")
@@ -89,16 +89,16 @@ def test_the_host_tells_its_versions(machine: Machine, tmp_path: Path) -> None:
     (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: ais_bench\nVersion: 0.0.2\n")
     path = os.pathsep.join([machine[0]["PYTHONPATH"], str(tmp_path / "packages")])
     with mock.patch.dict(os.environ, dict(machine[0], PYTHONPATH=path, ASCEND_TOOLKIT_HOME=str(cann))):
+        host_facts.cache_clear()
         assert (cann_version(), set_env()) == ("6.0.RC1", str(cann.parent / "set_env.sh"))
         (cann / "version.cfg").write_text("# version: 1.0\nversion=[8.0.RC1:x]\n")
         assert cann_version() == "8.0.RC1"
-        assert (host_version("ais_bench"), host_version("aclruntime")) == ("0.0.2", "version unknown")
-        assert host_version("absent_module") == ""
+        assert host_facts()["versions"] == {"ais_bench": "0.0.2", "aclruntime": "version unknown"}
 
 
 def test_ais_bench_is_started_with_the_contracts_words() -> None:
-    from common.ascend import bench_command
-    assert " ".join(bench_command("m.om", input="in", output="./", output_dirname="result", outfmt="TXT")) == (
+    from common.bench import command
+    assert " ".join(command("m.om", input="in", output="./", output_dirname="result", outfmt="TXT")) == (
         "python3 -m ais_bench --model m.om --input in --output ./ --output_dirname result --outfmt TXT")
-    assert " ".join(bench_command("m.om", loop=20, batchsize=8, device=3)) == (
+    assert " ".join(command("m.om", loop=20, batchsize=8, device=3)) == (
         "python3 -m ais_bench --model=m.om --loop=20 --batchsize=8 --device=3")

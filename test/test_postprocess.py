@@ -420,7 +420,27 @@ def test_the_fast_way_takes_no_links_pipes_or_folders_and_does_not_wait(tmp_path
     finally:
         os.close(pipe)
     (tmp_path / "good_0.txt").rename(tmp_path / "good_0.bin")
-    assert fast([tmp_path / "good_0.bin"], [0], 2) == [-1], "raw values that happen to look like text"
+    assert fast([tmp_path / "good_0.bin"], [0], 2) == [-1], "not the bytes of two values"
+
+
+@pytest.mark.parametrize("suffix", ["bin", "npy"])
+def test_float32_results_go_the_fast_way_with_pythons_ranks(tmp_path: Path, suffix: str, fast: Fast) -> None:
+    rng = random.Random(2)
+    predictions = {f"i{n}": [float(rng.choice([-1, 0, 0.5, 2])) for _ in range(25)] for n in range(400)}
+    labels = [rng.randrange(25) for _ in predictions]
+    write(tmp_path, predictions, suffix)
+    expected = [sum(value > values[label] for value in values) + values[:label].count(values[label])
+                for values, label in zip(predictions.values(), labels)]
+    paths = [tmp_path / f"{stem}_0.{suffix}" for stem in predictions]
+    assert fast(paths, labels, 25) == expected and len(set(expected)) > 10
+    whole = paths[1].read_bytes()
+    for damaged in (whole[:-1], whole + b"\0", whole[:-4] + np.float32("nan").tobytes(),
+                    whole[:-4] + np.float32("inf").tobytes(), b"\0" + whole[1:] if suffix == "npy" else b""):
+        paths[1].write_bytes(damaged)
+        assert fast(paths[:3], labels[:3], 25) == [expected[0], -1, expected[2]], "Python says what is wrong with it"
+    write(tmp_path, {"double": [1.0, 2.0]}, suffix)
+    np.save(str(tmp_path / "double_0.npy"), np.array([[1.0, 2.0]]))
+    assert fast([tmp_path / "double_0.npy"], [0], 2) == [-1]
 
 
 def test_the_fast_way_finds_the_right_numbers_or_none(tmp_path: Path, fast: Fast) -> None:

@@ -1,15 +1,18 @@
-"""What this host tells of its Ascend tools: chips, versions, how ais_bench and atc are started and ended.
+"""What this host tells of its Ascend tools: chips, versions, what its Python lacks; how a tool is started and ended.
 
 Standard library only: it must run in a bare host Python. npu-smi prints one table of chips, two lines for each, and
 after it (not always) one of processes, which looks much the same; only the first is read.
 """
+import argparse
 import contextlib
+import functools
 import glob
+import json
 import os
 import re
 import shutil
 import subprocess
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from common.cli import ROOT, Refusal, end_group, shown, why
 from common.names import SAFE_PATH
@@ -18,9 +21,14 @@ BATCH_SIZES = "1,4,8,16,32"  # those of the published figures
 TIMEOUT = 30.0  # s; npu-smi answers within a few, but waits for ever if the driver hangs
 NAME_LINE = re.compile(r"\|\s*(\d+)\s+([A-Za-z0-9_-]+)\s*\|\s*(\S+)\s*\|.*\|$")  # NPU, name | health | power, ...
 BUS_LINE = re.compile(r"\|\s*(\d+)(?:\s+\d+)?\s*\|\s*([0-9A-Fa-f]+:[0-9A-Fa-f:.]+)\s*\|.*\|$")  # chip | bus id
-BENCH = ("python3", "-m", "ais_bench")  # in the host's own Python
 DRIVER_INFO = "/usr/local/Ascend/driver/version.info"
 SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"  # where CANN's installer puts it unless told otherwise
+# What atc's compiler of operators imports in the host's python3, by the names of the distributions (CANN's installation
+# guide); newer NumPy than this fails in the CANN of that version or older.
+ATC_NEEDS = ("attrs", "cython", "numpy", "decorator", "sympy", "cffi", "pyyaml", "pathlib2", "psutil", "protobuf",
+             "scipy", "requests", "absl-py")
+NUMPY_BELOW = (((8, 0), (1, 25)), ((8, 5), (2, 0)))  # (CANN, NumPy): for this CANN and older ones
+LAST_PYTHON = ((8, 0), (3, 11, 4))  # the newest Python that this CANN and older ones take
 
 
 def parse_npu_smi(answer: str) -> List[Dict[str, Any]]:
@@ -52,6 +60,7 @@ def parse_npu_smi(answer: str) -> List[Dict[str, Any]]:
     return chips
 
 
+@functools.lru_cache(maxsize=None)
 def find_chips(timeout: float = TIMEOUT) -> List[Dict[str, Any]]:
     """The chips of this machine, at least one (see parse_npu_smi). Raises: Refusal, also after `timeout` s."""
     try:
@@ -81,9 +90,44 @@ def the_chip(chips: List[Dict[str, Any]]) -> str:
     """The name that all chips share, as npu-smi writes it. Raises: Refusal if they are of different kinds."""
     names = sorted({chip["name"] for chip in chips})
     if len(names) > 1:
+        first = {chip["name"]: place for place, chip in reversed(list(enumerate(chips)))}
+        which = " or ".join(f"--device {first[name]} ({name})" for name in names)
         raise Refusal(f"this machine has chips of different kinds ({', '.join(names)}), and a model is compiled for "
-                      f"one: choose it, for instance by --soc-version {soc_version(names[0])}")
+                      f"one: choose it by {which}, or by --soc-version {soc_version(names[0])}")
     return str(names[0])
+
+
+def devices(text: str) -> List[int]:
+    """argparse type: device ids joined by commas, each once; or all, which is []."""
+    if text == "all":
+        return []
+    words = text.split(",")
+    if not all(re.fullmatch("[0-9]{1,3}", word) and int(word) <= 255 for word in words):
+        raise argparse.ArgumentTypeError(f"a device (0 to 255), several joined by commas, or all is expected, not "
+                                         f"{text!r}")
+    return sorted(set(map(int, words)))
+
+
+def choose_devices(wanted: Optional[List[int]], soc: str = "") -> Tuple[List[int], str]:
+    """(devices, their chip's name) for a run that asks for `wanted` (None: one, []: all) and a soc version ("": any).
+
+    Raises: Refusal if there are none such, or if they are of different kinds. Without npu-smi a named chip is believed.
+    """
+    try:
+        chips = find_chips()
+    except Refusal:
+        if not soc or wanted == []:
+            raise
+        return wanted or [0], re.sub("^Ascend", "", soc)
+    beyond = [device for device in wanted or [] if device >= len(chips)]
+    if beyond:
+        raise Refusal(f"--device {beyond[0]} was asked for, but there are {len(chips)}, numbered from 0")
+    fitting = [device for device, chip in enumerate(chips) if soc in ("", soc_version(chip["name"]))]
+    if soc and not fitting:  # names of one chip differ between npu-smi and atc: the user knows
+        fitting = list(range(len(chips)))
+    among = wanted or fitting
+    name = the_chip([dict(chips[device]) for device in among]) if wanted is None or not soc else chips[among[0]]["name"]
+    return (among[:1] if wanted is None else among), name
 
 
 def soc_version(name: str) -> str:
@@ -120,21 +164,64 @@ def set_env() -> str:
     return next(filter(os.path.isfile, scripts), "")
 
 
-def host_version(module: str) -> str:
-    """The version of a package in the host's own python3, "" if it cannot be imported there."""
-    code = (f"import {module}, sys; sys.path.insert(0, {os.path.join(ROOT, 'scripts')!r}); "
-            f"from common.record import versions; print(versions([{module!r}])[{module!r}] or 'version unknown')")
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+@functools.lru_cache(maxsize=None)
+def host_facts() -> Dict[str, Any]:
+    """What the host's own python3 is and has; {} if there is none.
+
+    "python": its version; "versions" and "errors" of ais_bench and aclruntime: one of them is "" for each; "packages":
+    the versions of ATC_NEEDS, "" for what is not installed.
+    """
+    code = f"""
+import importlib, json, sys
+sys.path.insert(0, {os.path.join(ROOT, 'scripts')!r})
+from common.record import versions
+found, errors = {{}}, {{}}
+for package, module in (("ais_bench", "ais_bench.infer"), ("aclruntime", "aclruntime")):
+    found[package] = errors[package] = ""
+    try:
+        importlib.import_module(module)
+        found[package] = versions([package])[package] or "version unknown"
+    except BaseException as error:
+        errors[package] = f"{{type(error).__name__}}: {{error}}"
+print(json.dumps({{"python": sys.version.split()[0], "versions": found, "errors": errors,
+                  "packages": versions({ATC_NEEDS!r})}}))
+"""
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         said = subprocess.check_output(["python3", "-c", code], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                       timeout=60)
-        return said.decode(errors="replace").strip()
-    return ""
+                                       timeout=120)
+        return dict(json.loads(said.decode(errors="replace").splitlines()[-1]))
+    return {}
 
 
 def host_versions() -> Dict[str, str]:
     """The versions of all that computes on the card: for records."""
-    return {"ais_bench": host_version("ais_bench"), "aclruntime": host_version("aclruntime"), "CANN": cann_version(),
+    found = host_facts().get("versions", {})
+    return {"ais_bench": found.get("ais_bench", ""), "aclruntime": found.get("aclruntime", ""), "CANN": cann_version(),
             "driver": version_in([DRIVER_INFO])}
+
+
+def numbers(version: str) -> Tuple[int, ...]:
+    """ "8.0.RC1" -> (8, 0): the leading numbers of a version."""
+    return tuple(map(int, re.findall(r"\d+", re.match(r"[0-9.]*", version).group())))  # type: ignore[union-attr]
+
+
+def atc_problem() -> Tuple[str, str]:
+    """(what atc would miss in the host's python3, what mends it), ("", "") if it has all."""
+    facts, cann = host_facts(), numbers(cann_version())
+    if not facts:
+        return "there is no python3 on the PATH that runs", "install Python 3"
+    lacking = [package for package in ATC_NEEDS if not facts["packages"][package]]
+    if lacking:
+        return f"atc needs {', '.join(lacking)} in it", f"pip3 install {' '.join(lacking)}"
+    python, numpy = numbers(facts["python"]), str(facts["packages"]["numpy"])
+    if cann and cann[:2] <= LAST_PYTHON[0] and python > LAST_PYTHON[1]:
+        return (f"Python {facts['python']}, but the atc of CANN {cann_version()} takes "
+                f"{'.'.join(map(str, LAST_PYTHON[1]))} at most", "put an older python3 first on the PATH")
+    limits = [limit for newest, limit in NUMPY_BELOW if cann and cann[:2] <= newest]
+    if limits and numbers(numpy) >= limits[0] and python < (3, 13):
+        wanted = "numpy<" + ".".join(map(str, limits[0]))
+        return f"NumPy {numpy}, but the atc of CANN {cann_version()} needs {wanted}", f"pip3 install '{wanted}'"
+    return "", ""
 
 
 def virtual_python() -> str:
@@ -153,16 +240,6 @@ def safe_path(path: str) -> str:
     return path
 
 
-def bench_command(model: str, **options: Any) -> List[str]:
-    """The words that start ais_bench; options that are None are left out.
-
-    With `input` each value is a word of its own, pure inference has "=": as its users have them in their notes.
-    """
-    words = [(f"--{name}", str(value)) for name, value in [("model", model), *options.items()] if value is not None]
-    spelled = [word for pair in words for word in pair] if "input" in options else list(map("=".join, words))
-    return [*BENCH, *spelled]
-
-
 @contextlib.contextmanager
 def run_folder(prefix: str) -> Iterator[str]:
     """A folder PREFIX-PID that this process has for itself, gone at the end; those of killed processes go first."""
@@ -178,17 +255,26 @@ def run_folder(prefix: str) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_tool(command: List[str], log: str, **options: Any) -> int:
-    """Run a command, its output in the file `log`; its exit status, 128 + number if a signal ended it, as in a shell.
+def start_tool(command: List[str], log: str, **options: Any) -> "subprocess.Popen[bytes]":
+    """Start a command that leads a process group, its output in the file `log`; whoever starts it ends the group.
 
-    It leads a process group, and when this returns or raises, all that it started has ended. A lock on the work folder
-    that this process was started with holds until the command has ended as well. options: Popen's.
+    A lock on the work folder that this process was started with holds until the command has ended as well.
+    options: Popen's.
     """
     with open(log, "wb") as output:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                 start_new_session=True, close_fds=False, **options)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                start_new_session=True, close_fds=False, **options)
+
+
+def status_of(returncode: int) -> int:
+    """An exit status as in a shell: 128 + number if a signal ended the command."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def run_tool(command: List[str], log: str, **options: Any) -> int:
+    """Run a command to its end (see start_tool); its exit status. When this returns or raises, its group has ended."""
+    child = start_tool(command, log, **options)
     try:
-        status = child.wait()
-        return status if status >= 0 else 128 - status
+        return status_of(child.wait())
     finally:
         end_group(child)

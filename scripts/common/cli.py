@@ -185,6 +185,14 @@ def batch_sizes(text: str) -> List[int]:
     return sorted({int(word) for word in text.split(",")})
 
 
+def shard(text: str) -> List[int]:
+    """argparse type of --shard I/N: [I, N], every N-th image from the I-th on."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text)
+    if not found or int(found.group(1)) > int(found.group(2)):
+        raise argparse.ArgumentTypeError(f"I/N is expected, the I-th of N parts, such as 1/4, not {text!r}")
+    return [int(found.group(1)), int(found.group(2))]
+
+
 def path(text: str) -> str:
     """A path, not an empty one: that is what an unset shell variable leaves."""
     if not text:

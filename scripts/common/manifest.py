@@ -17,6 +17,7 @@ from common.journal import Journal, Row, Told
 
 TOOL = "TResNet_preprocess.py"
 MANIFEST = "manifest.jsonl"
+WHOLE = [1, 1]  # the shard that is all images
 LABELS = "val_label.txt"
 PACKAGES = ("numpy", "Pillow", "simplejpeg")  # those that decide over the bytes
 

@@ -78,3 +78,9 @@ def om_path(onnx_path: str, batch_size: int, folder: str = "") -> str:
     """Where the model compiled from an ONNX file for a batch size lies: beside it, or in `folder`."""
     beside, name = os.path.split(onnx_path)
     return os.path.join(folder or beside, f"{os.path.splitext(name)[0]}_bs{batch_size}.om")
+
+
+def om_batch(path: str) -> int:
+    """The batch size in the name of a compiled model, as om_path() writes it; 1 if there is none."""
+    found = re.search(r"_bs([1-9][0-9]{0,4})\.om$", path)
+    return int(found.group(1)) if found else 1

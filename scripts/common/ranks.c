@@ -1,9 +1,10 @@
-/* The rank of each image's label among its scores, for results in the one format that ais_bench writes.
+/* The rank of each image's label among its scores, for results as ais_bench writes them.
  *
- * That is, strictly: per class a number as printf("%f ") writes it, up to 999999999.999999, then one newline. Numbers
- * with six decimals and at most fifteen digits are compared exactly as integers; as doubles they compare alike.
- * TResNet_postprocess.py reads whatever is refused here (rank -1) itself. No state is shared:
- * several threads may call this at once.
+ * label_ranks reads text. That is, strictly: per class a number as printf("%f ") writes it, up to 999999999.999999, then
+ * one newline. Numbers with six decimals and at most fifteen digits are compared exactly as integers; as doubles they
+ * compare alike. label_ranks_float32 reads a header that all files share (of a NumPy file; none for a raw array) and
+ * then finite little-endian float32 values. TResNet_postprocess.py reads whatever is refused here (rank -1) itself.
+ * No state is shared: several threads may call this at once.
  *
  * paths      [files] each ended by a NUL, one behind the other
  * labels     [files] the class of each, 0 <= label < classes
@@ -12,6 +13,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -100,4 +102,31 @@ void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const in
     }
     free(values);
     free(text);
+}
+
+void label_ranks_float32(const char *paths, ptrdiff_t files, ptrdiff_t classes, const char *header, ptrdiff_t before,
+                         const int64_t *labels, int32_t *ranks, int64_t *changed)
+{
+    const ptrdiff_t room = before + classes * (ptrdiff_t)sizeof(float);
+    float *values = malloc(sizeof *values * classes);
+    char *data = malloc(room + 1);
+
+    for (ptrdiff_t f = 0; f < files; f++, paths += strlen(paths) + 1) {
+        ranks[f] = -1;
+        if (!values || !data || read_file(paths, data, room + 1, &changed[f]) != room || memcmp(data, header, before))
+            continue;
+        memcpy(values, data + before, room - before);
+        const float own = values[labels[f]];
+        int32_t first = 0, finite = 1;
+        for (ptrdiff_t i = 0; i < classes; i++) {
+            finite &= isfinite(values[i]) != 0;
+            first += values[i] > own;
+        }
+        for (ptrdiff_t i = 0; i < labels[f]; i++)
+            first += values[i] == own;
+        if (finite)
+            ranks[f] = first;
+    }
+    free(values);
+    free(data);
 }

@@ -121,7 +121,10 @@ def start(environment: Dict[str, str], folder: Path, *command: object) -> Done:
 
 def start_here(main: Callable[[], Any], environment: Dict[str, str], folder: Path, *words: object) -> Done:
     """What start() would give for the program whose main() this is, without a process; words[0] is its name."""
+    from common import ascend, bench
     from common.cli import Refusal
+    for once in (ascend.find_chips, ascend.host_facts, bench.spelling):  # asked once by a process
+        once.cache_clear()
     out, err = io.StringIO(), io.StringIO()
     before, mask = os.getcwd(), os.umask(0)
     os.umask(mask)
@@ -185,12 +188,13 @@ def calls(environment: Dict[str, str], tool: str = "") -> List[Dict[str, Any]]:
     return [row for row in rows if tool in ("", row["tool"])]
 
 
-def processes() -> str:
-    """The command lines of all living processes, from /proc (ps is not on every machine)."""
+def processes(folder: Path = Path("/")) -> str:
+    """The command lines of all living processes at work below a folder, from /proc (ps is not on every machine)."""
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # ended in between
-            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            if str(folder) in ("/", *map(str, Path(os.readlink(str(path.parent / "cwd"))).parents)):
+                lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
     return "\n".join(lines)
 
 

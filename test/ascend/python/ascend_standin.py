@@ -6,7 +6,8 @@ Switches are environment variables:
     STANDIN_CANN      CANN's version, which decides the opset: 6.0.RC1 (default) reads 8 to 15, later ones 8 to 18
     STANDIN_DEVICE    "weights" (default) rounds the weights to float16, "float16" every operator's result as well
     STANDIN_OM_NAME   "plain" (default) writes OUTPUT.om, "host" OUTPUT_linux_<machine>.om
-    STANDIN_AIS_BENCH "later" (default, checks paths) or "0.0.2" (checks none)
+    STANDIN_AIS_BENCH which generation: "0.0.2", "later" (default) or "newest" (see ascend_words.py); "none" is
+                      another package of that name
     STANDIN_FAULT     faults joined by ",", each NAME or NAME=VALUE:
                       atc-fail[=BATCH]   ends with E codes           atc-kill[=BATCH]   killed while it writes the .om
                       atc-lossy          rounds the weights hard     atc-sleep=SECONDS  takes that long
@@ -17,7 +18,9 @@ Switches are environment variables:
                       atc-channels=NODE  a SpaceToDepth orders its channels wrongly
                       atc-weight=NODE    the node's weights are rounded to 8 bits
                       ais-crash=K        dies after K batches        ais-missing=K      leaves out the last K results
-                      ais-sleep=SECONDS  takes that long per batch
+                      ais-kill=K         killed after K batches      ais-half           cuts the last result
+                      ais-device=D[:K]   device D dies (after K)     ais-skip[=MS]      computes nothing, zeros
+                      ais-sleep=SECONDS  takes that long per batch   ais-start=SECONDS  takes that long to start
     STANDIN_LOG       a file to which each call is added: a JSON object a line, {tool, argv, cwd, python}
     TRESNET_TEST_PYTHON  the Python with onnx and onnxruntime that does the work
 """

@@ -1,105 +1,23 @@
 """Stand-in of ais_bench: `python3 -m ais_bench --model x_bs1.om --input folder --output ./ --output_dirname result`.
 
-As strict as the real one (its later versions, or 0.0.2 with STANDIN_AIS_BENCH=0.0.2) and writing what it writes, but
-computing with ONNX Runtime in the Python that TRESNET_TEST_PYTHON names. Switches: ../ascend_standin.py.
+As strict as the real one, in the generation that STANDIN_AIS_BENCH names (see ../ascend_words.py), and writing what it
+writes, but computing with ONNX Runtime in the Python that TRESNET_TEST_PYTHON names. Switches: ../ascend_standin.py.
 """
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import re
-import stat
 import sys
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
 from ascend_standin import chips, fault, log_call, read_om
+from ascend_words import NEWEST, STRICT, boxed_traceback, check_path, fail, parse_arguments
 
-STRICT = os.environ.get("STANDIN_AIS_BENCH", "later") != "0.0.2"
 PADDING = "padding_infer_fake_file"
-
-
-# Command line -------------------------------------------------------------------------------------------------------
-def whole_number(lowest: int, highest: float = math.inf) -> Any:
-    """argparse type: an integer in a range; the later versions take plain digits only."""
-    def check(text: str) -> int:
-        if STRICT and not re.fullmatch("[0-9]+", text):
-            raise argparse.ArgumentTypeError(f"{text} is not made of digits")
-        number = int(text)
-        if not lowest <= number <= highest:
-            raise argparse.ArgumentTypeError(f"{text} is out of range")
-        return number
-    return check
-
-
-def true_or_false(text: str) -> bool:
-    """argparse type of version 0.0.2's switches."""
-    if text.lower() in ("yes", "true", "t", "y", "1"):
-        return True
-    if text.lower() in ("no", "false", "f", "n", "0"):
-        return False
-    raise argparse.ArgumentTypeError("Boolean value expected true, 1, false, 0 with case insensitive.")
-
-
-def check_path(path: str, writing: bool) -> None:
-    """Refuse what the later versions refuse of a path that is read or written (and exists)."""
-    path = os.path.abspath(path)
-    if re.search("[^_A-Za-z0-9/.-]", path) or len(path) > 4096 or any(len(name) > 255 for name in path.split("/")):
-        raise PermissionError(f"path {path} has a character that is not allowed, or is too long")
-    if os.path.islink(path):
-        raise PermissionError(f"path {path} is a symbolic link")
-    if not os.path.exists(path):
-        if writing:
-            return
-        raise FileNotFoundError(f"path {path} does not exist")
-    state = os.stat(path)
-    if state.st_uid != os.geteuid() and state.st_gid not in os.getgroups() + [os.getegid()]:
-        raise PermissionError(f"path {path} is not owned by the user or one of their groups")
-    excess = stat.S_IMODE(state.st_mode) & (0o027 if writing else 0o022)
-    if excess:
-        raise PermissionError(f"permission {oct(stat.S_IMODE(state.st_mode))} of path {path} is too open")
-    if not os.access(path, os.W_OK if writing else os.R_OK):
-        raise PermissionError(f"no permission to {'write' if writing else 'read'} path {path}")
-
-
-def legal_path(kind: str) -> Any:
-    """argparse type of --model, --input and --output."""
-    def check(text: str) -> str:
-        if STRICT:
-            try:
-                for path in text.split(",") if kind == "input" else [text]:
-                    check_path(path, writing=kind == "output")
-            except OSError as error:
-                raise argparse.ArgumentTypeError(f"{kind} path:{text} is illegal. Please check. ({error})") from None
-            if kind == "om" and (not text.endswith(".om") or not os.path.isfile(text)):
-                raise argparse.ArgumentTypeError(f"om path:{text} is illegal. Please check.")
-        return text
-    return check
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="ais_bench")
-    parser.add_argument("--model", "-m", required=True, type=legal_path("om"))
-    parser.add_argument("--input", "-i", type=legal_path("input"))
-    parser.add_argument("--output", "-o", type=legal_path("output"))
-    parser.add_argument("--output_dirname")
-    parser.add_argument("--outfmt", default="BIN", choices=["NPY", "BIN", "TXT"])
-    parser.add_argument("--loop", "-l", type=whole_number(1), default=1)
-    parser.add_argument("--device", "-d", type=whole_number(0, 255), default=0)
-    parser.add_argument("--batchsize", type=whole_number(1))
-    parser.add_argument("--pure_data_type", default="zero", choices=["zero", "random"])
-    parser.add_argument("--warmup_count", type=whole_number(0), default=1)
-    for switch in ("--debug", "--display_all_summary"):
-        if STRICT:
-            parser.add_argument(switch, action="store_true")
-        else:
-            parser.add_argument(switch, type=true_or_false, default=False)
-    arguments = parser.parse_args()
-    if arguments.output_dirname and arguments.output_dirname[0] == "/":
-        raise ValueError("--output_dirname do not support abs path!")
-    if arguments.output_dirname and not arguments.output:
-        raise RuntimeError("error bad parameters --output_dirname: it needs --output")
-    return arguments
+MOST_FILES = 100000  # of an input folder
 
 
 # The model ----------------------------------------------------------------------------------------------------------
@@ -111,16 +29,15 @@ class Model:
         import onnxruntime
         names = chips()
         if device >= len(names):
-            raise RuntimeError(f"[ERROR] aclrtSetDevice failed, device {device} of {len(names)}, errorCode is 107001")
+            fail(f"aclrtSetDevice failed, device {device} of {len(names)}, errorCode is 107001")
         try:
             self.header, payload = read_om(path)
         except ValueError as error:
-            raise RuntimeError(f"[ERROR] load model from file failed, model file is {path}, errorCode is 500002, "
-                               f"{error}") from None
+            fail(f"load model from file failed, model file is {path}, errorCode is 500002, {error}")
         chip = names[device] if names[device].startswith("Ascend") else "Ascend" + names[device]
         if self.header["soc_version"] != chip:
-            raise RuntimeError(f"[ERROR] load model from file failed, model file is {path}, errorCode is 500002, "
-                               f"compiled for {self.header['soc_version']}, the device is {chip}")
+            fail(f"load model from file failed, model file is {path}, errorCode is 500002, compiled for "
+                 f"{self.header['soc_version']}, the device is {chip}")
         onnxruntime.set_default_logger_severity(3)
         self.session = onnxruntime.InferenceSession(payload, providers=["CPUExecutionProvider"])
         node = self.session.get_inputs()[0]
@@ -152,8 +69,13 @@ class Model:
 
     def run(self, data: Any) -> Tuple[List[Any], float]:
         """(outputs, milliseconds) for the bytes of one batch, whatever they mean: only their number is checked."""
+        import numpy
         if data.nbytes != self.size:
-            raise RuntimeError(f"[ERROR] input size {data.nbytes} is not the model's {self.size}")
+            fail(f"input size {data.nbytes} is not the model's {self.size}")
+        if fault("ais-skip"):
+            time.sleep(1e-3 * float(fault("ais-skip").replace("on", "0")))
+            shapes = [[self.batch, *node.shape[1:]] for node in self.session.get_outputs()]
+            return [numpy.zeros(shape, numpy.float32) for shape in shapes], 1.0
         feed = data.view(self.dtype).reshape(self.shape)
         start = time.perf_counter()
         outputs = self.session.run(None, {self.name: self.preprocess(feed) if self.aipp else feed})
@@ -170,23 +92,34 @@ def list_inputs(argument: str) -> List[str]:
     paths = argument.split(",")
     if os.path.isdir(paths[0]):
         if len(paths) != 1:
-            raise RuntimeError(f"Invalid args. args input dir num:{len(paths)} not equal to model inputs num:1")
-        files = [os.path.join(paths[0], name) for name in os.listdir(paths[0])
-                 if name.lower().endswith((".bin", ".npy"))]
+            fail(f"Invalid args. args input dir num:{len(paths)} not equal to model inputs num:1")
+        names = os.listdir(paths[0])
+        for name in names if STRICT else []:  # whatever it is: a stray file ends the run
+            check_input(os.path.join(paths[0], name))
+        if STRICT and len(names) > MOST_FILES:
+            raise OverflowError(f"file count under directory: {paths[0]} is over {MOST_FILES}!")
+        files = [os.path.join(paths[0], name) for name in names if name.lower().endswith((".bin", ".npy"))]
         if not files:
-            raise RuntimeError(f"{paths[0]} of input args not find valid file,valid file format:[*.npy *.bin]")
+            fail(f"{paths[0]} of input args not find valid file,valid file format:[*.npy *.bin]")
         return sorted(files, key=natural_key)
     for path in paths:
         if not os.path.isfile(path):
-            raise RuntimeError(f"Invalid args. {path} of --input is invalid")
+            fail(f"Invalid args. {path} of --input is invalid")
     return paths
+
+
+def check_input(path: str) -> None:
+    """Refuse a file of the input folder that the later versions refuse."""
+    try:
+        check_path(path, writing=False)
+    except OSError as error:
+        print(f"[ERROR] {error}", flush=True)
+        raise RuntimeError(f"input data:{path} is illegal") from None
 
 
 def read_input(path: str) -> Any:
     """The bytes of a file, as the tool feeds them: no type, no shape."""
     import numpy
-    if STRICT and (re.search("[^_A-Za-z0-9/.-]", os.path.abspath(path)) or os.path.islink(path)):
-        raise PermissionError(f"Path name contains invalid characters, or is a softlink: {path!a}")
     if path.lower().endswith(".npy"):
         return numpy.ascontiguousarray(numpy.load(path)).reshape(-1).view(numpy.uint8)
     return numpy.fromfile(path, dtype=numpy.uint8)
@@ -196,7 +129,7 @@ def make_batches(files: List[str], size: int) -> List[List[str]]:
     """Files in groups that fill one batch by the first file's size; the last is filled up with PADDING."""
     first = read_input(files[0]).nbytes if files[0].lower().endswith(".npy") else os.path.getsize(files[0])
     if first == 0 or size % first:
-        raise RuntimeError(f"arg0 tensorsize: {size} filesize: {first} not match")
+        fail(f"arg0 tensorsize: {size} filesize: {first} not match")
     count = size // first
     print(f"[INFO] get filesperbatch files0 size:{first} tensor0size:{size} filesperbatch:{count} "
           f"runcount:{math.ceil(len(files) / count)}")
@@ -208,29 +141,27 @@ def make_batches(files: List[str], size: int) -> List[List[str]]:
 def save(path: str, values: Any) -> None:
     """Write one sample's output in the format that the name asks for, over whatever has that name."""
     import numpy
-    if path.endswith(".txt"):
-        rows = values.reshape(-1, values.shape[-1])
-        data = "".join("".join(f"{value:f} " for value in row) + "\n" for row in rows.tolist()).encode()
-    elif path.endswith(".npy"):
-        with open(path, "wb") as file:
-            numpy.save(file, values)
-        return
-    else:
-        data = values.tobytes()
     with open(path, "wb") as file:
-        file.write(data)
+        if path.endswith(".txt"):
+            for row in values.reshape(-1, values.shape[-1]):
+                numpy.savetxt(file, row[:, None], fmt="%f" if row.dtype.kind == "f" else "%d", newline=" ")
+                file.write(b"\n")
+        elif path.endswith(".npy"):
+            numpy.save(file, values)
+        else:
+            file.write(values.tobytes())
 
 
-def make_result_folder(arguments: argparse.Namespace) -> str:
-    """The folder of the results; one that exists is used as it is."""
-    prefix = os.path.join(arguments.output, arguments.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
+def make_result_folder(arguments: argparse.Namespace, own: str) -> str:
+    """The folder of the results; one that exists is used as it is. own: the folder in it of one device of several."""
+    name = arguments.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S")
+    prefix = os.path.join(arguments.output, name, *([own] if own and STRICT else []))
     if STRICT:
         for path in (prefix, prefix + "_summary.json"):
             check_path(path, writing=True)
         os.makedirs(prefix, 0o750, exist_ok=True)
-        os.chmod(arguments.output, 0o750)
-    elif not os.path.exists(prefix):
-        os.mkdir(prefix, 0o755)
+    else:
+        os.makedirs(prefix, 0o755, exist_ok=True)
     print(f"[INFO] output path:{prefix}")
     return prefix
 
@@ -238,16 +169,25 @@ def make_result_folder(arguments: argparse.Namespace) -> str:
 # Summary ------------------------------------------------------------------------------------------------------------
 def statistics(times: List[float]) -> Dict[str, Any]:
     import numpy
+    percentile = "P99" if NEWEST else "percentile(99%)"
     if not times:
-        return {"min": 0.0, "max": 0.0, "mean": 0.0, "median": 0.0, "percentile(99%)": 0.0, "count": 0}
+        return {"min": 0.0, "max": 0.0, "mean": 0.0, "median": 0.0, percentile: 0.0, "count": 0}
     return {"min": min(times), "max": max(times), "mean": float(numpy.mean(times)),
-            "median": float(numpy.median(times)), "percentile(99%)": float(numpy.percentile(times, 99)),
-            "count": len(times)}
+            "median": float(numpy.median(times)), percentile: float(numpy.percentile(times, 99)), "count": len(times)}
+
+
+def print_table(rows: Dict[str, Dict[str, Any]]) -> None:
+    """The newest's table of times."""
+    keys = ["min", "max", "mean", "median", "P99"]
+    print("╒" + "═" * 75 + "╕\n│ " + "Metric".ljust(22) + "".join(f"│{key:>9} " for key in keys))
+    for name, row in rows.items():
+        print("│ " + f"{name} (ms)".ljust(22) + "".join(f"│{row[key]:>9.4f} " for key in keys))
+    print("╘" + "═" * 75 + "╛")
 
 
 def report(arguments: argparse.Namespace, batchsize: int, filesinfo: Dict[int, Any], compute: List[float],
-           h2d: List[float], d2h: List[float], prefix: Optional[str]) -> None:
-    """Print the performance lines; write PREFIX_summary.json."""
+           h2d: List[float], d2h: List[float], prefix: Optional[str]) -> float:
+    """Print the performance lines; write PREFIX_summary.json. Returns the throughput, images/s."""
     summary: Dict[str, Any] = {"filesinfo": filesinfo, "args": sys.argv, "NPU_compute_time": statistics(compute),
                                "H2D_latency": statistics(h2d), "D2H_latency": statistics(d2h),
                                "npu_compute_time_list": compute}
@@ -255,34 +195,54 @@ def report(arguments: argparse.Namespace, batchsize: int, filesinfo: Dict[int, A
     summary["throughput"] = 1000 * batchsize / mean if mean else 0
     summary["pid"] = os.getpid()
     print("[INFO] -----------------Performance Summary------------------")
-    for key in ("H2D_latency", "NPU_compute_time", "D2H_latency"):
-        if key == "NPU_compute_time" or arguments.display_all_summary:
-            row = summary[key]
-            print(f"[INFO] {key} (ms): min = {row['min']}, max = {row['max']}, mean = {row['mean']}, "
-                  f"median = {row['median']}, percentile(99%) = {row['percentile(99%)']}")
-    print(f"[INFO] throughput 1000*batchsize.mean({batchsize})/NPU_compute_time.mean({mean}): {summary['throughput']}")
+    shown = {key: summary[key] for key in ("H2D_latency", "NPU_compute_time", "D2H_latency")
+             if key == "NPU_compute_time" or arguments.display_all_summary}
+    if NEWEST:
+        print_table(shown)
+    for key, row in shown.items() if not NEWEST else ():
+        print(f"[INFO] {key} (ms): min = {row['min']}, max = {row['max']}, mean = {row['mean']}, "
+              f"median = {row['median']}, percentile(99%) = {row['percentile(99%)']}")
+    word = "Throughput" if NEWEST else "throughput"
+    print(f"[INFO] {word} 1000*batchsize.mean({batchsize})/NPU_compute_time.mean({mean}): {summary['throughput']}")
     print("[INFO] ------------------------------------------------------")
     if prefix:
         with open(prefix + "_summary.json", "w", encoding="utf-8") as file:
             json.dump(summary, file)
+    return float(summary["throughput"])
 
 
-def infer(arguments: argparse.Namespace) -> None:
+# Inference ----------------------------------------------------------------------------------------------------------
+def break_down(device: int, batches: int) -> None:
+    """The faults that end a run after so many batches."""
+    broken, _, after = fault("ais-device").partition(":")
+    if str(batches) == fault("ais-crash") or (broken == str(device) and batches == int(after or 0)):
+        fail(f"execute model failed, modelId is 1, errorCode is 507011, device {device}")
+    if str(batches) == fault("ais-kill"):
+        os.kill(os.getpid(), 9)
+
+
+def infer(arguments: argparse.Namespace, device: int, own: str = "", files: Optional[List[str]] = None,
+          ready: Any = None) -> Tuple[float, float, float]:
+    """One device's run. own: its folder, ready: a barrier, where several devices run; files: its part of the input.
+
+    Returns: throughput in images/s, start and end in s.
+    """
     import numpy
     if STRICT:
         os.umask(0o027)
     print("[INFO] acl init success")
-    model = Model(arguments.model, arguments.device)
-    print(f"[INFO] open device {arguments.device} success")
+    time.sleep(float(fault("ais-start") or 0))
+    model = Model(arguments.model, device)
+    print(f"[INFO] open device {device} success")
     print(f"[INFO] load model {arguments.model} success")
     print("[INFO] create model description success")
     batchsize = arguments.batchsize
     if batchsize is None:
         batchsize = model.batch
         print(f"[INFO] try get model batchsize:{batchsize}")
-    prefix = make_result_folder(arguments) if arguments.output else None
+    prefix = make_result_folder(arguments, own) if arguments.output else None
     if arguments.input:
-        groups = make_batches(list_inputs(arguments.input), model.size)
+        groups = make_batches(files or list_inputs(arguments.input), model.size)
     else:
         groups = [["pure_infer_data"]]
         random = arguments.pure_data_type == "random"
@@ -303,9 +263,11 @@ def infer(arguments: argparse.Namespace) -> None:
     d2h: List[float] = []
     samples = sum(path != PADDING for group in groups for path in group)
     kept = samples - int(fault("ais-missing") or 0)
+    if ready:
+        ready.wait()
+    begun = time.time()
     for index, group in enumerate(groups):
-        if str(index) == fault("ais-crash"):
-            raise RuntimeError("[ERROR] execute model failed, modelId is 1, errorCode is 507011")
+        break_down(device, index)
         start = time.perf_counter()
         data = load(group)
         h2d.append(1000 * (time.perf_counter() - start))
@@ -327,20 +289,61 @@ def infer(arguments: argparse.Namespace) -> None:
         d2h.append(1000 * (time.perf_counter() - start))
         print(f"\rInference array Processing: {100 * (index + 1) // len(groups)}%| {index + 1}/{len(groups)}", end="")
     print()
-    report(arguments, batchsize, filesinfo, compute, h2d, d2h, prefix)
+    if fault("ais-half") and filesinfo:
+        os.truncate(row["outfiles"][-1], 20)
+    throughput = report(arguments, batchsize, filesinfo, compute, h2d, d2h, prefix)
     print("[INFO] unload model success, model Id is 1")
-    print(f"[INFO] end to reset device {arguments.device}")
+    print(f"[INFO] end to reset device {device}")
     print("[INFO] end to finalize acl")
+    return throughput, begun, time.time()
 
 
-def main() -> None:
+def infer_on_several(arguments: argparse.Namespace) -> int:
+    """Every device infers everything at the same time, or with --divide_input its part. Returns the exit status."""
+    count = len(arguments.device)
+    parts: List[Optional[List[str]]] = [None] * count
+    if arguments.input and getattr(arguments, "divide_input", False):
+        files = list_inputs(arguments.input)
+        parts = [files[len(files) * i // count:len(files) * (i + 1) // count] for i in range(count)]
+    ready, ended = multiprocessing.Barrier(count), multiprocessing.Queue()
+
+    def one(index: int, device: int) -> None:
+        try:
+            ended.put((index, device, *infer(arguments, device, f"device{device}_{index}", parts[index], ready)))
+        except BaseException:
+            ready.abort()
+            raise
+
+    started = [multiprocessing.Process(target=one, args=pair) for pair in enumerate(arguments.device)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    status = 1 if any(process.exitcode for process in started) else 0
+    rows = [ended.get() for process in started if not process.exitcode]
+    print(f"[INFO] multidevice run end qsize:{count + len(rows)} result:{status}")
+    for index, device, throughput, start, end in rows:
+        print(f"{'[INFO] ' if STRICT else ''}i:{index} device_{device} throughput:{throughput} start_time:{start} "
+              f"end_time:{end}")
+    print(f"[INFO] summary throughput:{sum(row[2] for row in rows)}")
+    return status
+
+
+def main() -> int:
     if "STANDIN_STARTED_BY" not in os.environ:  # the host's Python has no ONNX Runtime: go on in the one that has
         environment = dict(os.environ, STANDIN_STARTED_BY=sys.executable)
         python = os.environ["TRESNET_TEST_PYTHON"]
         os.execve(python, [python, "-m", "ais_bench"] + sys.argv[1:], environment)
-    log_call("ais_bench", ["python3", "-m", "ais_bench"] + sys.argv[1:])
-    infer(parse_arguments())
+    if "--help" not in sys.argv:  # it does nothing
+        log_call("ais_bench", ["python3", "-m", "ais_bench"] + sys.argv[1:])
+    arguments = parse_arguments()
+    if len(arguments.device) > 1:
+        return infer_on_several(arguments)
+    infer(arguments, arguments.device[0])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    if NEWEST:
+        sys.excepthook = boxed_traceback
+    sys.exit(main())

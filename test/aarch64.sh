@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# The program on ARM, proved on a machine that is none: a Debian arm64 root, made by debootstrap, run by qemu-user.
+#     bash test/aarch64.sh [ROOT]      (as root, on Debian; 20 to 40 minutes the first time; ROOT needs 4 GB)
+# It installs what requirements.txt gives a user there, then runs the golden tests: the pixels of preprocessing, ranks
+# and labels of postprocessing, the exported graph's logits, the CPU runner. Arguments after ROOT go to pytest instead.
+# ROOT (default: /var/tmp/tresnet-aarch64) is kept: the next run only brings the program up to date in it.
+set -Eeuo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+root=/var/tmp/tresnet-aarch64
+if (($#)); then root=$1 && shift; fi
+golden=(test/test_pixels.py test/test_postprocess.py test/test_infer.py test/test_pth2onnx.py
+    -k "original_environment or golden or old_pillow or ranks or labels or batches or results or ais_benchs or tresnet_m"
+    -m "not alone")
+if (($#)); then golden=("$@"); fi
+
+refuse() {
+    echo "aarch64.sh: $1" >&2
+    exit 1
+}
+
+tools() {
+    local lacking=() name
+    for name in debootstrap qemu-user-static; do
+        dpkg-query --show --showformat='${Status}' "$name" 2>/dev/null | grep -q ' installed$' || lacking+=("$name")
+    done
+    if ((${#lacking[@]})); then apt-get update -qq && apt-get install --yes -qq --no-install-recommends "${lacking[@]}"; fi
+}
+
+emulation() {
+    if ! grep -qs enabled /proc/sys/fs/binfmt_misc/qemu-aarch64; then
+        mountpoint -q /proc/sys/fs/binfmt_misc || mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
+        /usr/lib/systemd/systemd-binfmt
+    fi
+    grep -qs enabled /proc/sys/fs/binfmt_misc/qemu-aarch64 || refuse "this kernel starts no ARM programs by qemu-user"
+}
+
+debian() {
+    if [[ -e $root/.debian-is-there ]]; then return; fi
+    local codename packages=python3,python3-venv,python3-pip,python3-dev,gcc,libc6-dev,git,ca-certificates
+    codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    rm -rf -- "$root"
+    mkdir -p -- "$root"
+    debootstrap --arch=arm64 --variant=minbase --foreign --include="$packages" "$codename" "$root"
+    chroot "$root" /debootstrap/debootstrap --second-stage
+    touch "$root/.debian-is-there"
+}
+
+within() { # a command in the root, with this machine's network and pip settings
+    chroot "$root" /usr/bin/env -i HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+        ${PIP_CERT:+PIP_CERT="$PIP_CERT"} ${PIP_INDEX_URL:+PIP_INDEX_URL="$PIP_INDEX_URL"} \
+        ${PIP_DEFAULT_TIMEOUT:+PIP_DEFAULT_TIMEOUT="$PIP_DEFAULT_TIMEOUT"} bash -c "cd /program && $1"
+}
+
+program() {
+    mkdir -p -- "$root/program"
+    git ls-files -z --cached --others --exclude-standard | tar --create --null --files-from=- | tar --extract \
+        --directory="$root/program"
+    local path # links in the root that lead out of it must not be followed
+    for path in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
+        if [[ -e $path ]]; then cp --dereference --remove-destination "$path" "$root$path"; fi
+    done
+    mountpoint -q "$root/proc" || mount -t proc none "$root/proc"
+    mountpoint -q "$root/dev" || mount --bind /dev "$root/dev"
+}
+
+leave() {
+    umount "$root/dev" "$root/proc" 2>/dev/null || true
+}
+
+[[ $(id -u) == 0 ]] || refuse "it makes a root folder of another machine, so start it as root"
+[[ -e /etc/debian_version ]] || refuse "it needs Debian's debootstrap and qemu-user-static; start it on Debian"
+tools
+emulation
+debian
+trap leave EXIT
+program
+within "uname -m && python3 --version && python3 scripts/setup_env.py && python3 scripts/timm_source.py \
+    && .venv/bin/python -m pip install --quiet pytest hypothesis && .venv/bin/python -m pip list --format=freeze"
+within "nvidia=\$(.venv/bin/python -m pip list --format=freeze | grep -ci nvidia || true); echo \"CUDA packages: \$nvidia\" && [[ \$nvidia == 0 ]]"
+printf -v words '%q ' "${golden[@]}"
+within "OMP_NUM_THREADS=2 .venv/bin/python -m pytest -q $words"
