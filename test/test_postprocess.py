@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from common import native, record
+from common.accuracy import percentages
 from common.cli import Refusal, shown
 from common.journal import Journal
 from common.labels import match_labels
@@ -276,7 +277,7 @@ def test_an_accuracy_near_chance_is_explained(images: int, hits: int, said: bool
 def test_100_per_cent_are_shown_and_pass_only_for_all(tmp_path: Path) -> None:
     nearly = {"evaluated": 30000}
     report = {"hits": [29999, 30000], "counts": nearly}
-    assert post.percentages(report) == [99.99, 100.0]
+    assert percentages(report) == [99.99, 100.0]
     assert post.shortfalls(report, {1: 100.0}) == ["Top-1 accuracy 99.99% is below 100.0%"]
     assert post.shortfalls(report, {1: 99.99, 5: 100.0}) == []
     report = {"hits": [801], "counts": {"evaluated": 1000}}
