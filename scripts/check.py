@@ -116,7 +116,8 @@ def python_rows() -> List[Row]:
     there = environment.finished(wanted) or environment.satisfied(wanted)
     timm = all(os.path.exists(os.path.join(ROOT, "pytorch-image-models", name))
                for name in (".patched-with", "timm/models/tresnet.py"))
-    return [Row("", "Python packages", there, "all there" if there else "the first run makes .venv",
+    return [Row("", "Python packages", there, "all there" if there else
+                f"the first run makes .venv and downloads {environment.coming()}",
                 "python3 scripts/setup_env.py"),
             Row("", "timm v0.4.5", timm, "patched" if timm else "the first run fetches it",
                 "python3 scripts/timm_source.py")]

@@ -1,10 +1,17 @@
 """The set-up: an environment that is made once, found again at once, and repaired if its making was interrupted."""
+import functools
+import http.server
 import os
+import platform
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import zipfile
 from pathlib import Path
 from typing import Dict
 
@@ -88,6 +95,71 @@ def test_pip_speaks_only_when_it_fails(clone: Path) -> None:
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
     assert ("No matching distribution" in done.stderr
             and "setup_env.py: pip failed with status 1" in done.stderr.splitlines()[-1])
+
+
+# ---- PyTorch without CUDA --------------------------------------------------------------------------------------------
+
+def installed(base: Path, name: str, version: str) -> None:
+    """A package of the user `base` as far as its metadata go."""
+    metadata = base / "lib" / ("python%d.%d" % sys.version_info[:2]) / "site-packages" / f"{name}-{version}.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_a_torch_of_the_host_serves_and_another_one_later_is_seen(clone: Path, tmp_path: Path) -> None:
+    (clone / "requirements.txt").write_text("torch==99.1\n" + REQUIREMENTS)
+    installed(tmp_path / "user", "torch", "2.1.0")
+    done = set_up(clone, PYTHONUSERBASE=str(tmp_path / "user"))
+    assert done.returncode == 0 and "the host's own torch 2.1.0 serves" in done.stderr, done.stderr
+    assert set_up(clone, PYTHONUSERBASE=str(tmp_path / "user")).stderr == ""
+    shutil.rmtree(str(tmp_path / "user"))
+    installed(tmp_path / "user", "torch", "2.2.0")
+    assert "the host's own torch 2.2.0 serves" in set_up(clone, PYTHONUSERBASE=str(tmp_path / "user")).stderr
+
+
+def point_to(clone: Path, address: str, answer: float) -> None:
+    """Let the clone take another index for PyTorch's, and wait so many seconds for it."""
+    path = clone / "scripts" / "common" / "environment.py"
+    text = re.sub('CPU_INDEX = "[^"]*"', f'CPU_INDEX = "{address}"', path.read_text())
+    path.write_text(re.sub("ANSWER = [0-9.]+", f"ANSWER = {answer}", text))
+
+
+def wheel(path: Path) -> None:
+    """An empty package torch, version 1.2.3+cpu."""
+    with zipfile.ZipFile(str(path), "w") as archive:
+        for name, text in (("METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 1.2.3+cpu\n"),
+                           ("WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+                           ("RECORD", "")):
+            archive.writestr(f"torch-1.2.3+cpu.dist-info/{name}", text)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="on ARM the registry's own torch has no CUDA")
+def test_torch_comes_from_pytorchs_own_index_of_cpu_builds_where_it_answers(clone: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    (index / "torch").mkdir(parents=True)
+    wheel(index / "torch" / "torch-1.2.3+cpu-py3-none-any.whl")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(index))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        point_to(clone, f"http://127.0.0.1:{server.server_port}", 5.0)
+        (clone / "requirements.txt").write_text("torch==1.2.3\n" + REQUIREMENTS)
+        done = set_up(clone)
+        server.shutdown()
+    assert done.returncode == 0 and "comes from the registry" not in done.stderr, done.stderr
+    shown = subprocess.run([str(clone / ".venv" / "bin" / "pip"), "list", "--format=freeze"], stdout=subprocess.PIPE)
+    assert b"torch==1.2.3+cpu" in shown.stdout and b"iniconfig==1.1.1" in shown.stdout
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="on ARM the registry's own torch has no CUDA")
+def test_where_that_index_does_not_answer_one_line_says_what_is_coming(clone: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        point_to(clone, f"http://127.0.0.1:{silent.getsockname()[1]}", 0.5)
+        (clone / "requirements.txt").write_text("torch==0.0.1  # nobody has it\n")
+        done = set_up(clone)
+    lines = [line for line in done.stderr.splitlines() if "2,900 MB of CUDA packages" in line]
+    assert len(lines) == 1 and "gave no answer within 0.5 s" in lines[0] and done.returncode == 1
 
 
 def test_another_python_gets_an_environment_of_its_own(clone: Path) -> None:

@@ -5,6 +5,7 @@ Standard library only.
 import contextlib
 import glob
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -19,10 +20,15 @@ REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
 STAMP = "finished"  # in the environment's folder: what it was filled from, and with what
 BEGUN = "begun"  # in a folder that a set-up is filling
 HAS = "has "  # begins the lines of the stamp that name what was installed
+BORROWED = "torch of the host: "  # begins another line of it
 ELSEWHERE = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_REQUIRE_VIRTUALENV", "PIP_DRY_RUN", "PIP_PYTHON",
-             "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE")
-DOWNLOAD = re.compile(r"Downloading (\S+?)(?:\.metadata)? \(([0-9.]+) (kB|MB|GB)\)")  # a line of pip's
+             "PYTHONHOME", "PYTHONPATH")
+DOWNLOADING = re.compile(r"Downloading (\S+?)(?:\.metadata)? \(([0-9.]+) (kB|MB|GB)\)")  # a line of pip's
 LINES_EVERY = 20.0  # seconds between lines about the downloads where there is no terminal
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's own builds without CUDA, for x86-64
+ANSWER = 5.0  # s; no answer by then is none
+OLDEST_TORCH = (1, 6)  # a torch that the host has already serves from this version on
+DOWNLOAD, CUDA = 180, 2900  # MB that pip fetches, of all packages, and of those of CUDA if torch brings them (measured)
 
 
 def say(message: str) -> None:
@@ -61,7 +67,7 @@ def run_pip(arguments: Sequence[str], python: str = sys.executable) -> None:
         assert pip.stdout is not None
         for line in pip.stdout:
             said.append(line.decode(errors="replace").rstrip())
-            found = DOWNLOAD.search(said[-1])
+            found = DOWNLOADING.search(said[-1])
             if found:
                 name, size, unit = found.groups()
                 megabytes[0] += float(size) * {"kB": 1e-3, "MB": 1.0, "GB": 1e3}[unit]
@@ -107,10 +113,99 @@ def satisfied(requirements: Sequence[str]) -> bool:
             wanted = [Requirement(text) for text in (line.split("#")[0].strip() for line in file) if text]
         wanted = [requirement for requirement in wanted if not requirement.marker or requirement.marker.evaluate()]
         installed = record.versions(requirement.name for requirement in wanted)
-        if not all(installed[requirement.name] and requirement.specifier.contains(
-                installed[requirement.name], prereleases=True) for requirement in wanted):
+        if not all(installed[requirement.name] and (
+                requirement.name == "torch" and serves(installed["torch"])
+                or requirement.specifier.contains(installed[requirement.name], prereleases=True))
+                for requirement in wanted):
             return False
     return True
+
+
+# ---- PyTorch without CUDA --------------------------------------------------------------------------------------------
+
+def serves(version: str) -> bool:
+    """Whether a torch that the host has already can be used as it is."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2])) >= OLDEST_TORCH
+
+
+def host_torch() -> str:
+    """The version of a torch of the host's own Python that serves, "" if there is none."""
+    version = record.versions(["torch"])["torch"] if sys.prefix == sys.base_prefix else ""
+    return version if version and serves(version) else ""
+
+
+def cpu_index_answers() -> bool:
+    """Whether PyTorch's index of CPU builds can be reached. A process of its own: looking up a name may hang."""
+    code = f"import urllib.request; urllib.request.urlopen({CPU_INDEX + '/torch/'!r}, timeout={ANSWER})"
+    with contextlib.suppress(subprocess.SubprocessError):
+        return not subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL, timeout=ANSWER).returncode
+    return False
+
+
+def brings_cuda() -> bool:
+    """Whether the registry's torch asks for CUDA here: on x86-64; for ARM requirements.txt names some that do not."""
+    return platform.machine() in ("x86_64", "AMD64")
+
+
+def coming() -> str:
+    """What a set-up would download, in words."""
+    if host_torch():
+        return f"what the host lacks beside its torch {host_torch()}: {DOWNLOAD // 2} MB at most"
+    if not brings_cuda() or cpu_index_answers():
+        return f"about {DOWNLOAD} MB, without CUDA"
+    return (f"about {DOWNLOAD} MB, and {CUDA:,} MB of CUDA packages that nobody needs here, unless your registry has "
+            f"torch without them: PyTorch's own index of CPU builds gave no answer within {ANSWER:g} s")
+
+
+def pinned_torch(requirements: Sequence[str], python: str) -> str:
+    """The line for torch, as NAME==VERSION, that holds for an environment's Python; "" if there is none."""
+    code = """
+import sys
+from pip._vendor.packaging.requirements import Requirement
+for path in sys.argv[1:]:
+    for line in open(path, encoding="utf-8"):
+        line = line.split("#")[0].strip()
+        if line.startswith("torch=="):
+            found = Requirement(line)
+            if not found.marker or found.marker.evaluate():
+                print(f"{found.name}{found.specifier}")
+"""
+    said = subprocess.check_output([python, "-c", code, *requirements], stdin=subprocess.DEVNULL)
+    return (said.decode().splitlines() or [""])[0]
+
+
+def install(requirements: Sequence[str], python: str, from_host: str) -> None:
+    """Fill an environment. from_host: the version of the host's torch, which it sees."""
+    torch = pinned_torch(requirements, python)
+    paths: List[str] = list(requirements)
+    if torch and from_host:
+        say(f"the host's own torch {from_host} serves")
+        paths = [without_torch(path, os.path.dirname(os.path.dirname(python))) for path in requirements]
+    elif torch and brings_cuda() and not has_package(python, "torch"):
+        if cpu_index_answers():
+            run_pip(["install", "--index-url", CPU_INDEX, torch], python)
+        else:
+            say(f"{torch} comes from the registry, {coming()}")
+    run_pip(["install", *(word for path in paths for word in ("-r", path))], python)
+
+
+def without_torch(path: str, place: str) -> str:
+    """A copy of a requirements file in the environment's folder that does not ask for torch."""
+    with open(path, encoding="utf-8") as file:
+        lines = [line for line in file if not line.startswith("torch==")]
+    copy = os.path.join(place, os.path.basename(path))
+    files.write_whole(copy, "".join(lines).encode())
+    return copy
+
+
+def has_package(python: str, package: str) -> bool:
+    """Whether an environment has a package already."""
+    return not subprocess.call([python, "-m", "pip", "--disable-pip-version-check", "show", "--quiet", package],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+# ---- the environment's folder ----------------------------------------------------------------------------------------
 
 
 def stamp_lines(requirements: Sequence[str]) -> Set[str]:
@@ -149,7 +244,10 @@ def lost() -> Set[str]:
 
 def finished(requirements: Sequence[str]) -> bool:
     """Whether the folder is an environment that was filled to the end from these very requirements, and still is."""
-    return stamp_lines(requirements) <= set(stamp()) and os.access(interpreter(), os.X_OK) and not lost()
+    lines = set(stamp())
+    borrowed = {line for line in lines if line.startswith(BORROWED)}  # of the host, which may have changed since
+    return (stamp_lines(requirements) <= lines and os.access(interpreter(), os.X_OK) and not lost()
+            and borrowed <= {f"{BORROWED}{host_torch()}\n"})
 
 
 def usable() -> bool:
@@ -184,8 +282,9 @@ def make_bare(place: str) -> None:
     say(f"making {place} for Python {sys.version.split()[0]} (a few minutes, once)")
     os.mkdir(place)
     files.write_whole(os.path.join(place, BEGUN), b"a set-up has begun to fill this folder\n")
-    done = subprocess.run([sys.executable, "-m", "venv", place], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          stdin=subprocess.DEVNULL, env=pip_environment())
+    system = ["--system-site-packages"] if host_torch() else []
+    done = subprocess.run([sys.executable, "-m", "venv", *system, place], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=pip_environment())
     if done.returncode:
         said = done.stdout.decode(errors="replace").rstrip()
         print(said, file=sys.stderr)
@@ -205,14 +304,17 @@ def make(requirements: Sequence[str]) -> None:
         make_bare(place)
     else:
         say(f"adding to {place} what {' and '.join(os.path.relpath(path, ROOT) for path in requirements)} ask for")
-    run_pip(["install", *(word for path in requirements for word in ("-r", path))], python)
+    with open(os.path.join(place, "pyvenv.cfg"), encoding="utf-8") as file:
+        from_host = host_torch() if re.search("system-site-packages *= *true", file.read()) else ""
+    install(requirements, python, from_host)
     code = ("import sys; sys.path.insert(0, sys.argv[1]); from common.environment import satisfied; "
             "sys.exit(not satisfied(sys.argv[2:]))")
     if subprocess.call([python, "-c", code, os.path.join(ROOT, "scripts"), *requirements], stdin=subprocess.DEVNULL,
                        env=pip_environment()):
         raise Refusal(f"pip ended well, but {shown(place)} still lacks packages; does a setting of pip send them "
                       f"elsewhere? See: {shown(python)} -m pip config list")
-    kept = {line for line in before if not line.startswith(HAS)} | stamp_lines(requirements)
+    kept = {line for line in before if not line.startswith((HAS, BORROWED))} | stamp_lines(requirements)
+    kept |= {f"{BORROWED}{from_host}\n"} if from_host else set()
     lines = sorted(kept) + sorted(f"{HAS}{name}\n" for name in installed())
     files.write_whole(os.path.join(place, STAMP), "".join(lines).encode(), durable=True)
     say(f"{place} is ready after {time.time() - start:.0f} s")
