@@ -4,9 +4,13 @@
     python3 TResNet_postprocess.py ./result/ ./ImageNet/val_label.txt ./ acc.json
     python3 TResNet_postprocess.py ./result/ ./prep_dataset/val_label.txt ./ acc.json --prep ./prep_dataset
     python3 TResNet_postprocess.py ./result/ ./ImageNet/val_label.txt ./ acc.json --min-top5 94.4
+    python3 TResNet_postprocess.py ./result/ ./real.json ./ acc.json
+    python3 TResNet_postprocess.py ./result/ ./coco_label.txt ./ acc.json --multi-label
 
 In:  RESULT, one file per image as the inference writes it: STEM_0.txt (each value as "%f ", then a newline), STEM_0.bin
-     (raw float32) or STEM_0.npy; LABELS, lines "NAME[.suffix] INT", NAME being the image's path or its end.
+     (raw float32) or STEM_0.npy; LABELS, lines "NAME[.suffix] INT", NAME being the image's path or its end, or
+     ReaL's real.json: any of an image's classes is right, images without one are left out. With --multi-label its lines
+     are "NAME INT INT …", and the figure is the mean average precision (mAP).
 Out: OUT_DIR/OUT_NAME, the accuracy as strings, and beside it ..._report.json, which accounts for every image: what the
      accuracy covers, what was left out and why. With --prep DIR that is checked against DIR/manifest.jsonl.
 Exit status: 0 good, 1 something is wrong with the data, 2 wrong usage, 3 the accuracy is below --min-top1/--min-top5.
@@ -23,11 +27,11 @@ from fractions import Fraction
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import class_names, cli, native, record
+from common import answers, class_names, cli, native, record
 from common.accuracy import TITLE, coverage_notes, statistics
 from common.cli import Refusal, shown, some
 from common.files import make_folder, read_regular, write_whole
-from common.labels import check_folders, label_offset, match_labels, read_labels
+from common.labels import check_folders, label_offset, label_shift, match_labels, read_labels
 from common.manifest import LABELS, WHOLE, read_manifest
 from common.names import result_stem
 from common.results import percent, read_result, result_files
@@ -103,6 +107,71 @@ def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) 
     return found, changed
 
 
+def count_hits(paths: Sequence[str], right: Sequence[Any], classes: int, workers: int, offset: int
+               ) -> Tuple[List[int], List[int], int]:
+    """(how many predictions have a right class first, among the first two, … five (or all); each one's right class;
+    when a result was changed last, in ns).
+
+    right: the class of each, or a tuple of them, of which the one that comes first counts.
+    """
+    each = [one if isinstance(one, tuple) else (one,) for one in right]
+    repeated = [path for path, one in zip(paths, each) for _ in one]
+    labels = np.array([label for one in each for label in one], np.int64) + offset
+    found, changed = ranks(repeated, labels, classes, workers)
+    owners = np.repeat(np.arange(len(each)), [len(one) for one in each])
+    best = np.lexsort((found, owners))[np.cumsum([0] + [len(one) for one in each[:-1]])]
+    places = np.bincount(found[best][(0 <= found[best]) & (found[best] < classes)], minlength=classes)
+    if places.sum() != len(paths):
+        raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of the program")
+    return [int(hits) for hits in np.cumsum(places)[:min(TOP, classes)]], labels[best].tolist(), int(changed.max())
+
+
+def average_precision(scores: np.ndarray, right: np.ndarray) -> Optional[float]:
+    """The area under the precision-recall curve of one class, as a sum of steps; None if no image shows the class.
+
+    scores: float [images], any rising function of the probability; right: bool [images]. Images of equal score are one
+    step, as in scikit-learn's average_precision_score.
+    """
+    total = int(right.sum())
+    if not total:
+        return None
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(right[order])
+    last = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)  # of each group of equal scores
+    precision, recall = hits[last] / (last + 1.0), hits[last] / float(total)
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def mean_average_precision(scores: np.ndarray, right_classes: Sequence[Sequence[int]]
+                           ) -> Tuple[float, List[Optional[float]]]:
+    """(mean over the classes that some image shows, in 0..1; the average precision of each class, None without one).
+
+    scores: float [images, classes].
+    """
+    right = np.zeros(scores.shape, bool)
+    for row, classes in zip(right, right_classes):
+        row[list(classes)] = True
+    if not right.any():
+        raise Refusal("no image has a label of any class, so there is no average precision; are these labels meant?")
+    each = [average_precision(scores[:, place], right[:, place]) for place in range(scores.shape[1])]
+    return float(np.mean([value for value in each if value is not None])), each
+
+
+def precision(paths: Sequence[str], right: Sequence[Sequence[int]], classes: int) -> Dict[str, Any]:
+    """The mean average precision of the multi-label predictions and each class's, None where no image shows it.
+
+    The order of the logits is that of their sigmoids.
+    """
+    scores = np.empty((len(paths), classes), np.float32)
+    for row, path in zip(scores, paths):
+        values = read_result(path)
+        if len(values) != classes:
+            raise Refusal(f"{shown(path)} holds {len(values)} values, but {shown(paths[0])} holds {classes}")
+        row[:] = values
+    mean, each = mean_average_precision(scores, right)
+    return {"hits": [], "mAP": mean, "average_precision": each}
+
+
 # ---- every image accounted for ---------------------------------------------------------------------------------------
 
 Names = Tuple[Dict[str, str], List[Dict[str, str]]]  # {stem: source} of the images, {"source", "error"} of the bad ones
@@ -166,6 +235,20 @@ def account(prep: str, results: Dict[str, str]) -> Names:
     return names, bad
 
 
+def read_lines(path: str, classes: int, multi_label: bool, asked_offset: Optional[int]) -> Tuple[List[Any], int]:
+    """([(NAME, its class or a tuple of its classes, line)] of a labels file, what to add to have the network's class).
+
+    Raises: Refusal for a label that is no class of the network then.
+    """
+    if not multi_label and not answers.is_real(path):
+        plain = read_labels(path)
+        return list(plain), label_offset(plain, classes, path, asked_offset)
+    lines = answers.read_multi_label(path) if multi_label else answers.read_real(path)
+    offset = asked_offset if asked_offset is not None else 0 if multi_label else label_shift(classes)
+    answers.check_range(lines, classes, path, offset)
+    return list(lines), offset
+
+
 def refuse_intruders(result: str) -> None:
     """Refuse results that are not of the run that made the others, as its record says."""
     strange = record.intruders(result)
@@ -183,54 +266,63 @@ def check_class_folders(labels: str, classes: int) -> None:
 
 
 def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1, names: Optional[str] = None,
-             asked_offset: Optional[int] = None) -> Dict[str, Any]:
+             asked_offset: Optional[int] = None, multi_label: bool = False) -> Dict[str, Any]:
     """Compare all predictions in a result folder with their labels.
 
     Returns a report that json can write: "classes" (int), "hits" ([Top-1, Top-2, ... Top-5] as counts, fewer for fewer
-    classes), "counts" (labelled, images, preprocessed, bad, inferred, evaluated, left_out; None where that cannot be
-    known without prep), "evaluated" (stems), "true" (the right class of each of them), "class_names" (of all classes,
-    None if nobody knows them; see class_names.find(), which gets the file `names`), "left_out" ([{"source", "error"}]),
-    "labelled_without_prediction" (names), "notes" (sentences). Raises: Refusal if anything is amiss.
+    classes, none for multi_label, which has "mAP" and "average_precision" instead), "counts" (labelled, images,
+    preprocessed, bad, inferred, evaluated, left_out; None where that cannot be known without prep), "evaluated"
+    (stems), "true" (the right class of each of them; of several the one that the network prefers; not for multi_label),
+    "class_names" (of all classes, None if nobody knows them; see class_names.find(), which gets the file `names`),
+    "left_out" ([{"source", "error"}]), "labelled_without_prediction" (names), "notes" (sentences).
+    Raises: Refusal if anything is amiss.
     """
     results = result_files(result)
     sources, bad = account(prep, results) if prep is not None else names_beside(result)
     stems, paths = list(results), list(results.values())
-    lines = read_labels(labels)
     classes = len(read_result(paths[0]))
-    offset = label_offset(lines, classes, labels, asked_offset)
+    lines, offset = read_lines(labels, classes, multi_label, asked_offset)
     check_class_folders(labels, classes)
     images = {stem: sources.get(stem, stem) for stem in stems}
     others = set(sources.values()).difference(images.values()).union(image["source"] for image in bad)
     matched = match_labels(images, lines, labels, others)
-    indices = np.array([index for _, index, _ in matched.values()], np.int64) + offset
-    found, changed = ranks(paths, indices, classes, workers)
-    if changed.max() > record.written_at(result):
-        refuse_intruders(result)
-    places = np.bincount(found[(0 <= found) & (found < classes)], minlength=classes)
-    if places.sum() != len(paths):
-        raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of the program")
-
     labelled = {name for name, _, _ in lines}
     unpredicted = sorted(labelled.difference(name for name, _, _ in matched.values()))
+    right = {stem: matched[stem][1] for stem in stems}
+    if multi_label:
+        score, true = precision(paths, [[label + offset for label in one] for one in right.values()], classes), []
+        newest = max(os.lstat(path).st_ctime_ns for path in paths)
+    else:
+        stems = [stem for stem in stems if right[stem] != ()]
+        if not stems:
+            raise Refusal(f"{shown(labels)} has no right class for any of the {len(paths)} images")
+        hits, true, newest = count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes,
+                                        workers, offset)
+        score = {"hits": hits}
+    if newest > record.written_at(result):
+        refuse_intruders(result)
+
+    left_out = [{"source": images[stem], "error": f"no right class in {os.path.basename(labels)}"}
+                for stem in sorted(results.keys() - set(stems))] + (bad if prep is not None else [])
     notes = []
     if offset and asked_offset is None:
         notes.append(f"of {classes:,} classes class 0 is taken for \"background\": each label is one lower than its "
                      "class (--label-offset 0 if that is wrong)")
-    if len(paths) >= CHANCE_IMAGES and classes >= CHANCE_CLASSES and places[0] * classes < 2 * len(paths):
+    if len(paths) >= CHANCE_IMAGES and classes >= CHANCE_CLASSES and score["hits"] and (
+            score["hits"][0] * classes < 2 * len(stems)):
         notes.append("Top-1 is no better than chance: usually the labels are numbered otherwise than the network's "
                      "classes (from 1, or in another order), or the images were prepared otherwise than in training")
-    notes += coverage_notes(len(unpredicted), len(labelled), len(bad) if prep is not None else 0, len(stems) + len(bad))
-    counts = {"labelled": len(labelled), "images": len(stems) + len(bad), "preprocessed": len(stems), "bad": len(bad),
-              "inferred": len(stems), "evaluated": len(stems), "left_out": len(bad)}
+    notes += coverage_notes(len(unpredicted), len(labelled), len(left_out), len(stems) + len(left_out))
+    counts = {"labelled": len(labelled), "images": len(paths) + len(bad), "preprocessed": len(paths), "bad": len(bad),
+              "inferred": len(paths), "evaluated": len(stems), "left_out": len(left_out)}
     part = read_manifest(prep)[0].get("shard", WHOLE) if prep is not None else WHOLE
     return {
         "tool": TOOL, "version": cli.VERSION, "result": os.path.abspath(result),
         "labels": os.path.abspath(labels), "prep": None if prep is None else os.path.abspath(prep),
-        "classes": classes, "label_offset": offset, "hits": np.cumsum(places)[:min(TOP, classes)].tolist(),
+        "classes": classes, "label_offset": offset, **score,
         "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)), "notes": notes,
-        "left_out": bad if prep is not None else [], "labelled_without_prediction": unpredicted, "evaluated": stems,
-        "true": indices.tolist(),
-        "class_names": class_names.find(classes, names, zip(images.values(), indices.tolist())),
+        "left_out": left_out, "labelled_without_prediction": unpredicted, "evaluated": stems, "true": true,
+        "class_names": class_names.find(classes, names, zip([images[stem] for stem in stems], true)),
         **({} if part == WHOLE else {"shard": part}),
     }
 
@@ -239,8 +331,10 @@ def shortfalls(report: Dict[str, Any], minima: Dict[int, Optional[float]]) -> Li
     """Which accuracies are below the minima {k: per cent or None}, in words; the counts decide, not what is shown."""
     found, images = [], report["counts"]["evaluated"]
     for k, least in minima.items():
+        if least is None:
+            continue
         hits = report["hits"][min(k, len(report["hits"])) - 1]
-        if least is not None and 100 * hits < Fraction(repr(least)) * images:
+        if 100 * hits < Fraction(repr(least)) * images:
             shown_value = percent(hits, images)
             exactly = "" if shown_value < least else f" ({hits} of {images})"
             found.append(f"Top-{k} accuracy {shown_value}%{exactly} is below {least}%")
@@ -270,11 +364,14 @@ def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("result", metavar="RESULT", type=cli.path, help="folder of results, one file per image")
-    parser.add_argument("labels", metavar="LABELS", type=cli.path, help='text file of lines "NAME[.suffix] INT"')
+    parser.add_argument("labels", metavar="LABELS", type=cli.path,
+                        help='text file of lines "NAME[.suffix] INT", or real.json')
     parser.add_argument("out_dir", metavar="OUT_DIR", type=cli.path, help="folder for the output; made if missing")
     parser.add_argument("out_name", metavar="OUT_NAME", type=cli.file_name, help="name of the output, such as acc.json")
     parser.add_argument("--prep", metavar="DIR", type=cli.path,
                         help="prepared folder: account for every image in its manifest")
+    parser.add_argument("--multi-label", action="store_true",
+                        help='LABELS has lines "NAME INT INT …"; the figure is the mean average precision')
     parser.add_argument("-j", "--workers", type=cli.whole(1, 1024), metavar="N", default=len(os.sched_getaffinity(0)),
                         help="threads (default: %(default)s, the cores)")
     parser.add_argument("--label-offset", type=int, choices=(-1, 0, 1), metavar="N",
@@ -285,7 +382,10 @@ def parse_arguments() -> argparse.Namespace:
     for k in (1, 5):
         parser.add_argument(f"--min-top{k}", type=cli.real(0, 100), metavar="P",
                             help=f"exit status 3 if Top-{k} is below P per cent")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.multi_label and not arguments.min_top1 is arguments.min_top5 is None:
+        parser.error("--min-top1 and --min-top5 are not for --multi-label, whose figure is the mean average precision")
+    return arguments
 
 
 def main() -> None:
@@ -294,7 +394,7 @@ def main() -> None:
     accuracy_path, report_path = output_paths(arguments.out_dir, arguments.out_name, arguments.result,
                                               arguments.labels)
     report = evaluate(arguments.result, arguments.labels, arguments.prep, arguments.workers,
-                      arguments.class_names, arguments.label_offset)
+                      arguments.class_names, arguments.label_offset, arguments.multi_label)
     table = statistics(report)
     make_folder(arguments.out_dir, "OUT_DIR")
     write_whole(report_path, json.dumps(report).encode("ascii"))

@@ -11,9 +11,9 @@ import argparse
 import contextlib
 import os
 import shutil
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from common import ascend, cli, environment, evaluation, files, manifest, record
+from common import answers, ascend, cli, dataset, environment, evaluation, files, manifest, record
 from common.cli import ROOT, Refusal, shown, some
 from common.images import class_folders, find_images
 from common.labels import check_folders, class_labels, label_offset, match_labels, read_class_map, read_labels
@@ -21,6 +21,8 @@ from common.names import SUFFIXES, name_bins
 
 VALUE_BYTES = {False: 4, True: 1}  # of a .bin: float32, or uint8 for --uint8
 MODEL_BYTES = 130_000_000  # a TResNet-M as .onnx or .om, and the sample data; an XL has 320 MB
+CLASS_FOLDERS = ("folders", "wnids", "v2")  # of dataset.Found.labels
+ARCHIVED_IMAGE = 100_000  # bytes: ImageNet's validation images have 134,000 on average
 RESULT_BYTES = 12_000  # of one image's result, as text of 1,000 classes
 
 
@@ -37,7 +39,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that decide what is needed; pipeline.sh has them too."""
     add = parser.add_argument
     add("--data", metavar="DIR", type=folder,
-        help="folder with val_union/ (images) and val_label.txt; or with class folders in val/ (default: sample data)")
+        help="folder with val_union/ (images) and val_label.txt, or with class folders in val/; or ImageNet as it "
+             "comes (archives, Kaggle's tree, Parquet: docs/data.md) (default: sample data)")
+    add("--labels", metavar="FILE", type=cli.path,
+        help="other labels than those found with the data: lines NAME INT, or ReaL's real.json")
+    add("--multi-label", action="store_true",
+        help="labels are lines NAME INT INT …; the figure is the mean average precision")
     add("--checkpoint", metavar="FILE", type=cli.path,
         help="trained TResNet, or a Hugging Face folder with config.json (default: DIR/model_best.pth.tar)")
     add("--class-map", metavar="FILE", type=cli.path, help="numbers of the class folders (default: their order)")
@@ -132,10 +139,18 @@ class Data:
         self.arguments, self.is_sample = arguments, not arguments.data
         self.folder = arguments.data or os.path.join(arguments.workdir, "sample")
         self.images, self.labels = os.path.join(self.folder, "val_union"), os.path.join(self.folder, "val_label.txt")
+        self.form: Optional[dataset.Found] = None
+        self.unpacked = os.path.join(arguments.workdir, "data")  # what prepare_data.py makes of forms that need it
         if not self.is_sample:
-            if not os.path.isdir(self.images) and os.path.isdir(os.path.join(self.folder, "val")):
-                self.images = os.path.join(self.folder, "val")
-        self.checkpoint = arguments.checkpoint or os.path.join(self.folder, "model_best.pth.tar")
+            with contextlib.suppress(Refusal):  # check_images() tells
+                self.form = dataset.find(self.folder)
+        if self.form:
+            self.images = self.form.place
+            if self.to_prepare():
+                self.labels = os.path.join(self.unpacked, "val_label.txt")
+                self.images = os.path.join(self.unpacked, "val_union") if self.form.images != "folder" else self.images
+        self.labels = arguments.labels or self.labels
+        self.checkpoint = arguments.checkpoint or os.path.join(dataset.folder_of(self.folder), "model_best.pth.tar")
         self.sources: Dict[str, files.Stamp] = {}
         self.find_prepared()
 
@@ -151,19 +166,47 @@ class Data:
         if self.from_folders():  # preprocessing writes their labels
             self.labels = os.path.join(self.prepared, manifest.LABELS)
 
+    def to_prepare(self) -> bool:
+        """Whether prepare_data.py has to make images or labels of the data first."""
+        if not self.form or self.form.native or (self.arguments.labels and self.form.images == "folder"):
+            return False
+        return not (self.arguments.class_map and self.form.labels in CLASS_FOLDERS)
+
     def from_folders(self) -> bool:
-        return not self.is_sample and not os.path.lexists(os.path.join(self.folder, manifest.LABELS))
+        """Whether the labels are the class folders' numbers, which preprocessing gives them."""
+        if not self.form or self.arguments.labels or self.to_prepare():
+            return False
+        return self.form.labels in CLASS_FOLDERS
 
     def check_images(self) -> str:
-        if not os.path.isdir(self.images):
-            raise Refusal(f"{shown(self.folder)} should hold a folder val_union/ with the images (or val/ with a "
-                          "folder per class), but holds neither")
+        form = dataset.find(self.folder)
+        if form.images != "folder":
+            return dataset.describe(form)
         self.sources, _ = find_images(self.images)
         if not self.sources:
             raise Refusal(f"there are no images in {shown(self.images)}: no file there ends in {', '.join(SUFFIXES)}")
         return f"{len(self.sources)} in {shown(self.images)}"
 
+    def number_of_images(self) -> int:
+        """How many there are, at most, before an archive is opened."""
+        if self.form and self.form.images != "folder":
+            return -(-self.archive_bytes() // ARCHIVED_IMAGE)
+        return len(self.sources) or 20
+
+    def archive_bytes(self) -> int:
+        """Bytes of the archives that will be unpacked."""
+        archives = self.form.files or [self.form.place] if self.form and self.form.images != "folder" else []
+        return sum(map(os.path.getsize, archives))
+
     def check_labels(self) -> str:
+        if self.arguments.labels or not self.to_prepare():
+            return self.check_lines()
+        return dataset.describe(dataset.find(self.folder))
+
+    def check_lines(self) -> str:
+        """That each image has a label, as far as the images are there already."""
+        if self.form and self.form.images != "folder":
+            return f"{len(self.read())} in {shown(self.labels)}"
         if not self.sources:
             raise Refusal("there are no images that they could belong to")
         stems = name_bins(self.sources)
@@ -173,9 +216,19 @@ class Data:
                 raise Refusal(f"there is no {shown(os.path.join(self.folder, 'val_label.txt'))}, and the images do not "
                               "all lie in class folders, which would be numbered")
             return f"from the {len(class_folders(self.images))} class folders"
-        labels = read_labels(self.labels)
+        labels = self.read()
         match_labels({stem: source for source, stem in stems.items()}, labels, self.labels)
         return f"{len(labels)} in {shown(self.labels)}"
+
+    def several_answers(self) -> bool:
+        """Whether an image may have several right classes."""
+        return bool(self.arguments.multi_label or answers.is_real(self.labels))
+
+    def read(self) -> List[Any]:
+        """(NAME, class or classes, line) of the labels file."""
+        if self.arguments.multi_label:
+            return list(answers.read_multi_label(self.labels))
+        return list(answers.read_real(self.labels) if answers.is_real(self.labels) else read_labels(self.labels))
 
     def check_checkpoint(self) -> str:
         if not os.path.isfile(evaluation.weights_file(self.checkpoint)):
@@ -192,10 +245,13 @@ class Data:
     def check_classes(self, classes: int) -> None:
         """Before inference: labels must be classes of the network, class folders without a map all of its classes."""
         class_map = self.arguments.class_map
-        if self.is_sample:
+        if self.is_sample and not self.arguments.labels:
             return
         if not self.from_folders():
-            label_offset(read_labels(self.labels), classes, self.labels, self.arguments.label_offset)
+            if self.several_answers():
+                answers.check_range(self.read(), classes, self.labels, self.arguments.label_offset or 0)
+            else:
+                label_offset(read_labels(self.labels), classes, self.labels, self.arguments.label_offset)
         elif class_map:
             names = set(map(os.path.dirname, self.sources))
             beyond = [name for name, index in read_class_map(class_map).items() if name in names and index >= classes]
@@ -218,7 +274,7 @@ def needed_room(data: Data, images: int, ascend_runs: bool) -> int:
         folders[:] = [name for name in folders if not name.startswith("prep_dataset")
                       or os.path.join(path, name) == data.prepared]  # others are of other settings
         there += files.occupied(os.lstat(os.path.join(path, name)).st_size for name in names)
-    return max(0, images * files.occupied(per_image) + models * model - there)
+    return max(0, data.archive_bytes() + images * files.occupied(per_image) + models * model - there)
 
 
 def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
@@ -235,7 +291,7 @@ def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
             rows.append(Row("both", item, True, check()))
         except Refusal as refusal:
             rows.append(Row("both", item, False, refusal.sentence, mend))
-    images, workdir = -(-(len(data.sources) or 20) // data.arguments.shard[1]), data.arguments.workdir
+    images, workdir = -(-data.number_of_images() // data.arguments.shard[1]), data.arguments.workdir
     needed, free = needed_room(data, images, ascend_runs), files.free_space(workdir)
     rows.append(Row("both", "disk space", free >= needed,
                     f"{free / 1e6:,.0f} MB are free for {shown(workdir)}, {needed / 1e6:,.0f} MB are needed for "

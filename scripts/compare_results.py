@@ -16,7 +16,7 @@ import json
 import os
 from typing import Any, Dict, List, Optional
 
-from common import cli, record
+from common import cli, progress, record
 from common.cli import Refusal, shown, why
 from common.files import read_regular, write_whole
 from common.names import natural_key
@@ -48,7 +48,7 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
     cosines: List[float] = []
     differences, disagreements = [], []
     classes = 0
-    for name in common:
+    for name in progress.over(common, "comparing", "images"):
         a = read_result(files_a[name]).astype(np.float64)
         b = read_result(files_b[name]).astype(np.float64)
         if len(a) != len(b):

@@ -44,7 +44,9 @@ def parse_arguments() -> argparse.Namespace:
         help="batch of the accuracy run (default: 8)")
     add("--outfmt", choices=FORMATS, default="NPY", help="format of the results (default: NPY, the fastest)")
     add("--precision", choices=("float32", "int8"), default="float32",
-        help="int8 is for the CPU: quantised, measured against float32 (default: float32)")
+        help="int8: quantised, on ascend by AMCT; measured beside float32, on ascend beside float16 (default: float32)")
+    add("--max-drop", metavar="P", type=percent,
+        help="with int8: put layers back to float until Top-1 is at most P percentage points below float32's")
     add("--perf", action="store_true", help="measure throughput per batch size (on ascend always)")
     add("--loop", metavar="N", type=cli.whole(1), default=20, help="batches per measurement (default: 20)")
     add("--repeat", metavar="N", type=cli.whole(1), default=3,
@@ -157,8 +159,15 @@ class Chain:
         values = ((option, getattr(self.arguments, option[2:].replace("-", "_"))) for option in options)
         return [word for option, value in values if value is not None for word in (option, repr(value))]
 
+    def label_offset(self) -> List[str]:
+        offset = self.arguments.label_offset
+        return [] if offset is None else [f"--label-offset={offset}"]
+
     def make_sample(self) -> None:
         self.run("scripts/make_sample.py", self.data.folder)
+
+    def prepare_data(self) -> None:
+        self.run("scripts/prepare_data.py", self.data.folder, self.data.unpacked)
 
     def export(self) -> None:
         given = self.arguments
@@ -185,12 +194,15 @@ class Chain:
         self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--model", self.model,
                  *evaluation.as_options(self.evaluation), *words, *self.force)
 
-    def compile(self) -> None:
+    def soc_version(self) -> List[str]:
+        named = self.arguments.soc_version or ascend.soc_version(self.chip)
+        return ["--soc-version", named] if self.names_chip else []
+
+    def compile(self, model: str = "") -> None:
         sizes = sorted({self.batch_size, *self.arguments.batch_sizes})
-        soc_version = ["--soc-version", self.arguments.soc_version or ascend.soc_version(self.chip)]
         os.environ["TRESNET_PYTHON"] = os.path.abspath(os.path.join(ROOT, self.python))
-        self.steps.run("bash", self.here + "scripts/onnx2om.sh", self.model, "--batch-sizes",
-                       ",".join(map(str, sizes)), *(soc_version if self.names_chip else []), *self.aipp, *self.force)
+        self.steps.run("bash", self.here + "scripts/onnx2om.sh", model or self.model, "--batch-sizes",
+                       ",".join(map(str, sizes)), *self.soc_version(), *self.aipp, *self.force)
 
     def infer_on_cpu(self, model: str, name: str, *more: str, batch_size: int = 0) -> None:
         self.run("scripts/infer_onnx.py", "--model", model, "--input", self.prepared, "--output",
@@ -200,17 +212,20 @@ class Chain:
     def infer(self) -> None:
         if self.backend == "cpu":
             self.infer_on_cpu(self.model, "result")
-            return
-        self.run("scripts/infer_om.py", "--model", om_path(self.model, self.batch_size), "--input", self.prepared,
-                 "--output", self.arguments.workdir, "--output_dirname", "result", "--outfmt", self.arguments.outfmt,
+        else:
+            self.infer_on_card(self.model, "result")
+
+    def infer_on_card(self, model: str, name: str) -> None:
+        self.run("scripts/infer_om.py", "--model", om_path(model, self.batch_size), "--input", self.prepared,
+                 "--output", self.arguments.workdir, "--output_dirname", name, "--outfmt", self.arguments.outfmt,
                  *self.device, *self.force)
 
     def forecast(self) -> None:
         """What float16 will cost on the card, computed on the CPU."""
         self.made.add("forecast")
-        self.run("scripts/forecast_fp16.py", self.model, "--input", self.prepared, "--labels", self.data.labels,
-                 "--images", str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp,
-                 *self.force)
+        labels = [] if self.data.several_answers() else ["--labels", self.data.labels, *self.label_offset()]
+        self.run("scripts/forecast_fp16.py", self.model, "--input", self.prepared, *labels, "--images",
+                 str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp, *self.force)
 
     def compare(self, other: str, result: str, *more: str) -> None:
         self.made.add("compare")
@@ -218,25 +233,40 @@ class Chain:
                  *self.gate("--min-cosine"))
 
     def quantise(self) -> None:
-        """The int8 model, inferred and compared with the float32 one."""
-        self.run("scripts/quantize_onnx.py", self.model, self.judged_model, "--calibrate", self.prepared, *self.aipp,
-                 *self.force)
-        self.infer_on_cpu(self.judged_model, "result_int8")
-        self.compare(self.result, self.judged)
+        """The int8 model, inferred and compared with the one that it was made from."""
+        given, on_card = self.arguments, self.backend == "ascend"
+        words = [] if given.max_drop is None else ["--max-drop", repr(given.max_drop), "--labels", self.data.labels,
+                                                   *self.label_offset()]
+        words += self.soc_version() if on_card else []
+        self.made.add("tresnet_int8")
+        self.run(f"scripts/quantize_{'amct' if on_card else 'onnx'}.py", self.model, self.judged_model, "--calibrate",
+                 self.prepared, *words, *(self.device if on_card else []), *self.aipp, *self.force)
+        if on_card:
+            self.compile(self.judged_model)
+            self.infer_on_card(self.judged_model, "result_int8")
+        else:
+            self.infer_on_cpu(self.judged_model, "result_int8")
+        if not on_card or not given.compare:
+            self.compare(self.result, self.judged)
 
     def judge(self) -> None:
-        names = ["--class-names", self.arguments.class_names] if self.arguments.class_names else []
-        offset = self.arguments.label_offset
-        names += [] if offset is None else [f"--label-offset={offset}"]
-        for result, name, gates in ((self.result, "acc_float32.json", []), (
+        words = ["--class-names", self.arguments.class_names] if self.arguments.class_names else []
+        words += ["--multi-label"] if self.arguments.multi_label else []
+        words += self.label_offset()
+        before = f"acc_{summary.precision_before(self.backend)}"
+        for result, name, gates in ((self.result, f"{before}.json", []), (
                 self.judged, "acc.json", self.gate("--min-top1", "--min-top5")))[self.judged == self.result:]:
             self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name,
-                     "--prep", self.prepared, *names, *gates)
-        self.made.update({"acc_float32"} if self.judged != self.result else ())
+                     "--prep", self.prepared, *words, *gates)
+        self.made.update({before} if self.judged != self.result else ())
 
     def compare_with_cpu(self) -> None:
         self.infer_on_cpu(self.model, "result_onnx", "--first", str(self.arguments.compare), batch_size=8)
-        self.compare(self.place("result_onnx"), self.result, "--forecast", self.place("forecast.json"))
+        forecast = ["--forecast", self.place("forecast.json")]
+        if self.judged != self.result:  # int8's comparison is the run's; float16's is printed beside it
+            self.run("scripts/compare_results.py", self.place("result_onnx"), self.result, *forecast)
+            forecast = []
+        self.compare(self.place("result_onnx"), self.judged, *forecast)
 
     def measure(self) -> None:
         given = self.arguments
@@ -270,7 +300,8 @@ class Chain:
         """The steps of this run: (name, what does it)."""
         given, on_card = self.arguments, self.backend == "ascend"
         measured = given.perf or given.min_throughput is not None or on_card and given.shard[0] == 1
-        steps = [("Sample data", self.make_sample, self.data.is_sample), ("Export", self.export, True),
+        steps = [("Sample data", self.make_sample, self.data.is_sample),
+                 ("Data", self.prepare_data, self.data.to_prepare()), ("Export", self.export, True),
                  ("Preprocess", self.preprocess, True),
                  ("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),
                  ("Compile", self.compile, on_card), ("Inference", self.infer, True),
@@ -324,8 +355,14 @@ def main() -> int:
     backend, why, rows = check.examine(arguments, data)
     for row in check.lacks(backend, rows):
         raise Refusal(f"{row.item}: {row.found}; {row.mend}; `--check` shows all that is missing")
-    if arguments.precision == "int8" and backend == "ascend":
-        raise Refusal("--precision int8 is for the CPU; on ascend, give atc its own quantisation options", cli.USAGE)
+    if arguments.max_drop is not None and arguments.precision != "int8":
+        raise Refusal("--max-drop is a promise about int8: give --precision int8 as well", cli.USAGE)
+    if arguments.max_drop is not None and data.several_answers():
+        raise Refusal("--max-drop is about Top-1, and these labels give an image several classes; leave it out",
+                      cli.USAGE)
+    if arguments.multi_label and arguments.shard[1] > 1:
+        raise Refusal("--multi-label takes all images in one run: the mean average precision of parts cannot be put "
+                      "together; leave out --shard", cli.USAGE)
     if arguments.min_cosine is not None and (arguments.precision != "int8" if backend == "cpu"
                                              else not arguments.compare):
         raise Refusal("--min-cosine needs a comparison, which this run does not make: on the CPU it takes --precision "

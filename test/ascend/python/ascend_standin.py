@@ -1,4 +1,4 @@
-"""What the stand-ins of npu-smi, atc and ais_bench share: switches, the log of calls, the chip, the .om container.
+"""What the stand-ins of npu-smi, atc, amct_onnx and ais_bench share: switches, log of calls, chip, .om container.
 
 Switches are environment variables:
     STANDIN_NPU_SMI   what npu-smi prints: sample names of test/data/npu-smi joined by "+" (default 310P3), a path to a
@@ -11,6 +11,7 @@ Switches are environment variables:
     STANDIN_FAULT     faults joined by ",", each NAME or NAME=VALUE:
                       atc-fail[=BATCH]   ends with E codes           atc-kill[=BATCH]   killed while it writes the .om
                       atc-lossy          rounds the weights hard     atc-sleep=SECONDS  takes that long
+                      amct-fail          calibration fails
                       atc-slope=NODE     a LeakyRelu's slope is ten times as steep
                       atc-zero-padding=NODE  a Slice for reflection gives zeros
                       atc-sigmoid=NODE   a 5th-order Sigmoid, unless --op_select_implmode=high_precision

@@ -1,0 +1,67 @@
+"""Several right answers for an image: ImageNet-ReaL's real.json, and the labels of a multi-label data set.
+
+Standard library only.
+"""
+import json
+import os
+import re
+from typing import List, Sequence, Tuple
+
+from common.cli import Refusal, shown
+from common.files import read_regular
+from common.labels import LARGEST
+
+VALIDATION_NAME = "ILSVRC2012_val_{:08d}"  # of image N, counted from 1, in ImageNet's validation set
+Answers = Tuple[str, Tuple[int, ...], int]  # NAME, its classes, line (or place in the list, from 1)
+
+
+def is_real(path: str) -> bool:
+    """Whether a labels file is one of ReaL's form, by its name."""
+    return path.lower().endswith(".json")
+
+
+def read_real(path: str) -> List[Answers]:
+    """ReaL labels: a JSON list with a list of right classes, which may be empty, for each validation image in order.
+
+    Source: https://github.com/google-research/reassessed-imagenet. Raises: Refusal for anything else.
+    """
+    data = read_regular(path, largest=LARGEST)
+    try:
+        lists = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise Refusal(f"{shown(path)} is no JSON file; ReaL's real.json was expected, a list of lists of classes"
+                      ) from None
+    good = isinstance(lists, list) and lists
+    wrong = next((place for place, classes in enumerate(lists, 1) if not isinstance(classes, list) or not all(
+        type(one) is int and 0 <= one < 10**9 for one in classes)), 0) if good else 1
+    if wrong:
+        raise Refusal(f"{shown(path)} is not of the form of ReaL's real.json: entry {wrong} is no list of classes, "
+                      "such as [65, 395]")
+    return [(VALIDATION_NAME.format(place), tuple(sorted(set(classes))), place)
+            for place, classes in enumerate(lists, 1)]
+
+
+def read_multi_label(path: str) -> List[Answers]:
+    """Lines `NAME 3 17 40`: an image and its classes, in any order; a NAME alone has none. NAME may hold spaces.
+
+    Raises: Refusal for a file that holds no such line.
+    """
+    data = read_regular(path, largest=LARGEST)
+    text = os.fsdecode(data[3:] if data.startswith(b"\xef\xbb\xbf") else data)
+    answers: List[Answers] = []
+    for line, row in enumerate(text.split("\n"), 1):
+        found = re.fullmatch(r"\s*(.*?)((?:\s+[0-9]{1,9})*)\s*", row)
+        if found and found.group(1):
+            answers.append((found.group(1), tuple(sorted(set(map(int, found.group(2).split())))), line))
+    if not any(classes for _, classes, _ in answers):
+        raise Refusal(f"{shown(path)} holds no labels; lines 'NAME INT INT …' were expected, as in 'street.jpg 3 17'")
+    return answers
+
+
+def check_range(answers: Sequence[Answers], classes: int, path: str, offset: int = 0) -> None:
+    """Refuse classes that the network does not have; offset: what is added to a label to have the network's class."""
+    for _, right, line in answers:
+        if right and not 0 <= right[0] + offset <= right[-1] + offset < classes:
+            wrong = right[-1] if right[-1] + offset >= classes else right[0]
+            raise Refusal(f"{shown(path)}, line {line}: label {wrong} is outside the classes {-offset} to "
+                          f"{classes - 1 - offset} of the model")

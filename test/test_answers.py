@@ -1,0 +1,127 @@
+"""Several right answers for an image: ReaL's labels, and the multi-label head's mean average precision."""
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from common.cli import Refusal
+
+import numpy as np
+import pytest
+from conftest import refusal
+
+import TResNet_postprocess as post
+
+STEMS = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 7)]
+
+
+def write(folder: Path, scores: np.ndarray, stems: Sequence[str] = STEMS) -> Path:
+    (folder / "result").mkdir()
+    for stem, row in zip(stems, scores):
+        np.save(str(folder / "result" / f"{stem}_0.npy"), row[None].astype(np.float32))
+    return folder
+
+
+def call(folder: Path, labels: str, monkeypatch: pytest.MonkeyPatch, *more: str) -> Dict[str, str]:
+    """acc.json as {key: value}."""
+    monkeypatch.setattr(sys, "argv", ["TResNet_postprocess.py", str(folder / "result"), str(folder / labels),
+                                      str(folder), "acc.json", *more])
+    post.main()
+    return {row["key"]: row["value"] for row in json.loads((folder / "acc.json").read_text())["value"]}
+
+
+def report(folder: Path) -> Any:
+    return json.loads((folder / "acc_report.json").read_text())
+
+
+# ---- ReaL ------------------------------------------------------------------------------------------------------------
+
+def ordered(*orders: List[int]) -> np.ndarray:
+    """Scores of ten classes that put these first, in this order."""
+    scores = np.zeros((len(orders), 10))
+    for row, order in zip(scores, orders):
+        row[order] = range(9, 9 - len(order), -1)
+    return scores
+
+
+def test_any_of_several_right_classes_counts_and_images_without_one_are_left_out(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    write(tmp_path, ordered([3], [4, 5], [1, 2, 6], [9], [0, 1, 2, 3, 4, 5], [7]))
+    (tmp_path / "real.json").write_text(json.dumps([[1, 3], [5], [6, 2], [], [5, 8], [7]] + [[1]] * 4))
+    found = call(tmp_path, "real.json", monkeypatch)
+    assert found == {"Number of images": "5", "Number of classes": "10", "Top1 accuracy": "40.0%",
+                     "Top2 accuracy": "80.0%", "Top3 accuracy": "80.0%", "Top4 accuracy": "80.0%",
+                     "Top5 accuracy": "80.0%"}
+    assert report(tmp_path)["left_out"] == [{"source": STEMS[3], "error": "no right class in real.json"}]
+    counts = report(tmp_path)["counts"]
+    assert (counts["labelled"], counts["inferred"], counts["evaluated"]) == (10, 6, 5)
+    said = capsys.readouterr().out
+    assert f"left out: {STEMS[3]}: 'no right class in real.json'" in said and "1 of 6 images were left out" in said
+
+
+@pytest.mark.parametrize("content, sentence", (
+    ("{", "is no JSON file"), ("{}", "is not of the form of ReaL's real.json: entry 1"),
+    ("[[1], [2], [-1]]", "entry 3 is no list of classes"), ("[[1], 2]", "entry 2"), ("[[true]]", "entry 1"),
+    ("[[10], [1], [1], [1], [1], [1]]", "line 1: label 10 is outside the classes 0 to 9"),
+    ("[[1], [1]]", "4 of 6 images have no label"), ("[[], [], [], [], [], []]", "has no right class for any of the 6"),
+    ("[" * 100000, "is no JSON file"),
+))
+def test_a_real_json_of_another_form_is_refused(content: str, sentence: str, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, np.zeros((6, 10)))
+    (tmp_path / "real.json").write_text(content)
+    with pytest.raises(Refusal) as error:
+        call(tmp_path, "real.json", monkeypatch)
+    assert sentence in error.value.sentence and not (tmp_path / "acc.json").exists()
+
+
+# ---- mean average precision ------------------------------------------------------------------------------------------
+
+def test_the_mean_average_precision_is_scikit_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = np.random.RandomState(0)
+    scores = np.round(generator.normal(0, 2, (200, 12)), 1)  # rounded: many images have the same score
+    right = generator.uniform(0, 1, (200, 12)) < 0.2
+    right[:, 7], right[5] = False, False  # a class without an image, an image without a class
+    names = [f"street {number}" for number in range(200)]
+    write(tmp_path, scores, names)
+    (tmp_path / "labels.txt").write_text("".join(
+        " ".join([name + ".jpg", *map(str, np.flatnonzero(row)[::-1])]) + "\n" for name, row in zip(names, right)))
+    found = call(tmp_path, "labels.txt", monkeypatch, "--multi-label")
+    shown = [place for place in range(12) if place != 7]
+    probabilities = 1 / (1 + np.exp(-scores.astype(np.float32)))
+    expected = metrics.average_precision_score(right[:, shown], probabilities[:, shown], average="macro")
+    assert abs(report(tmp_path)["mAP"] - expected) < 1e-12
+    each = report(tmp_path)["average_precision"]
+    assert each[7] is None and all(abs(each[place] - metrics.average_precision_score(
+        right[:, place], probabilities[:, place])) < 1e-12 for place in shown)
+    assert found == {"Number of images": "200", "Number of classes": "12", "Number of classes without an image": "1",
+                     "Mean average precision": f"{round(100 * expected, 2)}%"}
+
+
+def test_a_perfect_order_has_a_mean_average_precision_of_100_percent(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, np.eye(6, 3) + np.eye(6, 3, -3))
+    (tmp_path / "labels.txt").write_text("".join(f"{stem} {row % 3}\n" for row, stem in enumerate(STEMS)))
+    assert call(tmp_path, "labels.txt", monkeypatch, "--multi-label")["Mean average precision"] == "100.0%"
+
+
+@pytest.mark.parametrize("text, sentence", (
+    ("", "holds no labels"), ("a\nb\n", "holds no labels"),
+    ("".join(f"{stem} 1 10\n" for stem in STEMS), "line 1: label 10 is outside the classes 0 to 9"),
+    ("".join(f"{stem}\n" for stem in STEMS) + "other 3\n", "no image has a label of any class"),
+    (f"{STEMS[0]} 1\n{STEMS[0]} 1 2\n", "gives ILSVRC2012_val_00000001 two labels: (1,) in line 1 and (1, 2) in line"),
+    (f"{STEMS[0]} 1 2\n", "5 of 6 images have no label"),
+))
+def test_multi_labels_that_cannot_be_meant_are_refused(text: str, sentence: str, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, np.zeros((6, 10)))
+    (tmp_path / "labels.txt").write_text(text)
+    with pytest.raises(Refusal) as error:
+        call(tmp_path, "labels.txt", monkeypatch, "--multi-label")
+    assert sentence in error.value.sentence and not (tmp_path / "acc.json").exists()
+
+
+def test_a_gate_of_single_labels_is_wrong_usage_for_several(tmp_path: Path) -> None:
+    said = refusal("TResNet_postprocess.py", "r", "l", tmp_path, "acc.json", "--multi-label", "--min-top1", 5, status=2)
+    assert "--min-top1 and --min-top5 are not for --multi-label" in said
