@@ -54,7 +54,7 @@ def run(workdir: Path, options: List[str]) -> None:
     done = subprocess.run(command(workdir, options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           stdin=subprocess.DEVNULL)
     if done.returncode:
-        raise SystemExit(f"exit status {done.returncode} with {options}: {done.stdout.decode(errors='replace')[-2000:]}")
+        raise SystemExit(f"exit status {done.returncode} with {options}: {done.stdout.decode()[-2000:]}")
 
 
 def products(workdir: Path) -> Dict[str, str]:
