@@ -121,7 +121,8 @@ def bench_row(item: str, version: str, error: str, source: str) -> Row:
 def python_rows() -> List[Row]:
     wanted = [environment.REQUIREMENTS]
     there = environment.finished(wanted) or environment.satisfied(wanted)
-    timm = os.path.exists(os.path.join(ROOT, "pytorch-image-models", ".patched-with"))
+    timm = all(os.path.exists(os.path.join(ROOT, "pytorch-image-models", name))
+               for name in (".patched-with", "timm/models/tresnet.py"))
     return [Row("", "Python packages", there, "all there" if there else
                 f"the first run makes .venv and downloads {environment.coming()}",
                 "python3 scripts/setup_env.py"),
