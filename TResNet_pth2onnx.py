@@ -28,7 +28,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "sc
 from common import cli, evaluation, files, record
 from common.checkpoint import AVERAGED, find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
-from common.graph import REFLECTIONS, STEMS, build_model
+from common.graph import REFLECTIONS, build_model
+from common.names import STEMS
 from common.network import FAMILY, PATCH, TRACKED, load_network, recognise
 
 import numpy as np
