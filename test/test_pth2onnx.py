@@ -16,6 +16,7 @@ from typing import Any, Dict, List
 from common import cli, graph, onnx_file, record
 from common.checkpoint import Tensors, find_state_dict, load_checkpoint
 from common.graph import build_model
+from common.names import STEMS
 from common.network import Recognised, create_network, load_network, name_today, recognise
 
 import numpy as np
@@ -315,7 +316,7 @@ def test_golden_logits_with_every_stem(variant: str, lineage: str, weights: Any,
     tensors = weights[variant] if lineage == "ascend" else untracked(weights[variant])
     network = load_network(tensors, "x.pth", Recognised(variant, 1000, lineage, ""))
     expected = np.load(str(GOLDEN / f"{variant}.{lineage}.npy"))[:1]
-    for stem in graph.STEMS:
+    for stem in STEMS:
         model = build_model(network, 224, 11, None, stem, "pad" if stem == "space-to-depth" else "slice")
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         logits, = session.run(None, {"image": images[:1]})

@@ -260,3 +260,60 @@ def test_a_changed_patch_and_an_interrupted_fetch_are_fetched_anew(clone: Path) 
     done = timm_source(clone)
     assert done.returncode == 0 and "fetching" in done.stderr
     assert sorted(name for name in os.listdir(str(clone)) if "pytorch" in name) == ["pytorch-image-models"]
+
+
+def test_a_source_that_lost_files_is_fetched_again_but_a_clone_of_the_users_is_left_alone(clone: Path, upstream: Path
+                                                                                         ) -> None:
+    target = clone / "pytorch-image-models"
+    assert timm_source(clone).returncode == 0
+    expected = python_files(target)
+    shutil.rmtree(str(target / "timm"))
+    assert "fetching" in timm_source(clone).stderr and python_files(target) == expected
+    shutil.rmtree(str(target))
+    run_git(clone, "clone", "--quiet", "--branch", "v0.4.5", f"file://{upstream}", str(target))
+    (target / "mine.txt").write_text("mine")
+    assert timm_source(clone).returncode == 0
+    (clone / "TResNet.patch").write_bytes((clone / "TResNet.patch").read_bytes() + b"\n")
+    done = timm_source(clone)
+    assert done.returncode == 1 and "is a clone of yours" in done.stderr and (target / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("damage", ["no package", "no lib", "another Python"])
+def test_an_environment_that_lost_something_is_made_again(damage: str, clone: Path) -> None:
+    python = Path(set_up(clone).stdout.strip())
+    packages, = (clone / ".venv" / "lib").glob("python*/site-packages")
+    if damage == "no package":
+        shutil.rmtree(str(packages / "iniconfig"))
+    elif damage == "no lib":
+        shutil.rmtree(str(clone / ".venv" / "lib"))
+    else:  # as a system upgrade leaves it: the link now leads to a Python that looks for its packages elsewhere
+        python.unlink()
+        python.write_text("#!/bin/sh\nexit 1\n")
+        python.chmod(0o755)
+        (clone / ".venv" / "finished").write_text("Python 3.1 0\n")
+    done = set_up(clone)
+    assert done.returncode == 0 and "making" in done.stderr, done.stderr
+    subprocess.run([str(python), "-c", "import iniconfig"], check=True)
+    assert set_up(clone).stderr == ""
+
+
+def test_settings_that_send_packages_elsewhere_do_not_count(clone: Path, tmp_path: Path) -> None:
+    done = set_up(clone, PIP_TARGET=str(tmp_path / "elsewhere"), PIP_REQUIRE_VIRTUALENV="1", PYTHONHOME="")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "elsewhere").exists()
+    subprocess.run([done.stdout.strip(), "-c", "import iniconfig"], check=True)
+
+
+def test_packages_that_went_elsewhere_all_the_same_are_said(clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "pip.conf").write_text(f"[install]\ntarget = {tmp_path / 'elsewhere'}\n")
+    done = set_up(clone, PIP_CONFIG_FILE=str(tmp_path / "pip.conf"))
+    assert done.returncode == 1 and "still lacks packages" in done.stderr and "pip config list" in done.stderr
+    assert set_up(clone).returncode == 0, "nothing is stamped as finished"
+
+
+def test_an_environment_that_somebody_else_made_is_not_removed(clone: Path) -> None:
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    (clone / ".venv" / "mine.txt").write_text("mine")
+    done = set_up(clone)
+    assert done.returncode == 1 and "is there, and this program did not make it; move it away" in done.stderr
+    assert (clone / ".venv" / "mine.txt").read_text() == "mine"

@@ -2,11 +2,11 @@
 from typing import Any, List, Optional, Tuple
 
 from common import cli
+from common.names import STEMS
 
 import numpy as np
 import onnx
 
-STEMS = ("conv4", "conv12", "space-to-depth")  # the first is the default: docs/graph.md says why
 REFLECTIONS = ("slice", "pad")
 
 

@@ -5,6 +5,7 @@ Switches are environment variables:
                       text file, "fail" (driver not loaded) or "hang"
     STANDIN_CANN      CANN's version, which decides the opset: 6.0.RC1 (default) reads 8 to 15, later ones 8 to 18
     STANDIN_DEVICE    "weights" (default) rounds the weights to float16, "float16" every operator's result as well
+    STANDIN_SPEEDS    JSON {part of an .om's path: images/s that ais_bench is to report of it}; the longest part counts
     STANDIN_OM_NAME   "plain" (default) writes OUTPUT.om, "host" OUTPUT_linux_<machine>.om
     STANDIN_AIS_BENCH which generation: "0.0.2", "later" (default) or "newest" (see ascend_words.py); "none" is
                       another package of that name
