@@ -121,7 +121,8 @@ def bench_row(item: str, version: str, error: str, source: str) -> Row:
 def python_rows() -> List[Row]:
     wanted = [environment.REQUIREMENTS]
     there = environment.finished(wanted) or environment.satisfied(wanted)
-    timm = os.path.exists(os.path.join(ROOT, "pytorch-image-models", ".patched-with"))
+    timm = all(os.path.exists(os.path.join(ROOT, "pytorch-image-models", name))
+               for name in (".patched-with", "timm/models/tresnet.py"))
     return [Row("", "Python packages", there, "all there" if there else
                 f"the first run makes .venv and downloads {environment.coming()}",
                 "python3 scripts/setup_env.py"),
@@ -149,7 +150,8 @@ class Data:
                 self.labels = os.path.join(self.unpacked, "val_label.txt")
                 self.images = os.path.join(self.unpacked, "val_union") if self.form.images != "folder" else self.images
         self.labels = arguments.labels or self.labels
-        self.checkpoint = arguments.checkpoint or os.path.join(dataset.folder_of(self.folder), "model_best.pth.tar")
+        beside = self.folder if self.is_sample else dataset.folder_of(self.folder)  # the sample is not made yet
+        self.checkpoint = arguments.checkpoint or os.path.join(beside, "model_best.pth.tar")
         self.sources: Dict[str, files.Stamp] = {}
         self.find_prepared()
 

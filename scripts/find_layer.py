@@ -19,7 +19,7 @@ import shutil
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from common import ascend, cli, files, float16, onnx_file, operators
+from common import ascend, bench, cli, files, float16, onnx_file, operators
 from common.cli import ROOT, Refusal, shown
 from common.graph import unshuffled
 from common.inputs import Input, list_inputs, read_aipp, read_batch
@@ -78,7 +78,7 @@ class Card:
 
     def start(self, words: List[str], what: str) -> None:
         log = os.path.join(self.arguments.output, "find_layer.log")
-        if ascend.run_tool(words, log):
+        if ascend.run_tool(words, log, cwd=self.folder):
             with open(log, encoding="utf-8", errors="replace") as file:
                 said = file.read().strip()[-2000:]
             raise Refusal(f"{what} failed and said:\n{said}\n    the whole output: {shown(log)}")
@@ -87,8 +87,8 @@ class Card:
     def run(self, om: str, tensors: List[str]) -> List[Dict[str, np.ndarray]]:
         """{tensor: its value} for each image; the model hands out `tensors` in this order."""
         name = f"result{self.compilations}"
-        command = ascend.bench_command(om, input=self.input, output=self.folder, output_dirname=name, outfmt="NPY",
-                                       device=self.arguments.device)
+        command = bench.command(om, bench.spelling(), input=self.input, output=".", output_dirname=name, outfmt="NPY",
+                                device=self.arguments.device)  # it looks at --output_dirname from the current folder
         self.start(command, "ais_bench")
         found = []
         for path, image in zip(self.paths, self.images):

@@ -26,8 +26,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from common import cli, files, float16, onnx_file, operators, progress, record
 from common.cli import Refusal, shown, some
 from common.inputs import Input, list_inputs, read_aipp, read_batch
-from common.labels import label_offset, match_labels, read_labels
-from common.manifest import read_manifest
+from common.manifest import true_classes
 from common.names import result_stem
 from common.results import cosine_similarity
 
@@ -138,21 +137,7 @@ def keepable(model: onnx.ModelProto, overflowing: List[Dict[str, Any]], losing: 
             and (too_large.intersection([*node.input, *node.output]) or operators.name_of(node) in worst)]
 
 
-def true_classes(labels: Optional[str], prep: str, paths: List[str], classes: int) -> Optional[np.ndarray]:
-    """int [images]: the class of each, found as TResNet_postprocess.py finds it. Raises: Refusal if one has none."""
-    if not labels:
-        return None
-    lines = read_labels(labels)
-    offset = label_offset(lines, classes, labels)
-    _, entries = read_manifest(prep)
-    sources = {result_stem(str(row.get("bin"))): source for source, row in entries.items() if "error" not in row}
-    stems = [result_stem(path) for path in paths]
-    images = {stem: sources.get(stem, stem) for stem in stems}
-    matched = match_labels(images, lines, labels, set(entries).difference(images.values()))
-    return np.array([matched[stem][1] for stem in stems]) + offset
-
-
-def percent(hits: np.ndarray) -> float:
+def percent(hits: Any) -> float:
     return 100 * float(np.mean(hits))
 
 
@@ -250,6 +235,7 @@ def parse_arguments() -> argparse.Namespace:
         help="the first N of them, in natural order (default: %(default)s)")
     add("--aipp", type=cli.path, metavar="FILE", help="AIPP configuration, if the images are uint8")
     add("--labels", type=cli.path, metavar="FILE", help="labels of the images: predicts the Top-1 accuracy as well")
+    add("--label-offset", type=int, choices=(-1, 0, 1), metavar="N", help="as for TResNet_postprocess.py")
     add("--output", type=cli.path, default=".", metavar="FOLDER", help="where the files go (default: %(default)s)")
     add("--min-cosine", type=cli.real(-1, 1), metavar="X", help="exit with 3 if the similarity of an image is lower")
     add("--force", action="store_true", help="compute again what is up to date")
@@ -271,7 +257,10 @@ def compute(arguments: argparse.Namespace, product: str, made_by: record.Row, pa
     classes = len(operators.run(operators.session(operators.with_outputs(model, [model.graph.output[0].name])), {
         sample.name: read_batch(paths[:1], sample)})[model.graph.output[0].name][0])
     start = time.time()
-    report = forecast(model, paths, sample, true_classes(arguments.labels, arguments.input, paths, classes))
+    stems = [result_stem(path) for path in paths]
+    known = np.array(true_classes(arguments.labels, arguments.input, stems, classes, arguments.label_offset)
+                     ) if arguments.labels else None
+    report = forecast(model, paths, sample, known)
     print(describe(report, time.time() - start))
     contents = {"forecast.json": (json.dumps(report, indent=1) + "\n").encode(), "forecast.png": draw_plot(report)}
     if report["keep_dtype"]:
@@ -295,8 +284,8 @@ def main() -> None:
     files.make_folder(arguments.output, "--output")
     product = os.path.join(arguments.output, "forecast")
     settings = [arguments.labels] if arguments.labels else []
-    made_by = record.recipe(__file__, {"aipp": aipp}, ("onnxruntime", "onnx", "numpy"), [arguments.model, *paths],
-                            settings)
+    options = {"aipp": aipp, "label_offset": arguments.label_offset}
+    made_by = record.recipe(__file__, options, ("onnxruntime", "onnx", "numpy"), [arguments.model, *paths], settings)
     if not arguments.force and record.is_current(product, made_by):
         with open(product + ".json", encoding="utf-8") as file:
             report = json.load(file)

@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from common import ascend, bench, cli, evaluation, files, manifest, record
+from common import ascend, bench, cli, evaluation, files, manifest, progress, record
 from common.cli import Refusal, shown, some
 from common.inputs import list_inputs
 from common.names import FORMATS, om_batch, result_names
@@ -136,6 +136,13 @@ class Run:
         self.running: Dict[int, Slice] = {}
         self.failed: Dict[int, str] = {}
         self.rows: List[record.Row] = []  # of the record, of slices that ended
+        self.bar = progress.Bar("inference", len(paths), "images", lines_every=10)
+
+    def count(self, folder: str) -> int:
+        """How many images have a result by now: those of the slices that ended, and what the running ones wrote."""
+        running = list(self.running.items())
+        written = sum(len(os.listdir(os.path.join(folder, f"out{device}"))) for device, _ in running)
+        return len(self.place) - len(self.waiting) - sum(len(work.paths) for _, work in running) + written
 
     def hand_out(self, folder: str) -> None:
         """A slice for each device that is free, while there are images."""
@@ -158,6 +165,7 @@ class Run:
             shutil.copyfile(work.log, self.log(device))
             self.waiting = sorted(self.waiting + work.paths, key=self.place.__getitem__)
             if len(self.devices) > 1:
+                self.bar.erase()
                 cli.say(f"device {device} failed: {refusal.sentence}; the whole output: {shown(self.log(device))}; "
                         f"its {len(work.paths)} images go to the others")
             return
@@ -168,7 +176,7 @@ class Run:
         self.results.add(inputs, made, **notes)
         self.rows.append(dict(notes, inputs=inputs))
         left = len(self.waiting) + sum(len(other.paths) for other in self.running.values())
-        print(f"device {device}: {len(work.paths)} images in {seconds:.1f} s, {left} to go", flush=True)
+        self.bar.say(f"device {device}: {len(work.paths)} images in {seconds:.1f} s, {left} to go")
 
     def log(self, device: int) -> str:
         """Where the output of an ais_bench that failed is kept."""
@@ -176,7 +184,8 @@ class Run:
 
     def all(self) -> None:
         """Raises: Refusal if images are left that no device could infer."""
-        with ascend.run_folder(self.results.folder + "-run") as folder:
+        with ascend.run_folder(self.results.folder + "-run") as folder, progress.watched(
+                "inference", len(self.place), "images", lambda: self.count(folder), lines_every=10) as self.bar:
             try:
                 self.hand_out(folder)
                 while self.running:

@@ -23,7 +23,7 @@ import sys
 import time
 from typing import Any, Dict, List
 
-from common import ascend, cli, files, onnx_file, record
+from common import ascend, cli, files, onnx_file, progress, record
 from common.cli import Refusal, shown
 from common.names import om_path
 
@@ -137,17 +137,18 @@ def run_atc(command: List[str], batch_size: int, folder: str, name: str, log: st
     raise Refusal("\n".join([what, *explain(log), *advice, f"    the full log: {log}"]))
 
 
-def compile_model(arguments: argparse.Namespace, model: Dict[str, Any], batch_size: int, om: str) -> None:
+def compile_model(arguments: argparse.Namespace, model: Dict[str, Any], batch_size: int, om: str, bar: progress.Bar
+                  ) -> None:
     """Compile for one batch size, or keep what is there."""
     place = os.path.splitext(om)[0]
     name = os.path.basename(place)
     command = build_command(arguments, model, batch_size, name)
     recipe = made_by(arguments, command)
     if not arguments.force and record.is_current(om, recipe):
-        print(f"{om} is up to date ({os.path.getsize(om) / 1e6:.1f} MB)", flush=True)
+        bar.say(f"{om} is up to date ({os.path.getsize(om) / 1e6:.1f} MB)")
         return
     record.claim(om, [om])
-    print(f"{om}: compiling for {arguments.soc_version} ...", flush=True)
+    bar.say(f"{om}: compiling for {arguments.soc_version} ...")
     started = time.monotonic()
     with ascend.run_folder(os.path.join(arguments.output_dir, "atc-run")) as private:
         found = run_atc(command, batch_size, private, name, place + ".atc.log")
@@ -157,7 +158,7 @@ def compile_model(arguments: argparse.Namespace, model: Dict[str, Any], batch_si
     said = record.notes(arguments.model).get("evaluation", {})  # infer_om.py holds the images against it
     record.write(om, recipe, [om], evaluation=said)
     seconds = time.monotonic() - started
-    print(f"{om}: compiled in {seconds:.0f} s, {os.path.getsize(om) / 1e6:.1f} MB", flush=True)
+    bar.say(f"{om}: compiled in {seconds:.0f} s, {os.path.getsize(om) / 1e6:.1f} MB")
 
 
 def main() -> None:
@@ -165,12 +166,15 @@ def main() -> None:
     prepare(arguments)
     model = onnx_file.describe(arguments.model, arguments.batch_sizes)
     arguments.soc_version = arguments.soc_version or ascend.soc_version(ascend.the_chip(ascend.find_chips()))
-    for batch_size in arguments.batch_sizes:
-        om = om_path(arguments.model, batch_size, arguments.output_dir or "")
-        if arguments.dry_run:
+    oms = {size: om_path(arguments.model, size, arguments.output_dir or "") for size in arguments.batch_sizes}
+    if arguments.dry_run:
+        for batch_size, om in oms.items():
             print(pasteable(build_command(arguments, model, batch_size, os.path.splitext(om)[0])))
-        else:
-            compile_model(arguments, model, batch_size, om)
+        return
+    with progress.watched("compiling", len(oms), "models", None) as bar:
+        for batch_size, om in oms.items():
+            compile_model(arguments, model, batch_size, om, bar)
+            bar.advance()
 
 
 if __name__ == "__main__":

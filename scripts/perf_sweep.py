@@ -23,7 +23,7 @@ import time
 from io import BytesIO
 from typing import Any, Dict, List, Tuple
 
-from common import ascend, bench, cli, files, onnx_file, record
+from common import ascend, bench, cli, files, onnx_file, progress, record
 from common.cli import Refusal, shown, why
 from common.names import om_path
 from common.published import CARD_CASE, CARD_SPEED
@@ -97,7 +97,6 @@ def measure_together(arguments: argparse.Namespace, row: Dict[str, Any], alone: 
                       f"({why(error)}); see its output: {shown(log)}") from None
     os.remove(log)
     total = sum(found.values())
-    print(f"all {len(devices)} devices at once, batch size {batch_size}: {total:.1f} images/s", flush=True)
     return {"batch_size": batch_size, "throughput": total, "alone": alone, "loss": 1 - total / alone,
             "devices": {str(device): found[device] for device in devices}, "overlap": overlap, "loop": loop}
 
@@ -106,21 +105,27 @@ def sweep(arguments: argparse.Namespace) -> Dict[str, Any]:
     """All runs: "rows", one per batch size, of the first device; where there are several, "devices" and "together"."""
     found: Dict[Tuple[int, int], List[Dict[str, float]]] = {
         (device, size): [] for device in arguments.device for size in arguments.batch_sizes}
-    with ascend.run_folder(os.path.join(arguments.output, "perf_runs")) as runs:
+    with ascend.run_folder(os.path.join(arguments.output, "perf_runs")) as runs, progress.watched(
+            "measuring", len(found) * arguments.repeat, "runs of one chip", None) as bar:
         for repeat in range(1, arguments.repeat + 1):
             for device, batch_size in found:
                 figures = measure(arguments, batch_size, device, runs)
                 found[device, batch_size].append(figures)
                 where = f", device {device}" if len(arguments.device) > 1 else ""
-                print(f"run {repeat} of {arguments.repeat}{where}, batch size {batch_size}: "
-                      f"{figures['throughput']:.1f} images/s", flush=True)
+                bar.say(f"run {repeat} of {arguments.repeat}{where}, batch size {batch_size}: "
+                        f"{figures['throughput']:.1f} images/s")
+                bar.advance()
         rows = {device: [summarise(size, found[device, size]) for size in arguments.batch_sizes]
                 for device in arguments.device}
         first = rows[arguments.device[0]]
         if len(arguments.device) == 1:
             return {"rows": first}
-        together = [measure_together(arguments, row, sum(rows[device][place]["throughput"] for device in rows), runs)
-                    for place, row in enumerate(first)]
+        together = []
+        for place, row in enumerate(first):
+            alone = sum(rows[device][place]["throughput"] for device in rows)
+            together.append(measure_together(arguments, row, alone, runs))
+            bar.say(f"all {len(arguments.device)} devices at once, batch size {row['batch_size']}: "
+                    f"{together[-1]['throughput']:.1f} images/s")
     return {"rows": first, "devices": {str(device): of_device for device, of_device in rows.items()},
             "together": together}
 

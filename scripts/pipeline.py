@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Set, Tuple
 
 from common import ascend, class_names, cli, dataset, environment, evaluation, files, manifest, published, record
 from common.cli import ROOT, Refusal
-from common.names import FORMATS, om_path
+from common.names import FORMATS, STEMS, om_path
 
 import check
 import summary
@@ -44,13 +44,21 @@ def parse_arguments() -> argparse.Namespace:
         help="batch of the accuracy run (default: 8)")
     add("--outfmt", choices=FORMATS, default="NPY", help="format of the results (default: NPY, the fastest)")
     add("--precision", choices=("float32", "int8"), default="float32",
-        help="int8 is for the CPU: quantised, measured against float32 (default: float32)")
+        help="int8: quantised, on ascend by AMCT; measured beside float32, on ascend beside float16 (default: float32)")
+    add("--max-drop", metavar="P", type=percent,
+        help="with int8: put layers back to float until Top-1 is at most P percentage points below float32's")
     add("--perf", action="store_true", help="measure throughput per batch size (on ascend always)")
     add("--loop", metavar="N", type=cli.whole(1), default=20, help="batches per measurement (default: 20)")
     add("--repeat", metavar="N", type=cli.whole(1), default=3,
         help="measurements per batch size, of which the median counts (default: 3)")
     add("--compare", metavar="N", type=cli.whole(0), default=64,
         help="images to compare with ONNX Runtime after an ascend run, 0 for none (default: 64)")
+    add("--tune", action="store_true",
+        help="instead of a run: measure stems, input types and precisions (on the CPU batch sizes and precisions) and "
+             "print the command of the best")
+    add("--stem", choices=STEMS, default=STEMS[0], help="how the first operators are exported (default: %(default)s)")
+    add("--small-channel", action="store_true",
+        help="compile with atc's --enable_small_channel=1; with --uint8, and a stem that begins with a convolution")
     add("--forecast", action="store_true",
         help="forecast on the CPU what float16 will cost on the card (on ascend always, with --compare's images)")
     add("--min-top1", metavar="PERCENT", type=percent, help="a gate: exit status 3 and one sentence if it is lower")
@@ -160,25 +168,33 @@ class Chain:
         values = ((option, getattr(self.arguments, option[2:].replace("-", "_"))) for option in options)
         return [word for option, value in values if value is not None for word in (option, repr(value))]
 
+    def label_offset(self) -> List[str]:
+        offset = self.arguments.label_offset
+        return [] if offset is None else [f"--label-offset={offset}"]
+
     def make_sample(self) -> None:
         self.run("scripts/make_sample.py", self.data.folder)
 
     def prepare_data(self) -> None:
         self.run("scripts/prepare_data.py", self.data.folder, self.data.unpacked)
 
-    def export(self) -> None:
+    def export_as(self, model: str, stem: str) -> None:
         given = self.arguments
         words = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
         words += ["--lineage", given.lineage] if given.lineage else []
         words += ["--key", given.key] if given.key else []
+        words += ["--stem", stem] if stem != STEMS[0] else []
         words += ["--ema"] if given.ema else []
-        self.run("TResNet_pth2onnx.py", self.data.checkpoint, self.model, *words, *self.force)
+        self.run("TResNet_pth2onnx.py", self.data.checkpoint, model, *words, *self.force)
+
+    def export(self) -> None:
+        self.export_as(self.model, self.arguments.stem)
         if not self.steps.dry_run:
             classes = int(record.notes(self.model)["num_classes"])
             self.data.check_classes(classes)
             self.data.find_prepared()
-            if given.class_names:
-                class_names.read(given.class_names, classes)
+            if self.arguments.class_names:
+                class_names.read(self.arguments.class_names, classes)
             else:
                 class_names.fetch(classes)
 
@@ -191,12 +207,16 @@ class Chain:
         self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--model", self.model,
                  *evaluation.as_options(self.evaluation), *words, *self.force)
 
-    def compile(self) -> None:
+    def soc_version(self) -> List[str]:
+        named = self.arguments.soc_version or ascend.soc_version(self.chip)
+        return ["--soc-version", named] if self.names_chip else []
+
+    def compile(self, model: str = "") -> None:
         sizes = sorted({self.batch_size, *self.arguments.batch_sizes})
-        soc_version = ["--soc-version", self.arguments.soc_version or ascend.soc_version(self.chip)]
         os.environ["TRESNET_PYTHON"] = os.path.abspath(os.path.join(ROOT, self.python))
-        self.steps.run("bash", self.here + "scripts/onnx2om.sh", self.model, "--batch-sizes",
-                       ",".join(map(str, sizes)), *(soc_version if self.names_chip else []), *self.aipp, *self.force)
+        self.steps.run("bash", self.here + "scripts/onnx2om.sh", model or self.model, "--batch-sizes",
+                       ",".join(map(str, sizes)), *self.soc_version(), *self.aipp, *self.force,
+                       *(["--", "--enable_small_channel=1"] if self.arguments.small_channel else []))
 
     def infer_on_cpu(self, model: str, name: str, *more: str, batch_size: int = 0) -> None:
         self.run("scripts/infer_onnx.py", "--model", model, "--input", self.prepared, "--output",
@@ -206,15 +226,18 @@ class Chain:
     def infer(self) -> None:
         if self.backend == "cpu":
             self.infer_on_cpu(self.model, "result")
-            return
-        self.run("scripts/infer_om.py", "--model", om_path(self.model, self.batch_size), "--input", self.prepared,
-                 "--output", self.arguments.workdir, "--output_dirname", "result", "--outfmt", self.arguments.outfmt,
+        else:
+            self.infer_on_card(self.model, "result")
+
+    def infer_on_card(self, model: str, name: str) -> None:
+        self.run("scripts/infer_om.py", "--model", om_path(model, self.batch_size), "--input", self.prepared,
+                 "--output", self.arguments.workdir, "--output_dirname", name, "--outfmt", self.arguments.outfmt,
                  *self.device, *self.force)
 
     def forecast(self) -> None:
         """What float16 will cost on the card, computed on the CPU."""
         self.made.add("forecast")
-        labels = [] if self.data.several_answers() else ["--labels", self.data.labels]
+        labels = [] if self.data.several_answers() else ["--labels", self.data.labels, *self.label_offset()]
         self.run("scripts/forecast_fp16.py", self.model, "--input", self.prepared, *labels, "--images",
                  str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp, *self.force)
 
@@ -224,22 +247,32 @@ class Chain:
                  *self.gate("--min-cosine"))
 
     def quantise(self) -> None:
-        """The int8 model, inferred and compared with the float32 one."""
-        self.run("scripts/quantize_onnx.py", self.model, self.judged_model, "--calibrate", self.prepared, *self.aipp,
-                 *self.force)
-        self.infer_on_cpu(self.judged_model, "result_int8")
-        self.compare(self.result, self.judged)
+        """The int8 model, inferred and compared with the one that it was made from."""
+        given, on_card = self.arguments, self.backend == "ascend"
+        words = [] if given.max_drop is None else ["--max-drop", repr(given.max_drop), "--labels", self.data.labels,
+                                                   *self.label_offset()]
+        words += self.soc_version() if on_card else []
+        self.made.add("tresnet_int8")
+        self.run(f"scripts/quantize_{'amct' if on_card else 'onnx'}.py", self.model, self.judged_model, "--calibrate",
+                 self.prepared, *words, *(self.device if on_card else []), *self.aipp, *self.force)
+        if on_card:
+            self.compile(self.judged_model)
+            self.infer_on_card(self.judged_model, "result_int8")
+        else:
+            self.infer_on_cpu(self.judged_model, "result_int8")
+        if not on_card or not given.compare:
+            self.compare(self.result, self.judged)
 
     def judge(self) -> None:
         words = ["--class-names", self.arguments.class_names] if self.arguments.class_names else []
         words += ["--multi-label"] if self.arguments.multi_label else []
-        offset = self.arguments.label_offset
-        words += [] if offset is None else [f"--label-offset={offset}"]
-        for result, name, gates in ((self.result, "acc_float32.json", []), (
+        words += self.label_offset()
+        before = f"acc_{summary.precision_before(self.backend)}"
+        for result, name, gates in ((self.result, f"{before}.json", []), (
                 self.judged, "acc.json", self.gate("--min-top1", "--min-top5")))[self.judged == self.result:]:
             self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name,
                      "--prep", self.prepared, *words, *gates)
-        self.made.update({"acc_float32"} if self.judged != self.result else ())
+        self.made.update({before} if self.judged != self.result else ())
 
     def expect(self) -> None:
         """The accuracy against a published figure."""
@@ -251,7 +284,11 @@ class Chain:
 
     def compare_with_cpu(self) -> None:
         self.infer_on_cpu(self.model, "result_onnx", "--first", str(self.arguments.compare), batch_size=8)
-        self.compare(self.place("result_onnx"), self.result, "--forecast", self.place("forecast.json"))
+        forecast = ["--forecast", self.place("forecast.json")]
+        if self.judged != self.result:  # int8's comparison is the run's; float16's is printed beside it
+            self.run("scripts/compare_results.py", self.place("result_onnx"), self.result, *forecast)
+            forecast = []
+        self.compare(self.place("result_onnx"), self.judged, *forecast)
 
     def measure(self) -> None:
         given = self.arguments
@@ -263,6 +300,29 @@ class Chain:
                  data_set, "--accuracy", self.place("acc.json"), "--output", given.workdir, *self.device,
                  *(["--chip", self.chip] if self.names_chip and self.chip else []), *self.aipp, *self.force,
                  *self.gate("--min-throughput"))
+
+    def tune(self) -> None:
+        """Measure the combinations; the best one's command is in tune.json."""
+        given, on_card = self.arguments, self.backend == "ascend"
+        models = [self.place(f"tune/{stem}.onnx") for stem in STEMS] if on_card else [self.model]
+        if on_card:
+            files.make_folder(self.place("tune"), "--workdir")
+            for model, stem in zip(models, STEMS):
+                self.export_as(model, stem)
+        precision = ["--precision", "int8"] if given.precision == "int8" else []
+        self.run("scripts/tune.py", *models, "--backend", self.backend, "--input", self.prepared, *self.aipp,
+                 "--images", str(given.compare or 64), *precision, "--batch-sizes",
+                 ",".join(map(str, given.batch_sizes)), "--loop", str(given.loop), "--repeat", str(given.repeat),
+                 *(["--device", str(self.devices[0])] if self.device else []), *(self.soc_version() if on_card else []),
+                 "--output", given.workdir, *self.gate("--min-cosine"))
+
+    def say_best(self) -> None:
+        """The command line of this run, as the tuning would have it."""
+        with open(self.place("tune.json"), encoding="utf-8") as file:
+            chosen = json.load(file)["options"]
+        words = [word for word in sys.argv[1:] if word not in ("--tune", "--uint8", "--small-channel")]
+        command = ["bash", self.here + "scripts/pipeline.sh", *words, *chosen]
+        print(f"\nthe best of them:\n\n    {' '.join(map(shlex.quote, command))}")
 
     def report(self) -> None:
         """The page, made from the work folder and from what only this program knows: run.json."""
@@ -285,16 +345,16 @@ class Chain:
         """The steps of this run: (name, what does it)."""
         given, on_card = self.arguments, self.backend == "ascend"
         measured = given.perf or given.min_throughput is not None or on_card and given.shard[0] == 1
-        steps = [("Sample data", self.make_sample, self.data.is_sample),
-                 ("Data", self.prepare_data, self.data.to_prepare()), ("Export", self.export, True),
-                 ("Preprocess", self.preprocess, True),
-                 ("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),
+        before = [("Sample data", self.make_sample, self.data.is_sample),
+                  ("Data", self.prepare_data, self.data.to_prepare()), ("Export", self.export, True),
+                  ("Preprocess", self.preprocess, True), ("Tuning", self.tune, given.tune)]
+        steps = [("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),
                  ("Compile", self.compile, on_card), ("Inference", self.infer, True),
                  ("Quantise", self.quantise, given.precision == "int8"), ("Accuracy", self.judge, True),
                  ("Published accuracy", self.expect, given.expect),
                  ("Comparison with ONNX Runtime", self.compare_with_cpu, on_card and given.compare),
                  ("Performance", self.measure, measured), ("Report", self.report, True)]
-        return [(name, step) for name, step, wanted in steps if wanted]
+        return [(name, step) for name, step, wanted in [*before, *([] if given.tune else steps)] if wanted]
 
     def all(self) -> None:
         """Every step, and the summary. If a figure is below a minimum, the report is made all the same."""
@@ -305,12 +365,14 @@ class Chain:
             try:
                 step()
             except SystemExit as end:
-                if end.code == cli.BELOW_MINIMUM:
+                if end.code == cli.BELOW_MINIMUM and not self.arguments.tune:
                     self.steps.header("Report", len(plan), len(plan))
                     self.report()
                 raise
             self.times.append({"name": name, "seconds": time.time() - start})
-        if self.steps.dry_run:
+        if self.arguments.tune and not self.steps.dry_run:
+            self.say_best()
+        if self.arguments.tune or self.steps.dry_run:
             return
         self.steps.name = "summary"
         print(f"\n== Summary ({time.time() - self.began:.0f} s) ==")
@@ -336,17 +398,25 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.check:
         return check.print_table(arguments)
+    if arguments.class_names:
+        files.read_regular(arguments.class_names)  # refused now if it cannot be read; its lines, later
     os.umask(0o027)  # later versions of ais_bench refuse folders that others can enter
     steps, data = Steps(arguments.dry_run), check.Data(arguments)
     backend, why, rows = check.examine(arguments, data)
     for row in check.lacks(backend, rows):
         raise Refusal(f"{row.item}: {row.found}; {row.mend}; `--check` shows all that is missing")
+    if arguments.small_channel and not (arguments.uint8 and arguments.stem != "space-to-depth" and backend == "ascend"):
+        raise Refusal("--small-channel is for a first convolution behind AIPP on the card: give --uint8, and --stem "
+                      "conv4 or conv12", cli.USAGE)
+    if arguments.max_drop is not None and arguments.precision != "int8":
+        raise Refusal("--max-drop is a promise about int8: give --precision int8 as well", cli.USAGE)
+    if arguments.max_drop is not None and data.several_answers():
+        raise Refusal("--max-drop is about Top-1, and these labels give an image several classes; leave it out",
+                      cli.USAGE)
     if arguments.multi_label and arguments.shard[1] > 1:
         raise Refusal("--multi-label takes all images in one run: the mean average precision of parts cannot be put "
                       "together; leave out --shard", cli.USAGE)
-    if arguments.precision == "int8" and backend == "ascend":
-        raise Refusal("--precision int8 is for the CPU; on ascend, give atc its own quantisation options", cli.USAGE)
-    if arguments.min_cosine is not None and (arguments.precision != "int8" if backend == "cpu"
+    if arguments.min_cosine is not None and not arguments.tune and (arguments.precision != "int8" if backend == "cpu"
                                              else not arguments.compare):
         raise Refusal("--min-cosine needs a comparison, which this run does not make: on the CPU it takes --precision "
                       "int8, on ascend --compare with 1 image or more", cli.USAGE)

@@ -4,6 +4,10 @@ set -eu
 
 here=$(dirname -- "$(readlink -f -- "$0")")
 python=${PYTHON:-python3}
+if [ -n "${PYTHONHOME-}" ]; then
+    echo "pipeline.sh: PYTHONHOME=$PYTHONHOME is not used: with it no virtual environment finds its packages" >&2
+    unset PYTHONHOME
+fi
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 7))' 2>/dev/null; then
     echo "pipeline.sh: Python 3.7 or newer is needed, and '$python' is none; name yours: PYTHON=python3.11 bash scripts/pipeline.sh" >&2
     exit 1

@@ -89,7 +89,7 @@ def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
 
 def takes(arguments: argparse.Namespace) -> str:
     """float32, or uint8 for an .om that was compiled with AIPP."""
-    command = (journal.read(record.path_of(arguments.model))[0].get("options") or {}).get("command") or ()
+    command = (journal.read(record.path_of(arguments.model)).header.get("options") or {}).get("command") or ()
     return arguments.dtype or ("uint8" if any("--insert_op_conf=" in str(word) for word in command) else "float32")
 
 

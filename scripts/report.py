@@ -16,15 +16,15 @@ import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from common import class_names, cli, figures, files, journal, manifest, progress, published, record
-from common.cli import Refusal, shown, why
-from common.results import read_result, result_files
+from common.cli import Refusal, shown, some, why
+from common.results import percent, read_result, result_files
 
 import numpy as np
 
 PAGE = "report.html"
 TEMPLATE, SCRIPT = (os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in (PAGE, "report.js"))
-PARTS = ("acc.json", "acc_report.json", "acc_float32.json", "run.json", "perf.json", "compare.json", "expect.json",
-         "forecast.json")
+PARTS = ("acc.json", "acc_report.json", "acc_float32.json", "acc_float16.json", "run.json", "perf.json",
+         "compare.json", "expect.json", "forecast.json")
 CHUNK = 256      # images that are summarised at once
 MISTAKES = 24    # pictures of wrong answers
 CHANGED = 12     # pictures of answers that differ between two runtimes
@@ -76,17 +76,30 @@ def nearby(path: Any, workdir: str) -> str:
     return next(filter(os.path.isdir, places), "")
 
 
-def predictions(report: Dict[str, Any], result: str) -> Optional[figures.Predictions]:
+def folders(report: Dict[str, Any], workdir: str, key: str) -> List[str]:
+    """The folders of the results (key "result") or of the prepared images ("prep"): several for joined shards.
+
+    [] if one of them is not there.
+    """
+    if "shards" not in report:
+        return list(filter(None, [nearby(report.get(key), workdir)]))
+    places = [nearby(read_part(shard["folder"], "acc_report.json").get(key), shard["folder"])
+              for shard in report["shards"]]
+    return places if all(places) else []
+
+
+def predictions(report: Dict[str, Any], results: List[str]) -> Optional[figures.Predictions]:
     """What the results say about each evaluated image, in acc_report.json's order; None if they are not there.
 
     Raises: Refusal if they are not the results that acc_report.json was computed from.
     """
     answers = report.get("true")
-    if not result or not answers or not report.get("hits"):
+    if not results or not answers or not report.get("hits"):
         return None
-    paths, stems = result_files(result), report["evaluated"]
+    paths = {stem: path for folder in results for stem, path in result_files(folder).items()}
+    stems = report["evaluated"]
     parts: List[figures.Predictions] = []
-    another = (f"the results in {shown(result)} are not those of acc_report.json; run TResNet_postprocess.py again")
+    another = f"the results in {some(results)} are not those of acc_report.json; run TResNet_postprocess.py again"
     if not paths.keys() >= set(stems) or len(answers) != len(stems):
         raise Refusal(another)
     with progress.Bar("report", len(stems), "images") as bar:
@@ -106,23 +119,27 @@ def predictions(report: Dict[str, Any], result: str) -> Optional[figures.Predict
 class Pictures:
     """Thumbnails of prepared images, as the network sees them."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder, (self.header, rows) = folder, manifest.read_manifest(folder) if folder else ({}, {})
-        self.sources = {os.path.splitext(str(row.get("bin")))[0]: source for source, row in rows.items()}
+    def __init__(self, prepared: List[str]) -> None:
+        self.header: Dict[str, Any] = {}
+        self.known: Dict[str, Tuple[str, str]] = {}  # by stem: folder, source
+        for folder in prepared:
+            self.header, rows = manifest.read_manifest(folder)
+            self.known.update((os.path.splitext(str(row.get("bin")))[0], (folder, source))
+                              for source, row in rows.items())
 
     def source(self, stem: str) -> str:
         """The path of the image that a .bin was made from, or the stem if nobody knows."""
-        return self.sources.get(stem, stem)
+        return self.known.get(stem, ("", stem))[1]
 
     def picture(self, stem: str) -> str:
         """A data: address of the image, "" if it is not there any more or of another size than expected."""
         from PIL import Image
 
         size, dtype = int(self.header.get("img_size") or 0), self.header.get("dtype")
-        if not size or dtype not in ("uint8", "float32"):
+        if stem not in self.known or dtype not in ("uint8", "float32"):
             return ""
         try:
-            pixels = np.frombuffer(files.read_regular(os.path.join(self.folder, stem + ".bin")), dtype)
+            pixels = np.frombuffer(files.read_regular(os.path.join(self.known[stem][0], stem + ".bin")), dtype)
             pixels = pixels.reshape((size, size, 3) if dtype == "uint8" else (3, size, size))
         except (Refusal, ValueError):
             return ""
@@ -138,10 +155,9 @@ class Pictures:
 
 # ---- what the page says ----------------------------------------------------------------------------------------------
 
-def share(hits: float, images: int) -> str:
-    """A share in per cent with two decimals; 100 only if it is all of them, 0 only if it is none."""
-    value = round(100 * hits / images, 2)
-    return "100 %" if hits == images else f"{min(value, 99.99):.2f} %"
+def share(hits: int, images: int) -> str:
+    """A share in per cent with two decimals; 100 only if it is all of them."""
+    return "100 %" if hits == images else f"{percent(hits, images):.2f} %"
 
 
 def accuracies(parts: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -151,12 +167,13 @@ def accuracies(parts: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
     if not hits:  # several labels an image: acc.json says what was computed
         return [{"title": row["key"], "value": row["value"], "about": []} for row in parts["acc"].get("value", ())
                 if not row["key"].startswith("Number")]
-    before = {row["key"]: row["value"] for row in parts["acc_float32"].get("value", ())}
+    other = "float16" if parts["acc_float16"] else "float32"
+    before = {row["key"]: row["value"] for row in parts[f"acc_{other}"].get("value", ())}
     cards = []
     for k in dict.fromkeys((1, min(figures.TOP, len(hits)))):
         low, high = figures.interval(hits[k - 1], images)
         about = [f"95 % interval {low:.2f} to {high:.2f} %"]
-        about += [f"float32: {value}" for key, value in before.items() if key == f"Top{k} accuracy"]
+        about += [f"{other}: {value}" for key, value in before.items() if key == f"Top{k} accuracy"]
         cards.append({"title": f"Top-{k}", "value": share(hits[k - 1], images),
                       "about": about + known_figures(parts, report, k)})
     return cards
@@ -177,6 +194,11 @@ def known_figures(parts: Dict[str, Dict[str, Any]], report: Dict[str, Any], k: i
     return [f"published for {name}: {value:.2f} %" for name, value in found if value]
 
 
+def figure(value: float, decimals: int = 1) -> str:
+    """A positive figure: with decimals only where they tell something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.{decimals}f}"
+
+
 def speed_cards(perf: Dict[str, Any]) -> List[Dict[str, Any]]:
     """Throughput and latency at the best batch size."""
     if not perf.get("rows"):
@@ -186,9 +208,9 @@ def speed_cards(perf: Dict[str, Any]) -> List[Dict[str, Any]]:
     about = [batch]
     if "reference" in best:
         about.append(f"published: {best['reference']:,.0f} images/s, ratio {best['ratio']:.2f}")
-    return [{"title": "Throughput", "value": f"{best['throughput']:,.0f}", "unit": "images/s", "about": about},
-            {"title": "Latency", "value": f"{best['latency_mean']:.2f}", "unit": "ms",
-             "about": [f"mean of a batch, {batch}", f"99 % are quicker than {best['latency_p99']:.2f} ms"]}]
+    return [{"title": "Throughput", "value": figure(best["throughput"]), "unit": "images/s", "about": about},
+            {"title": "Latency", "value": figure(best["latency_mean"], 2), "unit": "ms",
+             "about": [f"mean of a batch, {batch}", f"99 % are quicker than {figure(best['latency_p99'], 2)} ms"]}]
 
 
 def caller(names: Optional[Sequence[str]]) -> Callable[[int], str]:
@@ -263,7 +285,7 @@ def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str
     where = page["where"]
     sentence = f"{name} {where} gives the right answer for {share(report['hits'][0], images)} of {images:,} images" \
         if report.get("hits") else f"{name} {where} was evaluated on {images:,} images"
-    sentence += f" and classifies {page['best']:,.0f} images a second" if page["best"] else ""
+    sentence += f" and classifies {figure(page['best'])} images a second" if page["best"] else ""
     points, state = [], "good"
     compared, expect, left_out = page["comparison"], parts["expect"], report.get("left_out") or []
     if compared and compared["agreement"] < CERTAIN:
@@ -277,6 +299,10 @@ def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str
         points.append(f"Top-1 is {'' if expect.get('within') else 'not '}within the 95 % interval of the figure "
                       f"published for {expect.get('name')}"
                       + (f"; likely cause: {expect['cause']}" if expect.get("cause") else ""))
+    if parts["network"].get("lineage_told") == str(False):
+        state = "look"
+        points.append("nothing in the checkpoint tells the lineage of its weights; "
+                      f"{parts['network']['lineage']} was assumed, and if that is wrong, so is every figure")
     if left_out:
         state = "look"
         points.append(f"{len(left_out)} images were left out; they are listed below")
@@ -286,11 +312,11 @@ def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str
     return state, sentence + ".", points
 
 
-def settings(parts: Dict[str, Dict[str, Any]], workdir: str, result: str, header: Dict[str, Any]
+def settings(parts: Dict[str, Dict[str, Any]], workdir: str, results: List[str], header: Dict[str, Any]
              ) -> List[Tuple[str, str]]:
     """What was run with what: (term, words)."""
     run, network, report = parts["run"], parts["network"], parts["acc_report"]
-    made = journal.read(record.path_of(result)).header if result else {}
+    made = journal.read(record.path_of(results[0])).header if results else {}
     exported = journal.read(record.path_of(os.path.join(workdir, "tresnet.onnx"))).header
     size = network.get("img_size") or header.get("img_size")
     host = {key: value for key, value in (made.get("host") or {}).items() if value}
@@ -332,8 +358,8 @@ def draw(parts: Dict[str, Dict[str, Any]], found: Optional[figures.Predictions],
 def describe(workdir: str, parts: Dict[str, Dict[str, Any]], given_names: Optional[str]) -> Dict[str, Any]:
     """Everything that the template shows."""
     report = parts["acc_report"]
-    result, prepared = nearby(report.get("result"), workdir), nearby(report.get("prep"), workdir)
-    pictures, found = Pictures(prepared), predictions(report, result)
+    results = folders(report, workdir, "result")
+    pictures, found = Pictures(folders(report, workdir, "prep")), predictions(report, results)
     call = caller(class_names.read(given_names, report["classes"]) if given_names else report.get("class_names"))
     calibration = figures.calibration(found) if found is not None else {}
     rows = classes(found, call) if found is not None else []
@@ -351,7 +377,7 @@ def describe(workdir: str, parts: Dict[str, Dict[str, Any]], given_names: Option
                   for true, answer, count in figures.confused(found)[:PAIRS]] if found is not None else [],
         "classes": rows[:ROWS], "all_classes": len(rows), "calibration": calibration,
         "plots": draw(parts, found, calibration), "left_out": (report.get("left_out") or [])[:LISTED],
-        "settings": settings(parts, workdir, result, pictures.header)}
+        "settings": settings(parts, workdir, results, pictures.header)}
     page["state"], page["sentence"], page["points"] = verdict(page, parts)
     return page
 
@@ -365,6 +391,11 @@ def plain(name: Any, most: int = NAME_SHOWN) -> str:
     return text if len(text) <= most else text[:most // 2] + "…" + text[len(text) - most // 2 + 1:]
 
 
+def sentence(text: Any) -> str:
+    """plain() for whole sentences; no line ends before a per cent sign."""
+    return plain(text, 400).replace(" %", "\u00a0%")
+
+
 def render(page: Dict[str, Any]) -> bytes:
     """The page as HTML: every text in it is escaped, and its own policy forbids it to load anything."""
     import hashlib
@@ -373,7 +404,7 @@ def render(page: Dict[str, Any]) -> bytes:
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(os.path.dirname(TEMPLATE)), autoescape=True,
                                      trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
-    environment.filters.update(name=plain, share=share, duration=progress.duration)
+    environment.filters.update(name=plain, sentence=sentence, share=share, figure=figure, duration=progress.duration)
     script = files.read_regular(SCRIPT).decode("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
@@ -392,10 +423,10 @@ def main() -> None:
     parts["network"] = record.notes(os.path.join(workdir, "tresnet.onnx"))
     texts = [os.path.join(workdir, name) for name in PARTS if name != "run.json"]
     texts += [TEMPLATE, SCRIPT] + [arguments.class_names] * bool(arguments.class_names)
-    result, prepared = (nearby(parts["acc_report"].get(key), workdir) for key in ("result", "prep"))
-    texts += [record.path_of(result)] if result else []
+    results, prepared = (folders(parts["acc_report"], workdir, key) for key in ("result", "prep"))
+    texts += map(record.path_of, results)
     run = {key: value for key, value in parts["run"].items() if key in ("backend", "gates", "made", "data", "commands")}
-    made_by = record.recipe(__file__, {"run": run, "results": bool(result), "pictures": bool(prepared)},
+    made_by = record.recipe(__file__, {"run": run, "results": bool(results), "pictures": bool(prepared)},
                             ("numpy", "Pillow", "matplotlib", "Jinja2"), settings=filter(os.path.isfile, texts))
     if not arguments.force and record.is_current(product, made_by):
         print(f"{shown(product)} is up to date")

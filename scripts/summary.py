@@ -20,11 +20,27 @@ def accuracy(workdir: str, name: str) -> Dict[str, str]:
     return {row["key"]: row["value"] for row in rows if row["value"].endswith("%")}
 
 
-def against_float32(workdir: str, result: str, float32: str) -> List[Tuple[str, str]]:
+def precision_before(backend: str) -> str:
+    """In what the model that was quantised computes."""
+    return "float16" if backend == "ascend" else "float32"
+
+
+def put_back(model: str) -> List[Tuple[str, str]]:
+    """(what, value) of the line about layers that --max-drop put back to float, if it was asked for."""
+    report = read_json(model[:-len(".onnx")] + ".json")
+    if "held" not in report:
+        return []
+    layers = ", ".join(f"{row['name']} (alone it costs {row['cost']:.1e} of the cosine)" for row in report["put_back"])
+    low, high = report["interval"]
+    return [("int8 loses", f"{report['drop']:.2f} points of Top-1 against float32 (95 % interval {low:.2f} to "
+                           f"{high:.2f}), --max-drop {report['max_drop']:g}"), ("put back", layers or "nothing")]
+
+
+def against_float32(workdir: str, result: str, float32: str, backend: str) -> List[Tuple[str, str]]:
     """(what, value) of the lines that set a quantised model beside the one it was made from."""
     before, now = (read_json(folder + "_summary.json")["throughput"] for folder in (float32, result))
     comparison = read_json(os.path.join(workdir, "compare.json"))
-    speed = f"{now:.1f} images/s, float32 {before:.1f}: {now / max(before, 1e-9):.2f} times as fast"
+    speed = f"{now:.1f} images/s, {precision_before(backend)} {before:.1f}: {now / max(before, 1e-9):.2f} times as fast"
     if not now or not before:  # a run was stopped after its last image and had nothing left to measure
         speed = "not measured: nothing was left to infer after an interrupted run; --force measures it"
     return [("speed", speed),
@@ -51,10 +67,11 @@ def show(workdir: str, backend: str, exported: str, model: str, result: str, flo
     if about.get("lineage_told") == str(False):
         lines.append(("WARNING", f"nothing in the checkpoint tells its lineage: {about['lineage']} is assumed. If it "
                       "was trained with the patched timm, every figure here is wrong: --lineage ascend"))
-    before = accuracy(workdir, "acc_float32.json") if float32 else {}
-    lines += [(key, value + (f", float32 {before[key]}" if float32 else ""))
+    other = precision_before(backend)
+    before = accuracy(workdir, f"acc_{other}.json") if float32 else {}
+    lines += [(key, value + (f", {other} {before[key]}" if float32 else ""))
               for key, value in accuracy(workdir, "acc.json").items()]
-    lines += against_float32(workdir, result, float32) if float32 else []
+    lines += against_float32(workdir, result, float32, backend) + put_back(model) if float32 else []
     names = [("report", "report.html"), ("accuracy", "acc.json"), ("each image", "acc_report.json")]
     names += [("comparison", "compare.json")] if compared else []
     names += [("throughput", "perf.md"), ("its plot", "perf.png")] if measured else []

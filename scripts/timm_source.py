@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from typing import List
+from typing import List, Set
 
 from common import cli
 from common.cli import ROOT, Refusal, shown
@@ -23,7 +23,8 @@ from common.record import sha256
 
 TARGET = os.path.join(ROOT, "pytorch-image-models")
 PATCH = os.path.join(ROOT, "TResNet.patch")
-STAMP = ".patched-with"  # in TARGET: SHA-256 of the patch it was made with
+STAMP = ".patched-with"  # in TARGET: SHA-256 of the patch, whose the folder is, and the files that belong to it
+OURS, THEIRS = "fetched", "the user's"  # the second line
 PACKAGE = "timm==0.4.5"
 SDIST_SHA256 = "613f0ef4ded491b1bf6dff6053d3c8361fa20517c7ac9c7c388064a2b5890139"  # timm-0.4.5.tar.gz
 TAG = "v0.4.5"
@@ -54,7 +55,13 @@ def git(arguments: List[str], folder: str) -> "subprocess.CompletedProcess[bytes
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def patch(folder: str, stamp: str) -> None:
+def modules(folder: str) -> Set[str]:
+    """The Python files of timm in a folder, by their paths in it."""
+    return {os.path.relpath(os.path.join(path, name), folder)
+            for path, _, names in os.walk(os.path.join(folder, "timm")) for name in names if name.endswith(".py")}
+
+
+def patch(folder: str, stamp: str, whose: str) -> None:
     """Apply TResNet.patch to the source in `folder`, unless it is applied, and stamp it.
 
     Raises: Refusal if it fits neither way.
@@ -64,7 +71,7 @@ def patch(folder: str, stamp: str) -> None:
         raise Refusal(f"TResNet.patch does not fit {shown(folder)}, which should be timm v0.4.5, untouched or patched "
                       f"with it ({last_line(apply)}); move that folder away and start again")
     with open(os.path.join(folder, STAMP), "w", encoding="utf-8") as file:
-        file.write(stamp)
+        file.write("\n".join([stamp, whose, *sorted(modules(folder))]))
 
 
 def last_line(done: "subprocess.CompletedProcess[bytes]") -> str:
@@ -83,31 +90,50 @@ def fetch(source: str, url: str, folder: str) -> None:
         unpack(download(PACKAGE, SDIST_SHA256, downloads, "--no-binary", ":all:"), folder)
 
 
-def patched_with() -> str:
-    """SHA-256 of the patch that the source in TARGET was made with here, "" if it was not."""
+def read_stamp() -> List[str]:
+    """[SHA-256 of the patch that the source in TARGET was made with here, whose it is, its files], [""] if it has none.
+
+    Older versions wrote only the first; a clone is then taken for the user's.
+    """
     with contextlib.suppress(OSError), open(os.path.join(TARGET, STAMP), encoding="utf-8") as file:
-        return file.read()
-    return ""
+        lines = file.read().split("\n")
+        return lines + ([THEIRS if os.path.exists(os.path.join(TARGET, ".git")) else OURS] if len(lines) == 1 else [])
+    return ["", THEIRS]
+
+
+def whole(stamp: str) -> bool:
+    """Whether TARGET is patched with this patch and has all of its files."""
+    made_with, _, *names = read_stamp()
+    there = modules(TARGET)
+    return made_with == stamp and bool(there) and there.issuperset(names)
 
 
 def prepare(source: str = "registry", url: str = GIT_URL) -> None:
-    """Put the patched source into TARGET, unless it is there."""
+    """Put the patched source into TARGET, unless it is there.
+
+    Raises: Refusal, also for a folder of the user's that is patched otherwise or lacks files.
+    """
     stamp, partial = sha256(PATCH), TARGET + "-unfinished"
-    if patched_with() == stamp:
+    if whole(stamp):
         return
     with one_at_a_time():
         shutil.rmtree(partial, ignore_errors=True)
-        if patched_with() not in ("", stamp):
-            os.rename(TARGET, partial)  # made here, with another patch
+        made_with, whose, *_ = read_stamp()
+        if made_with and not whole(stamp):
+            if whose == THEIRS:
+                raise Refusal(f"{shown(TARGET)} is a clone of yours that lacks files or was patched with another "
+                              "TResNet.patch; move it away, or bring it back to timm v0.4.5 and remove "
+                              f"{shown(os.path.join(TARGET, STAMP))}")
+            os.rename(TARGET, partial)  # made here, with another patch or damaged since
             shutil.rmtree(partial)
         if not os.path.exists(TARGET):
-            say(f"fetching timm v0.4.5 ({source}) and patching it into {TARGET}")
+            say(f"fetching timm v0.4.5 ({source}, 0.3 MB) and patching it into {TARGET}")
             os.mkdir(partial)
             fetch(source, url, partial)
-            patch(partial, stamp)
+            patch(partial, stamp, OURS)
             os.rename(partial, TARGET)
-        elif not patched_with():
-            patch(TARGET, stamp)
+        elif not made_with:
+            patch(TARGET, stamp, THEIRS)
     say(f"{TARGET} is timm v0.4.5 with TResNet.patch")
 
 

@@ -1,17 +1,29 @@
 #!/usr/bin/env bash
 # The program on ARM, proved on a machine that is none: a Debian arm64 root, made by debootstrap, run by qemu-user.
 #     bash test/aarch64.sh [ROOT]      (as root, on Debian; 20 to 40 minutes the first time; ROOT needs 4 GB)
-# It installs what requirements.txt gives a user there, then runs the golden tests: the pixels of preprocessing, ranks
-# and labels of postprocessing, the exported graph's logits, the CPU runner. Arguments after ROOT go to pytest instead.
+# It installs what requirements.txt gives a user there, then runs the tests against expected values: the pixels of
+# preprocessing, the network's and the exported graph's logits, the CPU runner, all of postprocessing. Arguments after
+# ROOT go to pytest instead.
 # ROOT (default: /var/tmp/tresnet-aarch64) is kept: the next run only brings the program up to date in it.
 set -Eeuo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 root=/var/tmp/tresnet-aarch64
 if (($#)); then root=$1 && shift; fi
-golden=(test/test_pixels.py test/test_postprocess.py test/test_infer.py test/test_pth2onnx.py
-    -k "original_environment or golden or old_pillow or ranks or labels or batches or results or ais_benchs or tresnet_m"
-    -m "not alone")
+pixels=test/test_pixels.py::test_
+logits=test/test_pth2onnx.py::test_
+runner=test/test_infer.py::test_
+golden=("${pixels}sample_photos_become_the_bytes_of_the_original_environment"
+    "${pixels}odd_images_become_the_bytes_of_the_original_environment"
+    "${pixels}the_resize_is_that_of_old_pillow_with_any_pillow"
+    "${pixels}fast_path_gives_the_golden_bytes_and_leaves_the_unusual_to_pillow"
+    "${runner}txt_results_are_ais_benchs_to_the_byte_and_in_natural_order"
+    "${runner}bin_and_npy_results_are_raw_float32_and_numpy_files"
+    "${runner}the_last_batch_is_filled_up_and_the_filling_dropped"
+    "${runner}uint8_images_are_converted_as_the_configuration_says"
+    "${logits}the_patched_network_has_the_names_and_logits_of_the_original_environment[tresnet_m]"
+    "${logits}golden_logits_through_the_onnx_file[tresnet_m-ascend training checkpoint]"
+    test/test_postprocess.py -m "not alone" -k "not fuzz")
 if (($#)); then golden=("$@"); fi
 
 refuse() {
@@ -38,7 +50,7 @@ emulation() {
 debian() {
     if [[ -e $root/.debian-is-there ]]; then return; fi
     local codename packages=python3,python3-venv,python3-pip,python3-dev,gcc,libc6-dev,git,ca-certificates
-    codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
     rm -rf -- "$root"
     mkdir -p -- "$root"
     debootstrap --arch=arm64 --variant=minbase --foreign --include="$packages" "$codename" "$root"
@@ -79,4 +91,4 @@ within "uname -m && python3 --version && python3 scripts/setup_env.py && python3
     && .venv/bin/python -m pip install --quiet pytest hypothesis && .venv/bin/python -m pip list --format=freeze"
 within "nvidia=\$(.venv/bin/python -m pip list --format=freeze | grep -ci nvidia || true); echo \"CUDA packages: \$nvidia\" && [[ \$nvidia == 0 ]]"
 printf -v words '%q ' "${golden[@]}"
-within "OMP_NUM_THREADS=2 .venv/bin/python -m pytest -q $words"
+within "OMP_NUM_THREADS=2 .venv/bin/python -m pytest -v $words"

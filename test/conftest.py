@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 from unittest import mock
 
 import pytest
@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "test" / "data"
 GOLDEN = DATA / "golden"
+TOGETHER = ("test_pth2onnx.py", "test_setup.py")  # files whose tests share what takes seconds to make
+FIRST = (*TOGETHER, "test_pipeline_ascend.py", "test_pipeline.py")  # what takes longest
 SMALL = 64  # pixels: what does not look at golden values runs on images of this size, 12 times fewer operations
 for folder in (ROOT, ROOT / "scripts", GOLDEN):
     sys.path.insert(0, str(folder))
@@ -156,6 +158,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
     """What takes longest begins first, so that no process is left with it alone at the end."""
-    first = ("test_pipeline_ascend.py", "test_pipeline.py", "test_pth2onnx.py", "test_setup.py")
-    names = {item: os.path.basename(str(item.fspath)) for item in items}
-    items.sort(key=lambda item: first.index(names[item]) if names[item] in first else len(first))
+    def turn(item: pytest.Item) -> Tuple[int, bool]:
+        name = os.path.basename(str(item.fspath))
+        return FIRST.index(name) if name in FIRST else len(FIRST), not item.get_closest_marker("slow")
+    items.sort(key=turn)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests go one by one to the process that is free; those of a file in TOGETHER all to the same process."""
+    from xdist.scheduler import LoadScopeScheduling
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = lambda test: (  # as its subclasses in xdist say what goes together
+        test.split("::")[0] if os.path.basename(test.split("::")[0]) in TOGETHER else test)
+    return scheduler

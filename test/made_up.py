@@ -66,6 +66,8 @@ def write_prepared(folder: Path, sources: Dict[str, str], different: int) -> Non
 def run(work: Path, images: int, classes: int, top1: int, top5: int, names: Optional[List[str]] = None,
         sources: Optional[List[str]] = None, copies: int = 1) -> Tuple[np.ndarray, np.ndarray]:
     """Results, prepared images, labels and acc_report.json in `work`, all `copies` times; (true classes, scores)."""
+    from common.accuracy import statistics
+
     import TResNet_postprocess as post
     stems = [f"i{place:05d}" for place in range(images * copies)]
     true = np.random.RandomState(1).permutation(np.arange(images) % classes)
@@ -79,7 +81,7 @@ def run(work: Path, images: int, classes: int, top1: int, top5: int, names: Opti
     report = post.evaluate(str(work / "result"), str(work / "val_label.txt"), str(work / "prep_dataset"), 2,
                            str(work / "names.txt") if names else None)
     (work / "acc_report.json").write_text(json.dumps(report))
-    (work / "acc.json").write_text(json.dumps(post.statistics(report)))
+    (work / "acc.json").write_text(json.dumps(statistics(report)))
     return true, logits
 
 

@@ -12,10 +12,12 @@ from typing import Any, Dict, List
 
 from common.journal import boot_id
 
+import infer_onnx
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from ascend.helpers import start_here
 from conftest import ROOT, refusal, sha256, succeed
 from onnx import TensorProto, helper, numpy_helper
 from pictures import fill
@@ -55,8 +57,22 @@ def model(tmp_path: Path) -> Path:
     return make_model(tmp_path / "model.onnx")
 
 
+def runs(*words: object, status: int = 0, cwd: str = ".") -> "subprocess.CompletedProcess[str]":
+    """The runner's main() without a process; its exit status must be `status`."""
+    done = start_here(infer_onnx.main, {}, Path(cwd), "infer_onnx.py", *words)
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done
+
+
+def refuses(*words: object, status: int = 1, cwd: str = ".") -> str:
+    """What the runner says when it fails."""
+    said = runs(*words, status=status, cwd=cwd).stderr
+    assert said.strip(), "a refusal says why"
+    return said
+
+
 def infer(model: Path, images: Path, *options: object, outfmt: str = "TXT") -> "subprocess.CompletedProcess[str]":
-    return succeed(RUNNER, "--model", model, "--input", images, "--output", model.parent, "--output_dirname", "result",
+    return runs("--model", model, "--input", images, "--output", model.parent, "--output_dirname", "result",
                    "--outfmt", outfmt, *options)
 
 
@@ -96,7 +112,7 @@ def test_the_last_batch_is_filled_up_and_the_filling_dropped(tmp_path: Path) -> 
     done = infer(fixed, images)
     assert sorted(os.listdir(str(tmp_path / "result"))) == [f"{index}_0.txt" for index in range(6)]
     assert "6 images inferred" in done.stdout and "batchsize.mean(4)" in done.stdout
-    assert "is fixed at 4" in refusal(RUNNER, "--model", fixed, "--input", images, "--batchsize", 8)
+    assert "is fixed at 4" in refuses("--model", fixed, "--input", images, "--batchsize", 8)
 
 
 def test_summary_and_printed_lines_are_ais_benchs(model: Path, tmp_path: Path) -> None:
@@ -121,7 +137,7 @@ def test_summary_and_printed_lines_are_ais_benchs(model: Path, tmp_path: Path) -
 
 def test_pure_inference_needs_no_input_and_writes_no_results(model: Path, tmp_path: Path) -> None:
     for data in ("zero", "random"):
-        done = succeed(RUNNER, f"--model={model}", "--loop=7", "--batchsize=2", "--pure_data_type", data,
+        done = runs(f"--model={model}", "--loop=7", "--batchsize=2", "--pure_data_type", data,
                        "--output", tmp_path, "--output_dirname", data)
         summary = json.loads((tmp_path / f"{data}_summary.json").read_text())
         assert len(summary["npu_compute_time_list"]) == 7 and summary["filesinfo"] == {} and "throughput" in done.stdout
@@ -173,7 +189,7 @@ def test_an_aipp_configuration_that_cannot_be_followed_is_refused(change: Any, s
                                                                   tmp_path: Path) -> None:
     (tmp_path / "aipp.cfg").write_text(AIPP.replace(*change))
     images = put_images(tmp_path / "images", ["a.bin"])
-    assert sentence in refusal(RUNNER, "--model", model, "--input", images, "--aipp", tmp_path / "aipp.cfg")
+    assert sentence in refuses("--model", model, "--input", images, "--aipp", tmp_path / "aipp.cfg")
 
 
 # ---- what ais_bench would not notice ---------------------------------------------------------------------------------
@@ -190,12 +206,12 @@ def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: P
             ("nan.bin", np.full(size // 4, np.nan, "<f4").tobytes(), "values that are not finite")):
         images = put_images(tmp_path / name.replace(".", "_"), ["good.bin"])
         (images / name).write_bytes(content)
-        said = refusal(RUNNER, "--model", model, "--input", images, "--output", tmp_path, "--output_dirname", "result",
+        said = refuses("--model", model, "--input", images, "--output", tmp_path, "--output_dirname", "result",
                        "--outfmt", "TXT")
         assert sentence in said and name in said
         assert not (tmp_path / "result" / f"{name.split('.')[0]}_0.txt").exists()
     clash = put_images(tmp_path / "clash", ["a.1.bin", "a.2.bin"])
-    assert "agree up to their first dot" in refusal(RUNNER, "--model", model, "--input", clash)
+    assert "agree up to their first dot" in refuses("--model", model, "--input", clash)
 
 
 @pytest.mark.parametrize("options, status, sentence", (
@@ -207,20 +223,20 @@ def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: P
     (("--input", "nowhere"), 1, "should be a folder with .bin"),
 ))
 def test_wrong_usage(options: Any, status: int, sentence: str, model: Path) -> None:
-    assert sentence in refusal(RUNNER, "--model", model, *options, status=status, cwd=str(model.parent))
+    assert sentence in refuses("--model", model, *options, status=status, cwd=str(model.parent))
 
 
 def test_models_that_are_not_there_broken_or_of_another_kind(tmp_path: Path) -> None:
-    assert "is not there" in refusal(RUNNER, "--model", tmp_path / "nowhere.onnx")
+    assert "is not there" in refuses("--model", tmp_path / "nowhere.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    assert "is not an ONNX model" in refusal(RUNNER, "--model", tmp_path / "broken.onnx")
+    assert "is not an ONNX model" in refuses("--model", tmp_path / "broken.onnx")
     value = helper.make_tensor_value_info("x", TensorProto.INT64, [2])
     copy = helper.make_tensor_value_info("y", TensorProto.INT64, [2])
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [copy])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6),
               str(tmp_path / "other.onnx"))
-    assert "should have one input, float32 [batch, 3, height, width]" in refusal(
-        RUNNER, "--model", tmp_path / "other.onnx")
+    assert "should have one input, float32 [batch, 3, height, width]" in refuses(
+        "--model", tmp_path / "other.onnx")
 
 
 # ---- going on --------------------------------------------------------------------------------------------------------

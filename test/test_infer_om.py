@@ -1,6 +1,7 @@
 """infer_om.py: inference on the card in slices, whichever ais_bench is installed, on one chip or several."""
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -116,7 +117,8 @@ def test_faults_come_out_as_one_sentence_and_the_next_run_completes(machine: Mac
 # ---- slices ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
-def test_a_finished_slice_is_never_inferred_again(machine: Machine, compiled: Path) -> None:
+@pytest.mark.parametrize("generation", ["0.0.2", "later", "newest"])
+def test_a_finished_slice_is_never_inferred_again(machine: Machine, compiled: Path, generation: str) -> None:
     """Killed at three moments by SIGKILL: the runs that follow begin with the first slice that did not end."""
     environment, work = machine
     prepare(machine, compiled, 16)
@@ -125,9 +127,10 @@ def test_a_finished_slice_is_never_inferred_again(machine: Machine, compiled: Pa
     for path in [work / "result_summary.json", work / "result.record.jsonl", *(work / "result").iterdir()]:
         path.unlink()
     command = [sys.executable, str(ROOT / "scripts" / "infer_om.py"), *WORDS, "--slice", "4"]
-    slow = dict(os.environ, STANDIN_FAULT="ais-sleep=0.3", **environment)
+    slow = dict(os.environ, STANDIN_FAULT="ais-sleep=0.3", STANDIN_AIS_BENCH=generation, **environment)
     begun = len(calls(environment, "ais_bench"))
-    for pause in (0.1, 0.35, 0.05):  # after the next slice began
+    moments = random.Random(generation)
+    for pause in (moments.uniform(0, 0.5) for _ in range(3)):  # after the next slice began
         before = len(calls(environment, "ais_bench"))
         child = subprocess.Popen(command, cwd=str(work), env=slow, stdout=subprocess.DEVNULL)
         while len(calls(environment, "ais_bench")) < before + 2:
@@ -136,7 +139,7 @@ def test_a_finished_slice_is_never_inferred_again(machine: Machine, compiled: Pa
         child.send_signal(signal.SIGKILL)
         child.wait()
         assert results(machine).items() <= whole.items()
-    done = passed(machine, "--slice", 4)
+    done = passed(machine, "--slice", 4, STANDIN_AIS_BENCH=generation)
     kept = re.search(r"16 results, one for each image \((\d+) were there already\)", done.stdout)
     assert kept and int(kept.group(1)) >= 12 and int(kept.group(1)) % 4 == 0
     assert len(calls(environment, "ais_bench")) - begun <= 4 + 3, "at most the slice under way at each kill"

@@ -3,7 +3,10 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 from unittest import mock
+
+from common.cli import Refusal
 
 import pytest
 from ascend.helpers import Machine, make_machine
@@ -102,3 +105,24 @@ def test_ais_bench_is_started_with_the_contracts_words() -> None:
         "python3 -m ais_bench --model m.om --input in --output ./ --output_dirname result --outfmt TXT")
     assert " ".join(command("m.om", loop=20, batchsize=8, device=3)) == (
         "python3 -m ais_bench --model=m.om --loop=20 --batchsize=8 --device=3")
+
+
+@pytest.mark.parametrize("smi, wanted, soc, found", [
+    ("310P3", None, "", ([0], "310P3")), ("310P3", [], "", ([0, 1], "310P3")), ("310P3", [1], "", ([1], "310P3")),
+    ("910B4+310P3", [3], "", ([3], "310P3")), ("910B4+310P3", None, "Ascend310P3", ([2], "310P3")),
+    ("910B4+310P3", [], "Ascend310P3", ([2, 3], "310P3")), ("910B4+310P3", [2], "Ascend310P3", ([2], "310P3")),
+    ("Ascend910", None, "Ascend910A", ([0], "Ascend910")), ("fail", None, "Ascend310P3", ([0], "310P3")),
+    ("310P3", [0, 2], "", "--device 2 was asked for, but there are 2"), ("fail", [1], "", "npu-smi info failed"),
+    ("910B4+310P3", None, "", "of different kinds (310P3, 910B4)"), ("910B4+310P3", [], "", "of different kinds"),
+    ("910B4+310P3", [1, 2], "", "of different kinds"), ("fail", [], "Ascend310P3", "npu-smi info failed")])
+def test_which_devices_a_run_uses(machine: Machine, smi: str, wanted: Any, soc: str, found: Any) -> None:
+    from common.ascend import choose_devices, find_chips
+    find_chips.cache_clear()
+    with mock.patch.dict(os.environ, dict(machine[0], STANDIN_NPU_SMI=smi)):
+        if isinstance(found, tuple):
+            assert choose_devices(wanted, soc) == found
+        else:
+            with pytest.raises(Refusal) as refused:
+                choose_devices(wanted, soc)
+            assert found in refused.value.sentence
+    find_chips.cache_clear()

@@ -4,12 +4,13 @@ the real ones.
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 import pytest
-from ascend.environment import ascend_environment
+from ascend.environment import HOST_PYTHON, ascend_environment, give_host_packages
 from conftest import ROOT, SMALL, Shared, copy_products
 
 pytestmark = pytest.mark.slow
@@ -138,6 +139,87 @@ def test_another_device_infers_again_and_results_of_the_users_are_never_removed(
     done = pipeline(machine, *ONE)
     assert done.returncode == 1 and "holds notes.txt, and no record says that this program made it" in done.stderr
     assert notes.read_text() == "mine"
+
+
+def forget_results(machine: Machine) -> None:
+    """Leave the models, and take away what ais_bench made."""
+    for path in [*machine.work.glob("perf*"), *machine.work.glob("result*")]:
+        shutil.rmtree(str(path)) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("generation", ["0.0.2", "newest"])  # the other one is in all other tests
+def test_each_generation_of_ais_bench_serves(machine: Machine, generation: str) -> None:
+    """Top-1 100 %, the same results and the same table; a second run does nothing again."""
+    before = {path.name: path.read_bytes() for path in (machine.work / "result").iterdir()}
+    forget_results(machine)
+    passed(machine, *ONE, "--min-top1", "100", STANDIN_AIS_BENCH=generation)
+    made = stamps(machine, "result/*"), stamps(machine, "perf.json")
+    assert {path.name: path.read_bytes() for path in (machine.work / "result").iterdir()} == before
+    assert re.search(r"^\| 310P3 \| 1 \|", (machine.work / "perf.md").read_text(), re.MULTILINE)
+    passed(machine, *ONE, STANDIN_AIS_BENCH=generation)
+    assert (stamps(machine, "result/*"), stamps(machine, "perf.json")) == made
+
+
+def test_two_chips_give_the_accuracy_of_one_even_if_one_of_them_fails(machine: Machine) -> None:
+    accuracy = (machine.work / "acc.json").read_bytes()
+    forget_results(machine)
+    out = passed(machine, *ONE, "--device", "all", STANDIN_FAULT="ais-device=1:3")
+    assert "== Performance " in out and (machine.work / "acc.json").read_bytes() == accuracy
+    assert (machine.work / "result.device1.log").exists()
+    table = (machine.work / "perf.md").read_text()
+    assert "| Batch size | device 0 alone | device 1 alone | all at once, sum | loss of each |" in table
+    perf = json.loads((machine.work / "perf.json").read_text())
+    row, = perf["together"]
+    assert row["throughput"] == pytest.approx(sum(row["devices"].values())) == perf["best"]["throughput"]
+    assert row["alone"] == pytest.approx(sum(perf["devices"][device][0]["throughput"] for device in "01"))
+    assert row["loss"] == pytest.approx(1 - row["throughput"] / row["alone"]) and set(row["devices"]) == {"0", "1"}
+
+
+MIXED = {"STANDIN_NPU_SMI": "910B4+310P3"}  # devices 0 and 1, devices 2 and 3
+
+
+def test_chips_of_two_kinds_work_with_the_remedy_that_is_shown(machine: Machine) -> None:
+    forget_results(machine)
+    out = passed(machine, *ONE, "--soc-version", "Ascend310P3", **MIXED)
+    assert json.loads((machine.work / "perf.json").read_text())["chip"] == "310P3"
+    assert out.startswith("backend: ascend: a chip was named") and out.count("--device 2") == 2
+
+
+@pytest.mark.parametrize("words, switches, sentence", (
+    (("--device", "5"), {}, "--device 5 was asked for, but there are 2"),
+    (("--device", "0"), {"STANDIN_NPU_SMI": "fail"}, "npu-smi info failed"),
+    (("--soc-version", "Ascend310P3"), {"STANDIN_AIS_BENCH": "none"}, "another package of that name"),
+    ((), MIXED, "choose it by --device 2 (310P3) or --device 0 (910B4), or by --soc-version Ascend310P3")))
+def test_auto_never_computes_on_the_cpu_where_a_chip_was_meant(
+        machine: Machine, words: Tuple[str, ...], switches: Dict[str, str], sentence: str) -> None:
+    done = pipeline(machine, *ONE, *words, **switches)
+    assert done.returncode == 1 and sentence in done.stderr and "==" not in done.stdout, done.stdout + done.stderr
+
+
+def test_auto_says_why_it_takes_the_cpu(machine: Machine) -> None:
+    out = passed(machine, *ONE, "--dry-run", STANDIN_NPU_SMI="fail")
+    assert "backend: cpu: for ascend, NPU (npu-smi): npu-smi info failed with status 252 and said 'dcmi model" in out
+
+
+def test_what_atc_needs_of_the_hosts_python_is_looked_at(machine: Machine) -> None:
+    def check(*lacking: str, numpy: str = "1.24.4", cann: str = "") -> str:
+        user = machine.home / "other"
+        shutil.rmtree(str(user), ignore_errors=True)
+        give_host_packages(user, numpy)
+        for name in lacking:
+            path, = user.glob(f"lib/*/site-packages/{name}-*.dist-info")
+            shutil.rmtree(str(path))
+        (machine.home / "version.cfg").write_text(f"version={cann}\n")
+        return pipeline(machine, "--check", "--backend", "ascend", PYTHONUSERBASE=str(user),
+                        ASCEND_TOOLKIT_HOME=str(machine.home)).stdout
+    assert "which has what atc needs" in check() and "can run" in check()
+    code = "import importlib.metadata as m; print(*(d.metadata['Name'].lower() for d in m.distributions()))"
+    own = subprocess.check_output([HOST_PYTHON, "-s", "-c", code], universal_newlines=True).split()
+    lacking = [name for name in ("decorator", "pathlib2") if name not in own]
+    assert f"atc needs {', '.join(lacking)} in it   → pip3 install {' '.join(lacking)}" in check(*lacking)
+    assert "NumPy 1.26.0, but the atc of CANN 8.0.RC1 needs numpy<1.25" in check(numpy="1.26.0", cann="8.0.RC1")
+    assert "which has what atc needs" in check(numpy="1.26.0", cann="8.5.0")
+    assert "needs numpy<2.0" in check(numpy="2.1.0", cann="8.5.0")
 
 
 def test_a_failing_compiler_is_reported_and_the_next_run_compiles_only_what_is_missing(machine: Machine) -> None:

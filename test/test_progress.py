@@ -91,6 +91,17 @@ def test_another_programs_work_is_counted_as_it_appears(tmp_path: Path, monkeypa
     assert threading.active_count() == threads
 
 
+def test_a_line_that_is_printed_meanwhile_stands_alone(clock: List[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with progress.Bar("compiling", 2, "models") as bar:
+        clock[0] += 3
+        bar.advance()
+        bar.say("one.om: compiled")
+    assert stream.getvalue().endswith(progress.ERASE + "one.om: compiled\n")
+
+
 @pytest.mark.parametrize("seconds, text", ((0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (7199, "1:59 h")))
 def test_durations(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text

@@ -165,7 +165,7 @@ def test_without_card_comparison_and_speed_there_are_no_holes(copy: Path) -> Non
     assert "The network gives the right answer for 80.00 % of 300 images." in said and "measured" in said
     shutil.rmtree(str(copy / "result"))
     page = make(copy)
-    assert 'id="classes"' not in page and 'id="calibration"' not in page and "80.00 %" in page
+    assert 'id="classes"' not in page and 'id="calibration"' not in page and "Top-1 80.00 %" in text(page)
 
 
 def test_what_an_earlier_run_left_is_not_shown(copy: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_missed_minimum_and_images_left_out_are_said_first(copy: Path) -> None
 def test_published_figures_stand_beside_where_the_case_is_the_same() -> None:
     counts = {"evaluated": 50000}
     about: Dict[str, Any] = {"counts": counts, "classes": 1000, "hits": [40408, 0, 0, 0, 47400]}
-    parts: Dict[str, Any] = {"acc_report": about, "acc_float32": {}, "expect": {},
+    parts: Dict[str, Any] = {"acc_report": about, "acc_float32": {}, "acc_float16": {}, "expect": {},
                              "network": {"variant": "tresnet_l", "lineage": "miil", "img_size": "224"}}
     assert report.accuracies(parts)[0]["about"] == ["95 % interval 80.47 to 81.16 %",
                                                     "published for tresnet_l.miil_in1k: 81.50 %"]
@@ -246,6 +246,30 @@ def test_a_folder_without_a_run_and_damaged_parts_are_refused(tmp_path: Path) ->
     (tmp_path / "acc_report.json").write_text("{")
     with pytest.raises(Refusal, match="acc_report.json is damaged"):
         make(tmp_path)
+
+
+def test_joined_shards_have_one_report(tmp_path: Path) -> None:
+    import merge_reports
+    reports = []
+    for number in (1, 2):
+        work = tmp_path / str(number)
+        work.mkdir()
+        made_up.run(work, 40, 10, 30, 38)
+        for name in ("result", "prep_dataset"):  # other names than the other shard's
+            for path in sorted((work / name).glob("i*")):
+                path.rename(path.with_name(f"s{number}{path.name}"))
+        manifest = work / "prep_dataset" / "manifest.jsonl"
+        manifest.write_text(manifest.read_text().replace('"i0', f'"s{number}i0'))
+        report_of = json.loads((work / "acc_report.json").read_text())
+        report_of.update(shard=[number, 2], evaluated=[f"s{number}{stem}" for stem in report_of["evaluated"]])
+        (work / "acc_report.json").write_text(json.dumps(report_of))
+        reports.append(report_of)
+    (tmp_path / "joined").mkdir()
+    joined = merge_reports.merge([str(tmp_path / "1"), str(tmp_path / "2")], reports)
+    (tmp_path / "joined" / "acc_report.json").write_text(json.dumps(joined))
+    page = make(tmp_path / "joined")
+    assert "75.00 % of 80 images" in text(page) and "20 wrong answers in all" in text(page)
+    assert page.count("data:image/jpeg") == 20 and "s2i0" in page
 
 
 # ---- large -----------------------------------------------------------------------------------------------------------

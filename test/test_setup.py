@@ -13,7 +13,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
-from typing import Dict
+from typing import Dict, List, Tuple
 
 import pytest
 from conftest import ROOT
@@ -31,8 +31,11 @@ def base_python() -> str:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
+    return make_clone(tmp_path / "a clone")
+
+
+def make_clone(folder: Path) -> Path:
     """A copy of the set-up scripts, with requirements that install in a second."""
-    folder = tmp_path / "a clone"
     (folder / "scripts").mkdir(parents=True)
     for name in ("setup_env.py", "timm_source.py"):
         shutil.copy(str(ROOT / "scripts" / name), str(folder / "scripts" / name))
@@ -49,15 +52,47 @@ def set_up(clone: Path, *arguments: str, **environment: str) -> "subprocess.Comp
                           stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
 
 
-def test_an_environment_is_made_once_and_found_again_within_a_second(clone: Path) -> None:
-    first = set_up(clone)
-    python = str(clone / ".venv" / "bin" / "python")
-    assert first.returncode == 0 and first.stdout == python + "\n", first.stderr
-    assert "making" in first.stderr and "Collecting" not in first.stderr
-    subprocess.run([python, "-c", "import iniconfig"], check=True)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, List[str]]:
+    """A clone whose environment was made, asked for twice at once, and what the two said on stderr."""
+    clone = make_clone(tmp_path_factory.mktemp("made") / "a clone")
+    runs = [subprocess.Popen([base_python(), str(clone / "scripts" / "setup_env.py")], env=BARE, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, universal_newlines=True) for _ in range(2)]
+    said = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert {out for out, _ in said} == {str(clone / ".venv" / "bin" / "python") + "\n"}
+    return clone, [error for _, error in said]
+
+
+def test_of_two_set_ups_at_once_the_second_waits_and_says_so(made: Tuple[Path, List[str]]) -> None:
+    clone, errors = made
+    assert sum("making" in error for error in errors) == 1 and "Collecting" not in "".join(errors)
+    assert sum("waiting for another set-up of this checkout, process " in error for error in errors) == 1
+    subprocess.run([str(clone / ".venv" / "bin" / "python"), "-c", "import iniconfig"], check=True)
+
+
+def test_an_environment_that_is_there_is_found_within_a_second(made: Tuple[Path, List[str]]) -> None:
     start = time.time()
-    second = set_up(clone)
-    assert second.stdout == python + "\n" and second.stderr == "" and time.time() - start < 1
+    found = set_up(made[0])
+    assert found.stdout == str(made[0] / ".venv" / "bin" / "python") + "\n" and found.stderr == ""
+    assert time.time() - start < 1
+
+
+def test_more_requirements_are_added_to_a_finished_environment(made: Tuple[Path, List[str]]) -> None:
+    clone = made[0]
+    (clone / "more.txt").write_text("pluggy\n")
+    done = set_up(clone, "-r", str(clone / "requirements.txt"), "-r", str(clone / "more.txt"))
+    assert "adding to" in done.stderr, done.stderr
+    subprocess.run([done.stdout.strip(), "-c", "import iniconfig, pluggy"], check=True)
+    assert set_up(clone).stderr == "", "the product's own requirements are still fulfilled"
+
+
+def test_pip_speaks_only_when_it_fails(made: Tuple[Path, List[str]]) -> None:
+    (made[0] / "none.txt").write_text("iniconfig==0.0.0.dev999\n")
+    done = set_up(made[0], "-r", str(made[0] / "none.txt"))
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert ("No matching distribution" in done.stderr
+            and "setup_env.py: pip failed with status 1" in done.stderr.splitlines()[-1])
 
 
 def test_a_python_that_has_everything_is_taken_as_it_is(clone: Path) -> None:
@@ -78,23 +113,6 @@ def test_an_interrupted_set_up_is_repaired(clone: Path) -> None:
     done = set_up(clone)
     assert done.returncode == 0, done.stderr
     subprocess.run([done.stdout.strip(), "-c", "import iniconfig"], check=True)
-
-
-def test_more_requirements_are_added_to_a_finished_environment(clone: Path) -> None:
-    set_up(clone)
-    (clone / "more.txt").write_text("pluggy\n")
-    done = set_up(clone, "-r", str(clone / "requirements.txt"), "-r", str(clone / "more.txt"))
-    assert "adding to" in done.stderr, done.stderr
-    subprocess.run([done.stdout.strip(), "-c", "import iniconfig, pluggy"], check=True)
-    assert set_up(clone).stderr == "", "the product's own requirements are still fulfilled"
-
-
-def test_pip_speaks_only_when_it_fails(clone: Path) -> None:
-    (clone / "requirements.txt").write_text("iniconfig==0.0.0.dev999\n")
-    done = set_up(clone)
-    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
-    assert ("No matching distribution" in done.stderr
-            and "setup_env.py: pip failed with status 1" in done.stderr.splitlines()[-1])
 
 
 # ---- PyTorch without CUDA --------------------------------------------------------------------------------------------
@@ -235,23 +253,67 @@ def test_a_changed_package_is_refused_before_it_is_opened(clone: Path) -> None:
 
 
 def test_a_changed_patch_and_an_interrupted_fetch_are_fetched_anew(clone: Path) -> None:
-    assert timm_source(clone).returncode == 0
-    (clone / "pytorch-image-models" / ".patched-with").write_text("another patch")
+    target = clone / "pytorch-image-models"
+    shutil.copytree(str(ROOT / "pytorch-image-models"), str(target))
+    (target / ".patched-with").write_text("another patch")
     (clone / "pytorch-image-models-unfinished" / "timm").mkdir(parents=True)
     done = timm_source(clone)
     assert done.returncode == 0 and "fetching" in done.stderr
     assert sorted(name for name in os.listdir(str(clone)) if "pytorch" in name) == ["pytorch-image-models"]
 
 
+def test_a_source_that_lost_files_is_fetched_again_but_a_clone_of_the_users_is_left_alone(clone: Path, upstream: Path
+                                                                                         ) -> None:
+    target = clone / "pytorch-image-models"
+    assert timm_source(clone).returncode == 0
+    expected = python_files(target)
+    shutil.rmtree(str(target / "timm"))
+    assert "fetching" in timm_source(clone).stderr and python_files(target) == expected
+    shutil.rmtree(str(target))
+    run_git(clone, "clone", "--quiet", "--branch", "v0.4.5", f"file://{upstream}", str(target))
+    (target / "mine.txt").write_text("mine")
+    assert timm_source(clone).returncode == 0
+    (clone / "TResNet.patch").write_bytes((clone / "TResNet.patch").read_bytes() + b"\n")
+    done = timm_source(clone)
+    assert done.returncode == 1 and "is a clone of yours" in done.stderr and (target / "mine.txt").exists()
 
 
-def test_of_two_set_ups_at_once_the_second_waits_and_says_so(clone: Path) -> None:
-    runs = [subprocess.Popen([base_python(), str(clone / "scripts" / "setup_env.py")], env=BARE, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, universal_newlines=True) for _ in range(2)]
-    said = [run.communicate(timeout=300) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], said
-    assert {out for out, _ in said} == {str(clone / ".venv" / "bin" / "python") + "\n"}
-    errors = [error for _, error in said]
-    assert sum("making" in error for error in errors) == 1
-    assert sum("waiting for another set-up of this checkout, process " in error for error in errors) == 1
-    subprocess.run([str(clone / ".venv" / "bin" / "python"), "-c", "import iniconfig"], check=True)
+@pytest.mark.parametrize("damage", ["no package", "no lib", "another Python"])
+def test_an_environment_that_lost_something_is_made_again(damage: str, clone: Path) -> None:
+    python = Path(set_up(clone).stdout.strip())
+    packages, = (clone / ".venv" / "lib").glob("python*/site-packages")
+    if damage == "no package":
+        shutil.rmtree(str(packages / "iniconfig"))
+    elif damage == "no lib":
+        shutil.rmtree(str(clone / ".venv" / "lib"))
+    else:  # as a system upgrade leaves it: the link now leads to a Python that looks for its packages elsewhere
+        python.unlink()
+        python.write_text("#!/bin/sh\nexit 1\n")
+        python.chmod(0o755)
+        (clone / ".venv" / "finished").write_text("Python 3.1 0\n")
+    done = set_up(clone)
+    assert done.returncode == 0 and "making" in done.stderr, done.stderr
+    subprocess.run([str(python), "-c", "import iniconfig"], check=True)
+    assert set_up(clone).stderr == ""
+
+
+def test_settings_that_send_packages_elsewhere_do_not_count(clone: Path, tmp_path: Path) -> None:
+    done = set_up(clone, PIP_TARGET=str(tmp_path / "elsewhere"), PIP_REQUIRE_VIRTUALENV="1", PYTHONHOME="")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "elsewhere").exists()
+    subprocess.run([done.stdout.strip(), "-c", "import iniconfig"], check=True)
+
+
+def test_packages_that_went_elsewhere_all_the_same_are_said(clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "pip.conf").write_text(f"[install]\ntarget = {tmp_path / 'elsewhere'}\n")
+    done = set_up(clone, PIP_CONFIG_FILE=str(tmp_path / "pip.conf"))
+    assert done.returncode == 1 and "still lacks packages" in done.stderr and "pip config list" in done.stderr
+    assert set_up(clone).returncode == 0, "nothing is stamped as finished"
+
+
+def test_an_environment_that_somebody_else_made_is_not_removed(clone: Path) -> None:
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    (clone / ".venv" / "mine.txt").write_text("mine")
+    done = set_up(clone)
+    assert done.returncode == 1 and "is there, and this program did not make it; move it away" in done.stderr
+    assert (clone / ".venv" / "mine.txt").read_text() == "mine"

@@ -119,6 +119,11 @@ def end_uncaught(kind: Type[BaseException], error: BaseException, trace: Optiona
         status = 130
     elif issubclass(kind, ModuleNotFoundError) and getattr(error, "name", None):
         say(missing_package(str(error.name).split(".")[0]))  # type: ignore[attr-defined]
+    elif issubclass(kind, ImportError):
+        path = os.environ.get("PYTHONPATH")
+        say(f"a package cannot be imported: {why(error)}; "
+            + (f"PYTHONPATH={shown(path)} may put another one in its place: unset PYTHONPATH" if path else
+               "install the packages anew: remove .venv, then python3 scripts/setup_env.py"))
     elif issubclass(kind, MemoryError):
         say("there is not enough memory; free some, or take a smaller batch or fewer workers")
     else:

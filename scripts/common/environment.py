@@ -3,6 +3,7 @@
 Standard library only.
 """
 import contextlib
+import glob
 import os
 import platform
 import re
@@ -10,16 +11,22 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Iterator, List, Sequence, Set
+from typing import Dict, Iterator, List, Sequence, Set
 
-from common import files, native, record
-from common.cli import ROOT, Refusal, shown
+from common import files, native, progress, record
+from common.cli import ROOT, Refusal, shown, why
 
 REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
-STAMP = "finished"  # in the environment's folder: what it was filled from
+STAMP = "finished"  # in the environment's folder: what it was filled from, and with what
+BEGUN = "begun"  # in a folder that a set-up is filling
+HAS = "has "  # begins the lines of the stamp that name what was installed
+BORROWED = "torch of the host: "  # begins another line of it
+ELSEWHERE = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_REQUIRE_VIRTUALENV", "PIP_DRY_RUN", "PIP_PYTHON",
+             "PYTHONHOME", "PYTHONPATH")
+DOWNLOADING = re.compile(r"Downloading (\S+?)(?:\.metadata)? \(([0-9.]+) (kB|MB|GB)\)")  # a line of pip's
+LINES_EVERY = 20.0  # seconds between lines about the downloads where there is no terminal
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's own builds without CUDA, for x86-64
 ANSWER = 5.0  # s; no answer by then is none
-BORROWED = "torch of the host: "  # begins a line of the stamp
 OLDEST_TORCH = (1, 6)  # a torch that the host has already serves from this version on
 DOWNLOAD, CUDA = 180, 2900  # MB that pip fetches, of all packages, and of those of CUDA if torch brings them (measured)
 
@@ -41,13 +48,35 @@ def one_at_a_time() -> Iterator[None]:
             os.close(held)
 
 
+def pip_environment() -> Dict[str, str]:
+    """The environment for pip without what would send packages elsewhere than into the Python that runs it."""
+    return {key: value for key, value in os.environ.items() if key not in ELSEWHERE}
+
+
 def run_pip(arguments: Sequence[str], python: str = sys.executable) -> None:
-    """Run pip quietly; if it fails, its output comes before the message. Raises: Refusal with the command."""
+    """Run pip; of what it says only the downloads are shown, as progress, and all of it if it fails.
+
+    Raises: Refusal with the command.
+    """
     command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        print(done.stdout.decode(errors="replace").rstrip(), file=sys.stderr)
-        raise Refusal(f"pip failed with status {done.returncode} (its words stand above); mend what it names, for "
+    said: List[str] = []
+    megabytes = [0.0]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                          env=pip_environment()) as pip, progress.watched(
+                              "set-up", 0, "MB downloaded", lambda: megabytes[0], lines_every=LINES_EVERY) as bar:
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            said.append(line.decode(errors="replace").rstrip())
+            found = DOWNLOADING.search(said[-1])
+            if found:
+                name, size, unit = found.groups()
+                megabytes[0] += float(size) * {"kB": 1e-3, "MB": 1.0, "GB": 1e3}[unit]
+                bar.what = f"set-up: {name} ({size} {unit})"
+    if megabytes[0] >= 1:
+        say(f"{megabytes[0]:,.0f} MB were downloaded")
+    if pip.returncode:
+        print("\n".join(said), file=sys.stderr)
+        raise Refusal(f"pip failed with status {pip.returncode} (its words stand above); mend what it names, for "
                       f"instance the network or the disk, and start again: {' '.join(map(shown, command))}")
 
 
@@ -70,12 +99,15 @@ def download(package: str, sha256: str, folder: str, *options: str) -> str:
 def satisfied(requirements: Sequence[str]) -> bool:
     """Whether this Python has every package of the files, in an admitted version (none is imported: that takes long).
 
-    A Python that has them all has `packaging` as well, which ONNX Runtime and matplotlib need.
+    `packaging`, which ONNX Runtime and matplotlib need, reads the files, or the copy of it that pip has.
     """
     try:
         from packaging.requirements import Requirement
     except ImportError:
-        return False
+        try:
+            from pip._vendor.packaging.requirements import Requirement
+        except ImportError:
+            return False
     for path in requirements:
         with open(path, encoding="utf-8") as file:
             wanted = [Requirement(text) for text in (line.split("#")[0].strip() for line in file) if text]
@@ -188,44 +220,103 @@ def folder() -> str:
     return os.path.join(ROOT, ".venv" + suffix)
 
 
+def interpreter() -> str:
+    return os.path.join(folder(), "bin", "python")
+
+
+def stamp() -> List[str]:
+    """The lines that the last set-up wrote when it had finished; [] if none has."""
+    with contextlib.suppress(OSError), open(os.path.join(folder(), STAMP), encoding="utf-8") as file:
+        return file.read().splitlines(keepends=True)
+    return []
+
+
+def installed() -> Set[str]:
+    """What stands in the environment's site-packages."""
+    return {name for path in glob.glob(os.path.join(glob.escape(folder()), "lib", "python*", "site-packages"))
+            for name in os.listdir(path)}
+
+
+def lost() -> Set[str]:
+    """What the stamp says was installed, and is not there any more."""
+    return {line[len(HAS):-1] for line in stamp() if line.startswith(HAS)} - installed()
+
+
 def finished(requirements: Sequence[str]) -> bool:
-    """Whether the folder is an environment that was filled to the end from these very requirements."""
-    try:
-        with open(os.path.join(folder(), STAMP), encoding="utf-8") as file:
-            lines = set(file)
-    except OSError:
-        return False
+    """Whether the folder is an environment that was filled to the end from these very requirements, and still is."""
+    lines = set(stamp())
     borrowed = {line for line in lines if line.startswith(BORROWED)}  # of the host, which may have changed since
-    return (stamp_lines(requirements) <= lines and os.access(interpreter(), os.X_OK)
+    return (stamp_lines(requirements) <= lines and os.access(interpreter(), os.X_OK) and not lost()
             and borrowed <= {f"{BORROWED}{host_torch()}\n"})
 
 
-def interpreter() -> str:
-    return os.path.join(folder(), "bin", "python")
+def usable() -> bool:
+    """Whether the environment's Python starts, is of this Python's version, and has pip and all of its packages."""
+    code = "import pip, sys; print('%d.%d' % sys.version_info[:2])"
+    with contextlib.suppress(OSError):
+        done = subprocess.run([interpreter(), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              stdin=subprocess.DEVNULL, env=pip_environment())
+        return done.stdout.decode() == "%d.%d\n" % sys.version_info[:2] and not any(
+            not name.endswith(".dist-info") for name in lost())  # other versions of packages are no damage
+    return False
+
+
+def clear(place: str) -> None:
+    """Remove an environment that this program made or was making. Raises: Refusal for any other folder."""
+    if not os.path.lexists(place):
+        return
+    ours = any(os.path.exists(os.path.join(place, name)) for name in (STAMP, BEGUN))
+    if os.path.islink(place) or not os.path.isdir(place) or (os.listdir(place) and not ours):
+        raise Refusal(f"{shown(place)} is there, and this program did not make it; move it away, or activate it if it "
+                      "has all packages")
+    try:
+        shutil.rmtree(place)
+    except OSError as error:
+        raise Refusal(f"{shown(place)} cannot be removed to be made anew ({why(error)}); does it belong to another "
+                      "user? Remove it, or take a checkout of your own") from None
+
+
+def make_bare(place: str) -> None:
+    """Make an environment without packages."""
+    clear(place)
+    say(f"making {place} for Python {sys.version.split()[0]} (a few minutes, once)")
+    os.mkdir(place)
+    files.write_whole(os.path.join(place, BEGUN), b"a set-up has begun to fill this folder\n")
+    system = ["--system-site-packages"] if host_torch() else []
+    done = subprocess.run([sys.executable, "-m", "venv", *system, place], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=pip_environment())
+    if done.returncode:
+        said = done.stdout.decode(errors="replace").rstrip()
+        print(said, file=sys.stderr)
+        advice = ("on Debian and Ubuntu: apt-get install python3-venv" if "ensurepip is not" in said
+                  else "make room" if "No space left" in said else "mend what it names")
+        raise Refusal(f"{sys.executable} cannot make a virtual environment (its words stand above); {advice}")
+    if sys.version_info < (3, 8):
+        run_pip(["install", "--upgrade", "pip"], interpreter())  # 3.7's own does not know today's wheel names
 
 
 def make(requirements: Sequence[str]) -> None:
     """Make the environment and fill it; keep a finished one that only lacks further packages (the tests' own)."""
     start, place, python = time.time(), folder(), interpreter()
-    if not os.path.exists(os.path.join(place, STAMP)) or not os.access(python, os.X_OK):
-        shutil.rmtree(place, ignore_errors=True)
-        say(f"making {place} for Python {sys.version.split()[0]} (a few minutes, once)")
-        system = ["--system-site-packages"] if host_torch() else []
-        done = subprocess.run([sys.executable, "-m", "venv", *system, place], stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT)
-        if done.returncode:
-            print(done.stdout.decode(errors="replace").rstrip(), file=sys.stderr)
-            raise Refusal(f"{sys.executable} cannot make a virtual environment (its words stand above); on Debian and "
-                          "Ubuntu: apt-get install python3-venv")
-        if sys.version_info < (3, 8):
-            run_pip(["install", "--upgrade", "pip"], python)  # 3.7's own does not know today's wheel names
+    before = stamp()
+    if not before or not usable():
+        before = []
+        make_bare(place)
     else:
         say(f"adding to {place} what {' and '.join(os.path.relpath(path, ROOT) for path in requirements)} ask for")
     with open(os.path.join(place, "pyvenv.cfg"), encoding="utf-8") as file:
         from_host = host_torch() if re.search("system-site-packages *= *true", file.read()) else ""
     install(requirements, python, from_host)
-    with open(os.path.join(place, STAMP), "a", encoding="utf-8") as file:
-        file.writelines(stamp_lines(requirements) | ({f"{BORROWED}{from_host}\n"} if from_host else set()))
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); from common.environment import satisfied; "
+            "sys.exit(not satisfied(sys.argv[2:]))")
+    if subprocess.call([python, "-c", code, os.path.join(ROOT, "scripts"), *requirements], stdin=subprocess.DEVNULL,
+                       env=pip_environment()):
+        raise Refusal(f"pip ended well, but {shown(place)} still lacks packages; does a setting of pip send them "
+                      f"elsewhere? See: {shown(python)} -m pip config list")
+    kept = {line for line in before if not line.startswith((HAS, BORROWED))} | stamp_lines(requirements)
+    kept |= {f"{BORROWED}{from_host}\n"} if from_host else set()
+    lines = sorted(kept) + sorted(f"{HAS}{name}\n" for name in installed())
+    files.write_whole(os.path.join(place, STAMP), "".join(lines).encode(), durable=True)
     say(f"{place} is ready after {time.time() - start:.0f} s")
 
 

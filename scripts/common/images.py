@@ -69,4 +69,4 @@ def class_folders(folder: str) -> List[str]:
         if entry.is_symlink() and not os.path.exists(entry.path) and not entry.name.lower().endswith(SUFFIXES):
             raise Refusal(f"{shown(entry.path)} is a link to nowhere, and classes are numbered by their folders; mend "
                           "or remove it, or say which is which: --class-map FILE")
-    return sorted((entry.name for entry in entries if entry.is_dir()), key=natural_key)
+    return sorted((entry.name for entry in entries if os.path.isdir(entry.path)), key=natural_key)

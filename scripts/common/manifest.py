@@ -9,11 +9,13 @@ Standard library only.
 import hashlib
 import json
 import os
-from typing import Any, Dict, Iterable, List, Set, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 from common import journal, record
 from common.cli import shown
 from common.journal import Journal, Row, Told
+from common.labels import label_offset, match_labels, read_labels
+from common.names import result_stem
 
 TOOL = "TResNet_preprocess.py"
 MANIFEST = "manifest.jsonl"
@@ -109,3 +111,18 @@ def begin(folder: str, header: Row, expected: Iterable[str], bad: Dict[str, str]
     first: List[Row] = [{"expected": sorted(expected)}, {"seconds": seconds}]
     first += [{"source": source, "error": reason} for source, reason in sorted(bad.items())]
     return Journal(os.path.join(folder, MANIFEST), header, first + kept, len(first) + synced)
+
+
+def true_classes(labels: str, folder: str, stems: List[str], classes: int, offset: Optional[int] = None) -> List[int]:
+    """The class of each image of a prepared folder, 0 to classes - 1, from the file `labels`.
+
+    stems: of their .bin files; offset: see label_offset(). Raises: Refusal if one has no label, a
+    doubtful one, or one that is no class.
+    """
+    lines = read_labels(labels)
+    shift = label_offset(lines, classes, labels, offset)
+    _, entries = read_manifest(folder)
+    sources = {result_stem(str(row.get("bin"))): source for source, row in entries.items() if "error" not in row}
+    images = {stem: sources.get(stem, stem) for stem in stems}
+    matched = match_labels(images, lines, labels, set(entries).difference(images.values()))
+    return [matched[stem][1] + shift for stem in stems]

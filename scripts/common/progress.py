@@ -51,7 +51,7 @@ class Bar:
         self.terminal, self.lines_every = on_terminal(), lines_every
         self.began = time.monotonic()
         self.next = self.began + (PATIENCE if self.terminal else lines_every or float("inf"))
-        self.drawn = False
+        self.drawn, self.lock = False, threading.RLock()  # watched() looks from another thread
 
     def __enter__(self) -> "Bar":
         return self
@@ -66,18 +66,25 @@ class Bar:
 
     def reach(self, done: float, what: str = "") -> None:
         """`done` units are done by now; what: what is at work now, if that has changed."""
-        self.done, self.what = done, what or self.what
-        now = time.monotonic()
-        if now < self.next:
-            return
-        text = self.text(now - self.began)
-        if self.terminal:
-            sys.stderr.write(ERASE + text[:shutil.get_terminal_size().columns - 1])
-            self.drawn, self.next = True, now + REDRAW
-        else:
-            sys.stderr.write(text + "\n")
-            self.next = now + self.lines_every
-        sys.stderr.flush()
+        with self.lock:
+            self.done, self.what = done, what or self.what
+            now = time.monotonic()
+            if now < self.next:
+                return
+            text = self.text(now - self.began)
+            if self.terminal:
+                sys.stderr.write(ERASE + text[:shutil.get_terminal_size().columns - 1])
+                self.drawn, self.next = True, now + REDRAW
+            else:
+                sys.stderr.write(text + "\n")
+                self.next = now + self.lines_every
+            sys.stderr.flush()
+
+    def say(self, sentence: str) -> None:
+        """Print a line to stdout, which the bar must not stand in."""
+        with self.lock:
+            self.erase()
+            print(sentence, flush=True)
 
     def text(self, seconds: float) -> str:
         """The line after so many seconds: what, how much of how much, how fast, how long still."""
@@ -99,16 +106,19 @@ class Bar:
 
     def erase(self) -> None:
         """Take the line off the terminal, for instance before something else is printed."""
-        if self.drawn:
-            sys.stderr.write(ERASE)
-            sys.stderr.flush()
-            self.drawn = False
+        with self.lock:
+            if self.drawn:
+                sys.stderr.write(ERASE)
+                sys.stderr.flush()
+                self.drawn = False
 
 
 @contextlib.contextmanager
-def watched(what: str, total: float, unit: str, look: Callable[[], float], done: float = 0, lines_every: float = 0
-            ) -> Iterator[Bar]:
+def watched(what: str, total: float, unit: str, look: Optional[Callable[[], float]], done: float = 0,
+            lines_every: float = 0) -> Iterator[Bar]:
     """A bar for work that another program does: look() says every half second how many units are done by now.
+
+    look: None if the block itself counts, by advance(), and only the time goes on meanwhile.
 
     A thread looks, so the block must not fork (subprocess is fine). An OSError of look() means: not known at present.
     """
@@ -117,7 +127,7 @@ def watched(what: str, total: float, unit: str, look: Callable[[], float], done:
         def watch() -> None:
             while not ended.wait(TICK):
                 with contextlib.suppress(OSError):
-                    bar.reach(look())
+                    bar.reach(look() if look else bar.done)
 
         watcher = threading.Thread(target=watch, daemon=True)
         if bar.terminal or lines_every:

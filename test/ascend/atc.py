@@ -223,6 +223,9 @@ def set_precision(model: Any, flags: Dict[str, str]) -> None:
     """Make the model compute as the flags have the card compute, with the faults that are switched on."""
     mode = flags.get("precision_mode", "force_fp16")
     kept: Set[str] = set()
+    quantised = any(node.op_type == "AscendQuant" for node in model.graph.node)
+    if quantised and mode not in ("force_fp16", "allow_fp32_to_fp16", "allow_mix_precision"):
+        invalid("precision_mode", mode, "A quantized model does not support a high precision mode.")
     if mode == "must_keep_origin_dtype":
         fail("E40021", "Failed to compile Op [Conv2D]. Reason: it has no kernel for float32.")
     if "keep_dtype" in flags:
@@ -230,7 +233,6 @@ def set_precision(model: Any, flags: Dict[str, str]) -> None:
             kept = atc_graph.read_keep_dtype(flags["keep_dtype"], model)
         except ValueError as error:
             invalid("keep_dtype", flags["keep_dtype"], str(error))
-    atc_graph.lower_quantised(model)
     precise = flags.get("op_select_implmode") == "high_precision"
     for kind in ("slope", "zero-padding", "sigmoid", "overflow", "channels", "weight"):
         if fault(f"atc-{kind}"):
@@ -241,6 +243,7 @@ def set_precision(model: Any, flags: Dict[str, str]) -> None:
         atc_graph.compute_in_float16(model, kept)
     elif mode == "force_fp16":
         atc_graph.round_weights(model)
+    atc_graph.lower_quantised(model)
 
 
 def main() -> None:

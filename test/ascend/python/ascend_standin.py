@@ -1,16 +1,18 @@
-"""What the stand-ins of npu-smi, atc and ais_bench share: switches, the log of calls, the chip, the .om container.
+"""What the stand-ins of npu-smi, atc, amct_onnx and ais_bench share: switches, log of calls, chip, .om container.
 
 Switches are environment variables:
     STANDIN_NPU_SMI   what npu-smi prints: sample names of test/data/npu-smi joined by "+" (default 310P3), a path to a
                       text file, "fail" (driver not loaded) or "hang"
     STANDIN_CANN      CANN's version, which decides the opset: 6.0.RC1 (default) reads 8 to 15, later ones 8 to 18
     STANDIN_DEVICE    "weights" (default) rounds the weights to float16, "float16" every operator's result as well
+    STANDIN_SPEEDS    JSON {part of an .om's path: images/s that ais_bench is to report of it}; the longest part counts
     STANDIN_OM_NAME   "plain" (default) writes OUTPUT.om, "host" OUTPUT_linux_<machine>.om
     STANDIN_AIS_BENCH which generation: "0.0.2", "later" (default) or "newest" (see ascend_words.py); "none" is
                       another package of that name
     STANDIN_FAULT     faults joined by ",", each NAME or NAME=VALUE:
                       atc-fail[=BATCH]   ends with E codes           atc-kill[=BATCH]   killed while it writes the .om
                       atc-lossy          rounds the weights hard     atc-sleep=SECONDS  takes that long
+                      amct-fail          calibration fails
                       atc-slope=NODE     a LeakyRelu's slope is ten times as steep
                       atc-zero-padding=NODE  a Slice for reflection gives zeros
                       atc-sigmoid=NODE   a 5th-order Sigmoid, unless --op_select_implmode=high_precision

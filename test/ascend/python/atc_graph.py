@@ -18,7 +18,7 @@ PLACES = {
     "Cast": ("Cast", "AI Core", True), "AscendQuant": ("AscendQuant", "AI Core", False),
     "AscendDequant": ("AscendDequant", "AI Core", False), "Reshape": ("Reshape", "AI Core", True),
 }
-EXACT = {"Relu", "Slice", "Concat", "Flatten", "SpaceToDepth", "Pad", "Cast", "Reshape"}
+EXACT = {"AscendQuant", "Relu", "Slice", "Concat", "Flatten", "SpaceToDepth", "Pad", "Cast", "Reshape"}
 
 
 def values(node: Any) -> Dict[str, Any]:
@@ -134,6 +134,7 @@ def compute_in_float16(model: Any, kept: Set[str]) -> None:
 
     weights = {tensor.name for tensor in graph.initializer}
     wide = {value.name for value in graph.input if value.name not in weights}
+    whole = {node.output[0] for node in graph.node if node.op_type == "AscendQuant"}  # int8, and int32 sums of it
     for node in list(graph.node):
         for place, name in enumerate(node.input):
             if name in wide and node.name not in kept:
@@ -144,7 +145,7 @@ def compute_in_float16(model: Any, kept: Set[str]) -> None:
         if node.name in kept:
             wide.add(target)
             continue
-        if node.op_type in EXACT:
+        if node.op_type in EXACT or node.input[0] in whole:
             continue
         node.output[0] = target + ".sum"
         if node.op_type == "LeakyRelu":

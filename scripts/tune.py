@@ -1,0 +1,329 @@
+#!/usr/bin/env python3
+"""Let the card choose: compile every combination that may be fast, measure them in turns, rank them, refuse lossy ones.
+
+    python3 scripts/tune.py conv4.onnx conv12.onnx space-to-depth.onnx --input prep_dataset --output work
+    python3 scripts/tune.py --backend cpu tresnet_m.onnx --input prep_dataset --output work
+    bash scripts/pipeline.sh --tune              # exports the three stems first, and prints the command of the best
+
+In:  ONNX files, each named after its stem, and prepared images (with --aipp if they are bytes).
+Out: OUTPUT/tune.json, tune.md (a table), tune.png; what was compiled stays in OUTPUT/tune/.
+On ascend it tries each stem × {float32, uint8 with AIPP} × {--enable_small_channel=1, where the first convolution reads
+the image behind AIPP} × {float16, with --precision int8 also int8}, at two batch sizes, and the best one at all batch
+sizes. On the CPU it tries float32 and int8 at all batch sizes. The cosine is that of the worst image, against float32
+in ONNX Runtime. Sigmoid is never put to high_performance: that is a polynomial with an error up to 0.012.
+"""
+import argparse
+import json
+import os
+import sys
+from io import BytesIO
+from statistics import median
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from common import ascend, cli, files, onnx_file, record
+from common.cli import ROOT, Refusal, shown
+from common.evaluation import AIPP, Evaluation, aipp, from_json
+from common.inputs import Input, apply_aipp, list_inputs, read_aipp, read_batch
+from common.manifest import read_manifest
+from common.names import om_path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+SCRIPTS = os.path.join(ROOT, "scripts")
+FIRST_SIZES = [8, 16]  # batch sizes at which the combinations are compared
+SMALL = "--enable_small_channel=1"
+FIRST_IS_CONVOLUTION = ("conv4", "conv12")  # stems whose first operator is a convolution of the image
+BYTE = 0.51 / 255  # how far a float32 pixel may be from a byte's value
+WIDTH, DPI = 960, 100
+BAR, REFUSED = "#4c78a8", "#bbbbbb"
+
+
+class Variant(NamedTuple):
+    """One combination."""
+    stem: str
+    uint8: bool
+    small: bool
+    precision: str  # float16, int8; on the CPU float32, int8
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.stem, "uint8" if self.uint8 else "float32", *["small"] * self.small, self.precision])
+
+    def options(self, batch_size: int, on_card: bool) -> List[str]:
+        """The words that give this combination to pipeline.sh."""
+        words = ["--stem", self.stem] if on_card else []
+        words += ["--uint8"] * self.uint8 + ["--small-channel"] * self.small
+        words += ["--precision", "int8" if self.precision == "int8" else "float32"]
+        return words + ["--batch-size", str(batch_size)]
+
+
+def variants(stems: List[str], on_card: bool, int8: bool) -> List[Variant]:
+    if not on_card:
+        return [Variant(stems[0], False, False, precision) for precision in ("float32", "int8")]
+    precisions = ["float16", "int8"] if int8 else ["float16"]
+    inputs = [(False, False), (True, False), (True, True)]
+    return [Variant(stem, uint8, small, precision) for precision in precisions for stem in stems
+            for uint8, small in inputs if not small or stem in FIRST_IS_CONVOLUTION]
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+def write_inputs(paths: List[str], sample: Input, evaluation: Evaluation, folder: str) -> None:
+    """The same images twice: FOLDER/float32 and FOLDER/uint8, the latter with the settings FOLDER/aipp.cfg.
+
+    Raises: Refusal if float32 images are not those of bytes.
+    """
+    files.write_whole(os.path.join(folder, AIPP), aipp(evaluation))
+    settings = read_aipp(os.path.join(folder, AIPP))
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (evaluation.mean, evaluation.std))
+    for path in paths:
+        image = read_batch([path], sample)
+        pixels = np.rint((image * std + mean) * 255)
+        if np.abs(pixels / 255 - (image * std + mean)).max() > BYTE or pixels.min() < 0 or pixels.max() > 255:
+            raise Refusal(f"{shown(path)} does not hold what bytes become with mean {evaluation.mean} and std "
+                          f"{evaluation.std}; prepare the images with TResNet_preprocess.py")
+        raw = np.ascontiguousarray(pixels.astype(np.uint8).transpose(0, 2, 3, 1))
+        name = os.path.basename(path).split(".")[0] + ".bin"
+        for kind, data in (("uint8", raw), ("float32", apply_aipp(raw, settings))):
+            files.make_folder(os.path.join(folder, kind), "--output")
+            files.write_whole(os.path.join(folder, kind, name), data)
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+class Bench:
+    """Makes the variants, each in a folder of its own below `folder`, and measures them."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: str) -> None:
+        self.arguments, self.folder, self.on_card = arguments, folder, arguments.backend == "ascend"
+        self.models = {os.path.splitext(os.path.basename(path))[0]: os.path.abspath(path) for path in arguments.models}
+
+    def place(self, variant: Variant, *names: str) -> str:
+        return os.path.join(self.folder, variant.name, *names)
+
+    def start(self, script: str, *words: str) -> None:
+        """Run one of our scripts. Raises: Refusal with the end of what it said."""
+        starter = ["bash"] if script.endswith(".sh") else [sys.executable]
+        log = os.path.join(self.folder, "tune.log")
+        if ascend.run_tool([*starter, os.path.join(SCRIPTS, script), *words], log):
+            with open(log, encoding="utf-8", errors="replace") as file:
+                said = [line.strip() for line in file if line.strip()] or ["nothing"]
+            raise Refusal(f"{script} failed and said {said[-1][:300]!a}")
+
+    def model(self, variant: Variant) -> str:
+        return self.place(variant, variant.stem + ".onnx") if variant.precision == "int8" else self.models[variant.stem]
+
+    def inputs(self, variant: Variant) -> str:
+        return os.path.join(self.folder, "uint8" if variant.uint8 else "float32")
+
+    def make(self, variant: Variant) -> None:
+        """Quantise and compile. Raises: Refusal if that is not possible."""
+        files.make_folder(self.place(variant), "--output")
+        if variant.precision == "int8":
+            self.start("quantize_amct.py" if self.on_card else "quantize_onnx.py", self.models[variant.stem],
+                       self.model(variant), "--calibrate", os.path.join(self.folder, "float32"))
+        if self.on_card:
+            self.compile(variant, FIRST_SIZES)
+
+    def compile(self, variant: Variant, sizes: List[int]) -> None:
+        given = self.arguments
+        words = ["--soc-version", given.soc_version] if given.soc_version else []
+        words += ["--aipp", os.path.join(self.folder, AIPP)] if variant.uint8 else []
+        words += ["--", SMALL] if variant.small else []
+        self.start("onnx2om.sh", self.model(variant), "--output-dir", self.place(variant), "--batch-sizes",
+                   ",".join(map(str, sizes)), *words)
+
+    def reference(self) -> str:
+        """The folder with float32's results, made by ONNX Runtime."""
+        model = next(iter(self.models.values()))
+        self.start("infer_onnx.py", "--model", model, "--input", os.path.join(self.folder, "float32"), "--output",
+                   self.folder, "--output_dirname", "result_onnx", "--outfmt", "NPY", "--batchsize", "8")
+        return os.path.join(self.folder, "result_onnx")
+
+    def compare(self, variant: Variant, reference: str) -> Dict[str, Any]:
+        """{"cosine", "agreement"} with float32."""
+        words = ["--input", self.inputs(variant), "--output", self.place(variant), "--output_dirname", "result",
+                 "--outfmt", "NPY"]
+        if self.on_card:
+            om = om_path(self.model(variant), FIRST_SIZES[0], self.place(variant))
+            self.start("infer_om.py", "--model", om, *words, *self.device())
+        else:
+            self.start("infer_onnx.py", "--model", self.model(variant), *words, "--batchsize", "8")
+        report = self.place(variant, "compare.json")
+        self.start("compare_results.py", reference, self.place(variant, "result"), "--json", report)
+        with open(report, encoding="utf-8") as file:
+            found = json.load(file)
+        return {"cosine": found["cosine"]["min"], "agreement": found["top1_agreement"]}
+
+    def device(self) -> List[str]:
+        return [] if self.arguments.device is None else ["--device", str(self.arguments.device)]
+
+    def speed(self, variant: Variant, sizes: List[int], repeat: int) -> List[Dict[str, Any]]:
+        """perf_sweep.py's rows for these batch sizes."""
+        given = self.arguments
+        words = ["--om-dir", self.place(variant), *self.device()] if self.on_card else []
+        self.start("perf_sweep.py", "--backend", given.backend, "--model", self.model(variant), "--batch-sizes",
+                   ",".join(map(str, sizes)), "--loop", str(given.loop), "--repeat", str(repeat), "--output",
+                   self.place(variant), "--force", *words)
+        with open(self.place(variant, "perf.json"), encoding="utf-8") as file:
+            return list(json.load(file)["rows"])
+
+
+def measure(bench: Bench, tried: List[Variant], sizes: List[int], rounds: int
+            ) -> Dict[str, Dict[int, Dict[str, float]]]:
+    """{name: {batch size: {"throughput", "latency"}}}, medians of rounds in which the variants take turns."""
+    found: Dict[str, Dict[int, List[Dict[str, Any]]]] = {variant.name: {} for variant in tried}
+    for number in range(1, rounds + 1):
+        for variant in tried:
+            rows = bench.speed(variant, sizes, 1)
+            for row in rows:
+                found[variant.name].setdefault(row["batch_size"], []).append(row)
+            best = max(row["throughput"] for row in rows)
+            print(f"round {number} of {rounds}, {variant.name}: {best:.1f} images/s", flush=True)
+    return {name: {size: {"throughput": median(row["throughput"] for row in rows),
+                          "latency": median(row["latency_mean"] for row in rows)} for size, rows in by_size.items()}
+            for name, by_size in found.items()}
+
+
+def attempt(bench: Bench, variant: Variant, reference: str) -> Dict[str, Any]:
+    """Make a variant and compare it with float32: a row of the table without its speed, or with why it has none."""
+    row: Dict[str, Any] = {"name": variant.name, **variant._asdict(), "cosine": None, "agreement": None,
+                           "throughput": None, "latency": None, "batch_size": None, "refused": None}
+    try:
+        bench.make(variant)
+        row.update(bench.compare(variant, reference))
+    except Refusal as refusal:
+        row["refused"] = refusal.sentence
+    print(f"{variant.name}: " + (row["refused"] or f"cosine {row['cosine']:.6f}, Top-1 agreement "
+                                 f"{row['agreement']:.2f} %"), flush=True)
+    return row
+
+
+def refusal_of(row: Dict[str, Any], min_cosine: float, min_agreement: float) -> Optional[str]:
+    """Why a variant that runs may not win."""
+    if row["cosine"] < min_cosine:
+        return f"cosine {row['cosine']:.6f} is below {min_cosine:g}"
+    if row["agreement"] < min_agreement:
+        return f"Top-1 agreement {row['agreement']:.2f} % is below {min_agreement:g} %"
+    return None
+
+
+def tune(arguments: argparse.Namespace, bench: Bench) -> Dict[str, Any]:
+    """All that tune.json holds. Raises: Refusal if no variant may win."""
+    tried = variants(list(bench.models), bench.on_card, arguments.precision == "int8")
+    reference = bench.reference()
+    rows = {variant.name: attempt(bench, variant, reference) for variant in tried}
+    running = [variant for variant in tried if not rows[variant.name]["refused"]]
+    sizes = FIRST_SIZES if bench.on_card else arguments.batch_sizes
+    for name, by_size in measure(bench, running, sizes, arguments.repeat).items():
+        best = max(by_size, key=lambda size: by_size[size]["throughput"])
+        rows[name].update(by_size[best], batch_size=best)
+        rows[name]["refused"] = refusal_of(rows[name], arguments.min_cosine, arguments.min_agreement)
+    ranked = sorted(rows.values(), key=lambda row: -(row["throughput"] or 0))
+    fit = [row for row in ranked if row["throughput"] and not row["refused"]]
+    report = {"tool": "tune.py", "version": cli.VERSION, "backend": arguments.backend, "rows": ranked, "winner": None,
+              "min_cosine": arguments.min_cosine, "min_agreement": arguments.min_agreement}
+    if fit:
+        winner = next(variant for variant in tried if variant.name == fit[0]["name"])
+        if bench.on_card:
+            bench.compile(winner, arguments.batch_sizes)
+        final = bench.speed(winner, arguments.batch_sizes, arguments.repeat)
+        best_row = max(final, key=lambda row: row["throughput"])
+        report.update(winner=winner.name, batch_sizes=final,
+                      options=winner.options(best_row["batch_size"], bench.on_card),
+                      best={key: best_row[key] for key in ("batch_size", "throughput", "latency_mean")})
+    return report
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+def markdown(report: Dict[str, Any]) -> str:
+    """The ranking as a table, and the winner."""
+    lines = ["| rank | combination | images/s | batch size | latency ms | cosine | agreement | |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for rank, row in enumerate(report["rows"], 1):
+        cells = ["-"] * 5 if row["throughput"] is None else [
+            f"{row['throughput']:.1f}", str(row["batch_size"]), f"{row['latency']:.3f}", f"{row['cosine']:.6f}",
+            f"{row['agreement']:.2f} %"]
+        said = f"refused: {row['refused']}" if row["refused"] else "best" if row["name"] == report["winner"] else ""
+        lines.append(f"| {rank} | {row['name']} | {' | '.join(cells)} | {said.replace('|', '/')} |")
+    text = "\n".join(lines) + "\n"
+    if report["winner"]:
+        sizes = ", ".join(f"{row['throughput']:.1f} at {row['batch_size']}" for row in report["batch_sizes"])
+        text += (f"\nThe best, {report['winner']}, at all batch sizes: {sizes} images/s.\n"
+                 f"For pipeline.sh: {' '.join(report['options'])}\n")
+    return text
+
+
+def draw_plot(report: Dict[str, Any]) -> bytes:
+    """PNG: a bar per combination with its images/s, latency and cosine; grey: refused."""
+    rows = [row for row in report["rows"] if row["throughput"]][::-1]
+    figure = Figure(figsize=(WIDTH / DPI, 1.5 + 0.4 * len(rows)), dpi=DPI)
+    axes = figure.add_subplot()
+    axes.barh([row["name"] for row in rows], [row["throughput"] for row in rows],
+              color=[REFUSED if row["refused"] else BAR for row in rows])
+    for place, row in enumerate(rows):
+        axes.text(row["throughput"], place, f" {row['throughput']:.0f}, {row['latency']:.2f} ms, cosine "
+                  f"{row['cosine']:.5f}", va="center", fontsize=8)
+    axes.set(xlabel="images/s at the better of two batch sizes; grey: refused",
+             xlim=(0, 1.45 * max([row["throughput"] for row in rows], default=1)))
+    figure.tight_layout()
+    data = BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("models", nargs="+", type=cli.path, metavar="STEM.onnx", help="ONNX files, named after their stems")
+    add("--backend", choices=("ascend", "cpu"), default="ascend", help="(default: %(default)s)")
+    add("--input", required=True, type=cli.path, metavar="FOLDER", help="prepared images")
+    add("--aipp", type=cli.path, metavar="FILE", help="AIPP configuration, if they are uint8")
+    add("--images", type=cli.whole(1), default=64, metavar="N", help="to compare (default: the first %(default)s)")
+    add("--precision", choices=("float", "int8"), default="float", help="int8: try that as well, on ascend by AMCT")
+    add("--batch-sizes", type=cli.batch_sizes, default=ascend.BATCH_SIZES, metavar="LIST", help="default %(default)s")
+    add("--loop", type=cli.whole(1), default=20, help="batches in a run (default %(default)s)")
+    add("--repeat", type=cli.whole(1), default=3, help="rounds (default %(default)s)")
+    add("--min-cosine", type=cli.real(-1, 1), default=0.95, metavar="X",
+        help="a combination with a lower cosine cannot win (default %(default)s)")
+    add("--min-agreement", type=cli.real(0, 100), default=95.0, metavar="P",
+        help="nor can one that gives fewer per cent of the images float32's class (default %(default)s)")
+    add("--soc-version", default="", metavar="NAME", help="e.g. Ascend310P3 (default: what `npu-smi info` names)")
+    add("--device", type=cli.whole(0, 255), metavar="N", help="the NPU to use")
+    add("--output", type=cli.path, default=".", metavar="FOLDER", help="where the files go (default: here)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    described = onnx_file.describe(arguments.models[0])
+    sample = Input(described["input"], tuple(described["shape"][1:]), 1,
+                   read_aipp(arguments.aipp) if arguments.aipp else {})
+    paths = list_inputs(arguments.input)[:arguments.images]
+    os.umask(0o027)  # ais_bench refuses what others can write
+    output = ascend.safe_path(arguments.output)
+    product, folder = os.path.join(output, "tune"), os.path.join(output, "tune")
+    targets = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]
+    record.claim(product, targets)
+    files.make_folder(folder, "--output")
+    evaluation = Evaluation(**dict(from_json(read_manifest(arguments.input)[0]), img_size=sample.shape[-1]))
+    write_inputs(paths, sample, evaluation, folder)
+    report = tune(arguments, Bench(arguments, folder))
+    table = markdown(report)
+    made_by = record.recipe(__file__, {"backend": arguments.backend}, (), arguments.models)
+    record.begin(product, made_by, targets)
+    for path, data in zip(targets, [(json.dumps(report, indent=1) + "\n").encode(), table.encode(), draw_plot(report)]):
+        files.write_whole(path, data)
+    record.write(product, made_by, targets)
+    print(f"\n{table}\ntune.json, tune.md, tune.png in {shown(output)}")
+    if not report["winner"]:
+        raise Refusal("no combination runs and keeps the cosine and the agreement that are asked for; the table says "
+                      "why each was refused", cli.BELOW_MINIMUM)
+
+
+if __name__ == "__main__":
+    cli.run(main, "what was compiled is kept; the same command goes on")
