@@ -232,8 +232,9 @@ def comparison(parts: Dict[str, Dict[str, Any]], pictures: Pictures, call: Call)
     if not compared:
         return {}
     sides = [os.path.basename(str(compared[side])) for side in "ab"]
-    words = {"result_onnx": "ONNX Runtime", "result_int8": "int8",
-             "result": "float32" if "result_int8" in sides else "the card"}
+    before = "float16" if parts["acc_float16"] else "float32"
+    words = {"result_onnx": "ONNX Runtime", "result_int8": "int8" if "result" in sides else "the card, int8,",
+             "result": before if "result_int8" in sides else "the card"}
     first, second = (words.get(side, side) for side in sides)
     rows = [{"source": pictures.source(row["image"]), "picture": pictures.picture(row["image"]),
              "first": call(row["a"]), "second": call(row["b"])} for row in compared["disagreements"][:CHANGED]]
