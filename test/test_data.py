@@ -367,15 +367,15 @@ def test_a_package_that_only_this_data_needs_is_asked_for(package: str, form: An
 # ---- through the pipeline --------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
-def test_the_pipeline_takes_an_archive_and_other_labels(sample: Path, tmp_path: Path) -> None:
-    lines = [line.split() for line in (sample / "val_label.txt").read_text().splitlines()][:4]
+def test_the_pipeline_takes_an_archive_and_other_labels(small_sample: Path, tmp_path: Path) -> None:
+    lines = [line.split() for line in (small_sample / "val_label.txt").read_text().splitlines()][:4]
     data = tmp_path / "data"
     data.mkdir()
     with tarfile.open(str(data / "ILSVRC2012_img_val.tar"), "w") as archive:
         for number, (photo, _) in enumerate(lines, 1):
-            add(archive, name(number), (sample / "val_union" / photo).read_bytes())
+            add(archive, name(number), (small_sample / "val_union" / photo).read_bytes())
     (data / "val.txt").write_text("".join(f"{name(number)} {label}\n" for number, (_, label) in enumerate(lines, 1)))
-    shutil.copy(str(sample / "model_best.pth.tar"), str(data))
+    shutil.copy(str(small_sample / "model_best.pth.tar"), str(data))
     real = [[int(label)] if number else [] for number, (_, label) in enumerate(lines)]
     (tmp_path / "real.json").write_text(json.dumps(real))
     for options, count in (([], "4"), (["--labels", str(tmp_path / "real.json")], "3")):
