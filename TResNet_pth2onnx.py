@@ -198,8 +198,8 @@ def main() -> None:
     operators = Counter(node.op_type for node in model.graph.node)
     counts = ", ".join(f"{name} {count}" for name, count in sorted(operators.items()))
     print(f"graph: opset {arguments.opset}, {sum(operators.values())} nodes: {counts}")
-    onnx.checker.check_model(model)
     serialized = model.SerializeToString()
+    onnx.checker.check_model(serialized)
     del model
     batch_sizes = (arguments.batch_size,) if arguments.batch_size else VERIFIED_BATCHES
     difference = verify(serialized, network, img_size, batch_sizes)
