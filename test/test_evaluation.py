@@ -197,7 +197,7 @@ def test_a_hugging_face_folders_own_evaluation_is_the_default_down_to_the_images
     assert (tmp_path / "prep" / "wide.bin").read_bytes() == expected.tobytes("C")
     assert {name: rows(tmp_path / "prep")[0][name] for name in ("img_size", "crop_pct", "crop_mode", "interpolation")
             } == {"img_size": 64, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
-    said = prepare(pictures, tmp_path / "prep", "--model", exported, "--crop-mode", "center").stdout
+    said = prepare(pictures, tmp_path / "other", "--model", exported, "--crop-mode", "center").stdout
     assert (f"note: --crop-mode center contradicts the checkpoint of {exported}, which says squash; the option is "
             "followed\n") in said
 
