@@ -114,9 +114,9 @@ class Bar:
                 self.drawn = False
 
 
-def over(items: Sequence[Item], what: str, unit: str) -> Iterator[Item]:
+def over(items: Sequence[Item], what: str, unit: str, lines_every: float = 0) -> Iterator[Item]:
     """The items, one after the other, under a bar."""
-    with Bar(what, len(items), unit) as bar:
+    with Bar(what, len(items), unit, lines_every=lines_every) as bar:
         for item in items:
             yield item
             bar.advance()
