@@ -150,7 +150,8 @@ class Data:
                 self.labels = os.path.join(self.unpacked, "val_label.txt")
                 self.images = os.path.join(self.unpacked, "val_union") if self.form.images != "folder" else self.images
         self.labels = arguments.labels or self.labels
-        self.checkpoint = arguments.checkpoint or os.path.join(dataset.folder_of(self.folder), "model_best.pth.tar")
+        beside = self.folder if self.is_sample else dataset.folder_of(self.folder)  # the sample is not made yet
+        self.checkpoint = arguments.checkpoint or os.path.join(beside, "model_best.pth.tar")
         self.sources: Dict[str, files.Stamp] = {}
         self.find_prepared()
 

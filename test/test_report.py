@@ -179,18 +179,19 @@ def test_a_missed_minimum_and_images_left_out_are_said_first(copy: Path) -> None
     about, accuracy = (json.loads((copy / name).read_text()) for name in ("run.json", "acc_report.json"))
     (copy / "run.json").write_text(json.dumps(dict(about, gates={"min_top1": 80.1, "min_cosine": 0.5})))
     bad = [{"source": "<b>.jpg", "error": "truncated"}] * 30
-    (copy / "acc_report.json").write_text(json.dumps(dict(accuracy, left_out=bad)))
+    accuracy.update(left_out=bad, notes=["30 of 330 images were left out"])
+    (copy / "acc_report.json").write_text(json.dumps(accuracy))
     page = make(copy)
     said = text(page)
     assert "below a minimum" in said and "Top-1 accuracy: 80 %, the minimum is 80.1 %" in said
-    assert "30 images were left out" in said and "and 10 more, all in acc_report.json" in said
+    assert "30 of 330 images were left out" in said and "and 10 more, all in acc_report.json" in said
     assert "&lt;b&gt;.jpg" in page and "<b>.jpg" not in page
 
 
 def test_published_figures_stand_beside_where_the_case_is_the_same() -> None:
     counts = {"evaluated": 50000}
     about: Dict[str, Any] = {"counts": counts, "classes": 1000, "hits": [40408, 0, 0, 0, 47400]}
-    parts: Dict[str, Any] = {"acc_report": about, "acc_float32": {}, "expect": {},
+    parts: Dict[str, Any] = {"acc_report": about, "acc_float32": {}, "acc_float16": {}, "expect": {},
                              "network": {"variant": "tresnet_l", "lineage": "miil", "img_size": "224"}}
     assert report.accuracies(parts)[0]["about"] == ["95 % interval 80.47 to 81.16 %",
                                                     "published for tresnet_l.miil_in1k: 81.50 %"]
