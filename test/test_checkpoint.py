@@ -10,7 +10,7 @@ import types
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 from unittest import mock
 
 from common import network
@@ -82,13 +82,17 @@ def test_averaged_weights_are_taken_when_asked_for_or_alone() -> None:
         {"net": weights()}, ema=True)
 
 
-@pytest.mark.parametrize("tensor, said", [
-    (torch.eye(3).to_sparse(), "is sparse"),
-    (torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "is quantised"),
-    (torch.empty(3, 3, device="meta"), "is on the meta device, so it has no values"),
-    (torch.ones(3, dtype=torch.complex64), "has complex values"),
-    (torch.ones(1, 2048).expand(10**9, 2048), "has far more values than are stored for it")])
-def test_tensors_that_cannot_be_weights_are_named(tensor: torch.Tensor, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make, said", [
+    (lambda: torch.eye(3).to_sparse(), "is sparse"),
+    (lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "is quantised"),
+    (lambda: torch.empty(3, 3, device="meta"), "is on the meta device, so it has no values"),
+    (lambda: torch.ones(3, dtype=torch.complex64), "has complex values"),
+    (lambda: torch.ones(1, 2048).expand(10**9, 2048), "has far more values than are stored for it")])
+def test_tensors_that_cannot_be_weights_are_named(make: Callable[[], torch.Tensor], said: str, tmp_path: Path) -> None:
+    try:
+        tensor = make()
+    except RuntimeError as error:
+        pytest.skip(f"PyTorch {torch.__version__} has no such tensors: {error}")
     held = load_checkpoint(saved(tmp_path / "x.pth", dict(weights(), **{"head.fc.weight": tensor})))
     assert f"the tensor head.fc.weight of shape {list(tensor.shape)} {said}" in refused(held)
 
