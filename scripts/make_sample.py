@@ -17,7 +17,7 @@ import zipfile
 from collections import OrderedDict
 from typing import Dict, List
 
-from common import cli, files, record
+from common import cli, files, progress, record
 from common.cli import ROOT, Refusal, shown
 from common.environment import download
 from common.evaluation import DEFAULT
@@ -122,7 +122,8 @@ def main() -> None:
             files.write_whole(path, content)
         text = "".join(f"{os.path.basename(path)} {label}\n" for path, label in labels.items())
         files.write_whole(labels_path, text.encode())
-        make_checkpoint(labels, checkpoint)
+        with progress.watched("fitting the sample's checkpoint", 0, "", None):
+            make_checkpoint(labels, checkpoint)
         record.write(product, made_by, [*photos, labels_path, checkpoint])
     print(f"sample data: {PHOTOS} photos, their labels and a checkpoint in {shown(folder)}")
 
