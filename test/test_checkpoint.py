@@ -25,7 +25,7 @@ NAMES = ["body.conv1.0.weight", *(f"body.layer1.{index}.conv1.0.weight" for inde
 
 
 def weights(fill: float = 1.0) -> Dict[str, torch.Tensor]:
-    return OrderedDict((name, torch.full((2, 3), fill)) for name in NAMES)
+    return OrderedDict((name, torch.full((2, 3), float(fill))) for name in NAMES)
 
 
 def refused(held: Any, **options: Any) -> str:
@@ -93,7 +93,12 @@ def test_tensors_that_cannot_be_weights_are_named(make: Callable[[], torch.Tenso
         tensor = make()
     except RuntimeError as error:
         pytest.skip(f"PyTorch {torch.__version__} has no such tensors: {error}")
-    held = load_checkpoint(saved(tmp_path / "x.pth", dict(weights(), **{"head.fc.weight": tensor})))
+    path = saved(tmp_path / "x.pth", dict(weights(), **{"head.fc.weight": tensor}))
+    try:
+        held = load_checkpoint(path)
+    except Refusal as refusal:  # by PyTorch 1.6's reader, which builds plain tensors alone
+        assert not hasattr(torch.serialization, "safe_globals") and "which weights do not need" in refusal.sentence
+        return
     assert f"the tensor head.fc.weight of shape {list(tensor.shape)} {said}" in refused(held)
 
 
