@@ -13,7 +13,6 @@ figure was published with, the other lineage of the weights.
 """
 import argparse
 import json
-import math
 import os
 from collections import Counter
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
@@ -21,6 +20,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from common import cli, dataset, evaluation, files, manifest, record
 from common.cli import Refusal, shown
 from common.evaluation import Evaluation
+from common.figures import interval
 from common.inputs import Input, read_aipp, read_batch
 from common.names import result_stem
 from common.published import EXPECTED, Weights
@@ -31,7 +31,6 @@ import numpy as np
 RESULTS = 5000  # at most, evenly spaced, for what is tried on the results alone
 IMAGES = 200  # likewise for what has to be inferred again
 BATCH = 8
-Z = 1.96  # of the normal distribution, 95 %
 CLEAR = 10.0  # points of Top-1 that a cause must win at least, or half of what is missing if that is less
 TYPICAL = 80.0  # per cent: Top-1 of weights for which only Top-5 is published
 REPEATED = 100  # images that share their label with another, at least, to tell that the labels' order is another
@@ -52,23 +51,13 @@ class Run(NamedTuple):
 
 # ---- the figure ------------------------------------------------------------------------------------------------------
 
-def interval(percent: float, images: int) -> Tuple[float, float]:
-    """Wilson's 95 % interval around a share in per cent, for a sample of so many images.
-
-    Source: https://doi.org/10.1080/01621459.1927.10502953
-    """
-    share = percent / 100
-    middle, spread = share + Z * Z / (2 * images), Z * math.sqrt(share * (1 - share) / images + (Z / (2 * images)) ** 2)
-    low, high = ((middle - spread) / (1 + Z * Z / images), (middle + spread) / (1 + Z * Z / images))
-    return round(100 * low, 9), round(100 * high, 9)  # exactly 100 for a share of 100
-
-
 def compare(name: str, report: Dict[str, Any]) -> Dict[str, Any]:
     """expect.json without a cause."""
     weights, images, hits = EXPECTED[name], report["counts"]["evaluated"], report["hits"]
     measured = {"top1": 100 * hits[0] / images, "top5": 100 * hits[min(5, len(hits)) - 1] / images}
     figures = {"top1": weights.top1, "top5": weights.top5}
-    intervals = {k: list(interval(value, images)) if value is not None else None for k, value in figures.items()}
+    intervals = {k: None if value is None else list(interval(value / 100 * images, images))
+                 for k, value in figures.items()}
     within = all(bounds is None or bounds[0] <= measured[k] <= bounds[1] for k, bounds in intervals.items())
     return {"name": name, "published": dict(figures, source=weights.source), "measured": measured,
             "interval": intervals, "images": images, "within": within, "cause": None, "tried": []}

@@ -25,13 +25,6 @@ SIZE = 64
 
 # ---- the figure ------------------------------------------------------------------------------------------------------
 
-def test_the_interval_is_wilsons() -> None:
-    low, high = expect.interval(80.816, 50_000)
-    assert (round(low, 3), round(high, 3)) == (80.469, 81.159)
-    assert [round(bound, 2) for bound in expect.interval(100.0, 20)] == [83.89, 100.0]
-    assert [round(bound, 2) for bound in expect.interval(0.0, 20)] == [0.0, 16.11]
-
-
 @pytest.mark.parametrize("hits, within", ((40408, True), (40580, False), (40200, False)))
 def test_within_the_interval_or_not(hits: int, within: bool) -> None:
     report = {"counts": {"evaluated": 50_000}, "hits": [hits, 0, 0, 0, 47431]}
