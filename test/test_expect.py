@@ -101,11 +101,10 @@ def test_the_right_chain_is_within_the_interval(judged: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by, word", ((1, "lower"), (-1, "higher")))
-def test_shifted_labels_are_named(by: int, word: str, judged: Any) -> None:
-    found, said = judged(number=lambda label: label + by)
-    assert not found["within"] and found["cause"].startswith(f"labels one {word}: Top-1 is 100.0 % then, ")
-    assert f"likeliest cause: labels one {word}" in said
+def test_shifted_labels_are_named(judged: Any) -> None:
+    found, said = judged(number=lambda label: label + 1)
+    assert not found["within"] and found["cause"].startswith("labels one lower: Top-1 is 100.0 % then, ")
+    assert "likeliest cause: labels one lower" in said
     tried = " ".join(trial["what"] for trial in found["tried"])
     assert "BGR" in tried and "lineage" in tried, "all that costs nothing is tried"
 
