@@ -316,7 +316,7 @@ def choose(arguments: argparse.Namespace, rows: List[Row]) -> Tuple[str, str]:
         return "ascend", "a chip was named"
     missing = [row for row in rows if row.item in ("NPU (npu-smi)", "atc", "ais_bench") and not row.good]
     if missing and not (len(missing) == 1 and "of different kinds" in missing[0].found):
-        return "cpu", "for ascend, " + "; ".join(f"{row.item}: {row.found}" for row in missing)
+        return "cpu", "for ascend, " + "; ".join(f"{row.item}: {row.found.split(';')[0]}" for row in missing)
     return "ascend", f"{rows[0].found}, atc and ais_bench are there"
 
 
