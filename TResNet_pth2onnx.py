@@ -25,7 +25,7 @@ from collections import Counter
 from typing import Any, Dict, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, evaluation, files, record
+from common import cli, evaluation, files, progress, record
 from common.checkpoint import AVERAGED, find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
 from common.graph import REFLECTIONS, build_model
@@ -52,23 +52,25 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     generator = np.random.RandomState(0)
     worst = 0.0
-    for batch_size in batch_sizes:
-        images = generator.uniform(0, 1, (batch_size, 3, img_size, img_size)).astype(np.float32)
-        found, = session.run(["class"], {"image": images})
-        with torch.no_grad():
-            expected = network(torch.from_numpy(images)).numpy()
-        largest = float(np.abs(expected).max())
-        if largest == 0:
-            raise Refusal("every logit of the network is 0, so there is nothing to verify and nothing to evaluate: the "
-                          "checkpoint's weights are zeros; give the file that training wrote")
-        difference = float(np.abs(found - expected).max())
-        if not math.isfinite(largest) or not difference <= TOLERANCE * largest:
-            raise Refusal(f"the ONNX model and the PyTorch network differ by {difference:.3g} on a batch of "
-                          f"{batch_size}, where the largest logit is {largest:.3g} and {TOLERANCE:g} of it is "
-                          "allowed, so no file is written; the weights overflow, or onnxruntime "
-                          f"{onnxruntime.__version__} or torch {torch.__version__} computes wrongly: try another "
-                          "version")
-        worst = max(worst, difference / largest if largest else 0.0)
+    with progress.watched("verifying", len(batch_sizes), "batches", None) as bar:
+        for batch_size in batch_sizes:
+            images = generator.uniform(0, 1, (batch_size, 3, img_size, img_size)).astype(np.float32)
+            found, = session.run(["class"], {"image": images})
+            with torch.no_grad():
+                expected = network(torch.from_numpy(images)).numpy()
+            largest = float(np.abs(expected).max())
+            if largest == 0:
+                raise Refusal("every logit of the network is 0, so there is nothing to verify and nothing to evaluate: "
+                              "the checkpoint's weights are zeros; give the file that training wrote")
+            difference = float(np.abs(found - expected).max())
+            if not math.isfinite(largest) or not difference <= TOLERANCE * largest:
+                raise Refusal(f"the ONNX model and the PyTorch network differ by {difference:.3g} on a batch of "
+                              f"{batch_size}, where the largest logit is {largest:.3g} and {TOLERANCE:g} of it is "
+                              "allowed, so no file is written; the weights overflow, or onnxruntime "
+                              f"{onnxruntime.__version__} or torch {torch.__version__} computes wrongly: try another "
+                              "version")
+            worst = max(worst, difference / largest if largest else 0.0)
+            bar.advance()
     return worst
 
 
@@ -196,8 +198,8 @@ def main() -> None:
     operators = Counter(node.op_type for node in model.graph.node)
     counts = ", ".join(f"{name} {count}" for name, count in sorted(operators.items()))
     print(f"graph: opset {arguments.opset}, {sum(operators.values())} nodes: {counts}")
-    onnx.checker.check_model(model)
     serialized = model.SerializeToString()
+    onnx.checker.check_model(serialized)
     del model
     batch_sizes = (arguments.batch_size,) if arguments.batch_size else VERIFIED_BATCHES
     difference = verify(serialized, network, img_size, batch_sizes)

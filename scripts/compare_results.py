@@ -48,18 +48,20 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
     cosines: List[float] = []
     differences, disagreements = [], []
     classes = 0
-    for name in progress.over(common, "comparing", "images"):
-        a = read_result(files_a[name]).astype(np.float64)
-        b = read_result(files_b[name]).astype(np.float64)
-        if len(a) != len(b):
-            raise Refusal(f"{shown(files_a[name])} has {count(len(a), 'class', 'classes')}, but "
-                          f"{shown(files_b[name])} has {len(b)}; compare results of models with the same classes")
-        classes = len(a)
-        cosines.append(cosine_similarity(a, b))
-        differences.append(float(np.abs(a - b).max()))
-        top_a, top_b = int(a.argmax()), int(b.argmax())  # of equal scores the lower class counts, as in postprocess
-        if top_a != top_b:
-            disagreements.append({"image": name, "a": top_a, "b": top_b})
+    with progress.Bar("comparing", len(common), "images") as bar:
+        for name in common:
+            a = read_result(files_a[name]).astype(np.float64)
+            b = read_result(files_b[name]).astype(np.float64)
+            if len(a) != len(b):
+                raise Refusal(f"{shown(files_a[name])} has {count(len(a), 'class', 'classes')}, but "
+                              f"{shown(files_b[name])} has {len(b)}; compare results of models with the same classes")
+            classes = len(a)
+            cosines.append(cosine_similarity(a, b))
+            differences.append(float(np.abs(a - b).max()))
+            top_a, top_b = int(a.argmax()), int(b.argmax())  # of equal scores the lower class counts, as in postprocess
+            if top_a != top_b:
+                disagreements.append({"image": name, "a": top_a, "b": top_b})
+            bar.advance()
     worst, furthest = int(np.argmin(cosines)), int(np.argmax(differences))
     return {"tool": "compare_results.py", "version": cli.VERSION,
             "a": os.path.abspath(folder_a), "b": os.path.abspath(folder_b),

@@ -386,6 +386,8 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.check:
         return check.print_table(arguments)
+    if arguments.class_names:
+        files.read_regular(arguments.class_names)  # refused now if it cannot be read; its lines, later
     os.umask(0o027)  # later versions of ais_bench refuse folders that others can enter
     steps, data = Steps(arguments.dry_run), check.Data(arguments)
     backend, why, rows = check.examine(arguments, data)

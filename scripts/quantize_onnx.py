@@ -19,7 +19,7 @@ import tempfile
 import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from common import cli, files, onnx_file, quantisation, record
+from common import cli, files, onnx_file, progress, quantisation, record
 from common.cli import Refusal, shown
 from common.inputs import Input, list_inputs, read_aipp, read_batch
 from common.manifest import true_classes
@@ -61,8 +61,14 @@ def make(arguments: argparse.Namespace, sample: Input, paths: List[str], chosen:
     model, single = onnx_file.load(arguments.model), sample._replace(batch_size=1)
 
     def quantized(back: List[str]) -> onnx.ModelProto:
-        with tempfile.TemporaryDirectory() as folder:
-            return quantize(model, (read_batch([path], single) for path in chosen), folder, back)
+        def images() -> Iterator[np.ndarray]:
+            for path in chosen:
+                yield read_batch([path], single)
+                bar.advance()
+
+        with tempfile.TemporaryDirectory() as folder, progress.Bar("calibrating", len(chosen), "images",
+                                                                   lines_every=10) as bar:
+            return quantize(model, images(), folder, back)
 
     report: Dict[str, Any] = {"tool": "quantize_onnx.py", "version": cli.VERSION, "float": {}, "put_back": []}
     if arguments.max_drop is None:

@@ -299,6 +299,10 @@ def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str
         points.append(f"Top-1 is {'' if expect.get('within') else 'not '}within the 95 % interval of the figure "
                       f"published for {expect.get('name')}"
                       + (f"; likely cause: {expect['cause']}" if expect.get("cause") else ""))
+    if parts["network"].get("lineage_told") == str(False):
+        state = "look"
+        points.append("nothing in the checkpoint tells the lineage of its weights; "
+                      f"{parts['network']['lineage']} was assumed, and if that is wrong, so is every figure")
     if left_out:
         state = "look"
         points.append(f"{len(left_out)} images were left out; they are listed below")

@@ -501,7 +501,7 @@ def test_what_the_user_says_against_the_evidence_is_refused(options: Any, senten
 
 @pytest.mark.parametrize("arguments, status, sentence", (
     (("nowhere.pth", "x.onnx"), 1, "the checkpoint nowhere.pth is not there"),
-    ((".", "x.onnx"), 1, "the checkpoint . is not there or not a file"),
+    ((".", "x.onnx"), 1, "the folder . should hold model.safetensors or pytorch_model.bin"),
     (("nowhere.pth", "x.pb"), 2, "the output must end in .onnx"),
     (("nowhere.pth", "x.onnx", "--img-size", "225"), 2, "must be a multiple of 32"),
     (("nowhere.pth", "x.onnx", "--batch-size", "0"), 2, "a whole number from 1 to 4,096"),

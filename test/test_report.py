@@ -190,7 +190,7 @@ def test_a_missed_minimum_and_images_left_out_are_said_first(copy: Path) -> None
 def test_published_figures_stand_beside_where_the_case_is_the_same() -> None:
     counts = {"evaluated": 50000}
     about: Dict[str, Any] = {"counts": counts, "classes": 1000, "hits": [40408, 0, 0, 0, 47400]}
-    parts: Dict[str, Any] = {"acc_report": about, "acc_float32": {}, "expect": {},
+    parts: Dict[str, Any] = {"acc_report": about, "acc_float32": {}, "acc_float16": {}, "expect": {},
                              "network": {"variant": "tresnet_l", "lineage": "miil", "img_size": "224"}}
     assert report.accuracies(parts)[0]["about"] == ["95 % interval 80.47 to 81.16 %",
                                                     "published for tresnet_l.miil_in1k: 81.50 %"]

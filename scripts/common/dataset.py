@@ -132,7 +132,7 @@ def list_of_wnids(places: Iterable[str]) -> str:
 
 def folder_of(path: str) -> str:
     """The folder in which labels may lie beside the images: the path, or an archive's folder."""
-    return path if os.path.isdir(path) else os.path.dirname(path) or "."
+    return os.path.dirname(path) or "." if os.path.isfile(path) else path  # the sample's is yet to be made
 
 
 def find(path: str) -> Found:

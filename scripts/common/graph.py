@@ -45,10 +45,10 @@ class Graph:
 
 def folded(convolution: Any, norm: Any) -> Tuple[np.ndarray, np.ndarray]:
     """Weight [out, in, k, k] and bias [out], float64, of a bias-free convolution with the batch norm behind it."""
-    weight, gamma, beta, mean, variance = (tensor.detach().double().numpy() for tensor in (
-        convolution.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var))
+    gamma, beta, mean, variance = (tensor.detach().double().numpy() for tensor in (
+        norm.weight, norm.bias, norm.running_mean, norm.running_var))
     scale = gamma / np.sqrt(variance + norm.eps)
-    return weight * scale[:, None, None, None], beta - mean * scale
+    return convolution.weight.detach().numpy() * scale[:, None, None, None], beta - mean * scale
 
 
 def unshuffled(weight: np.ndarray, block: int) -> np.ndarray:

@@ -1,11 +1,14 @@
 """A TResNet: recognised by its tensors, created from the patched timm, filled with a state dict."""
+import contextlib
 import os
 import re
 import sys
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, NamedTuple, Optional, Tuple
 
 from common.checkpoint import Tensors
 from common.cli import ROOT, Refusal, say, shown
+
+import numpy as np
 
 TIMM = os.path.join(ROOT, "pytorch-image-models")
 PATCH = os.path.join(ROOT, "TResNet.patch")  # decides what the network is
@@ -105,8 +108,22 @@ def create_v2_l(num_classes: int) -> Any:
     return BottlenecksOnly(list(BLOCKS[V2_L]), num_classes=num_classes)
 
 
+@contextlib.contextmanager
+def without_random_weights() -> Iterator[None]:
+    """Let convolutions be created with zeros: random weights, which are overwritten at once, take a second."""
+    from torch.nn import init
+    random = {name: getattr(init, name) for name in ("kaiming_uniform_", "kaiming_normal_")}
+    for name in random:
+        setattr(init, name, lambda tensor, *_, **__: init.zeros_(tensor))
+    try:
+        yield
+    finally:
+        for name, function in random.items():
+            setattr(init, name, function)
+
+
 def create_network(variant: str, num_classes: int) -> Any:
-    """The patched timm's network, a torch.nn.Module in training mode, `ascend` lineage.
+    """The patched timm's network, a torch.nn.Module in training mode, `ascend` lineage, to be filled with weights.
 
     Raises: Refusal if the patched source is not in ./pytorch-image-models.
     """
@@ -116,7 +133,9 @@ def create_network(variant: str, num_classes: int) -> Any:
     sys.path.insert(0, TIMM)
     try:
         import timm
-        network = create_v2_l(num_classes) if variant == V2_L else timm.create_model(variant, num_classes=num_classes)
+        with without_random_weights():
+            network = (create_v2_l(num_classes) if variant == V2_L
+                       else timm.create_model(variant, num_classes=num_classes))
     except ImportError as error:  # torchvision or inplace_abn: unpatched
         raise Refusal(f"{shown(TIMM)} is not patched ({error}); move it away and {hint}")
     finally:
@@ -151,7 +170,7 @@ def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
             tensor = tensor.to(parameter.dtype)  # half precision as well
             if tensor.shape != parameter.shape:
                 problems.append(f"{rename(name)} has shape {list(tensor.shape)} instead of {list(parameter.shape)}")
-            elif not torch.isfinite(tensor).all() or name.endswith("running_var") and (tensor < 0).any():
+            elif not np.isfinite(tensor.detach().numpy()).all() or name.endswith("running_var") and (tensor < 0).any():
                 problems.append(f"{rename(name)} has values that are not finite or, for a variance, negative")
             else:
                 if seen.lineage == "miil" and rename is str and name[:-len("weight")] + "running_var" in expected:

@@ -17,13 +17,12 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Callable, Iterator, Optional, Sequence, Type, TypeVar
+from typing import Callable, Iterator, Optional, Type
 
 PATIENCE = 2.0  # seconds before anything is shown: what takes less needs no bar
 REDRAW = 0.1    # seconds between two pictures on a terminal
 TICK = 0.5      # seconds between two looks of watched()
 BLOCKS = 12     # characters of the bar itself
-Item = TypeVar("Item")
 ERASE = "\r\x1b[K"  # back to the line's begin, and delete to its end
 
 
@@ -112,14 +111,6 @@ class Bar:
                 sys.stderr.write(ERASE)
                 sys.stderr.flush()
                 self.drawn = False
-
-
-def over(items: Sequence[Item], what: str, unit: str) -> Iterator[Item]:
-    """The items, one after the other, under a bar."""
-    with Bar(what, len(items), unit) as bar:
-        for item in items:
-            yield item
-            bar.advance()
 
 
 @contextlib.contextmanager
