@@ -232,8 +232,9 @@ def comparison(parts: Dict[str, Dict[str, Any]], pictures: Pictures, call: Call)
     if not compared:
         return {}
     sides = [os.path.basename(str(compared[side])) for side in "ab"]
-    words = {"result_onnx": "ONNX Runtime", "result_int8": "int8",
-             "result": "float32" if "result_int8" in sides else "the card"}
+    before = "float16" if parts["acc_float16"] else "float32"
+    words = {"result_onnx": "ONNX Runtime", "result_int8": "int8" if "result" in sides else "the card, int8,",
+             "result": before if "result_int8" in sides else "the card"}
     first, second = (words.get(side, side) for side in sides)
     rows = [{"source": pictures.source(row["image"]), "picture": pictures.picture(row["image"]),
              "first": call(row["a"]), "second": call(row["b"])} for row in compared["disagreements"][:CHANGED]]
@@ -272,7 +273,7 @@ def gates(parts: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
     found["min_cosine"] = "lowest cosine similarity", (parts["compare"].get("cosine") or {}).get("min"), ""
     return [{"what": found[gate][0], "least": f"{least:g}{found[gate][2]}",
              "found": "not measured" if found[gate][1] is None else f"{found[gate][1]:.6g}{found[gate][2]}",
-             "good": None if found[gate][1] is None else found[gate][1] >= least}
+             "good": None if found[gate][1] is None else round(found[gate][1], 9) >= least}
             for gate, least in (parts["run"].get("gates") or {}).items() if gate in found and least is not None]
 
 
@@ -280,11 +281,13 @@ def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str
     """(good, look or bad; the run in one sentence; what one should know of it)."""
     report, images = parts["acc_report"], parts["acc_report"]["counts"]["evaluated"]
     variant = str(parts["network"].get("variant") or "")
+    backend, chip = parts["run"].get("backend"), str(parts["perf"].get("chip") or "card")
+    chip = chip if "Ascend" in chip else f"Ascend {chip}"
+    where = {"cpu": " on the CPU", "ascend": f" on {chip}"}.get(str(backend), "")
     name = "TResNet-" + variant[len("tresnet_"):].replace("_", "-").upper() \
         if variant.startswith("tresnet_") else variant or "The network"
-    where = page["where"]
-    sentence = f"{name} {where} gives the right answer for {share(report['hits'][0], images)} of {images:,} images" \
-        if report.get("hits") else f"{name} {where} was evaluated on {images:,} images"
+    sentence = f"{name}{where} gives the right answer for {share(report['hits'][0], images)} of {images:,} images" \
+        if report.get("hits") else f"{name}{where} was evaluated on {images:,} images"
     sentence += f" and classifies {figure(page['best'])} images a second" if page["best"] else ""
     points, state = [], "good"
     compared, expect, left_out = page["comparison"], parts["expect"], report.get("left_out") or []
@@ -303,9 +306,10 @@ def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str
         state = "look"
         points.append("nothing in the checkpoint tells the lineage of its weights; "
                       f"{parts['network']['lineage']} was assumed, and if that is wrong, so is every figure")
-    if left_out:
+    hits = report.get("hits")
+    if left_out or (hits and hits[0] * report["classes"] < 2 * images):  # as good as chance
         state = "look"
-        points.append(f"{len(left_out)} images were left out; they are listed below")
+    points += report.get("notes") or []
     for gate in page["gates"]:
         state = state if gate["good"] else "bad"
         points.append(f"{gate['what']}: {gate['found']}, the minimum is {gate['least']}")
@@ -364,11 +368,8 @@ def describe(workdir: str, parts: Dict[str, Dict[str, Any]], given_names: Option
     calibration = figures.calibration(found) if found is not None else {}
     rows = classes(found, call) if found is not None else []
     best = max((row["throughput"] for row in parts["perf"].get("rows") or ()), default=0)
-    backend, chip = parts["run"].get("backend"), parts["perf"].get("chip")
     page: Dict[str, Any] = {
         "parts": parts, "report": report, "best": best,
-        "where": f"on {chip}" if backend == "ascend" and chip else {"cpu": "on the CPU", "ascend": "on the card"}.get(
-            str(backend), "").strip(),
         "cards": accuracies(parts) + speed_cards(parts["perf"]), "gates": gates(parts),
         "comparison": comparison(parts, pictures, call),
         "mistakes": mistakes(report, found, pictures, call) if found is not None else [],

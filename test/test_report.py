@@ -179,11 +179,12 @@ def test_a_missed_minimum_and_images_left_out_are_said_first(copy: Path) -> None
     about, accuracy = (json.loads((copy / name).read_text()) for name in ("run.json", "acc_report.json"))
     (copy / "run.json").write_text(json.dumps(dict(about, gates={"min_top1": 80.1, "min_cosine": 0.5})))
     bad = [{"source": "<b>.jpg", "error": "truncated"}] * 30
-    (copy / "acc_report.json").write_text(json.dumps(dict(accuracy, left_out=bad)))
+    accuracy.update(left_out=bad, notes=["30 of 330 images were left out"])
+    (copy / "acc_report.json").write_text(json.dumps(accuracy))
     page = make(copy)
     said = text(page)
     assert "below a minimum" in said and "Top-1 accuracy: 80 %, the minimum is 80.1 %" in said
-    assert "30 images were left out" in said and "and 10 more, all in acc_report.json" in said
+    assert "30 of 330 images were left out" in said and "and 10 more, all in acc_report.json" in said
     assert "&lt;b&gt;.jpg" in page and "<b>.jpg" not in page
 
 
