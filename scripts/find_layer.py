@@ -19,7 +19,7 @@ import shutil
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from common import ascend, bench, cli, files, float16, onnx_file, operators
+from common import ascend, bench, cli, files, float16, onnx_file, operators, record
 from common.cli import ROOT, Refusal, shown
 from common.graph import unshuffled
 from common.inputs import Input, list_inputs, read_aipp, read_batch
@@ -34,6 +34,7 @@ from onnx import helper, numpy_helper
 FACTOR = 3.0
 ONE_ROUNDING = 2.0 ** -11
 HUGE = 1e9
+KEEP = "find_layer_keep_dtype.txt"  # atc's --keep_dtype of the remedy
 ACTIVATIONS = ("LeakyRelu", "Relu")
 
 
@@ -239,7 +240,7 @@ def what_to_try(model: onnx.ModelProto, node: onnx.NodeProto, folder: str) -> Tr
         option = "--op_select_implmode=high_precision"
         return Trial(f"onnx2om.sh … -- {option}", [option], model)
     if node.op_type in float16.WITH_FLOAT32:
-        keep = os.path.join(folder, "find_layer_keep_dtype.txt")
+        keep = os.path.join(folder, KEEP)
         files.write_whole(keep, (name + "\n").encode())
         return Trial(f"onnx2om.sh … -- --keep_dtype={keep}", [f"--keep_dtype={keep}"], model)
     option = "--precision_mode=force_fp32"
@@ -334,13 +335,17 @@ def main() -> None:
     folder = arguments.output = ascend.safe_path(arguments.output)
     files.make_folder(folder, "--output")
     model = onnx_file.load(arguments.model)
+    target = os.path.join(folder, "find_layer.json")
+    made_by = record.recipe(__file__, {"images": arguments.images}, (), [arguments.model])
+    record.begin(target, made_by, [target, os.path.join(folder, KEEP)])
     with ascend.run_folder(os.path.join(folder, "find-layer-run")) as private:
         card = Card(arguments, sample, paths, private)
         report = search(model, card, folder)
         report.update(tool="find_layer.py", version=cli.VERSION, model=os.path.abspath(arguments.model),
                       images=len(paths), compilations=card.compilations, seconds=time.monotonic() - began)
-    target = os.path.join(folder, "find_layer.json")
     files.write_whole(target, (json.dumps(report, indent=1) + "\n").encode())
+    keep = [os.path.join(folder, KEEP)] * ("keep_dtype" in str(report.get("tried")))
+    record.write(target, made_by, [target, *keep])
     print(f"{describe(report)}\nall figures: {shown(target)}")
 
 

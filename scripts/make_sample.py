@@ -17,8 +17,8 @@ import zipfile
 from collections import OrderedDict
 from typing import Dict, List
 
-from common import cli, files, record
-from common.cli import ROOT, Refusal, shown
+from common import cli, files, progress, record
+from common.cli import ROOT, Refusal, shown, why
 from common.environment import download
 from common.evaluation import DEFAULT
 from common.network import create_network
@@ -99,8 +99,12 @@ def make_checkpoint(labels: Dict[str, int], path: str) -> None:
         lr=0.1, seed=SEED, distributed=True)
     state = OrderedDict(("module." + name, tensor) for name, tensor in network.state_dict().items())
     with files.whole(path) as part:
-        torch.save({"epoch": 0, "arch": "tresnet_m", "state_dict": state, "optimizer": optimizer.state_dict(),
-                    "version": 2, "args": settings, "metric": np.float64(100.0)}, part)
+        try:
+            torch.save({"epoch": 0, "arch": "tresnet_m", "state_dict": state, "optimizer": optimizer.state_dict(),
+                        "version": 2, "args": settings, "metric": np.float64(100.0)}, part)
+        except RuntimeError as error:  # so PyTorch's writer says that the disk is full
+            raise Refusal(f"{shown(path)} cannot be written ({why(error)}); is the disk full? Make room and run the "
+                          "same command again") from None
 
 
 def main() -> None:
@@ -122,7 +126,8 @@ def main() -> None:
             files.write_whole(path, content)
         text = "".join(f"{os.path.basename(path)} {label}\n" for path, label in labels.items())
         files.write_whole(labels_path, text.encode())
-        make_checkpoint(labels, checkpoint)
+        with progress.watched("fitting the sample's checkpoint", 0, "", None):
+            make_checkpoint(labels, checkpoint)
         record.write(product, made_by, [*photos, labels_path, checkpoint])
     print(f"sample data: {PHOTOS} photos, their labels and a checkpoint in {shown(folder)}")
 

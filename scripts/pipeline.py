@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NoReturn, Set, Tuple
 
-from common import ascend, class_names, cli, environment, evaluation, files, manifest, record
+from common import ascend, class_names, cli, dataset, environment, evaluation, files, manifest, published, record
 from common.cli import ROOT, Refusal
 from common.names import FORMATS, STEMS, om_path
 
@@ -66,6 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--min-throughput", metavar="X", type=cli.real(0), help="likewise, images/s at the best batch size")
     add("--min-cosine", metavar="X", type=cli.real(-1, 1),
         help="likewise, of an image's logits compared with ONNX Runtime's, or of int8 with float32")
+    add("--expect", metavar="NAME", choices=sorted(published.EXPECTED),
+        help="hold the accuracy against the published one and look for the cause if it is another: "
+             f"{', '.join(sorted(published.EXPECTED))}")
     add("--check", action="store_true", help="say what is there and what is missing for each backend, run nothing")
     add("--force", action="store_true", help="do everything again, even what is up to date")
     add("--dry-run", action="store_true", help="print the commands and run nothing")
@@ -271,6 +274,14 @@ class Chain:
                      "--prep", self.prepared, *words, *gates)
         self.made.update({before} if self.judged != self.result else ())
 
+    def expect(self) -> None:
+        """The accuracy against a published figure."""
+        self.made.add("expect")
+        beside = dataset.list_of_wnids([dataset.folder_of(self.data.folder)])
+        devkit = ["--devkit", beside] if os.path.basename(beside).startswith(dataset.DEVKIT) else []
+        self.run("scripts/expect.py", self.arguments.workdir, self.arguments.expect, "--checkpoint",
+                 self.data.checkpoint, *devkit)
+
     def compare_with_cpu(self) -> None:
         self.infer_on_cpu(self.model, "result_onnx", "--first", str(self.arguments.compare), batch_size=8)
         forecast = ["--forecast", self.place("forecast.json")]
@@ -340,6 +351,7 @@ class Chain:
         steps = [("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),
                  ("Compile", self.compile, on_card), ("Inference", self.infer, True),
                  ("Quantise", self.quantise, given.precision == "int8"), ("Accuracy", self.judge, True),
+                 ("Published accuracy", self.expect, given.expect),
                  ("Comparison with ONNX Runtime", self.compare_with_cpu, on_card and given.compare),
                  ("Performance", self.measure, measured), ("Report", self.report, True)]
         return [(name, step) for name, step, wanted in [*before, *([] if given.tune else steps)] if wanted]

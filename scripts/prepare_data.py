@@ -17,7 +17,7 @@ import tarfile
 from collections import Counter
 from typing import Dict, Iterator, List, NamedTuple, Tuple
 
-from common import cli, dataset, files, record
+from common import cli, dataset, files, progress, record
 from common.cli import Refusal, shown, some
 from common.dataset import Found
 from common.images import find_images
@@ -121,13 +121,16 @@ def unpack(found: Found, members: List[Member], folder: record.Folder, labels: s
     files.check_space(target, files.occupied(member.size for member in members if folder.name(member.name) not in kept),
                       "name another DST")
     folder.begin(list(kept.values()), (member.name for member in members))
+    bar = progress.Bar("unpacking", len(members), "images", len(kept), lines_every=10)
     try:
-        for name, content in read_parquet(found.files) if found.images == "parquet" else read_tar(found.place):
-            if folder.name(name) not in kept:
-                if len(content) > LARGEST:
-                    raise Refusal(f"the image {shown(name)} in {shown(found.place)} has {len(content):,} bytes")
-                stamp = files.write_whole(os.path.join(target, name), content)
-                folder.add([], [[name, *stamp, record.digest_of(content)]])
+        with bar:
+            for name, content in read_parquet(found.files) if found.images == "parquet" else read_tar(found.place):
+                if folder.name(name) not in kept:
+                    if len(content) > LARGEST:
+                        raise Refusal(f"the image {shown(name)} in {shown(found.place)} has {len(content):,} bytes")
+                    stamp = files.write_whole(os.path.join(target, name), content)
+                    folder.add([], [[name, *stamp, record.digest_of(content)]])
+                    bar.advance()
         files.write_whole(labels, text)
         folder.finish()
     finally:

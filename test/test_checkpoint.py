@@ -10,7 +10,7 @@ import types
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 from unittest import mock
 
 from common import network
@@ -25,7 +25,7 @@ NAMES = ["body.conv1.0.weight", *(f"body.layer1.{index}.conv1.0.weight" for inde
 
 
 def weights(fill: float = 1.0) -> Dict[str, torch.Tensor]:
-    return OrderedDict((name, torch.full((2, 3), fill)) for name in NAMES)
+    return OrderedDict((name, torch.full((2, 3), float(fill))) for name in NAMES)
 
 
 def refused(held: Any, **options: Any) -> str:
@@ -82,14 +82,23 @@ def test_averaged_weights_are_taken_when_asked_for_or_alone() -> None:
         {"net": weights()}, ema=True)
 
 
-@pytest.mark.parametrize("tensor, said", [
-    (torch.eye(3).to_sparse(), "is sparse"),
-    (torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "is quantised"),
-    (torch.empty(3, 3, device="meta"), "is on the meta device, so it has no values"),
-    (torch.ones(3, dtype=torch.complex64), "has complex values"),
-    (torch.ones(1, 2048).expand(10**9, 2048), "has far more values than are stored for it")])
-def test_tensors_that_cannot_be_weights_are_named(tensor: torch.Tensor, said: str, tmp_path: Path) -> None:
-    held = load_checkpoint(saved(tmp_path / "x.pth", dict(weights(), **{"head.fc.weight": tensor})))
+@pytest.mark.parametrize("make, said", [
+    (lambda: torch.eye(3).to_sparse(), "is sparse"),
+    (lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "is quantised"),
+    (lambda: torch.empty(3, 3, device="meta"), "is on the meta device, so it has no values"),
+    (lambda: torch.ones(3, dtype=torch.complex64), "has complex values"),
+    (lambda: torch.ones(1, 2048).expand(10**9, 2048), "has far more values than are stored for it")])
+def test_tensors_that_cannot_be_weights_are_named(make: Callable[[], torch.Tensor], said: str, tmp_path: Path) -> None:
+    try:
+        tensor = make()
+    except RuntimeError as error:
+        pytest.skip(f"PyTorch {torch.__version__} has no such tensors: {error}")
+    path = saved(tmp_path / "x.pth", dict(weights(), **{"head.fc.weight": tensor}))
+    try:
+        held = load_checkpoint(path)
+    except Refusal as refusal:  # by PyTorch 1.6's reader, which builds plain tensors alone
+        assert not hasattr(torch.serialization, "safe_globals") and "which weights do not need" in refusal.sentence
+        return
     assert f"the tensor head.fc.weight of shape {list(tensor.shape)} {said}" in refused(held)
 
 

@@ -59,7 +59,11 @@ def test_a_missing_package_and_an_interruption_while_importing(tmp_path: Path) -
     done = end_of(script)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"tool.py: the package no_such_package is not installed for {sys.executable}; take ")
-    script.write_text(script.read_text().replace("import no_such_package", "raise KeyboardInterrupt"))
+    script.write_text(script.read_text().replace("import no_such_package", "raise ImportError('broken numpy')"))
+    done = end_of(script, PYTHONPATH="/else where")
+    assert (done.returncode, done.stderr) == (1, "tool.py: a package cannot be imported: broken numpy; PYTHONPATH="
+                                                 "'/else where' may put another one in its place: unset PYTHONPATH\n")
+    script.write_text(script.read_text().replace("raise ImportError('broken numpy')", "raise KeyboardInterrupt"))
     done = end_of(script)
     assert (done.returncode, done.stderr) == (130, "tool.py: interrupted\n")
 

@@ -15,7 +15,7 @@ from common.cli import Refusal
 import numpy as np
 import prepare_data
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, SMALL, copy_products, run
 from pictures import pattern
 
 NUMBERS = [1, 7, 12, 400, 999, *range(30, 55)]  # of the 30 images among the 50,000 (here: among 1,000)
@@ -367,20 +367,21 @@ def test_a_package_that_only_this_data_needs_is_asked_for(package: str, form: An
 # ---- through the pipeline --------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
-def test_the_pipeline_takes_an_archive_and_other_labels(sample: Path, tmp_path: Path) -> None:
-    lines = [line.split() for line in (sample / "val_label.txt").read_text().splitlines()][:4]
+def test_the_pipeline_takes_an_archive_and_other_labels(small_sample: Path, small_model: Path, tmp_path: Path) -> None:
+    lines = [line.split() for line in (small_sample / "val_label.txt").read_text().splitlines()][:4]
     data = tmp_path / "data"
     data.mkdir()
     with tarfile.open(str(data / "ILSVRC2012_img_val.tar"), "w") as archive:
         for number, (photo, _) in enumerate(lines, 1):
-            add(archive, name(number), (sample / "val_union" / photo).read_bytes())
+            add(archive, name(number), (small_sample / "val_union" / photo).read_bytes())
     (data / "val.txt").write_text("".join(f"{name(number)} {label}\n" for number, (_, label) in enumerate(lines, 1)))
-    shutil.copy(str(sample / "model_best.pth.tar"), str(data))
+    shutil.copy(str(small_sample / "model_best.pth.tar"), str(data))
     real = [[int(label)] if number else [] for number, (_, label) in enumerate(lines)]
     (tmp_path / "real.json").write_text(json.dumps(real))
+    copy_products(small_model, tmp_path / "work")
     for options, count in (([], "4"), (["--labels", str(tmp_path / "real.json")], "3")):
-        done = run("scripts/pipeline.py", "--backend", "cpu", "--data", data, "--workdir", tmp_path / "work", *options,
-                   cwd=str(ROOT))
+        done = run("scripts/pipeline.py", "--backend", "cpu", "--data", data, "--workdir", tmp_path / "work",
+                   "--img-size", SMALL, *options, cwd=str(ROOT))
         assert done.returncode == 0, done.stdout + done.stderr
         assert "labels by Caffe's list" in done.stdout
         found = {row["key"]: row["value"] for row in json.loads((tmp_path / "work" / "acc.json").read_text())["value"]}

@@ -191,7 +191,8 @@ def test_the_header_says_what_decides_over_the_bytes(prepared: Path) -> None:
         "tool": "TResNet_preprocess.py", "sources": record.sources(str(ROOT / "TResNet_preprocess.py")),
         "versions": record.versions(["numpy", "Pillow", "simplejpeg"]), "img_size": 224, "crop_pct": 0.875,
         "crop_mode": "center", "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1], "dtype": "float32",
-        "source": str(prepared / "src"), "given": [], "labels": False, "class_folders": []}
+        "source": str(prepared / "src"), "given": [], "labels": False, "class_folders": [],
+        "shard": [1, 1]}
     assert header["versions"]["numpy"] and header["versions"]["Pillow"]
 
 

@@ -300,3 +300,18 @@ def test_check_names_chip_and_tools(machine: Machine) -> None:
         assert item in done.stdout
     done = pipeline(machine, "--check", "--backend", "ascend", STANDIN_NPU_SMI="fail")
     assert done.returncode == 1 and "cannot run" in done.stdout
+
+
+def test_int8_on_the_card_stands_beside_float16_and_keeps_its_promise(machine: Machine) -> None:
+    out = passed(machine, *ONE, "--precision", "int8", "--max-drop", "100", "--stem", "conv12", "--uint8",
+                 "--small-channel")
+    summary = out.split("== Summary")[1]
+    assert re.search(r"Top1 accuracy +[0-9.]+%, float16 100.0%\n", summary)
+    assert re.search(r"speed +[0-9.]+ images/s, float16 [0-9.]+: ", summary)
+    assert re.search(r"int8 loses +[0-9.]+ points of Top-1 against float32 \(95 % interval .*\), --max-drop 100\n"
+                     r"put back +nothing\n", summary)
+    found = calls(machine)
+    assert "--calibration_config" in next(call["argv"] for call in found if call["tool"] == "amct_onnx")
+    last = [call["argv"] for call in found if call["tool"] == "atc"][-1]
+    assert f"--model={machine.work}/tresnet_int8.onnx" in last and last[-1] == "--enable_small_channel=1"
+    assert (machine.work / "tresnet_int8_bs1.om").exists() and (machine.work / "acc_float16.json").exists()

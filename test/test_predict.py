@@ -147,6 +147,7 @@ def test_class_folders_give_names_where_each_holds_one_class() -> None:
     assert class_names.find(3) is None
 
 
+@pytest.mark.slow
 def test_imagenets_names_come_by_themselves_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(class_names, "FOLDER", str(tmp_path / "kept"))
     class_names.fetch(1000)
@@ -161,6 +162,7 @@ def test_imagenets_names_come_by_themselves_and_are_kept(tmp_path: Path, monkeyp
     class_names.fetch(7)
 
 
+@pytest.mark.slow
 def test_without_a_network_one_line_says_so_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                                 capsys: Any) -> None:
     monkeypatch.setattr(class_names, "FOLDER", str(tmp_path / "kept"))

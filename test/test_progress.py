@@ -71,7 +71,10 @@ def test_without_a_total_it_says_how_much_and_since_when(clock: List[float], mon
     with progress.Bar("torch", 0, "MB", lines_every=10) as bar:
         clock[0] += 10
         bar.reach(35, "numpy")
-    assert stream.getvalue() == "numpy: 35 MB, 3.5/s, 10 s so far\n"
+    with progress.Bar("fitting", 0, "", lines_every=10) as bar:
+        clock[0] += 10
+        bar.advance(0)
+    assert stream.getvalue() == "numpy: 35 MB, 3.5/s, 10 s so far\nfitting: 10 s so far\n"
 
 
 def test_another_programs_work_is_counted_as_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

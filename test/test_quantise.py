@@ -179,7 +179,8 @@ COMMAND = {"--model": "poisoned.onnx", "--save_path": "amct/net", "--input_shape
     ({"--calibration_config": "layer.cfg"}, "the layer absent of skip_layers is not in the model")))
 def test_amct_standin_refuses(change: Dict[str, str], complaint: str, tiny: Path, machine: Machine) -> None:
     work = machine[1]
-    shutil.copytree(str(tiny), str(work), dirs_exist_ok=True)
+    shutil.copytree(str(tiny / "in"), str(work / "in"))
+    shutil.copy(str(tiny / "poisoned.onnx"), str(work))
     model = onnx.load(str(tiny / "tiny.onnx"))
     model.opset_import[0].version = 15
     onnx.save(model, str(work / "opset15.onnx"))

@@ -76,6 +76,7 @@ def test_predictions_are_the_highest_scores_and_of_equal_ones_the_lower_class() 
     assert several.true.tolist() == [2] and several.rank.tolist() == [1], "the best of several right answers counts"
 
 
+@pytest.mark.slow
 def test_confusion_and_accuracy_of_classes_are_scikit_learns(found: figures.Predictions) -> None:
     from sklearn import metrics
     matrix = metrics.confusion_matrix(found.true, found.top[:, 0])
@@ -155,6 +156,7 @@ def test_pictures_are_the_prepared_images(card: Path) -> None:
     assert np.abs(image - np.asarray(own, float)).mean() < 12
 
 
+@pytest.mark.slow
 def test_without_card_comparison_and_speed_there_are_no_holes(copy: Path) -> None:
     for name in ("perf.json", "compare.json", "run.json"):
         (copy / name).unlink()
@@ -168,6 +170,7 @@ def test_without_card_comparison_and_speed_there_are_no_holes(copy: Path) -> Non
     assert 'id="classes"' not in page and 'id="calibration"' not in page and "Top-1 80.00 %" in text(page)
 
 
+@pytest.mark.slow
 def test_what_an_earlier_run_left_is_not_shown(copy: Path) -> None:
     about = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps(dict(about, made=["acc", "acc_report", "run"])))
@@ -175,6 +178,7 @@ def test_what_an_earlier_run_left_is_not_shown(copy: Path) -> None:
     assert 'id="speed"' not in page and 'id="comparison"' not in page
 
 
+@pytest.mark.slow
 def test_a_missed_minimum_and_images_left_out_are_said_first(copy: Path) -> None:
     about, accuracy = (json.loads((copy / name).read_text()) for name in ("run.json", "acc_report.json"))
     (copy / "run.json").write_text(json.dumps(dict(about, gates={"min_top1": 80.1, "min_cosine": 0.5})))
@@ -223,6 +227,7 @@ def test_hostile_names_stay_text(hostile: Path) -> None:
     assert "x" * 61 not in page and "北京烤鸭 (8)" in page
 
 
+@pytest.mark.slow
 def test_what_is_not_ours_is_not_replaced_and_what_is_up_to_date_is_kept(copy: Path) -> None:
     before = (copy / "report.html").stat().st_mtime_ns
     make(copy)
@@ -249,6 +254,7 @@ def test_a_folder_without_a_run_and_damaged_parts_are_refused(tmp_path: Path) ->
         make(tmp_path)
 
 
+@pytest.mark.slow
 def test_joined_shards_have_one_report(tmp_path: Path) -> None:
     import merge_reports
     reports = []
@@ -310,6 +316,7 @@ def complaints(page: Page) -> List[Any]:
     return others + page.told("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", (False, True))
 @pytest.mark.parametrize("width", (390, 1200))
 def test_no_error_no_request_no_sideways_scrolling(width: int, dark: bool, page: Page, card: Path, hostile: Path
@@ -321,6 +328,7 @@ def test_no_error_no_request_no_sideways_scrolling(width: int, dark: bool, page:
         assert page.value("document.images.length && [...document.images].every(image => image.naturalWidth)")
 
 
+@pytest.mark.slow
 def test_text_has_contrast_in_light_and_dark(page: Page, card: Path) -> None:
     """WCAG's contrast of text against its background: 4.5 at least."""
     script = """(() => { const light = colour => { const [r, g, b] = colour.match(/[0-9.]+/g).map(value => {
@@ -338,6 +346,7 @@ def test_text_has_contrast_in_light_and_dark(page: Page, card: Path) -> None:
         assert page.value(script) > 4.5
 
 
+@pytest.mark.slow
 def test_a_click_sorts_the_classes_and_a_word_finds_one(page: Page, card: Path) -> None:
     page.open(card / "report.html")
     column = ("[...document.querySelectorAll('#classes tbody tr')].filter(row => !row.hidden)"
@@ -356,12 +365,14 @@ def test_a_click_sorts_the_classes_and_a_word_finds_one(page: Page, card: Path) 
     assert len(page.value(column.format(0))) == 11
 
 
+@pytest.mark.slow
 def test_on_paper_all_is_black_on_white_and_short(page: Page, card: Path) -> None:
     page.open(card / "report.html", dark=True, media="print")
     assert page.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.value("getComputedStyle(document.querySelector('nav')).display") == "none"
 
 
+@pytest.mark.slow
 def test_every_picture_has_words(page: Page, card: Path) -> None:
     page.open(card / "report.html")
     assert page.value("[...document.querySelectorAll('img')].every(image => image.alt)")

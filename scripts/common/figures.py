@@ -54,12 +54,15 @@ def join(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
-def interval(hits: int, images: int) -> Tuple[float, float]:
-    """The 95 % interval of a share, in per cent (Wilson 1927): honest for few images and near 0 and 100 % too."""
+def interval(hits: float, images: int) -> Tuple[float, float]:
+    """Wilson's 95 % interval of a share, in per cent: honest for few images and near 0 and 100 % too.
+
+    Source: https://doi.org/10.1080/01621459.1927.10502953
+    """
     share, square = hits / images, NORMAL_95 ** 2
     middle = (share + square / (2 * images)) / (1 + square / images)
     half = NORMAL_95 / (1 + square / images) * (share * (1 - share) / images + square / (4 * images ** 2)) ** 0.5
-    return max(0.0, 100 * (middle - half)), min(100.0, 100 * (middle + half))
+    return max(0.0, round(100 * (middle - half), 9)), round(100 * (middle + half), 9)  # exactly 100 for all of them
 
 
 def confused(found: Predictions) -> List[Tuple[int, int, int]]:

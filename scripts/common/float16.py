@@ -21,7 +21,9 @@ def add_rounding(nodes: List[onnx.NodeProto], x: str, target: str) -> None:
     """Append nodes that give `target` the float32 values of x, rounded to float16, saturated."""
     nodes.append(helper.make_node("Clip", [x, "float16.lowest", "float16.largest"], [x + "/clip"]))
     nodes.append(helper.make_node("Cast", [x + "/clip"], [x + "/half"], to=TensorProto.FLOAT16))
-    nodes.append(helper.make_node("Cast", [x + "/half"], [target], to=TensorProto.FLOAT))
+    # Between the two casts stands a node that copies: ONNX Runtime 1.14 removes a pair of casts, and so the rounding.
+    nodes.append(helper.make_node("Concat", [x + "/half"], [x + "/kept"], axis=0))
+    nodes.append(helper.make_node("Cast", [x + "/kept"], [target], to=TensorProto.FLOAT))
 
 
 def rounded(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:

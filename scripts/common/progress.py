@@ -40,7 +40,7 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """Counts what is done of `total` units (0: nobody knows how many) and shows it.
+    """Counts what is done of `total` units (0: nobody knows how many; no unit: only the time is told) and shows it.
 
     done: how many were finished before this run; lines_every: seconds between plain lines where stderr is no terminal,
     0 for none.
@@ -90,9 +90,8 @@ class Bar:
         """The line after so many seconds: what, how much of how much, how fast, how long still."""
         new = self.done - self.before
         speed = new / seconds if seconds else 0.0
-        parts = [f"{self.done:,.0f} {self.unit}"]
-        if self.total:
-            parts[0] = f"{self.done:,.0f} of {self.total:,.0f} {self.unit}"
+        of_total = f" of {self.total:,.0f}" if self.total else ""
+        parts = [f"{self.done:,.0f}{of_total} {self.unit}"] if self.unit else []
         parts += [f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s"] * (speed >= 0.1)
         parts += [f"about {duration((self.total - self.done) / speed)} left" if self.total > self.done and speed
                   else f"{duration(seconds)} so far"]

@@ -10,8 +10,9 @@ class Weights(NamedTuple):
     variant: str
     lineage: str
     img_size: int  # pixels
-    top1: float  # per cent
+    top1: Optional[float]  # per cent
     top5: Optional[float]  # per cent
+    source: str = "timm's results-imagenet.csv"
 
 
 # timm's results file (results-imagenet.csv): crop 0.875, bilinear, mean 0, std 1, at every size.
@@ -30,6 +31,12 @@ VALIDATION_IMAGES = 50_000
 CARD_CASE = ("310P3", "tresnet_m", 224)  # chip, variant, image size
 CARD_SPEED: Dict[int, float] = {1: 1154.0, 4: 2552.0, 8: 3158.0, 16: 3249.0, 32: 2756.0}  # {batch size: images/s}
 CARD_TOP5 = 94.43  # per cent
+
+# What --expect takes: published weights, the card's figure, and the sample, whose head is fitted to its photos.
+EXPECTED: Dict[str, Weights] = {
+    **WEIGHTS,
+    "tresnet_m.ascend_310P3": Weights("tresnet_m", "ascend", 224, None, CARD_TOP5, "measured on one Ascend 310P3"),
+    "sample": Weights("tresnet_m", "ascend", 224, 100.0, 100.0, "docs/checkpoints.md, the sample checkpoint")}
 
 # The official repository's table: images/s at 224 pixels.
 V100_SPEED: Dict[str, float] = {"tresnet_m": 2930.0, "tresnet_l": 1390.0, "tresnet_xl": 1060.0}

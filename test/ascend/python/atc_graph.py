@@ -130,7 +130,8 @@ def compute_in_float16(model: Any, kept: Set[str]) -> None:
     def to_half(source: str, target: str) -> None:
         nodes.extend([helper.make_node("Clip", [source, "least", "most"], [target + ".clipped"]),
                       helper.make_node("Cast", [target + ".clipped"], [target + ".half"], to=TensorProto.FLOAT16),
-                      helper.make_node("Cast", [target + ".half"], [target], to=TensorProto.FLOAT)])
+                      helper.make_node("Concat", [target + ".half"], [target + ".copy"], axis=0),  # see common/float16
+                      helper.make_node("Cast", [target + ".copy"], [target], to=TensorProto.FLOAT)])
 
     weights = {tensor.name for tensor in graph.initializer}
     wide = {value.name for value in graph.input if value.name not in weights}

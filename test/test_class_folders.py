@@ -1,0 +1,114 @@
+"""Class folders are numbered as folders, not by the images that happen to be good, and counted against the network."""
+import os
+import shutil
+from pathlib import Path
+from typing import Dict, List
+
+from common import labels, record
+from common.cli import Refusal
+from common.images import class_folders, find_images
+from common.names import name_bins
+
+import numpy as np
+import pytest
+from pictures import fill, prepare, refused
+from test_postprocess import post, scores, write
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Five class folders with one image each."""
+    return fill(tmp_path / "val", [f"n{number}/x{number}.png" for number in (1, 2, 3, 9, 10)])
+
+
+def without_hashes(text: str) -> Dict[str, str]:
+    """{image's name: its label}; in class folders the stems have a hash behind the name."""
+    return {line.partition("-")[0]: line.split()[1] for line in text.splitlines()}
+
+
+def numbers(folder: Path) -> Dict[str, str]:
+    images, _ = find_images(str(folder))
+    text = labels.class_labels(str(folder), images, name_bins(images), None)
+    assert text is not None
+    return without_hashes(text.decode())
+
+
+def test_folders_are_numbered_in_natural_order(data: Path) -> None:
+    assert numbers(data) == {"x1": "0", "x2": "1", "x3": "2", "x9": "3", "x10": "4"}
+
+
+@pytest.mark.parametrize("damage", ["broken image", "no image", "unreadable link to an image"])
+def test_a_folder_without_a_good_image_keeps_its_number(damage: str, data: Path) -> None:
+    (data / "n2" / "x2.png").unlink()
+    if damage == "broken image":
+        (data / "n2" / "x2.png").write_bytes(b"no image")
+    elif damage == "unreadable link to an image":
+        (data / "n2" / "x2.png").symlink_to("nowhere")
+    found = numbers(data)
+    found.pop("x2", None)
+    assert found == {"x1": "0", "x3": "2", "x9": "3", "x10": "4"}
+
+
+def test_a_link_to_nowhere_is_refused_and_hidden_folders_do_not_count(data: Path, tmp_path: Path) -> None:
+    (data / ".thumbnails").mkdir()
+    assert class_folders(str(data)) == ["n1", "n2", "n3", "n9", "n10"]
+    shutil.rmtree(str(data / "n2"))
+    (data / "n2").symlink_to("gone")
+    assert f"{data}/n2 is a link to nowhere, and classes are numbered by their folders" in refused(
+        data, tmp_path / "prep")
+    (tmp_path / "map").write_bytes(b"\xef\xbb\xbfn1 4\nn3 3\nn9 2\nn10 1\n")  # with a byte order mark
+    prepare(data, tmp_path / "prep", "--img-size", 32, "--class-map", tmp_path / "map")
+    assert without_hashes((tmp_path / "prep" / "val_label.txt").read_text()) == {"x1": "4", "x3": "3", "x9": "2",
+                                                                                 "x10": "1"}
+
+
+@pytest.mark.parametrize("names, classes, good", [(5, 5, True), (5, 1000, False), (2, 1000, False), (1000, 1001, True),
+                                                  (1001, 1001, True), (1002, 1001, False)])
+def test_folders_are_counted_against_the_networks_classes(names: int, classes: int, good: bool) -> None:
+    folders: List[str] = [f"n{number}" for number in range(names)]
+    if good:
+        labels.check_folders("val", folders, classes)
+        return
+    with pytest.raises(Refusal, match=f"val has {names} class folders .* but the network has {classes} classes"):
+        labels.check_folders("val", folders, classes)
+
+
+def test_the_accuracy_of_too_few_folders_is_refused_by_hand_as_well(data: Path, tmp_path: Path) -> None:
+    prepare(data, tmp_path / "prep", "--img-size", 32)
+    stems = [path.stem for path in (tmp_path / "prep").glob("*.bin")]
+    write(tmp_path / "result", {stem: scores(9, 0) for stem in stems})
+    with pytest.raises(Refusal, match="has 5 class folders .* but the network has 9 classes"):
+        post.evaluate(str(tmp_path / "result"), str(tmp_path / "prep" / "val_label.txt"))
+
+
+def test_headings_and_commas_in_a_labels_file_are_named(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("image label\nx.png 1\n")
+    with pytest.raises(Refusal, match="line 1: 'image label' is not a label; .* if this is a heading, remove it"):
+        labels.read_labels(str(tmp_path / "l.txt"))
+    (tmp_path / "l.txt").write_text("x.png,1\n")
+    with pytest.raises(Refusal, match="put a space where the comma is"):
+        labels.read_labels(str(tmp_path / "l.txt"))
+
+
+def test_a_summary_that_is_the_users_stays(tmp_path: Path) -> None:
+    (tmp_path / "result_summary.json").write_text("mine")
+    folder = record.Folder(str(tmp_path / "result"), record.recipe(record.__file__, {}),
+                           [str(tmp_path / "result_summary.json")])
+    with pytest.raises(Refusal, match="result_summary.json is there already, and no record says"):
+        folder.begin([], ["a_0.txt"])
+    assert os.listdir(str(tmp_path)) == ["result_summary.json"]
+
+
+def test_a_model_that_is_not_what_its_record_says_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    model = tmp_path / "net.onnx"
+    model.write_bytes(np.arange(1000, dtype=np.uint8).tobytes())
+    made_by = record.recipe(record.__file__, {})
+    record.begin(str(model), made_by, [])
+    record.write(str(model), made_by, [str(model)])
+    assert record.is_current(str(model), made_by)
+    status = model.stat()
+    model.write_bytes(bytes(1000))
+    os.utime(str(model), ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert not record.is_current(str(model), made_by)
+    with pytest.raises(Refusal, match="net.onnx is not what it was when it was made: it is damaged"):
+        record.recipe(record.__file__, {}, inputs=[str(model)])
