@@ -95,8 +95,9 @@ def ascend_rows(soc: str, device: Optional[List[int]]) -> List[Row]:
     lacking, mend = ascend.atc_problem()
     source = f"source {shown(ascend.set_env() or ascend.SET_ENV)}"
     python = f"{shutil.which('python3') or 'none on the PATH'}, Python {facts.get('python', 'unknown')}"
+    driver = "install the driver and firmware of the card, then: npu-smi info"
     rows = [Row("ascend", "NPU (npu-smi)", bool(found), found or problem,
-                "install the driver and firmware of the card, then: npu-smi info"),
+                driver if "npu-smi" in problem else "the chips and their numbers: python3 scripts/npu_info.py --json"),
             Row("ascend", "atc", bool(atc), atc or "not on the PATH", source),
             Row("ascend", "host's python3", not (virtual or lacking), python + (
                 ", a virtual environment's, in which atc fails" if virtual else f": {lacking}" if lacking else
@@ -316,7 +317,7 @@ def choose(arguments: argparse.Namespace, rows: List[Row]) -> Tuple[str, str]:
         return "ascend", "a chip was named"
     missing = [row for row in rows if row.item in ("NPU (npu-smi)", "atc", "ais_bench") and not row.good]
     if missing and not (len(missing) == 1 and "of different kinds" in missing[0].found):
-        return "cpu", "for ascend, " + "; ".join(f"{row.item}: {row.found}" for row in missing)
+        return "cpu", "for ascend, " + "; ".join(f"{row.item}: {row.found.split(';')[0]}" for row in missing)
     return "ascend", f"{rows[0].found}, atc and ais_bench are there"
 
 

@@ -59,11 +59,11 @@ def parse_arguments() -> argparse.Namespace:
 def lend(path: str, target: str) -> None:
     """Put an input into a slice's folder as a hard link; as a copy where ais_bench would refuse that, or none can be.
 
-    Its later versions refuse symbolic links, and files that others can write or that belong to others.
+    Its later versions refuse symbolic links, and files that others can write or that are not the user's or a group's.
     """
     path = os.path.realpath(path)
     status = os.stat(path)
-    if not status.st_mode & 0o022 and status.st_uid == os.geteuid():
+    if not status.st_mode & 0o022 and (status.st_uid == os.geteuid() or status.st_gid in os.getgroups()):
         try:
             os.link(path, target)
             return

@@ -50,7 +50,8 @@ def identity(workdir: str, report: Dict[str, Any]) -> Dict[str, Any]:
     if made_by["tool"] == ON_CARD:  # the compiler need not give the same bytes on another machine
         onnx = record.files_of(record.read(record.path_of(os.path.join(workdir, "tresnet.onnx"))).rows)
         model = [[name for name, _ in model], [digest for *_, digest in onnx]]
-    return {"model": model, "program": made_by["sources"], "backend": made_by["tool"], "chip": made_by.get("host"),
+    return {"model": model, "program": made_by["sources"], "backend": made_by["tool"],
+            "ais_bench, CANN or driver": made_by.get("host"),
             "options": made_by["options"], "versions": made_by["versions"], "classes": report["classes"],
             "labels": [report["counts"]["labelled"], report.get("label_offset")],
             "preprocessing": {key: value for key, value in prepared.items() if key not in VOLATILE}}

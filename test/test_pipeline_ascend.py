@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
 
@@ -217,7 +218,9 @@ def test_what_atc_needs_of_the_hosts_python_is_looked_at(machine: Machine) -> No
     own = subprocess.check_output([HOST_PYTHON, "-s", "-c", code], universal_newlines=True).split()
     lacking = [name for name in ("decorator", "pathlib2") if name not in own]
     assert f"atc needs {', '.join(lacking)} in it   → pip3 install {' '.join(lacking)}" in check(*lacking)
-    assert "NumPy 1.26.0, but the atc of CANN 8.0.RC1 needs numpy<1.25" in check(numpy="1.26.0", cann="8.0.RC1")
+    too_new = sys.version_info[:3] > (3, 11, 4)  # the host's Python is the one that the tests' was made from
+    said = "takes 3.11.4 at most" if too_new else "NumPy 1.26.0, but the atc of CANN 8.0.RC1 needs numpy<1.25"
+    assert said in check(numpy="1.26.0", cann="8.0.RC1")
     assert "which has what atc needs" in check(numpy="1.26.0", cann="8.5.0")
     assert "needs numpy<2.0" in check(numpy="2.1.0", cann="8.5.0")
 
