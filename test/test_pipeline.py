@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple
 
+from common.results import read_result
+
 import numpy as np
 import onnx
 import pytest
@@ -127,7 +129,7 @@ def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_agai
     settings, = copy.glob("prep_dataset-*/aipp.cfg")  # beside the folder of the run before, which had other settings
     assert {path.stat().st_size for path in settings.parent.glob("*.bin")} == {3 * SMALL ** 2}
     for path in (small_work / "result").iterdir():
-        difference = np.abs(np.load(str(path)) - np.load(str(copy / "result" / path.name)))
+        difference = np.abs(read_result(str(path)) - read_result(str(copy / "result" / path.name)))
         assert difference.max() <= 1.2e-3  # of a largest logit of 12
     assert accuracy(copy)["Top1 accuracy"] == "100.0%"
     before = {name: (copy / name).stat().st_mtime_ns for name in products(copy)}
