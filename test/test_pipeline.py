@@ -130,7 +130,7 @@ def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_agai
     assert {path.stat().st_size for path in settings.parent.glob("*.bin")} == {3 * SMALL ** 2}
     for path in (small_work / "result").iterdir():
         difference = np.abs(read_result(str(path)) - read_result(str(copy / "result" / path.name)))
-        assert difference.max() <= 1e-4
+        assert difference.max() <= 1.2e-3  # of a largest logit of 12
     assert accuracy(copy)["Top1 accuracy"] == "100.0%"
     before = {name: (copy / name).stat().st_mtime_ns for name in products(copy)}
     out = passed(*options)

@@ -279,8 +279,11 @@ def test_a_source_that_lost_files_is_fetched_again_but_a_clone_of_the_users_is_l
 
 
 @pytest.mark.parametrize("damage", ["no package", "no lib", "another Python"])
-def test_an_environment_that_lost_something_is_made_again(damage: str, clone: Path) -> None:
-    python = Path(set_up(clone).stdout.strip())
+def test_an_environment_that_lost_something_is_made_again(damage: str, made: Tuple[Path, List[str]], tmp_path: Path
+                                                          ) -> None:
+    clone, python = tmp_path / "a clone", tmp_path / "a clone" / ".venv" / "bin" / "python"
+    shutil.copytree(str(made[0]), str(clone), symlinks=True)
+    assert set_up(clone).stderr == "", "the copy is an environment that is finished"
     packages, = (clone / ".venv" / "lib").glob("python*/site-packages")
     if damage == "no package":
         shutil.rmtree(str(packages / "iniconfig"))
