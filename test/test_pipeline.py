@@ -19,6 +19,7 @@ from common.results import read_result
 import numpy as np
 import onnx
 import pytest
+import summary as summary_of
 from conftest import ROOT, SMALL, Shared, copy_products, listed_sha256, sha256, succeed
 
 pytestmark = pytest.mark.slow
@@ -139,7 +140,8 @@ def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_agai
     assert changed <= {"acc.json", f"{settings.parent.name}/aipp.cfg", "perf.json", "perf.md", "perf.png"}
 
 
-def test_int8_is_measured_against_float32(copy: Path, options: Tuple[object, ...]) -> None:
+def test_int8_is_measured_against_float32(copy: Path, options: Tuple[object, ...], capsys: pytest.CaptureFixture
+                                          ) -> None:
     out = passed(*options, "--precision", "int8")
     assert accuracy(copy)["Top1 accuracy"] == "100.0%"
     comparison = json.loads((copy / "compare.json").read_text())
@@ -150,15 +152,18 @@ def test_int8_is_measured_against_float32(copy: Path, options: Tuple[object, ...
     assert f"{speed['result_int8']:.1f} images/s, float32 {speed['result']:.1f}: " in summary
     assert comparison["images"] == 20
     assert re.search(rf"float32 for {comparison['top1_agreement']:.2f} % .*{comparison['cosine']['min']:.4f}", summary)
-    (copy / "result_summary.json").unlink()  # as a run leaves it that is killed after its last image
-    assert re.search("speed +not measured: ", passed(*options, "--precision", "int8"))
+    said = (copy / "result_summary.json").read_text()  # with 0 as a run leaves it that goes on after its last image
+    (copy / "result_summary.json").write_text(json.dumps(dict(json.loads(said), throughput=0.0)))
+    model, quantised = str(copy / "tresnet.onnx"), str(copy / "tresnet_int8.onnx")
+    summary_of.show(str(copy), "cpu", model, quantised, str(copy / "result_int8"), str(copy / "result"), True, False,
+                    False)
+    assert re.search("speed +not measured: ", capsys.readouterr().out)
     metadata = {entry.key: entry.value for entry in onnx.load(str(copy / "tresnet_int8.onnx")).metadata_props}
     assert metadata["precision"] == "int8" and metadata["variant"] == "tresnet_m"
 
 
 def test_performance_is_measured_and_drawn(copy: Path, options: Tuple[object, ...]) -> None:
-    out = passed(*options, "--perf", "--batch-sizes", "1,2", "--loop", "3", "--repeat", "2",
-                 "--min-throughput", "0.001")
+    out = passed(*options, "--perf", "--batch-sizes", "1,2", "--loop", "1", "--repeat", "1")
     assert {"perf.json", "perf.md", "perf.png"} <= set(os.listdir(str(copy)))
     rows = json.loads((copy / "perf.json").read_text())["rows"]
     assert [row["batch_size"] for row in rows] == [1, 2] and "best" in out.lower()
@@ -202,12 +207,13 @@ def test_gates_end_with_status_3_and_one_sentence(small_sample: Path, copy: Path
     labels = (data / "val_label.txt").read_text().splitlines()
     (data / "val_label.txt").write_text("\n".join([labels[0].rsplit(" ", 1)[0] + " 7", *labels[1:]]))
     options += ("--data", data)
-    passed(*options, "--min-top1", "95", "--min-top5", "95")
     said = refused(*options, "--min-top1", "95.5", status=3)
     assert "95.0" in said and "95.5" in said and len(said.strip().splitlines()) == 1
     assert "below a minimum" in (copy / "report.html").read_text(), "the report is made all the same"
-    said = refused(*options, "--min-throughput", "1e9", "--batch-sizes", "1", "--loop", "1", "--repeat", "1", status=3)
-    assert len([line for line in said.strip().splitlines() if not line.startswith("\r")]) == 1
+    said = refused(*options, "--min-top1", "95", "--min-top5", "95", "--min-throughput", "1e9", "--batch-sizes", "1",
+                   "--loop", "1", "--repeat", "1", status=3)
+    line, = [line for line in said.strip().splitlines() if not line.startswith("\r")]
+    assert "below --min-throughput 1000000000.0" in line, "the other two hold"
 
 
 # ---- what can be known at the start ----------------------------------------------------------------------------------
@@ -410,20 +416,20 @@ def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bytes(small_sample: P
                                                                  ) -> None:
     workdir, options = tmp_path / "work", ("--data", small_sample, *SIZE)
     generator = random.Random(5)
-    longest = {"Export": 4.0, "Preprocess": 0.6, "Inference": 1.2, "Accuracy": 0.5}
+    longest = {"Export": 4.0, "Preprocess": 0.6, "Inference": 1.2, "Accuracy": 0.5}  # s
     kills = 0
     for step in longest:
-        for attempt in range(3):
+        for attempt in range(1 if step in ("Export", "Accuracy") else 2):
             if step == "Preprocess":
                 shutil.rmtree(str(workdir / "prep_dataset"), ignore_errors=True)
             elif step == "Inference":
                 shutil.rmtree(str(workdir / "result"), ignore_errors=True)
             process = start(workdir, *options)
             if wait_for(process, step):
-                time.sleep(generator.uniform(0, longest[step]) * (attempt + 1) / 3)
+                time.sleep(generator.uniform(0, longest[step]) * (attempt + 1) / 2)
                 kills += 1
             kill_all(process)
-    assert kills == 12
+    assert kills == 6
     passed("--workdir", workdir, *options)
     assert products(workdir) == products(small_work)
 
