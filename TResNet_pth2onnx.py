@@ -25,7 +25,7 @@ from collections import Counter
 from typing import Any, Dict, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, evaluation, files, progress, record
+from common import cli, evaluation, files, onnx_file, progress, record
 from common.checkpoint import AVERAGED, find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
 from common.graph import REFLECTIONS, build_model
@@ -211,7 +211,8 @@ def main() -> None:
     except OSError as error:
         raise Refusal(f"{shown(arguments.output)} cannot be written ({error.strerror}); choose a folder that exists, "
                       f"can be written and has {len(serialized) / 1e6:.0f} MB of space")
-    record.write(arguments.output, made_by, [arguments.output], **about, evaluation=json.loads(said_now))
+    record.write(arguments.output, made_by, [arguments.output], **about, evaluation=json.loads(said_now),
+                 described=onnx_file.read(arguments.output))
     print(f"{shown(arguments.output)}: {len(serialized) / 1e6:.1f} MB in {time.time() - start:.1f} s")
 
 
