@@ -28,12 +28,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "sc
 from common import cli, evaluation, files, onnx_file, progress, record
 from common.checkpoint import AVERAGED, find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
-from common.graph import REFLECTIONS, build_model
-from common.names import STEMS
+from common.names import REFLECTIONS, STEMS
 from common.network import FAMILY, PATCH, TRACKED, load_network, recognise
-
-import numpy as np
-import onnx
 
 MULTIPLE = 32  # pixels: the network halves the image five times
 OPSETS = range(11, 19)  # the graph is the same in all of them
@@ -47,6 +43,7 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
 
     Raises: Refusal if it exceeds TOLERANCE.
     """
+    import numpy as np  # here, as onnx in main(): what is up to date needs none of them
     import onnxruntime
     import torch
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -164,6 +161,9 @@ def main() -> None:
               f"{was['lineage']} lineage; --force exports again")
         warn_of_lineage(was, arguments.checkpoint)
         return
+    from common.graph import build_model
+
+    import onnx
     record.claim(arguments.output, [arguments.output])
     checkpoint = load_checkpoint(arguments.checkpoint)
     found = find_state_dict(checkpoint, arguments.checkpoint, arguments.ema, arguments.key)

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from common import cli, files, float16, onnx_file, operators, progress, record
 from common.cli import Refusal, shown, some
-from common.inputs import Input, list_inputs, read_aipp, read_batch
+from common.images import list_inputs
+from common.inputs import Input, read_aipp, read_batch
 from common.manifest import true_classes
 from common.names import result_stem
 from common.results import cosine_similarity

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from common import cli, evaluation, files, manifest, progress, record
 from common.cli import Refusal, shown
-from common.inputs import Input, list_inputs, read_aipp, read_batch
+from common.images import list_inputs
+from common.inputs import Input, read_aipp, read_batch
 from common.names import FORMATS, result_names
 from common.results import encode
 
