@@ -66,7 +66,7 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
                               "allowed, so no file is written; the weights overflow, or onnxruntime "
                               f"{onnxruntime.__version__} or torch {torch.__version__} computes wrongly: try another "
                               "version")
-            worst = max(worst, difference / largest if largest else 0.0)
+            worst = max(worst, difference / largest)
             bar.advance()
     return worst
 

@@ -85,8 +85,14 @@ def products(work: Path) -> Dict[str, str]:
             if path.is_file()}
 
 
+def end_boot() -> None:
+    """Take away what new_boot() has mounted, if it has."""
+    subprocess.run(["umount", "--lazy", BOOT_ID], stderr=subprocess.DEVNULL)
+
+
 def new_boot(scratch: Path) -> None:
     """Another start of the machine, for the processes of this mount namespace."""
+    end_boot()
     name = scratch / f"boot-{uuid.uuid4()}"
     name.write_text(f"{uuid.uuid4()}\n")
     subprocess.run(["mount", "--bind", str(name), BOOT_ID], check=True)
@@ -196,6 +202,7 @@ def main() -> int:
         print(f"{failed} of {3 * arguments.runs} runs did not recover")
         return 1 if failed else 0
     finally:
+        end_boot()
         shutil.rmtree(str(scratch), ignore_errors=True)
 
 

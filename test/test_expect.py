@@ -177,6 +177,7 @@ def test_a_wrong_evaluation_is_named(wrong: List[object], judged: Any) -> None:
 
 # ---- what cannot be judged -------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_the_figure_of_another_network_is_no_riddle(small_work: Path, tmp_path: Path, monkeypatch: Any,
                                                     capsys: pytest.CaptureFixture) -> None:
     copy_products(small_work, tmp_path / "work")

@@ -263,7 +263,7 @@ def test_during_a_long_run_the_disk_is_told_to_keep_what_is_done(slow_images: Pa
         synced = [(index, line["synced"]) for index, line in enumerate(lines) if "synced" in line]
         if len(synced) > 2:
             break
-    assert synced[0][1] == 1 and synced[-1][1] == 25 and len(synced) > 2  # in the beginning, in the end, in between
+    assert synced[0][1] == 2 and synced[-1][1] == 27 and len(synced) > 2  # in the beginning, in the end, in between
     assert all(count <= sum("synced" not in line for line in lines[:index]) for index, count in synced)
 
 

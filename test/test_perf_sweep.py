@@ -217,6 +217,8 @@ def test_figures_of_another_case_are_never_taken(machine: Machine, tmp_path: Pat
     assert (measures(**switches), measures()) == (False, True)
     later = time.time_ns() + 10**9
     os.utime(str(work / "net_bs4.om"), ns=(later, later))
+    assert not measures(), "the same model, copied or touched"
+    (work / "net_bs4.om").write_text("another one")
     assert measures(), "another model"
     assert (measures(backend="cpu"), measures(backend="cpu"), measures()) == (True, False, True)
 

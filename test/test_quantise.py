@@ -28,6 +28,7 @@ from ascend.helpers import (
     start,
     start_here,
 )
+from conftest import succeed
 from onnx import numpy_helper
 
 machine = pytest.fixture(make_machine)
@@ -234,6 +235,17 @@ def test_with_max_drop_0_the_poisoned_layer_is_put_back_on_the_card(tiny: Path, 
     assert [row["name"] for row in report["put_back"]] == [POISONED] and report["held"] and report["drop"] <= 0
     assert report["rounds"][0]["drop"] > 0 and len(calls(machine[0], "amct_onnx")) == 2
     assert "int8 with 1 layers put back to float loses" in done.stdout
+
+
+def test_the_int8_file_has_the_same_bytes_each_time(tiny: Path, tmp_path: Path) -> None:
+    made = []
+    for seed in (1, 2):  # of Python's hashes, which decide the order of sets
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        succeed("scripts/quantize_onnx.py", tiny / "tiny.onnx", folder / "int8.onnx", "--calibrate", tiny / "in",
+                "--images", 4, env={"PYTHONHASHSEED": str(seed)})
+        made.append((folder / "int8.onnx").read_bytes())
+    assert made[0] == made[1]
 
 
 @pytest.mark.slow

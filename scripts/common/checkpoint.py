@@ -23,6 +23,7 @@ AVERAGED = re.compile(r"ema|averaged|swa", re.IGNORECASE)  # in the key of avera
 FIRST = ("state_dict", "model")  # keys that go before all others
 PREFIX = re.compile(r"^((module|_orig_mod|model|net|backbone)\.)+")  # put before names by wrappers, in any order
 PLAIN_TYPES = ("bool", "int", "float", "complex", "str", "list", "tuple", "dict", "set", "frozenset")
+NAMES_GLOBALS = (2, 8)  # PyTorch whose safe_globals() takes (object, name) for certain; 2.5 does not
 EXPANDED = 1 << 24  # values that a tensor may have beyond those that are stored, as a view that repeats them
 
 
@@ -70,10 +71,12 @@ def empty_dict(*_: Any) -> Any:
 def load_weights_only(path: str) -> Any:
     """torch.load that builds tensors, containers, numbers and the harmless_globals(), nothing else."""
     import torch
-    if hasattr(torch.serialization, "safe_globals"):
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    if version >= NAMES_GLOBALS:
         with torch.serialization.safe_globals(harmless_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    # PyTorch 1.6 has no weights_only. It unpickles with the module it is given: this one looks up no other names.
+    # Older ones have no weights_only, or cannot be told the name that a thing was pickled under. They unpickle with the
+    # module that they are given: this one looks up no other names.
     import _codecs
     allowed = {name: thing for thing, name in harmless_globals()}
     allowed.update({"collections.OrderedDict": OrderedDict, "torch.Size": torch.Size, "torch.device": torch.device,
@@ -92,7 +95,8 @@ def load_weights_only(path: str) -> Any:
     restricted = types.ModuleType("restricted_pickle")
     restricted.Unpickler = Unpickler  # type: ignore[attr-defined]
     restricted.load = lambda file, **options: Unpickler(file, **options).load()  # type: ignore[attr-defined]
-    return torch.load(path, map_location="cpu", pickle_module=restricted)
+    options = {"weights_only": False} if version >= (1, 13) else {}
+    return torch.load(path, map_location="cpu", pickle_module=restricted, **options)
 
 
 def load_safetensors(path: str) -> Tensors:
