@@ -259,6 +259,7 @@ def check_images(described: Dict[str, Any], aipp: Dict[str, str], path: str) -> 
 def compute(arguments: argparse.Namespace, product: str, made_by: record.Row, paths: List[str], sample: Input
             ) -> Dict[str, Any]:
     """Compute the forecast and write its files."""
+    import matplotlib  # noqa: F401 (draw_plot needs it: if it is missing, that is said now)
     model = onnx_file.load(arguments.model)
     classes = len(operators.run(operators.session(operators.with_outputs(model, [model.graph.output[0].name])), {
         sample.name: read_batch(paths[:1], sample)})[model.graph.output[0].name][0])

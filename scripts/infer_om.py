@@ -242,6 +242,7 @@ def main() -> None:
         return
     if results.changed or (results.kept and not kept):
         print(f"everything is inferred anew: {results.changed or 'other device or inputs'}")
+    import numpy  # noqa: F401 (summarise needs it: if it is missing, that is said now and not after the inference)
     files.make_folder(arguments.output, "--output")
     results.begin(kept, [name for path in paths for name in result_names(path, 1, arguments.outfmt)])
     try:

@@ -101,6 +101,7 @@ def measure_together(arguments: argparse.Namespace, row: Dict[str, Any], alone: 
 
 def sweep(arguments: argparse.Namespace) -> Dict[str, Any]:
     """All runs: "rows", one per batch size, of the first device; where there are several, "devices" and "together"."""
+    import matplotlib  # noqa: F401 (draw_plot needs it: if it is missing, that is said now and not after the runs)
     found: Dict[Tuple[int, int], List[Dict[str, float]]] = {
         (device, size): [] for device in arguments.device for size in arguments.batch_sizes}
     with ascend.run_folder(os.path.join(arguments.output, "perf_runs")) as runs, progress.watched(
