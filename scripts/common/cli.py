@@ -16,7 +16,7 @@ import traceback
 from types import TracebackType
 from typing import Any, Callable, Iterable, List, Optional, Type
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 GRACE = 1.2  # seconds that a process has after SIGTERM, before it is killed
 USAGE, BELOW_MINIMUM = 2, 3  # exit statuses, beside 0 good, 1 failure, 128 + number of a signal

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Dict, Iterator, List, Sequence, Set
+from typing import Dict, Iterator, List, Sequence, Set, Tuple
 
 from common import files, native, progress, record
 from common.cli import ROOT, Refusal, shown, why
@@ -99,15 +99,12 @@ def download(package: str, sha256: str, folder: str, *options: str) -> str:
 def satisfied(requirements: Sequence[str]) -> bool:
     """Whether this Python has every package of the files, in an admitted version (none is imported: that takes long).
 
-    `packaging`, which ONNX Runtime and matplotlib need, reads the files, or the copy of it that pip has.
+    A Python that has them all has `packaging` as well, which ONNX Runtime and matplotlib need.
     """
     try:
         from packaging.requirements import Requirement
     except ImportError:
-        try:
-            from pip._vendor.packaging.requirements import Requirement
-        except ImportError:
-            return False
+        return False
     for path in requirements:
         with open(path, encoding="utf-8") as file:
             wanted = [Requirement(text) for text in (line.split("#")[0].strip() for line in file) if text]
@@ -158,45 +155,36 @@ def coming() -> str:
             f"torch without them: PyTorch's own index of CPU builds gave no answer within {ANSWER:g} s")
 
 
-def pinned_torch(requirements: Sequence[str], python: str) -> str:
-    """The line for torch, as NAME==VERSION, that holds for an environment's Python; "" if there is none."""
-    code = """
-import sys
-from pip._vendor.packaging.requirements import Requirement
-for path in sys.argv[1:]:
-    for line in open(path, encoding="utf-8"):
-        line = line.split("#")[0].strip()
-        if line.startswith("torch=="):
-            found = Requirement(line)
-            if not found.marker or found.marker.evaluate():
-                print(f"{found.name}{found.specifier}")
-"""
-    said = subprocess.check_output([python, "-c", code, *requirements], stdin=subprocess.DEVNULL)
-    return (said.decode().splitlines() or [""])[0]
+def split(requirements: Sequence[str], place: str) -> Tuple[List[str], List[str]]:
+    """The files in two, copied into the environment's folder: (what they say of torch, all the rest), as paths.
+
+    pip looks at the markers: which of the lines for torch holds here.
+    """
+    torch, rest = [], []
+    for number, path in enumerate(requirements):
+        with open(path, encoding="utf-8") as file:
+            lines = file.readlines()
+        for name, paths, wanted in (("torch", torch, True), ("rest", rest, False)):
+            chosen = [line for line in lines if line.startswith("torch==") == wanted]
+            if chosen:
+                paths.append(os.path.join(place, f"{name}-{number}.txt"))
+                files.write_whole(paths[-1], "".join(chosen).encode())
+    return torch, rest
 
 
 def install(requirements: Sequence[str], python: str, from_host: str) -> None:
     """Fill an environment. from_host: the version of the host's torch, which it sees."""
-    torch = pinned_torch(requirements, python)
-    paths: List[str] = list(requirements)
+    torch, rest = split(requirements, os.path.dirname(os.path.dirname(python)))
     if torch and from_host:
         say(f"the host's own torch {from_host} serves")
-        paths = [without_torch(path, os.path.dirname(os.path.dirname(python))) for path in requirements]
+        torch = []
     elif torch and brings_cuda() and not has_package(python, "torch"):
         if cpu_index_answers():
-            run_pip(["install", "--index-url", CPU_INDEX, torch], python)
+            run_pip(["install", "--index-url", CPU_INDEX, *(word for path in torch for word in ("-r", path))], python)
         else:
-            say(f"{torch} comes from the registry, {coming()}")
-    run_pip(["install", *(word for path in paths for word in ("-r", path))], python)
-
-
-def without_torch(path: str, place: str) -> str:
-    """A copy of a requirements file in the environment's folder that does not ask for torch."""
-    with open(path, encoding="utf-8") as file:
-        lines = [line for line in file if not line.startswith("torch==")]
-    copy = os.path.join(place, os.path.basename(path))
-    files.write_whole(copy, "".join(lines).encode())
-    return copy
+            say(f"torch comes from the registry, {coming()}")
+    # `packaging` comes with the packages that most files ask for; satisfied() needs it in any case.
+    run_pip(["install", "packaging", *(word for path in torch + rest for word in ("-r", path))], python)
 
 
 def has_package(python: str, package: str) -> bool:

@@ -37,6 +37,3 @@ EXPECTED: Dict[str, Weights] = {
     **WEIGHTS,
     "tresnet_m.ascend_310P3": Weights("tresnet_m", "ascend", 224, None, CARD_TOP5, "measured on one Ascend 310P3"),
     "sample": Weights("tresnet_m", "ascend", 224, 100.0, 100.0, "docs/checkpoints.md, the sample checkpoint")}
-
-# The official repository's table: images/s at 224 pixels.
-V100_SPEED: Dict[str, float] = {"tresnet_m": 2930.0, "tresnet_l": 1390.0, "tresnet_xl": 1060.0}
