@@ -25,15 +25,11 @@ from collections import Counter
 from typing import Any, Dict, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, evaluation, files, progress, record
+from common import cli, evaluation, files, onnx_file, progress, record
 from common.checkpoint import AVERAGED, find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
-from common.graph import REFLECTIONS, build_model
-from common.names import STEMS
+from common.names import REFLECTIONS, STEMS
 from common.network import FAMILY, PATCH, TRACKED, load_network, recognise
-
-import numpy as np
-import onnx
 
 MULTIPLE = 32  # pixels: the network halves the image five times
 OPSETS = range(11, 19)  # the graph is the same in all of them
@@ -47,6 +43,7 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
 
     Raises: Refusal if it exceeds TOLERANCE.
     """
+    import numpy as np  # here, as onnx in main(): what is up to date needs none of them
     import onnxruntime
     import torch
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -164,6 +161,9 @@ def main() -> None:
               f"{was['lineage']} lineage; --force exports again")
         warn_of_lineage(was, arguments.checkpoint)
         return
+    from common.graph import build_model
+
+    import onnx
     record.claim(arguments.output, [arguments.output])
     checkpoint = load_checkpoint(arguments.checkpoint)
     found = find_state_dict(checkpoint, arguments.checkpoint, arguments.ema, arguments.key)
@@ -211,7 +211,8 @@ def main() -> None:
     except OSError as error:
         raise Refusal(f"{shown(arguments.output)} cannot be written ({error.strerror}); choose a folder that exists, "
                       f"can be written and has {len(serialized) / 1e6:.0f} MB of space")
-    record.write(arguments.output, made_by, [arguments.output], **about, evaluation=json.loads(said_now))
+    record.write(arguments.output, made_by, [arguments.output], **about, evaluation=json.loads(said_now),
+                 described=onnx_file.read(arguments.output))
     print(f"{shown(arguments.output)}: {len(serialized) / 1e6:.1f} MB in {time.time() - start:.1f} s")
 
 

@@ -22,7 +22,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from common import ascend, bench, cli, files, float16, onnx_file, operators, record
 from common.cli import ROOT, Refusal, shown
 from common.graph import unshuffled
-from common.inputs import Input, list_inputs, read_aipp, read_batch
+from common.images import list_inputs
+from common.inputs import Input, read_aipp, read_batch
 from common.names import om_path, result_names
 
 import numpy as np

@@ -16,23 +16,27 @@ In the card's arithmetic weights, every operator's result and the bias addition 
 operator are float32: convolutions on the card have no float32 kernel. scripts/compare_results.py --forecast says
 whether a run on the card lost what was forecast, or more.
 """
+from __future__ import annotations
+
 import argparse
 import json
 import os
 import time
 from io import BytesIO
-from typing import Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from common import cli, files, float16, onnx_file, operators, progress, record
 from common.cli import Refusal, shown, some
-from common.inputs import Input, list_inputs, read_aipp, read_batch
+from common.images import list_inputs
+from common.inputs import Input, read_aipp, read_batch
 from common.manifest import true_classes
 from common.names import result_stem
 from common.results import cosine_similarity
 
 import numpy as np
-import onnx
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    import onnx
 
 WORST = 5  # operators that are named as losing most
 NOTICED = 1e-6  # of the cosine: an operator that loses less is not named; one rounding of a result costs about 4e-8
@@ -82,9 +86,10 @@ def run_images(model: onnx.ModelProto, paths: List[str], sample: Input, kept: Li
 
     Returns ({tensor: what was seen of it}, logits of float32, of float16: each [images, classes]).
     """
+    from onnx import numpy_helper  # here, as matplotlib below: a forecast that is up to date needs neither
     tensors, output = operators.outputs_of(model), model.graph.output[0].name
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    biases = {node.output[0]: onnx.numpy_helper.to_array(weights[node.input[float16.BIASED[node.op_type]]])
+    biases = {node.output[0]: numpy_helper.to_array(weights[node.input[float16.BIASED[node.op_type]]])
               for node in model.graph.node if len(node.input) > float16.BIASED.get(node.op_type, 9)}
     full = operators.session(operators.with_outputs(model, tensors))
     half = operators.session(operators.with_outputs(float16.rounded(model, kept), tensors))
@@ -201,6 +206,7 @@ def describe(report: Dict[str, Any], seconds: float) -> str:
 
 def draw_plot(report: Dict[str, Any]) -> bytes:
     """PNG: over the operators in order the largest value with float16's limit, and below it what is lost so far."""
+    from matplotlib.figure import Figure
     rows = report["operators"]
     places = np.arange(1, len(rows) + 1)
     figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
@@ -253,6 +259,7 @@ def check_images(described: Dict[str, Any], aipp: Dict[str, str], path: str) -> 
 def compute(arguments: argparse.Namespace, product: str, made_by: record.Row, paths: List[str], sample: Input
             ) -> Dict[str, Any]:
     """Compute the forecast and write its files."""
+    import matplotlib  # noqa: F401 (draw_plot needs it: if it is missing, that is said now)
     model = onnx_file.load(arguments.model)
     classes = len(operators.run(operators.session(operators.with_outputs(model, [model.graph.output[0].name])), {
         sample.name: read_batch(paths[:1], sample)})[model.graph.output[0].name][0])

@@ -22,11 +22,9 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 from common import ascend, bench, cli, evaluation, files, manifest, progress, record
 from common.cli import Refusal, shown, some
-from common.inputs import list_inputs
+from common.images import list_inputs
 from common.names import FORMATS, om_batch, result_names
 from common.slices import Sizes
-
-import numpy as np
 
 POLL = 0.02  # s between two looks at whether an ais_bench has ended
 
@@ -205,6 +203,7 @@ class Run:
 
 def summarise(arguments: argparse.Namespace, paths: List[str], rows: List[record.Row]) -> bytes:
     """The content of a summary as one ais_bench would have written it over all slices; throughput is one chip's."""
+    import numpy as np  # here: results that are up to date do not need it
     prefix = os.path.join(arguments.output, arguments.output_dirname)
     times = np.array([time for row in rows for time in row["times"]])
     batch = np.mean([row["throughput"] * np.mean(row["times"]) / 1000 for row in rows])
@@ -243,6 +242,7 @@ def main() -> None:
         return
     if results.changed or (results.kept and not kept):
         print(f"everything is inferred anew: {results.changed or 'other device or inputs'}")
+    import numpy  # noqa: F401 (summarise needs it: if it is missing, that is said now and not after the inference)
     files.make_folder(arguments.output, "--output")
     results.begin(kept, [name for path in paths for name in result_names(path, 1, arguments.outfmt)])
     try:

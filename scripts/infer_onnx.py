@@ -19,16 +19,19 @@ import json
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from common import cli, evaluation, files, manifest, progress, record
 from common.cli import Refusal, shown
-from common.inputs import Input, list_inputs, read_aipp, read_batch
+from common.images import list_inputs
+from common.inputs import Input, read_aipp, read_batch
 from common.names import FORMATS, result_names
 from common.results import encode
 
 import numpy as np
-import onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 # ---- results ---------------------------------------------------------------------------------------------------------
 
@@ -51,11 +54,9 @@ def write_results(paths: List[str], outputs: List[np.ndarray], folder: str, outf
 # ---- inference -------------------------------------------------------------------------------------------------------
 
 def open_model(path: str, batch_size: Optional[int],
-               aipp: Dict[str, str]) -> Tuple[onnxruntime.InferenceSession, Input]:
+               aipp: Dict[str, str]) -> "Tuple[onnxruntime.InferenceSession, Input]":
     """Load the model on all cores of this process. Raises: Refusal if it is not one with a single image input."""
-    if not os.path.isfile(path):
-        raise Refusal(f"the model {shown(path)} is not there; make it: python3 TResNet_pth2onnx.py model_best.pth.tar "
-                      "tresnet_m.onnx")
+    import onnxruntime  # here: with the model it takes half a second, and what is up to date does not need it
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -83,12 +84,12 @@ def open_model(path: str, batch_size: Optional[int],
     return session, Input(inputs[0].name, tuple(shape[1:]), fixed or batch_size or 1, aipp)
 
 
-def warm_up(session: onnxruntime.InferenceSession, model: Input, runs: int) -> None:
+def warm_up(session: "onnxruntime.InferenceSession", model: Input, runs: int) -> None:
     for _ in range(runs):
         session.run(None, {model.name: np.zeros((model.batch_size, *model.shape), np.float32)})
 
 
-def infer(arguments: argparse.Namespace, session: onnxruntime.InferenceSession, model: Input,
+def infer(arguments: argparse.Namespace, session: "onnxruntime.InferenceSession", model: Input,
           batches: List[List[str]], read: Callable[[List[str]], np.ndarray],
           write: Optional[Callable[[List[str], List[np.ndarray]], None]]) -> List[float]:
     """Run every batch --loop times; reading the next and writing the last one overlap with it.
@@ -175,12 +176,17 @@ def report(arguments: argparse.Namespace, model: Input, times: List[float], samp
     return json.dumps(summary, indent=4).encode()
 
 
-def infer_files(arguments: argparse.Namespace, session: onnxruntime.InferenceSession, model: Input,
-                batches: List[List[str]], prefix: str) -> None:
+def in_batches(paths: List[str], batch_size: int) -> List[List[str]]:
+    return [paths[index:index + batch_size] for index in range(0, len(paths), batch_size)]
+
+
+def infer_files(arguments: argparse.Namespace, aipp: Dict[str, str], paths: List[str], prefix: str) -> None:
     """Infer what an earlier run has not finished into the folder `prefix`, and write its summary beside it."""
-    paths, outputs = [path for batch in batches for path in batch], len(session.get_outputs())
-    names = {path: result_names(path, outputs, arguments.outfmt) for path in paths}
-    options = {"batch_size": model.batch_size, "outfmt": arguments.outfmt, "aipp": model.aipp}
+    # A given batch size is the model's, or this model is refused: then what is up to date can be told without it.
+    opened = None if arguments.batchsize else open_model(arguments.model, None, aipp)
+    batch_size = opened[1].batch_size if opened else arguments.batchsize
+    batches = in_batches(paths, batch_size)
+    options = {"batch_size": batch_size, "outfmt": arguments.outfmt, "aipp": aipp}
     results = record.Folder(prefix, record.recipe(__file__, options, ("onnxruntime", "numpy"), [arguments.model],
                                                   device="CPU"), [prefix + "_summary.json"], arguments.force)
     finished = {json.dumps(row["inputs"]): row for row in results.kept}
@@ -190,6 +196,8 @@ def infer_files(arguments: argparse.Namespace, session: onnxruntime.InferenceSes
     if not todo and results.complete:
         print(f"{len(paths)} results in {shown(prefix)} are up to date; --force infers again")
         return
+    session, model = opened or open_model(arguments.model, batch_size, aipp)
+    names = {path: result_names(path, len(session.get_outputs()), arguments.outfmt) for path in paths}
     if results.changed:
         print(f"everything is inferred anew: {results.changed}")
     results.begin(done, (name for path in paths for name in names[path]))
@@ -218,7 +226,9 @@ def main() -> None:
     arguments = parse_arguments()
     aipp = read_aipp(arguments.aipp) if arguments.aipp else {}
     paths = list_inputs(arguments.input)[:arguments.first] if arguments.input else []
-    session, model = open_model(arguments.model, arguments.batchsize, aipp)
+    if not os.path.isfile(arguments.model):
+        raise Refusal(f"the model {shown(arguments.model)} is not there; make it: python3 TResNet_pth2onnx.py "
+                      "model_best.pth.tar tresnet_m.onnx")
     if arguments.input:
         evaluation.check_prepared(manifest.read(arguments.input)[0], record.notes(arguments.model).get("evaluation"),
                                   arguments.input, arguments.model)
@@ -226,15 +236,15 @@ def main() -> None:
     if arguments.output:
         prefix = os.path.join(arguments.output, arguments.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
         files.make_folder(arguments.output, "--output")
-    batches = [paths[index:index + model.batch_size] for index in range(0, len(paths), model.batch_size)]
     if paths and prefix:
-        infer_files(arguments, session, model, batches, prefix)
+        infer_files(arguments, aipp, paths, prefix)
         return
+    session, model = open_model(arguments.model, arguments.batchsize, aipp)
     made_up = np.zeros((model.batch_size, *model.shape), np.float32)
     if arguments.pure_data_type == "random":
         made_up = np.random.RandomState(0).uniform(0, 1, made_up.shape).astype(np.float32)
     warm_up(session, model, arguments.warmup_count)
-    times = infer(arguments, session, model, batches or [[]],
+    times = infer(arguments, session, model, in_batches(paths, model.batch_size) or [[]],
                   lambda batch: read_batch(batch, model) if batch else made_up, None)
     samples = {str(index): {"infiles": [path], "outfiles": []} for index, path in enumerate(paths)}
     summary = report(arguments, model, times, samples)

@@ -15,17 +15,15 @@ import re
 import tempfile
 import zipfile
 from collections import OrderedDict
-from typing import Dict, List
+from typing import TYPE_CHECKING, Dict, List
 
 from common import cli, files, progress, record
 from common.cli import ROOT, Refusal, shown, why
 from common.environment import download
 from common.evaluation import DEFAULT
-from common.network import create_network
-from common.pixels import network_input, reference_crop
 
-import numpy as np
-from PIL import Image
+if TYPE_CHECKING:
+    import numpy as np
 
 PACKAGE = "foolbox==3.3.4"
 WHEEL_SHA256 = "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb"  # foolbox-3.3.4-py3-none-any.whl
@@ -48,8 +46,12 @@ def fetch_photos() -> Dict[str, bytes]:
             return {match.group(1): wheel.read(match.group(0)) for match in found}
 
 
-def load_images(paths: List[str]) -> np.ndarray:
+def load_images(paths: List[str]) -> "np.ndarray":
     """The network's input for images: float32 [n, 3, 224, 224], RGB in 0…1."""
+    from common.pixels import network_input, reference_crop
+
+    import numpy as np  # here, as in make_checkpoint(): a second run does not need it
+    from PIL import Image
     inputs = []
     for path in paths:
         with Image.open(path) as image:
@@ -60,8 +62,10 @@ def load_images(paths: List[str]) -> np.ndarray:
 
 def make_checkpoint(labels: Dict[str, int], path: str) -> None:
     """Write a checkpoint, as timm's training script does, that gives each photo ({path: label}) its label."""
-    import torch  # here: it takes a second, and a second run does not need it
+    from common.network import create_network
 
+    import numpy as np
+    import torch  # here: it takes a second, and a second run does not need it
     images = torch.from_numpy(load_images(list(labels)))
     network = create_network("tresnet_m", CLASSES)
     generator = np.random.RandomState(SEED)

@@ -88,17 +88,19 @@ def pasteable(command: List[str]) -> str:
     return re.sub(r" (--input_shape)=(\S+)", r' \1="\2"', " ".join(map(shlex.quote, command)), count=1)
 
 
-def made_by(arguments: argparse.Namespace, command: List[str]) -> record.Row:
-    """All that an .om depends on: the command with the files it names, the ONNX file, CANN. A folder that was moved as
-    a whole is none of it: files count by name and content."""
+def recipes(arguments: argparse.Namespace, commands: Dict[int, List[str]]) -> Dict[int, record.Row]:
+    """All that each .om depends on: the command with the files it names, the ONNX file, CANN. A folder that was moved
+    as a whole is none of it: files count by name and content. Only the command differs, so files are read once."""
     folder = os.path.dirname(arguments.model) + os.sep
-    values = [word.partition("=")[2] if word.startswith("--") else word for word in command[1:]]
+    first = next(iter(commands.values()))
+    values = [word.partition("=")[2] if word.startswith("--") else word for word in first[1:]]
     settings = [value for value in values if os.path.isabs(value) and os.path.isfile(value)
                 and not os.path.samefile(value, arguments.model)]
     atc = os.path.realpath(shutil.which("atc") or "atc")
-    told = [word.replace(folder, "", 1) for word in command]
-    return record.recipe(__file__, {"command": told}, inputs=[arguments.model], settings=settings,
-                         atc=record.state(atc, atc), cann=ascend.cann_version())
+    shared = record.recipe(__file__, {}, inputs=[arguments.model], settings=settings,
+                           atc=record.state(atc, atc), cann=ascend.cann_version())
+    return {size: dict(shared, options={"command": [word.replace(folder, "", 1) for word in command]})
+            for size, command in commands.items()}
 
 
 def explain(log: str) -> List[str]:
@@ -137,13 +139,11 @@ def run_atc(command: List[str], batch_size: int, folder: str, name: str, log: st
     raise Refusal("\n".join([what, *explain(log), *advice, f"    the full log: {log}"]))
 
 
-def compile_model(arguments: argparse.Namespace, model: Dict[str, Any], batch_size: int, om: str, bar: progress.Bar
-                  ) -> None:
+def compile_model(arguments: argparse.Namespace, command: List[str], recipe: record.Row, batch_size: int, om: str,
+                  bar: progress.Bar) -> None:
     """Compile for one batch size, or keep what is there."""
     place = os.path.splitext(om)[0]
     name = os.path.basename(place)
-    command = build_command(arguments, model, batch_size, name)
-    recipe = made_by(arguments, command)
     if not arguments.force and record.is_current(om, recipe):
         bar.say(f"{om} is up to date ({os.path.getsize(om) / 1e6:.1f} MB)")
         return
@@ -171,9 +171,11 @@ def main() -> None:
         for batch_size, om in oms.items():
             print(pasteable(build_command(arguments, model, batch_size, os.path.splitext(om)[0])))
         return
+    commands = {size: build_command(arguments, model, size, os.path.splitext(os.path.basename(om))[0])
+                for size, om in oms.items()}
     with progress.watched("compiling", len(oms), "models", None) as bar:
-        for batch_size, om in oms.items():
-            compile_model(arguments, model, batch_size, om, bar)
+        for batch_size, recipe in recipes(arguments, commands).items():
+            compile_model(arguments, commands[batch_size], recipe, batch_size, oms[batch_size], bar)
             bar.advance()
 
 

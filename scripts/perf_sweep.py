@@ -28,8 +28,6 @@ from common.cli import Refusal, shown, why
 from common.names import om_path
 from common.published import CARD_CASE, CARD_SPEED
 
-from matplotlib.figure import Figure
-
 CPU_RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "infer_onnx.py")
 NOT_MEASURED = "-"
 TOGETHER = 0.5  # s for each of the --loop batches: 10 s, so that devices that start a second apart overlap
@@ -103,6 +101,7 @@ def measure_together(arguments: argparse.Namespace, row: Dict[str, Any], alone: 
 
 def sweep(arguments: argparse.Namespace) -> Dict[str, Any]:
     """All runs: "rows", one per batch size, of the first device; where there are several, "devices" and "together"."""
+    import matplotlib  # noqa: F401 (draw_plot needs it: if it is missing, that is said now and not after the runs)
     found: Dict[Tuple[int, int], List[Dict[str, float]]] = {
         (device, size): [] for device in arguments.device for size in arguments.batch_sizes}
     with ascend.run_folder(os.path.join(arguments.output, "perf_runs")) as runs, progress.watched(
@@ -234,6 +233,7 @@ def chips_markdown(report: Dict[str, Any]) -> str:
 
 def draw_plot(report: Dict[str, Any]) -> bytes:
     """PNG: bars of throughput (left axis), lines of mean and p99 latency (right axis), over the batch sizes."""
+    from matplotlib.figure import Figure  # here: figures that are up to date do not need it
     rows = report["rows"]
     places = list(range(len(rows)))
     figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)

@@ -143,6 +143,7 @@ class Chain:
         self.devices, self.chip = [0], ""
         if backend == "ascend":
             self.devices, self.chip = ascend.choose_devices(arguments.device, arguments.soc_version)
+            os.environ[ascend.HOST_FACTS] = json.dumps(ascend.host_facts())
         self.device = [] if self.devices == [0] else ["--device", ",".join(map(str, self.devices))]
         self.names_chip = bool(arguments.soc_version) or arguments.device is not None
         self.batch_size = arguments.batch_size or 8

@@ -24,7 +24,8 @@ from typing import Any, Dict, List
 
 from common import ascend, cli, files, onnx_file, quantisation, record
 from common.cli import ROOT, Refusal, shown
-from common.inputs import Input, list_inputs, read_aipp, read_batch
+from common.images import list_inputs
+from common.inputs import Input, read_aipp, read_batch
 from common.manifest import true_classes
 from common.names import om_path, result_stem
 from common.results import read_result, result_files

@@ -21,7 +21,8 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from common import cli, files, onnx_file, progress, quantisation, record
 from common.cli import Refusal, shown
-from common.inputs import Input, list_inputs, read_aipp, read_batch
+from common.images import list_inputs
+from common.inputs import Input, read_aipp, read_batch
 from common.manifest import true_classes
 from common.names import result_stem
 

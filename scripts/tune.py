@@ -23,7 +23,8 @@ from typing import Any, Dict, List, NamedTuple, Optional
 from common import ascend, cli, files, onnx_file, record
 from common.cli import ROOT, Refusal, shown
 from common.evaluation import AIPP, Evaluation, aipp, from_json
-from common.inputs import Input, apply_aipp, list_inputs, read_aipp, read_batch
+from common.images import list_inputs
+from common.inputs import Input, apply_aipp, read_aipp, read_batch
 from common.manifest import read_manifest
 from common.names import om_path
 

@@ -2,6 +2,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         return folder
 
     return once
+
+
+def heavy_imports(said: str) -> List[str]:
+    """What a run under PYTHONPROFILEIMPORTTIME=1 said on stderr of the packages that take long to import."""
+    imported = re.findall(r"^import time: .*\| +([\w.]+)$", said, re.MULTILINE)
+    assert "common.cli" in imported, "this is what its Pythons say"
+    return sorted(set(imported) & {"onnx", "onnxruntime", "torch", "matplotlib", "jinja2"})
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from common.cli import ROOT, Refusal, end_group, shown, why
 from common.names import SAFE_PATH
 
 BATCH_SIZES = "1,4,8,16,32"  # those of the published figures
+HOST_FACTS = "TRESNET_HOST_FACTS"  # environment variable: host_facts() as the pipeline found them, for its steps
 TIMEOUT = 30.0  # s; npu-smi answers within a few, but waits for ever if the driver hangs
 NAME_LINE = re.compile(r"\|\s*(\d+)\s+([A-Za-z0-9_-]+)\s*\|\s*(\S+)\s*\|.*\|$")  # NPU, name | health | power, ...
 BUS_LINE = re.compile(r"\|\s*(\d+)(?:\s+\d+)?\s*\|\s*([0-9A-Fa-f]+:[0-9A-Fa-f:.]+)\s*\|.*\|$")  # chip | bus id
@@ -169,8 +170,11 @@ def host_facts() -> Dict[str, Any]:
     """What the host's own python3 is and has; {} if there is none.
 
     "python": its version; "versions" and "errors" of ais_bench and aclruntime: one of them is "" for each; "packages":
-    the versions of ATC_NEEDS, "" for what is not installed.
+    the versions of ATC_NEEDS, "" for what is not installed. A step of the pipeline is told what that has found, since
+    ais_bench takes its time to be imported.
     """
+    if HOST_FACTS in os.environ:
+        return dict(json.loads(os.environ[HOST_FACTS]))
     code = f"""
 import importlib, json, sys
 sys.path.insert(0, {os.path.join(ROOT, 'scripts')!r})

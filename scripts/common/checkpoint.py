@@ -15,8 +15,6 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from common.cli import Refusal, missing_package, shown, why
 
-import numpy as np
-
 Tensors = Dict[str, Any]  # {name: torch.Tensor}
 
 DEPTH = 3  # of dicts in dicts that are searched for a state dict
@@ -44,6 +42,7 @@ def harmless_globals() -> List[Tuple[Any, str]]:
 
     Of NumPy: arrays, and scalars such as `metric`, under NumPy 1 and 2.
     """
+    import numpy as np  # here: what is up to date does not need it
     multiarray = (getattr(np, "_core", None) or np.core).multiarray
     allowed = [(getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
                for core in ("core", "_core") for name in ("scalar", "_reconstruct")]
@@ -106,6 +105,7 @@ def load_safetensors(path: str) -> Tensors:
     Source: https://huggingface.co/docs/safetensors/index (format).
     Raises: ValueError, KeyError, … where the file is broken.
     """
+    import numpy as np
     import torch
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
     with open(path, "rb") as file:

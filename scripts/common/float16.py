@@ -2,12 +2,16 @@
 
 Weights, the image and every operator's result are rounded to float16, a convolution's sum and the bias addition behind
 it each on its own; what is larger than float16 can hold becomes its largest number, as on the 310P3 (saturation mode).
+onnx is imported by what makes the graph: a forecast that is up to date does not need it.
 """
-from typing import Collection, List
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Collection, List
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    import onnx
 
 LARGEST = 65504.0  # of float16
 EXACT = {"Slice", "Concat", "Flatten", "Relu", "SpaceToDepth", "Pad", "MaxPool"}  # rounded numbers stay rounded ones
@@ -19,6 +23,7 @@ WITH_FLOAT32 = {"LeakyRelu", "Relu", "Add", "Mul", "Sigmoid", "GlobalAveragePool
 
 def add_rounding(nodes: List[onnx.NodeProto], x: str, target: str) -> None:
     """Append nodes that give `target` the float32 values of x, rounded to float16, saturated."""
+    from onnx import TensorProto, helper
     nodes.append(helper.make_node("Clip", [x, "float16.lowest", "float16.largest"], [x + "/clip"]))
     nodes.append(helper.make_node("Cast", [x + "/clip"], [x + "/half"], to=TensorProto.FLOAT16))
     # Between the two casts stands a node that copies: ONNX Runtime 1.14 removes a pair of casts, and so the rounding.
@@ -31,6 +36,8 @@ def rounded(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelPro
 
     kept: names of nodes that compute and hand on float32 (atc's --keep_dtype).
     """
+    import onnx
+    from onnx import TensorProto, numpy_helper
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph, nodes = copy.graph, []  # type: ignore[var-annotated]
@@ -64,6 +71,7 @@ def rounded(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelPro
 
 def add_result(nodes: List[onnx.NodeProto], node: onnx.NodeProto) -> None:
     """Round the result of the last of `nodes`; a bias becomes an addition of its own, rounded before and after."""
+    from onnx import helper
     target, bias = node.output[0], ""
     node.output[0] = target + "/float32"
     if node.op_type in BIASED and len(node.input) > BIASED[node.op_type]:

@@ -2,12 +2,10 @@
 from typing import Any, List, Optional, Tuple
 
 from common import cli
-from common.names import STEMS
+from common.names import REFLECTIONS, STEMS
 
 import numpy as np
 import onnx
-
-REFLECTIONS = ("slice", "pad")
 
 
 class Graph:

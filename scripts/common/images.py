@@ -1,4 +1,4 @@
-"""The images of a folder: which there are, and what only looks like one.
+"""The images of a folder, as they come or prepared: which there are, and what only looks like one.
 
 Standard library only.
 """
@@ -8,7 +8,7 @@ from typing import Dict, List, Set, Tuple
 
 from common.cli import Refusal, shown
 from common.files import Stamp, stamp
-from common.names import SUFFIXES, natural_key
+from common.names import INPUT_SUFFIXES, SUFFIXES, natural_key, result_stem
 
 
 def find_images(folder: str) -> Tuple[Dict[str, Stamp], Dict[str, str]]:
@@ -70,3 +70,24 @@ def class_folders(folder: str) -> List[str]:
             raise Refusal(f"{shown(entry.path)} is a link to nowhere, and classes are numbered by their folders; mend "
                           "or remove it, or say which is which: --class-map FILE")
     return sorted((entry.name for entry in entries if os.path.isdir(entry.path)), key=natural_key)
+
+
+def list_inputs(folder: str) -> List[str]:
+    """Paths of the input files of a folder, or of the one file given, in natural order.
+
+    Raises: Refusal if there is none or if two would write the same result.
+    """
+    paths = [folder]
+    if os.path.isdir(folder):
+        paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder), key=natural_key)]
+    paths = [path for path in paths if path.lower().endswith(INPUT_SUFFIXES) and os.path.isfile(path)]
+    if not paths:
+        raise Refusal(f"--input {shown(folder)} should be a folder with .bin or .npy files, but holds none; prepare "
+                      "them: python3 TResNet_preprocess.py ./ImageNet/val_union ./prep_dataset")
+    by_stem: Dict[str, str] = {}
+    for path in paths:
+        other = by_stem.setdefault(result_stem(path), path)
+        if other != path:
+            raise Refusal(f"{shown(other)} and {shown(path)} agree up to their first dot, so one's result would "
+                          "overwrite the other's; rename one")
+    return paths

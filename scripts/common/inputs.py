@@ -6,7 +6,6 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 from common import manifest
 from common.cli import Refusal, shown
-from common.names import INPUT_SUFFIXES, natural_key, result_stem
 
 import numpy as np
 
@@ -28,27 +27,6 @@ class Input(NamedTuple):
         if self.aipp:
             return int(self.aipp["src_image_size_w"]) * int(self.aipp["src_image_size_h"]) * 3
         return int(np.prod(self.shape)) * 4
-
-
-def list_inputs(folder: str) -> List[str]:
-    """Paths of the input files of a folder, or of the one file given, in natural order.
-
-    Raises: Refusal if there is none or if two would write the same result.
-    """
-    paths = [folder]
-    if os.path.isdir(folder):
-        paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder), key=natural_key)]
-    paths = [path for path in paths if path.lower().endswith(INPUT_SUFFIXES) and os.path.isfile(path)]
-    if not paths:
-        raise Refusal(f"--input {shown(folder)} should be a folder with .bin or .npy files, but holds none; prepare "
-                      "them: python3 TResNet_preprocess.py ./ImageNet/val_union ./prep_dataset")
-    by_stem: Dict[str, str] = {}
-    for path in paths:
-        other = by_stem.setdefault(result_stem(path), path)
-        if other != path:
-            raise Refusal(f"{shown(other)} and {shown(path)} agree up to their first dot, so one's result would "
-                          "overwrite the other's; rename one")
-    return paths
 
 
 def read_aipp(path: str) -> Dict[str, str]:

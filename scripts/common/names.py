@@ -13,6 +13,7 @@ from common.cli import Refusal, shown
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")  # of images, any case
 INPUT_SUFFIXES = (".bin", ".npy")  # of a network's inputs, any case, as ais_bench reads them
 STEMS = ("conv4", "conv12", "space-to-depth")  # ways to write the first operators; the first is the default
+REFLECTIONS = ("slice", "pad")  # ways to write reflect padding; the first is the default
 FORMATS = ("TXT", "BIN", "NPY")  # of results
 RESULT = re.compile(r"([^.].*)_(0|[1-9][0-9]*)\.(txt|bin|npy)", re.DOTALL)
 SAFE_PATH = re.compile(r"[_A-Za-z0-9/.-]+")  # what later versions of ais_bench, and atc, accept in an absolute path

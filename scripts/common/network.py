@@ -8,8 +8,6 @@ from typing import Any, Iterator, NamedTuple, Optional, Tuple
 from common.checkpoint import Tensors
 from common.cli import ROOT, Refusal, say, shown
 
-import numpy as np
-
 TIMM = os.path.join(ROOT, "pytorch-image-models")
 PATCH = os.path.join(ROOT, "TResNet.patch")  # decides what the network is
 VARIANTS = {64: "tresnet_m", 76: "tresnet_l", 83: "tresnet_xl"}  # by the channels of the first convolution
@@ -152,6 +150,7 @@ def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
 
     Raises: Refusal that names missing, unexpected, misshapen or not finite tensors.
     """
+    import numpy as np  # here: what is up to date does not need it
     import torch
     network = create_network(seen.variant, seen.num_classes)
     expected = network.state_dict()
