@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "test" / "data"
 GOLDEN = DATA / "golden"
-TOGETHER = ("test_pth2onnx.py", "test_setup.py")  # files whose tests share what takes seconds to make
+TOGETHER = ("test_pth2onnx.py", "test_setup.py", "test_sample.py")  # files whose tests share what takes seconds to make
 FIRST = (*TOGETHER, "test_pipeline_ascend.py", "test_pipeline.py")  # what takes longest
 SMALL = 64  # pixels: what does not look at golden values runs on images of this size, 12 times fewer operations
 for folder in (ROOT, ROOT / "scripts", GOLDEN):

@@ -20,10 +20,9 @@ import numpy as np
 import onnx
 import pytest
 import summary as summary_of
-from conftest import ROOT, SMALL, Shared, copy_products, heavy_imports, listed_sha256, sha256, succeed
+from conftest import ROOT, SMALL, copy_products, heavy_imports, sha256
 
 pytestmark = pytest.mark.slow
-STEPS = ("Sample data", "Export", "Preprocess", "Inference", "Accuracy", "Report")
 SIZE = ("--img-size", str(SMALL))
 # Without these a machine with the stand-ins or a real card would choose another backend.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV")}
@@ -60,17 +59,6 @@ def products(workdir: Path) -> Dict[str, str]:
             if path.is_file() and path.name not in notes and not path.name.endswith(".record.jsonl")}
 
 
-@pytest.fixture(scope="session")
-def finished(shared: Shared, sample: Path) -> Path:
-    """The work folder of an undisturbed run without options, the sample data being there."""
-    def make(folder: Path) -> None:
-        copy_products(sample, folder / "work" / "sample")
-        out = passed("--workdir", folder / "work")
-        assert [line[3:-3] for line in out.splitlines() if line.startswith("== ")][:-1] == [
-            f"{step} (step {place} of {len(STEPS)})" for place, step in enumerate(STEPS, 1)]
-    return shared("finished", make) / "work"
-
-
 @pytest.fixture
 def copy(small_work: Path, tmp_path: Path) -> Path:
     """A copy of the work folder of a finished run on small images, to be changed."""
@@ -85,31 +73,6 @@ def options(copy: Path, small_sample: Path) -> Tuple[object, ...]:
 
 
 # ---- right, and wrong when it should be ------------------------------------------------------------------------------
-
-def test_the_sample_reaches_100_percent_and_every_image_is_accounted_for(finished: Path) -> None:
-    expected = {"Number of images": "20", "Number of classes": "1000"}
-    expected.update({f"Top{k} accuracy": "100.0%" for k in range(1, 6)})
-    assert json.loads((finished / "acc.json").read_text())["title"] == "Overall statistical evaluation"
-    assert accuracy(finished) == expected
-    counts = json.loads((finished / "acc_report.json").read_text())["counts"]
-    assert counts == {"labelled": 20, "images": 20, "preprocessed": 20, "bad": 0, "inferred": 20, "evaluated": 20,
-                      "left_out": 0}
-    prepared = {path.name: sha256(path) for path in (finished / "prep_dataset").glob("*.bin")}
-    assert prepared == listed_sha256("sample.sha256")
-
-
-@pytest.mark.parametrize("damage, highest", (("swapped channels", 60), ("scale of 255", 30)))
-def test_a_wrong_preparation_loses_photos(damage: str, highest: float, finished: Path, tmp_path: Path) -> None:
-    prepared = tmp_path / "prepared"
-    prepared.mkdir()
-    for path in (finished / "prep_dataset").glob("*.bin"):
-        image = np.fromfile(str(path), "<f4").reshape(3, 224, 224)
-        (image[::-1] if damage == "swapped channels" else image * 255).tofile(str(prepared / path.name))
-    succeed("scripts/infer_onnx.py", "--model", finished / "tresnet.onnx", "--input", prepared, "--output", tmp_path,
-            "--output_dirname", "result", "--outfmt", "TXT", "--batchsize", 8)
-    succeed("TResNet_postprocess.py", tmp_path / "result", finished / "sample" / "val_label.txt", tmp_path, "acc.json")
-    assert float(accuracy(tmp_path)["Top1 accuracy"].rstrip("%")) <= highest
-
 
 def test_the_commands_of_a_dry_run_are_the_steps_and_can_be_pasted(small_work: Path, small_model: Path,
                                                                    small_sample: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 from common import cli, graph, onnx_file, record
 from common.checkpoint import Tensors, find_state_dict, load_checkpoint
@@ -55,6 +55,16 @@ class Weights(Dict[str, Tensors]):
 @pytest.fixture(scope="module")
 def weights() -> Weights:
     return Weights()
+
+
+@pytest.fixture(scope="module")
+def networks(weights: Weights) -> Callable[[str, str], torch.nn.Module]:
+    """A function (variant, lineage) -> the network with those weights, made once; nobody may change it."""
+    @functools.lru_cache(None)
+    def loaded(variant: str, lineage: str) -> torch.nn.Module:
+        tensors = weights[variant] if lineage == "ascend" else untracked(weights[variant])
+        return load_network(tensors, "x.pth", Recognised(variant, 1000, lineage, ""))
+    return loaded
 
 
 @pytest.fixture(autouse=True)
@@ -128,11 +138,10 @@ def test_the_patch_applies_to_the_unpatched_source_without_fuzz(tool: List[str],
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_patched_network_has_the_names_and_logits_of_the_original_environment(
-        variant: str, weights: Any, images: np.ndarray) -> None:
-    network = create_network(variant, 1000).eval()
+        variant: str, networks: Any, images: np.ndarray) -> None:
+    network = networks(variant, "ascend")
     found = [f"{name} {str(tensor.dtype)[6:]} {list(tensor.shape)}" for name, tensor in network.state_dict().items()]
     assert found == (GOLDEN / f"{variant}.keys.txt").read_text().splitlines()
-    network.load_state_dict(weights[variant])
     expected = np.load(str(GOLDEN / f"{variant}.ascend.npy"))[:len(images)]
     with torch.no_grad():
         logits = network(torch.from_numpy(images[:len(expected)])).numpy()
@@ -230,17 +239,13 @@ def test_ascend_weights_whose_counters_were_stripped_need_a_word_from_the_user(w
 # ---- the graph -------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def models(weights: Any) -> Dict[str, onnx.ModelProto]:
+def models(networks: Any) -> Dict[str, onnx.ModelProto]:
     """{"tresnet_m ascend": the model at 224 pixels, …}; of L and XL only the shapes of the weights are there."""
     made = {}
     for variant in VARIANTS:
-        whole = variant == "tresnet_m"
-        tensors = weights[variant] if whole else create_network(variant, 1000).state_dict()
         for lineage in ("ascend", "miil"):
-            network = load_network(tensors if lineage == "ascend" else untracked(tensors), "x.pth",
-                                   Recognised(variant, 1000, lineage, ""))
-            model = build_model(network, 224, 11)
-            for weight in () if whole else model.graph.initializer:
+            model = build_model(networks(variant, lineage), 224, 11)
+            for weight in () if variant == "tresnet_m" else model.graph.initializer:
                 if len(weight.raw_data) > 1 << 10:
                     weight.ClearField("raw_data")
             made[f"{variant} {lineage}"] = model
@@ -309,12 +314,11 @@ def test_every_opset_is_verified(opset: int, small: Path, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("lineage", ("ascend", "miil"))
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_golden_logits_with_every_stem(variant: str, lineage: str, weights: Any, images: np.ndarray,
+def test_golden_logits_with_every_stem(variant: str, lineage: str, networks: Any, images: np.ndarray,
                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 1e-5 of the largest; the miil lineage's with both ways to reflect."""
     monkeypatch.setattr(graph, "folded", functools.lru_cache(None)(graph.folded))  # most of it is the same for all
-    tensors = weights[variant] if lineage == "ascend" else untracked(weights[variant])
-    network = load_network(tensors, "x.pth", Recognised(variant, 1000, lineage, ""))
+    network = networks(variant, lineage)
     expected = np.load(str(GOLDEN / f"{variant}.{lineage}.npy"))[:1]
     for stem in STEMS:
         model = build_model(network, 224, 11, None, stem, "pad" if stem == "space-to-depth" else "slice")
