@@ -26,6 +26,7 @@ if ((${room:-0} >= 12)); then
     export TMPDIR
     trap 'rm -rf -- "$TMPDIR"' EXIT
 fi
+unset PYTHONDONTWRITEBYTECODE  # hundreds of Pythons start: what they import is compiled once
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1  # and copied in pages of 2 MB: a third less of the processor's time
 
 echo "== pytest =="
