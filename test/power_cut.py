@@ -78,11 +78,11 @@ def make_data(scratch: Path) -> None:
 
 
 def products(work: Path) -> Dict[str, str]:
-    """{path: SHA-256} of what two runs must have in common: images, results, accuracy, model."""
+    """{path: SHA-256} of what two runs must have in common: images, results, accuracy, model, the sample."""
     wanted = [*work.glob("prep*/*.bin"), *work.glob("result/*"), work / "acc.json", *work.glob("*.onnx"),
               *work.glob("sample/*"), *work.glob("sample/val_union/*")]
     return {str(path.relative_to(work)): hashlib.sha256(path.read_bytes()).hexdigest() for path in wanted
-            if path.is_file()}
+            if path.is_file() and not path.name.endswith(".record.jsonl")}  # which holds times
 
 
 def end_boot() -> None:
