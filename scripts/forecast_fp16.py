@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import time
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from common import cli, files, float16, onnx_file, operators, progress, record
@@ -206,6 +205,8 @@ def describe(report: Dict[str, Any], seconds: float) -> str:
 
 def draw_plot(report: Dict[str, Any]) -> bytes:
     """PNG: over the operators in order the largest value with float16's limit, and below it what is lost so far."""
+    from common.plots import png
+
     from matplotlib.figure import Figure
     rows = report["operators"]
     places = np.arange(1, len(rows) + 1)
@@ -225,9 +226,7 @@ def draw_plot(report: Dict[str, Any]) -> bytes:
     figure.suptitle(f"float16 against float32, {report['images']} images: cosine of the logits "
                     f"{report['cosine']['min']:.6f} at least", fontsize=12)
     figure.tight_layout(rect=(0, 0, 1, 0.96))
-    data = BytesIO()
-    figure.savefig(data, format="png")
-    return data.getvalue()
+    return png(figure)
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ import re
 import statistics
 import sys
 import time
-from io import BytesIO
 from typing import Any, Dict, List, Tuple
 
 from common import ascend, bench, cli, files, onnx_file, progress, record
@@ -233,7 +232,9 @@ def chips_markdown(report: Dict[str, Any]) -> str:
 
 def draw_plot(report: Dict[str, Any]) -> bytes:
     """PNG: bars of throughput (left axis), lines of mean and p99 latency (right axis), over the batch sizes."""
-    from matplotlib.figure import Figure  # here: figures that are up to date do not need it
+    from common.plots import png  # here: figures that are up to date need neither
+
+    from matplotlib.figure import Figure
     rows = report["rows"]
     places = list(range(len(rows)))
     figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
@@ -256,9 +257,7 @@ def draw_plot(report: Dict[str, Any]) -> bytes:
     figure.suptitle(f"{title} on {report['chip']}"[:100].replace("$", r"\$"), fontsize=12)  # $ begins a formula
     figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.95), ncol=4, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.93))
-    data = BytesIO()
-    figure.savefig(data, format="png")
-    return data.getvalue()
+    return png(figure)
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import sys
-from io import BytesIO
 from statistics import median
 from typing import Any, Dict, List, NamedTuple, Optional
 
@@ -27,6 +26,7 @@ from common.images import list_inputs
 from common.inputs import Input, apply_aipp, read_aipp, read_batch
 from common.manifest import read_manifest
 from common.names import om_path
+from common.plots import png
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -270,9 +270,7 @@ def draw_plot(report: Dict[str, Any]) -> bytes:
     axes.set(xlabel="images/s at the better of two batch sizes; grey: refused",
              xlim=(0, 1.45 * max([row["throughput"] for row in rows], default=1)))
     figure.tight_layout()
-    data = BytesIO()
-    figure.savefig(data, format="png")
-    return data.getvalue()
+    return png(figure)
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------

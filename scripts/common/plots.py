@@ -1,4 +1,4 @@
-"""Plots as SVG to stand in a page: small, without fonts of their own, in the page's colours, dark mode included."""
+"""Plots: as PNG files, or as SVG in a page: small, without fonts of their own, in its colours, dark mode included."""
 import io
 import re
 from typing import Any, Dict, List, Sequence, Tuple
@@ -16,6 +16,13 @@ STYLE = {"svg.fonttype": "none", "font.size": 12, "axes.edgecolor": MUTED, "axes
          "grid.color": GRID, "hatch.color": PAPER, "hatch.linewidth": 0.7, "legend.frameon": False,
          "legend.fontsize": 11, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
          "path.simplify": True, "axes.formatter.useoffset": False}
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()
 
 
 def svg(figure: Figure, name: str, words: str) -> str:
