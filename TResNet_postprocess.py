@@ -54,22 +54,19 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
     A NumPy file is such one if it holds float32 and has the header that the first one has.
     """
     found, changed = np.full(len(paths), -1, np.int32), np.zeros(len(paths), np.int64)
-    header = b""
+    header = None if paths[0].endswith(".txt") else b""
     if paths[0].endswith(".npy"):
         header = read_regular(paths[0], follow_links=False)[:-4 * classes]
         if b"'<f4'" not in header:
             return found, changed
-    text = paths[0].endswith(".txt")
     try:
-        library = native.load("ranks.c")
-        kernel = library.label_ranks if text else library.label_ranks_float32
+        kernel = native.load("ranks.c").label_ranks
     except RuntimeError as error:
         if len(paths) * classes >= SLOW_FROM:
             print(f"note: the fast way is not used, Python reads all results: {error}", file=sys.stderr)
         return found, changed
-    pointer, integer = ctypes.c_void_p, ctypes.c_ssize_t
-    form: List[Any] = [] if text else [ctypes.c_char_p(header), integer(len(header))]
-    kernel.argtypes = [ctypes.c_char_p, integer, integer, *map(type, form), pointer, pointer, pointer]
+    text, pointer, integer = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_ssize_t
+    kernel.argtypes = [text, integer, integer, text, integer, pointer, pointer, pointer]
     kernel.restype = None
     chunk = max(1, CHUNK_VALUES // classes)
     starts = iter(range(0, len(paths), chunk))
@@ -77,7 +74,7 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
     def work() -> None:
         for start in starts:  # of all threads: each takes the next one
             some_paths = paths[start:start + chunk]
-            kernel(os.fsencode("\0".join(some_paths)), len(some_paths), classes, *form,
+            kernel(os.fsencode("\0".join(some_paths)), len(some_paths), classes, header, len(header or b""),
                    labels[start:].ctypes.data, found[start:].ctypes.data, changed[start:].ctypes.data)
 
     with ThreadPoolExecutor(workers) as threads:  # ctypes lets them run at the same time

@@ -1,12 +1,13 @@
 /* The rank of each image's label among its scores, for results as ais_bench writes them.
  *
- * label_ranks reads text. That is, strictly: per class a number as printf("%f ") writes it, up to 999999999.999999, then
- * one newline. Numbers with six decimals and at most fifteen digits are compared exactly as integers; as doubles they
- * compare alike. label_ranks_float32 reads a header that all files share (of a NumPy file; none for a raw array) and
- * then finite little-endian float32 values. TResNet_postprocess.py reads whatever is refused here (rank -1) itself.
+ * Text is read strictly: per class a number as printf("%f ") writes it, up to 999999999.999999, then one newline. Numbers
+ * with six decimals and at most fifteen digits are compared as their millionths, which a double holds exactly. Other
+ * files begin with a header that all of them share (of NumPy files; none of raw arrays), and then hold finite
+ * little-endian float32 values. TResNet_postprocess.py reads whatever is refused here (rank -1) itself.
  * No state is shared: several threads may call this at once.
  *
  * paths      [files] each ended by a NUL, one behind the other
+ * header     [before] how files of float32 values begin, or NULL for text
  * labels     [files] the class of each, 0 <= label < classes
  * ranks      [files] out: how many classes come before the label (greater, or equal and of lower index), or -1
  * changed    [files] out: the time of each file's last change in ns, where there is a rank
@@ -25,7 +26,7 @@
 #error "eight characters are read as a little-endian number"
 #endif
 
-#define LONGEST 18      /* characters: "-999999999.999999 " */
+#define LONGEST 18      /* characters: "-999999999.999999 "; float32 values take up less */
 #define PADDING 8       /* bytes behind the text that may be read, zero */
 
 /* The number of bytes of a regular file that were read, at most `room`; or -1. Sets the time of its last change. */
@@ -49,7 +50,7 @@ static ptrdiff_t read_file(const char *path, char *text, ptrdiff_t room, int64_t
 }
 
 /* Six-decimal numbers as millionths; 0 unless the text is exactly `classes` of them and a newline. */
-static int parse(const char *text, ptrdiff_t size, ptrdiff_t classes, int64_t *values)
+static int parse_text(const char *text, ptrdiff_t size, ptrdiff_t classes, double *values)
 {
     const char *at = text;
     for (ptrdiff_t i = 0; i < classes; i++) {
@@ -71,61 +72,50 @@ static int parse(const char *text, ptrdiff_t size, ptrdiff_t classes, int64_t *v
             return 0;
         rest = (rest << 8) * 10 + rest;  /* numbers of two digits, in every other byte */
         rest = (rest >> 16 & 0xFF) * 10000 + (rest >> 32 & 0xFF) * 100 + (rest >> 48 & 0xFF);
-        values[i] = ((whole * 1000000 + (int64_t)rest) ^ -minus) + minus;
+        values[i] = (double)(((whole * 1000000 + (int64_t)rest) ^ -minus) + minus);
         at += 8;
     }
     return at + 1 == text + size && *at == '\n';
 }
 
-void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const int64_t *labels, int32_t *ranks,
-                 int64_t *changed)
+/* float32 values; 0 unless there are exactly `classes` of them, all finite. */
+static int parse_float32(const char *data, ptrdiff_t size, ptrdiff_t classes, double *values)
 {
-    const ptrdiff_t room = LONGEST * classes + 1;
-    int64_t *values = malloc(sizeof *values * classes);
-    char *text = malloc(room + 1 + PADDING);
-
-    for (ptrdiff_t f = 0; f < files; f++, paths += strlen(paths) + 1) {
-        const ptrdiff_t size = values && text ? read_file(paths, text, room + 1, &changed[f]) : -1;
-        ranks[f] = -1;
-        if (size < 0)
-            continue;
-        memset(text + size, 0, PADDING);
-        if (!parse(text, size, classes, values))
-            continue;
-        const int64_t own = values[labels[f]];
-        int32_t before = 0;
-        for (ptrdiff_t i = 0; i < classes; i++)
-            before += values[i] > own;
-        for (ptrdiff_t i = 0; i < labels[f]; i++)
-            before += values[i] == own;
-        ranks[f] = before;
+    float value;
+    int finite = 1;
+    if (size != classes * (ptrdiff_t)sizeof value)
+        return 0;
+    for (ptrdiff_t i = 0; i < classes; i++) {
+        memcpy(&value, data + i * sizeof value, sizeof value);
+        values[i] = value;
+        finite &= isfinite(value) != 0;
     }
-    free(values);
-    free(text);
+    return finite;
 }
 
-void label_ranks_float32(const char *paths, ptrdiff_t files, ptrdiff_t classes, const char *header, ptrdiff_t before,
-                         const int64_t *labels, int32_t *ranks, int64_t *changed)
+void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const char *header, ptrdiff_t before,
+                 const int64_t *labels, int32_t *ranks, int64_t *changed)
 {
-    const ptrdiff_t room = before + classes * (ptrdiff_t)sizeof(float);
-    float *values = malloc(sizeof *values * classes);
-    char *data = malloc(room + 1);
+    const ptrdiff_t room = before + LONGEST * classes + 2;  /* a byte more than any good file has */
+    double *values = malloc(sizeof *values * classes);
+    char *data = malloc(room + PADDING);
 
     for (ptrdiff_t f = 0; f < files; f++, paths += strlen(paths) + 1) {
+        const ptrdiff_t size = values && data ? read_file(paths, data, room, &changed[f]) : -1;
         ranks[f] = -1;
-        if (!values || !data || read_file(paths, data, room + 1, &changed[f]) != room || memcmp(data, header, before))
+        if (size < before || (header && memcmp(data, header, before)))
             continue;
-        memcpy(values, data + before, room - before);
-        const float own = values[labels[f]];
-        int32_t first = 0, finite = 1;
-        for (ptrdiff_t i = 0; i < classes; i++) {
-            finite &= isfinite(values[i]) != 0;
+        memset(data + size, 0, PADDING);
+        if (!(header ? parse_float32(data + before, size - before, classes, values)
+                     : parse_text(data, size, classes, values)))
+            continue;
+        const double own = values[labels[f]];
+        int32_t first = 0;
+        for (ptrdiff_t i = 0; i < classes; i++)
             first += values[i] > own;
-        }
         for (ptrdiff_t i = 0; i < labels[f]; i++)
             first += values[i] == own;
-        if (finite)
-            ranks[f] = first;
+        ranks[f] = first;
     }
     free(values);
     free(data);
