@@ -27,10 +27,9 @@ from fractions import Fraction
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import answers, class_names, cli, native, record
-from common.accuracy import TITLE, coverage_notes, statistics
+from common import accuracy, answers, class_names, cli, native, record
 from common.cli import Refusal, shown, some
-from common.files import make_folder, read_regular, write_whole
+from common.files import make_folder, read_regular
 from common.labels import check_folders, label_offset, label_shift, match_labels, read_labels
 from common.manifest import LABELS, WHOLE, read_manifest
 from common.names import result_stem
@@ -38,9 +37,7 @@ from common.results import percent, read_result, result_files
 
 import numpy as np
 
-TOOL = "TResNet_postprocess.py"  # how the report begins
 TOP = 5
-CHANCE_IMAGES, CHANCE_CLASSES = 200, 5  # from so many on, less than two hits per class are a sign of something wrong
 CHUNK_VALUES = 256_000          # values; 3 ms of work, which an interrupted thread still finishes
 SLOW_FROM = 2_000_000           # values; Python needs 0.15 s per million, so a missing compiler is felt from here on
 PREPARED = ("images", "preprocessed", "bad", "left_out")  # counts that only the prepared folder tells
@@ -301,27 +298,23 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
 
     left_out = [{"source": images[stem], "error": f"no right class in {os.path.basename(labels)}"}
                 for stem in sorted(results.keys() - set(stems))] + (bad if prep is not None else [])
-    notes = []
-    if offset and asked_offset is None:
-        notes.append(f"of {classes:,} classes class 0 is taken for \"background\": each label is one lower than its "
-                     "class (--label-offset 0 if that is wrong)")
-    if len(paths) >= CHANCE_IMAGES and classes >= CHANCE_CLASSES and score["hits"] and (
-            score["hits"][0] * classes < 2 * len(stems)):
-        notes.append("Top-1 is no better than chance: usually the labels are numbered otherwise than the network's "
-                     "classes (from 1, or in another order), or the images were prepared otherwise than in training")
-    notes += coverage_notes(len(unpredicted), len(labelled), len(left_out), len(stems) + len(left_out))
     counts = {"labelled": len(labelled), "images": len(paths) + len(bad), "preprocessed": len(paths), "bad": len(bad),
               "inferred": len(paths), "evaluated": len(stems), "left_out": len(left_out)}
     part = read_manifest(prep)[0].get("shard", WHOLE) if prep is not None else WHOLE
-    return {
-        "tool": TOOL, "version": cli.VERSION, "result": os.path.abspath(result),
+    report = {
+        "tool": accuracy.TOOL, "version": cli.VERSION, "result": os.path.abspath(result),
         "labels": os.path.abspath(labels), "prep": None if prep is None else os.path.abspath(prep),
         "classes": classes, "label_offset": offset, **score,
-        "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)), "notes": notes,
+        "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)), "notes": [],
         "left_out": left_out, "labelled_without_prediction": unpredicted, "evaluated": stems, "true": true,
         "class_names": class_names.find(classes, names, zip([images[stem] for stem in stems], true)),
         **({} if part == WHOLE else {"shard": part}),
     }
+    if offset and asked_offset is None:
+        report["notes"].append(f"of {classes:,} classes class 0 is taken for \"background\": each label is one lower "
+                               "than its class (--label-offset 0 if that is wrong)")
+    report["notes"] += accuracy.notes(report)
+    return report
 
 
 def shortfalls(report: Dict[str, Any], minima: Dict[int, Optional[float]]) -> List[str]:
@@ -353,8 +346,7 @@ def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple
             raise Refusal(f"{shown(path)} is a folder; choose another OUT_NAME")
         if os.path.realpath(path) == os.path.realpath(labels):
             raise Refusal(f"{shown(path)} is the labels file; choose another OUT_NAME")
-    record.claim_like(paths[0], f'"title": "{TITLE}"')
-    record.claim_like(paths[1], f'"tool": "{TOOL}"')
+    accuracy.claim(*paths)
     return paths
 
 
@@ -392,15 +384,8 @@ def main() -> None:
                                               arguments.labels)
     report = evaluate(arguments.result, arguments.labels, arguments.prep, arguments.workers,
                       arguments.class_names, arguments.label_offset, arguments.multi_label)
-    table = statistics(report)
     make_folder(arguments.out_dir, "OUT_DIR")
-    write_whole(report_path, json.dumps(report).encode("ascii"))
-    write_whole(accuracy_path, json.dumps(table).encode("ascii"))  # last: where it stands, its report does
-
-    for row in table["value"]:
-        print(row["key"] + ": " + row["value"])
-    for note in report["notes"]:
-        print(note)
+    accuracy.write(report, accuracy_path, report_path)
     for image in report["left_out"][:3]:
         print(f"left out: {shown(image['source'])}: {shown(image['error'])}")
     print(f"wrote {shown(accuracy_path)} and {shown(report_path)}")

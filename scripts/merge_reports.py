@@ -14,11 +14,10 @@ import json
 import os
 from typing import Any, Dict, List
 
-from common import cli, files, manifest, record
-from common.accuracy import coverage_notes, statistics
+from common import accuracy, cli, files, manifest, record
 from common.cli import Refusal, shown, some
 
-TOOL, ON_CARD = "TResNet_postprocess.py", "infer_om.py"
+ON_CARD = "infer_om.py"
 REPORT, ACCURACY = "acc_report.json", "acc.json"
 VOLATILE = ("shard", "source", "given")  # what a prepared folder's settings may differ in
 SUMMED = ("images", "preprocessed", "bad", "inferred", "evaluated", "left_out")
@@ -29,13 +28,16 @@ def read_report(workdir: str) -> Dict[str, Any]:
     path = os.path.join(workdir, REPORT)
     try:
         report = json.loads(files.read_regular(path).decode("ascii"))
-        whole = report["tool"] == TOOL and {*report["counts"]} >= {*SUMMED}
+        whole = report["tool"] == accuracy.TOOL and {*report["counts"]} >= {*SUMMED}
     except (ValueError, LookupError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise Refusal(f"{shown(path)} is not a report of TResNet_postprocess.py; name the work folders of pipeline.sh")
     if "shard" not in report:
         raise Refusal(f"{shown(path)} is of a whole run, not of a shard; make the shards with pipeline.sh --shard I/N")
+    if "mAP" in report:
+        raise Refusal(f"{shown(path)} is of labels with several classes an image, and the mean average precision of "
+                      "parts cannot be put together; take all images in one run")
     return dict(report)
 
 
@@ -100,19 +102,19 @@ def merge(folders: List[str], reports: List[Dict[str, Any]]) -> Dict[str, Any]:
     unpredicted = sorted(set.intersection(*(set(report["labelled_without_prediction"]) for report in reports)))
     images = sorted((stem + "_0.", true) for report in reports
                     for stem, true in zip(report["evaluated"], report["true"]))
-    covered = [note for report in reports for note in coverage_notes(
-        len(report["labelled_without_prediction"]), report["counts"]["labelled"], report["counts"]["bad"],
-        report["counts"]["images"])]
-    own = [note for note in first["notes"]
-           if note not in covered and all(note in report["notes"] for report in reports)]
+    names = [report["class_names"] for report in reports if report.get("class_names")]
     merged = dict(first, result=None, prep=None, counts=counts, labelled_without_prediction=unpredicted,
                   hits=[sum(hits) for hits in zip(*(report["hits"] for report in reports))],
-                  notes=own + coverage_notes(len(unpredicted), counts["labelled"], counts["bad"], counts["images"]),
                   left_out=sorted((image for report in reports for image in report["left_out"]),
                                   key=lambda image: str(image["source"])),
                   evaluated=[stem[:-len("_0.")] for stem, _ in images], true=[true for _, true in images],
+                  # a shard without images of a class may not know what its folder is called
+                  class_names=[next((name for name in each if name != str(label)), each[0])
+                               for label, each in enumerate(zip(*names))] or None,
                   shards=[{"shard": report["shard"], "folder": os.path.abspath(folder),
                            "images": report["counts"]["evaluated"]} for folder, report in zip(folders, reports)])
+    own = [note for note in first["notes"] if note not in accuracy.notes(first)]
+    merged["notes"] = own + accuracy.notes(merged)
     del merged["shard"]
     return merged
 
@@ -130,16 +132,14 @@ def main() -> None:
     check_complete(arguments.folders, reports)
     check_same(arguments.folders, reports)
     report = merge(arguments.folders, reports)
-    table = statistics(report)
+    if os.path.realpath(arguments.output) in map(os.path.realpath, arguments.folders):
+        raise Refusal(f"--output {shown(arguments.output)} is the work folder of a shard, whose files would be "
+                      "replaced; name another")
     files.make_folder(arguments.output, "--output")
-    paths = [os.path.join(arguments.output, name) for name in (REPORT, ACCURACY)]
-    record.claim_like(paths[0], f'"tool": "{TOOL}"')
-    record.claim_like(paths[1], f'"title": "{table["title"]}"')
-    files.write_whole(paths[0], json.dumps(report).encode("ascii"))
-    files.write_whole(paths[1], json.dumps(table).encode("ascii"))
-    for row in table["value"]:
-        print(f"{row['key']}: {row['value']}")
-    print("\n".join([*report["notes"], f"{len(reports)} shards; wrote {shown(paths[1])} and {shown(paths[0])}"]))
+    paths = [os.path.join(arguments.output, name) for name in (ACCURACY, REPORT)]
+    accuracy.claim(*paths)
+    accuracy.write(report, *paths)
+    print(f"{len(reports)} shards; wrote {' and '.join(map(shown, paths))}")
 
 
 if __name__ == "__main__":

@@ -107,6 +107,8 @@ REFUSED: List[Tuple[str, Callable[[Path], None], Tuple[str, ...], str]] = [
      "they have another labels"),
     ("half", lambda runs: (runs / "work-2" / "acc_report.json").write_text('{"tool": "TResNet'), (),
      "is not a report of TResNet_postprocess.py"),
+    ("mean average precision", lambda runs: other_report(runs, lambda report: report.update(mAP=0.5, hits=[])), (),
+     "the mean average precision of parts cannot be put together"),
     ("no record", lambda runs: (runs / "work-2" / "result.record.jsonl").unlink(), (), "lacks the record of"),
 ]
 
@@ -119,6 +121,39 @@ def test_what_is_not_one_run_is_refused(runs: Path, damage: Callable[[Path], Non
     done = merge(runs, *names)
     assert done.returncode == 1 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (runs / "merged").exists()
+
+
+@pytest.mark.slow
+def test_what_the_accuracy_does_not_cover_is_counted_over_all_shards(runs: Path) -> None:
+    """Images without a right class (of real.json) are left out as bad ones are; a shard may lack names of classes."""
+    for shard in SHARDS:
+        path = runs / f"work-{shard}" / "acc_report.json"
+        report = read(path)
+        stem = report["evaluated"].pop()
+        report["true"].pop()
+        report["left_out"].append({"source": f"{stem}.png", "error": "no right class in real.json"})
+        report["counts"]["evaluated"] -= 1
+        report["counts"]["left_out"] += 1
+        report["notes"] = [f"{len(report['left_out'])} of {report['counts']['images']} images were left out"]
+        report["class_names"] = [f"c{label}" if label % 3 == shard - 1 else str(label) for label in range(10)]
+        path.write_text(json.dumps(report))
+    done = merge(runs)
+    assert done.returncode == 0, done.stderr
+    merged = read(runs / "merged" / "acc_report.json")
+    assert merged["notes"] == ["2 of 13 labelled names have no prediction: this is a subset",
+                               "4 of 12 images were left out"]
+    assert merged["counts"]["left_out"] == len(merged["left_out"]) == 4
+    assert merged["class_names"] == [f"c{label}" for label in range(10)]
+
+
+@pytest.mark.slow
+def test_a_shard_s_own_files_are_not_replaced(runs: Path) -> None:
+    import merge_reports
+    words = [str(runs / f"work-{shard}") for shard in SHARDS]
+    before = (runs / "work-1" / "acc.json").read_bytes()
+    done = start_here(merge_reports.main, {}, runs / "work-1", "merge_reports.py", *words)  # --output is this folder
+    assert done.returncode == 1 and "is the work folder of a shard" in done.stderr, done.stderr
+    assert (runs / "work-1" / "acc.json").read_bytes() == before
 
 
 def test_shards_that_cannot_be_meant(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
-"""Top-k accuracy as it is written: acc.json from a report's counts, and what is to be noted beside it."""
+"""Top-k accuracy as it is written: acc.json and the report beside it, and what is to be noted of them."""
+import json
 from typing import Any, Dict, List
 
+from common import record
+from common.files import write_whole
 from common.results import percent
 
 TITLE = "Overall statistical evaluation"  # how acc.json begins
+TOOL = "TResNet_postprocess.py"  # how the report begins
+CHANCE_IMAGES, CHANCE_CLASSES = 200, 5  # from so many on, less than two hits per class are a sign of something wrong
 
 
 def percentages(report: Dict[str, Any]) -> List[float]:
@@ -21,7 +26,31 @@ def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
     return {"title": TITLE, "value": [{"key": key, "value": value} for key, value in rows]}
 
 
-def coverage_notes(unpredicted: int, labelled: int, bad: int, images: int) -> List[str]:
-    """What the accuracy does not cover, in sentences."""
-    subset = f"{unpredicted} of {labelled} labelled names have no prediction: this is a subset"
-    return [subset] * bool(unpredicted) + [f"{bad} of {images} images were left out"] * bool(bad)
+def notes(report: Dict[str, Any]) -> List[str]:
+    """What the accuracy does not cover and why it may be wrong, in sentences."""
+    counts, classes, hits = report["counts"], report["classes"], report["hits"]
+    unpredicted, left_out = len(report["labelled_without_prediction"]), len(report["left_out"])
+    found = []
+    if counts["inferred"] >= CHANCE_IMAGES and classes >= CHANCE_CLASSES and hits and (
+            hits[0] * classes < 2 * counts["evaluated"]):
+        found.append("Top-1 is no better than chance: usually the labels are numbered otherwise than the network's "
+                     "classes (from 1, or in another order), or the images were prepared otherwise than in training")
+    if unpredicted:
+        found.append(f"{unpredicted} of {counts['labelled']} labelled names have no prediction: this is a subset")
+    if left_out:
+        found.append(f"{left_out} of {counts['evaluated'] + left_out} images were left out")
+    return found
+
+
+def claim(accuracy_path: str, report_path: str) -> None:
+    """Refuse to replace files under these names that are not such ones."""
+    record.claim_like(accuracy_path, f'"title": "{TITLE}"')
+    record.claim_like(report_path, f'"tool": "{TOOL}"')
+
+
+def write(report: Dict[str, Any], accuracy_path: str, report_path: str) -> None:
+    """Write acc.json and the report, and print what they say."""
+    table = statistics(report)
+    write_whole(report_path, json.dumps(report).encode("ascii"))
+    write_whole(accuracy_path, json.dumps(table).encode("ascii"))  # last: where it stands, its report does
+    print("\n".join([f"{row['key']}: {row['value']}" for row in table["value"]] + report["notes"]))

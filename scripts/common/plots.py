@@ -45,7 +45,7 @@ def svg(figure: Figure, words: str) -> str:
 
 
 def plot(words: str, height: float = HEIGHT) -> Callable[[Callable[..., None]], Callable[..., str]]:
-    """Makes of a function that draws into axes one that returns the plot as an <svg> element; words: as svg() has them."""
+    """Makes of a function that draws into axes one that returns the plot as svg() does."""
     def decorate(draw: Callable[..., None]) -> Callable[..., str]:
         @functools.wraps(draw)
         def drawn(*data: Any) -> str:
