@@ -27,12 +27,10 @@ from fractions import Fraction
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import accuracy, answers, class_names, cli, native, record
+from common import accuracy, answers, class_names, cli, manifest, native, record
 from common.cli import Refusal, shown, some
 from common.files import make_folder, read_regular
-from common.labels import check_folders, label_offset, label_shift, match_labels, read_labels
-from common.manifest import LABELS, WHOLE, read_manifest
-from common.names import result_stem
+from common.labels import check_folders, match_labels
 from common.results import percent, read_result, result_files
 
 import numpy as np
@@ -136,50 +134,31 @@ def average_precision(scores: np.ndarray, right: np.ndarray) -> Optional[float]:
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
-def mean_average_precision(scores: np.ndarray, right_classes: Sequence[Sequence[int]]
-                           ) -> Tuple[float, List[Optional[float]]]:
-    """(mean over the classes that some image shows, in 0..1; the average precision of each class, None without one).
-
-    scores: float [images, classes].
-    """
-    right = np.zeros(scores.shape, bool)
-    for row, classes in zip(right, right_classes):
-        row[list(classes)] = True
-    if not right.any():
-        raise Refusal("no image has a label of any class, so there is no average precision; are these labels meant?")
-    each = [average_precision(scores[:, place], right[:, place]) for place in range(scores.shape[1])]
-    return float(np.mean([value for value in each if value is not None])), each
-
-
 def precision(paths: Sequence[str], right: Sequence[Sequence[int]], classes: int) -> Dict[str, Any]:
-    """The mean average precision of the multi-label predictions and each class's, None where no image shows it.
+    """The mean average precision, 0..1, over the classes that some image shows, and each class's, None without one.
 
-    The order of the logits is that of their sigmoids.
+    right: the classes of each image. The order of the logits is that of their sigmoids.
     """
-    scores = np.empty((len(paths), classes), np.float32)
-    for row, path in zip(scores, paths):
+    scores, own = np.empty((len(paths), classes), np.float32), np.zeros((len(paths), classes), bool)
+    for place, (path, shown_classes) in enumerate(zip(paths, right)):
         values = read_result(path)
         if len(values) != classes:
             raise Refusal(f"{shown(path)} holds {len(values)} values, but {shown(paths[0])} holds {classes}")
-        row[:] = values
-    mean, each = mean_average_precision(scores, right)
-    return {"hits": [], "mAP": mean, "average_precision": each}
+        scores[place], own[place, list(shown_classes)] = values, True
+    if not own.any():
+        raise Refusal("no image has a label of any class, so there is no average precision; are these labels meant?")
+    each = [average_precision(scores[:, label], own[:, label]) for label in range(classes)]
+    return {"hits": [], "mAP": float(np.mean([value for value in each if value is not None])),
+            "average_precision": each}
 
 
 # ---- every image accounted for ---------------------------------------------------------------------------------------
 
-Names = Tuple[Dict[str, str], List[Dict[str, str]]]  # {stem: source} of the images, {"source", "error"} of the bad ones
-
-
-def names_of(prep: str) -> Names:
-    """What the manifest of a prepared folder says; ({}, []) if there is none."""
-    _, images = read_manifest(prep)
-    return ({result_stem(str(entry.get("bin"))): source for source, entry in images.items() if "error" not in entry},
-            [{"source": source, "error": str(entry["error"])} for source, entry in images.items() if "error" in entry])
+Names = Tuple[Dict[str, str], Dict[str, str]]  # what manifest.sources() tells
 
 
 def names_beside(result: str) -> Names:
-    """names_of() the folder that the inference says its inputs were in; ({}, []) if nothing is known.
+    """manifest.sources() of the folder that the inference says its inputs were in; ({}, {}) if nothing is known.
 
     RESULT_summary.json names them as they were called in the folder where the inference ran: that may have been this
     one, or the result folder's parent.
@@ -190,18 +169,18 @@ def names_beside(result: str) -> Names:
         start = summary.index("[", summary.index('"infiles"'))  # the first image's are enough: all of it takes 0.15 s
         prep = os.path.dirname(json.JSONDecoder().raw_decode(summary, start)[0][0])
         for folder in (os.path.abspath(prep), os.path.join(os.path.dirname(result), prep)):
-            names, bad = names_of(folder)
+            names, bad = manifest.sources(folder)
             if names:
                 return names, bad
-    return {}, []
+    return {}, {}
 
 
 def account(prep: str, results: Dict[str, str]) -> Names:
-    """names_of() a prepared folder.
+    """manifest.sources() of a prepared folder.
 
     Raises: Refusal unless there is exactly one result for every .bin and none is older than its .bin.
     """
-    names, bad = names_of(prep)
+    names, bad = manifest.sources(prep)
     if not names and not bad:
         raise Refusal(f"{shown(prep)} holds no manifest.jsonl of TResNet_preprocess.py; give the prepared folder as "
                       "--prep")
@@ -229,20 +208,6 @@ def account(prep: str, results: Dict[str, str]) -> Names:
     return names, bad
 
 
-def read_lines(path: str, classes: int, multi_label: bool, asked_offset: Optional[int]) -> Tuple[List[Any], int]:
-    """([(NAME, its class or a tuple of its classes, line)] of a labels file, what to add to have the network's class).
-
-    Raises: Refusal for a label that is no class of the network then.
-    """
-    if not multi_label and not answers.is_real(path):
-        plain = read_labels(path)
-        return list(plain), label_offset(plain, classes, path, asked_offset)
-    lines = answers.read_multi_label(path) if multi_label else answers.read_real(path)
-    offset = asked_offset if asked_offset is not None else 0 if multi_label else label_shift(classes)
-    answers.check_range(lines, classes, path, offset)
-    return list(lines), offset
-
-
 def refuse_intruders(result: str) -> None:
     """Refuse results that are not of the run that made the others, as its record says."""
     strange = record.intruders(result)
@@ -253,9 +218,9 @@ def refuse_intruders(result: str) -> None:
 
 def check_class_folders(labels: str, classes: int) -> None:
     """Refuse labels that preprocessing took from the order of class folders, if these are not all of the classes."""
-    header, _ = read_manifest(os.path.dirname(os.path.abspath(labels)))
+    header, _ = manifest.read_manifest(os.path.dirname(os.path.abspath(labels)))
     names = header.get("class_folders")
-    if os.path.basename(labels) == LABELS and names:
+    if os.path.basename(labels) == manifest.LABELS and names:
         check_folders(str(header.get("source")), names, classes)
 
 
@@ -275,11 +240,11 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     sources, bad = account(prep, results) if prep is not None else names_beside(result)
     stems, paths = list(results), list(results.values())
     classes = len(read_result(paths[0]))
-    lines, offset = read_lines(labels, classes, multi_label, asked_offset)
+    lines = answers.read(labels, multi_label)
+    offset = answers.offset_of(lines, classes, labels, multi_label, asked_offset)
     check_class_folders(labels, classes)
     images = {stem: sources.get(stem, stem) for stem in stems}
-    others = set(sources.values()).difference(images.values()).union(image["source"] for image in bad)
-    matched = match_labels(images, lines, labels, others)
+    matched = match_labels(images, lines, labels, [*sources.values(), *bad])
     labelled = {name for name, _, _ in lines}
     unpredicted = sorted(labelled.difference(name for name, _, _ in matched.values()))
     right = {stem: matched[stem][1] for stem in stems}
@@ -297,10 +262,11 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
         refuse_intruders(result)
 
     left_out = [{"source": images[stem], "error": f"no right class in {os.path.basename(labels)}"}
-                for stem in sorted(results.keys() - set(stems))] + (bad if prep is not None else [])
+                for stem in sorted(results.keys() - set(stems))]
+    left_out += [{"source": source, "error": error} for source, error in bad.items() if prep is not None]
     counts = {"labelled": len(labelled), "images": len(paths) + len(bad), "preprocessed": len(paths), "bad": len(bad),
               "inferred": len(paths), "evaluated": len(stems), "left_out": len(left_out)}
-    part = read_manifest(prep)[0].get("shard", WHOLE) if prep is not None else WHOLE
+    part = manifest.read_manifest(prep)[0].get("shard") if prep is not None else None
     report = {
         "tool": accuracy.TOOL, "version": cli.VERSION, "result": os.path.abspath(result),
         "labels": os.path.abspath(labels), "prep": None if prep is None else os.path.abspath(prep),
@@ -308,7 +274,7 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
         "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)), "notes": [],
         "left_out": left_out, "labelled_without_prediction": unpredicted, "evaluated": stems, "true": true,
         "class_names": class_names.find(classes, names, zip([images[stem] for stem in stems], true)),
-        **({} if part == WHOLE else {"shard": part}),
+        **({} if part in (None, manifest.WHOLE) else {"shard": part}),
     }
     if offset and asked_offset is None:
         report["notes"].append(f"of {classes:,} classes class 0 is taken for \"background\": each label is one lower "

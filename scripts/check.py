@@ -16,7 +16,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from common import answers, ascend, cli, dataset, environment, evaluation, files, manifest, record
 from common.cli import ROOT, Refusal, shown, some
 from common.images import class_folders, find_images
-from common.labels import check_folders, class_labels, label_offset, match_labels, read_class_map, read_labels
+from common.labels import check_folders, class_labels, match_labels, read_class_map
 from common.names import SUFFIXES, name_bins
 
 VALUE_BYTES = {False: 4, True: 1}  # of a .bin: float32, or uint8 for --uint8
@@ -228,9 +228,7 @@ class Data:
 
     def read(self) -> List[Any]:
         """(NAME, class or classes, line) of the labels file."""
-        if self.arguments.multi_label:
-            return list(answers.read_multi_label(self.labels))
-        return list(answers.read_real(self.labels) if answers.is_real(self.labels) else read_labels(self.labels))
+        return answers.read(self.labels, self.arguments.multi_label)
 
     def check_checkpoint(self) -> str:
         if not os.path.isfile(evaluation.weights_file(self.checkpoint)):
@@ -250,10 +248,8 @@ class Data:
         if self.is_sample and not self.arguments.labels:
             return
         if not self.from_folders():
-            if self.several_answers():
-                answers.check_range(self.read(), classes, self.labels, self.arguments.label_offset or 0)
-            else:
-                label_offset(read_labels(self.labels), classes, self.labels, self.arguments.label_offset)
+            answers.offset_of(self.read(), classes, self.labels, self.arguments.multi_label,
+                              self.arguments.label_offset)
         elif class_map:
             names = set(map(os.path.dirname, self.sources))
             beyond = [name for name, index in read_class_map(class_map).items() if name in names and index >= classes]

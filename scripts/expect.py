@@ -158,8 +158,7 @@ def prepared_reader(run: Run) -> Callable[[List[str]], np.ndarray]:
 def source_reader(run: Run, setting: Evaluation) -> Callable[[List[str]], np.ndarray]:
     """stems -> the images prepared anew with a setting. Raises: Refusal or OSError if they are not there any more."""
     from common.pixels import convert
-    header, rows = manifest.read_manifest(run.report["prep"])
-    sources = {result_stem(str(row.get("bin"))): source for source, row in rows.items()}
+    header, sources = manifest.read(run.report["prep"]).header, manifest.sources(run.report["prep"])[0]
 
     def read(stems: List[str]) -> np.ndarray:
         images = []

@@ -3,13 +3,12 @@
 Standard library only.
 """
 import json
-import os
 import re
-from typing import List, Sequence, Tuple
+from typing import Any, List, Optional, Tuple
 
 from common.cli import Refusal, shown
 from common.files import read_regular
-from common.labels import LARGEST
+from common.labels import LARGEST, label_offset, label_shift, read_labels, text_of
 
 VALIDATION_NAME = "ILSVRC2012_val_{:08d}"  # of image N, counted from 1, in ImageNet's validation set
 Answers = Tuple[str, Tuple[int, ...], int]  # NAME, its classes, line (or place in the list, from 1)
@@ -46,10 +45,8 @@ def read_multi_label(path: str) -> List[Answers]:
 
     Raises: Refusal for a file that holds no such line.
     """
-    data = read_regular(path, largest=LARGEST)
-    text = os.fsdecode(data[3:] if data.startswith(b"\xef\xbb\xbf") else data)
     answers: List[Answers] = []
-    for line, row in enumerate(text.split("\n"), 1):
+    for line, row in enumerate(text_of(path, LARGEST).split("\n"), 1):
         found = re.fullmatch(r"\s*(.*?)((?:\s+[0-9]{1,9})*)\s*", row)
         if found and found.group(1):
             answers.append((found.group(1), tuple(sorted(set(map(int, found.group(2).split())))), line))
@@ -58,10 +55,24 @@ def read_multi_label(path: str) -> List[Answers]:
     return answers
 
 
-def check_range(answers: Sequence[Answers], classes: int, path: str, offset: int = 0) -> None:
-    """Refuse classes that the network does not have; offset: what is added to a label to have the network's class."""
-    for _, right, line in answers:
+def read(path: str, multi_label: bool) -> List[Any]:
+    """[(NAME, its class or a tuple of its classes, line)] of a labels file of any form."""
+    if multi_label:
+        return list(read_multi_label(path))
+    return list(read_real(path) if is_real(path) else read_labels(path))
+
+
+def offset_of(lines: List[Any], classes: int, path: str, multi_label: bool, asked: Optional[int] = None) -> int:
+    """What to add to each label of read() to have the network's class; asked: what the user says of that.
+
+    Raises: Refusal for a label that is no class of the network then.
+    """
+    if not multi_label and not is_real(path):
+        return label_offset(lines, classes, path, asked)
+    offset = asked if asked is not None else 0 if multi_label else label_shift(classes)
+    for _, right, line in lines:
         if right and not 0 <= right[0] + offset <= right[-1] + offset < classes:
             wrong = right[-1] if right[-1] + offset >= classes else right[0]
             raise Refusal(f"{shown(path)}, line {line}: label {wrong} is outside the classes {-offset} to "
                           f"{classes - 1 - offset} of the model")
+    return offset

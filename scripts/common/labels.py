@@ -145,7 +145,7 @@ def match_labels(images: Dict[str, str], labels: List[Label], path: str, others:
     """{stem: its label} for every image.
 
     images: {stem: source}, source being the image's path below the images' folder as the manifest has it, or the stem
-    itself if no manifest is known; others: sources that the manifest has beside these, which a NAME may mean as well.
+    itself if no manifest is known; others: all sources that the manifest has, which a NAME may mean as well.
     A NAME is the source or the stem; if an image has no such label, a form in which the suffix or leading folders
     differ, if it can mean no other image.
     Raises: Refusal if an image has no label, a doubtful one, or two different ones.
@@ -153,7 +153,7 @@ def match_labels(images: Dict[str, str], labels: List[Label], path: str, others:
     found: Dict[str, Label] = {}  # by source
     doubtful: Dict[str, Tuple[Label, List[str]]] = {}
     lacking = set(images.values())
-    for reading in readings(images, [*images.values(), *others]):
+    for reading in readings(images, list(dict.fromkeys([*images.values(), *others]))):
         for label in labels:
             meant = reading(label[0])
             if len(meant) > 1:

@@ -30,6 +30,13 @@ def read_manifest(folder: str) -> Tuple[Row, Dict[str, Row]]:
     return told.header, {row["source"]: row for row in told.rows[:told.trusted] if "source" in row}
 
 
+def sources(folder: str) -> Tuple[Dict[str, str], Dict[str, str]]:
+    """({stem of a .bin: source of its image}, {source of a bad image: why}) of a prepared folder, if it is ours."""
+    _, rows = read_manifest(folder)
+    return ({result_stem(row["bin"]): source for source, row in rows.items() if "bin" in row},
+            {source: row["error"] for source, row in rows.items() if "error" in row})
+
+
 def checksums(folder: str) -> Dict[str, str]:
     """{name of a .bin: the checksum of its content} as a folder's manifest says, {} if it has none of ours."""
     return {row["bin"]: row["checksum"] for row in read(folder).rows if isinstance(row.get("checksum"), str)}
@@ -121,8 +128,6 @@ def true_classes(labels: str, folder: str, stems: List[str], classes: int, offse
     """
     lines = read_labels(labels)
     shift = label_offset(lines, classes, labels, offset)
-    _, entries = read_manifest(folder)
-    sources = {result_stem(str(row.get("bin"))): source for source, row in entries.items() if "error" not in row}
-    images = {stem: sources.get(stem, stem) for stem in stems}
-    matched = match_labels(images, lines, labels, set(entries).difference(images.values()))
+    named, bad = sources(folder)
+    matched = match_labels({stem: named.get(stem, stem) for stem in stems}, lines, labels, [*named.values(), *bad])
     return [matched[stem][1] + shift for stem in stems]
