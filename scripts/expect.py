@@ -11,16 +11,16 @@ Tried on the results as they are: labels one higher or lower, labels in the devk
 Tried on 200 images by ONNX Runtime on the CPU: red and blue swapped, the crop and the rest of the evaluation that the
 figure was published with, the other lineage of the weights.
 """
-import argparse
 import json
 import os
 from collections import Counter
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from common import cli, dataset, evaluation, files, manifest, record
-from common.cli import Refusal, shown
+from common import cli, dataset, evaluation, files, manifest, onnx_file, operators, record
+from common.cli import Refusal, shown, some
 from common.evaluation import Evaluation
-from common.figures import interval
+from common.figures import interval, share
+from common.images import spaced
 from common.inputs import Input, read_aipp, read_batch
 from common.names import result_stem
 from common.published import EXPECTED, Weights
@@ -78,15 +78,6 @@ def sentences(found: Dict[str, Any]) -> List[str]:
 
 # ---- what is tried on the results ------------------------------------------------------------------------------------
 
-def spaced(values: List[Any], most: int) -> List[Any]:
-    """At most so many of the values, evenly spaced."""
-    return values if len(values) <= most else [values[place * len(values) // most] for place in range(most)]
-
-
-def share(hits: Any) -> float:
-    return 100 * float(np.mean(hits))
-
-
 def shifted(run: Run) -> List[Trial]:
     return [(f"labels one {'higher' if by > 0 else 'lower'}", share(run.found == run.truth + by)) for by in (1, -1)]
 
@@ -119,44 +110,33 @@ def other_order(run: Run) -> List[Trial]:
 
 # ---- what is tried on images -----------------------------------------------------------------------------------------
 
-Infer = Callable[[np.ndarray], np.ndarray]
+Infer = Callable[[np.ndarray], np.ndarray]  # from images, float32 [n, 3, h, w], to the first answers, int [n]
+Reader = Callable[[List[str]], np.ndarray]  # from stems to images
 
 
-def session_of(model: Any) -> Infer:
-    """A function from float32 [n, 3, h, w] to the first answers, of an ONNX file's path or content."""
-    import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    entry = session.get_inputs()[0]
-    fixed = entry.shape[0] if isinstance(entry.shape[0], int) else None
-
-    def infer(images: np.ndarray) -> np.ndarray:
-        size = fixed or len(images)
-        filled = np.concatenate([images, np.repeat(images[:1], -len(images) % size, 0)])
-        parts = [session.run(None, {entry.name: filled[at:at + size]})[0] for at in range(0, len(filled), size)]
-        return np.concatenate(parts)[:len(images)].argmax(1)
-
-    return infer
+def answers_of(model: Any) -> Infer:
+    """Of an onnx.ModelProto."""
+    logits_of = operators.logits_of(model)
+    return lambda images: logits_of(images).argmax(1)
 
 
-def top1(infer: Infer, images: Callable[[List[str]], np.ndarray], stems: List[str], truth: np.ndarray) -> float:
-    """Top-1 in per cent over the stems, whose images a function gives batch by batch."""
+def top1(infer: Infer, images: Reader, stems: List[str], truth: np.ndarray) -> float:
+    """Top-1 in per cent over the stems."""
     batches = [stems[at:at + BATCH] for at in range(0, len(stems), BATCH)]
     return share(np.concatenate([infer(images(batch)) for batch in batches]) == truth)
 
 
-def prepared_reader(run: Run) -> Callable[[List[str]], np.ndarray]:
-    """stems -> the prepared images as the network takes them, float32 [n, 3, h, w]."""
+def prepared_reader(run: Run) -> Reader:
+    """Gives the prepared images as the network takes them."""
     prep = run.report["prep"]
     aipp_path, size = os.path.join(prep, evaluation.AIPP), int(run.notes["img_size"])
     aipp = read_aipp(aipp_path) if os.path.exists(aipp_path) else {}
-    bins = {result_stem(name): os.path.join(prep, name) for name in os.listdir(prep) if name.endswith(".bin")}
-    return lambda stems: read_batch([bins[stem] for stem in stems], Input("image", (3, size, size), len(stems), aipp))
+    return lambda stems: read_batch([os.path.join(prep, stem + ".bin") for stem in stems],
+                                    Input("image", (3, size, size), len(stems), aipp))
 
 
-def source_reader(run: Run, setting: Evaluation) -> Callable[[List[str]], np.ndarray]:
-    """stems -> the images prepared anew with a setting. Raises: Refusal or OSError if they are not there any more."""
+def source_reader(run: Run, setting: Evaluation) -> Reader:
+    """Gives the images prepared anew with a setting; raises Refusal or OSError if they are not there any more."""
     from common.pixels import convert
     header, sources = manifest.read(run.report["prep"]).header, manifest.sources(run.report["prep"])[0]
 
@@ -179,7 +159,7 @@ def other_lineage(run: Run, checkpoint: str) -> Tuple[str, Infer]:
     path = evaluation.weights_file(checkpoint)
     seen = Recognised(run.notes["variant"], int(run.notes["num_classes"]), other, "")
     network = load_network(find_state_dict(load_checkpoint(path), path).tensors, path, seen)
-    return other, session_of(build_model(network, int(run.notes["img_size"]), 11).SerializeToString())
+    return other, answers_of(build_model(network, int(run.notes["img_size"]), 11))
 
 
 def settings_of(weights: Weights) -> List[Evaluation]:
@@ -190,10 +170,9 @@ def settings_of(weights: Weights) -> List[Evaluation]:
 
 def try_images(run: Run, weights: Weights, checkpoint: Optional[str]) -> Tuple[float, List[Trial], List[str]]:
     """(Top-1 of these images as they were judged, the trials, what could not be tried and why)."""
-    stems = spaced(run.stems, IMAGES)
-    places = [run.stems.index(stem) for stem in stems]
-    truth, trials, notes = run.truth[places], [], []
-    read, infer = prepared_reader(run), session_of(run.model)
+    places = spaced(list(range(len(run.stems))), IMAGES)
+    stems, truth, trials, notes = [run.stems[place] for place in places], run.truth[places], [], []
+    read, infer = prepared_reader(run), answers_of(onnx_file.load(run.model))
     trials.append(("red and blue swapped (BGR)", top1(infer, lambda names: np.ascontiguousarray(read(names)[:, ::-1]),
                                                       stems, truth)))
     header = manifest.read_manifest(run.report["prep"])[0]
@@ -243,6 +222,10 @@ def load(workdir: str) -> Run:
     results = result_files(report["result"])
     places = spaced(list(range(len(report["evaluated"]))), RESULTS)
     stems = [report["evaluated"][place] for place in places]
+    missing = [stem for stem in stems if stem not in results]
+    if missing:
+        raise Refusal(f"{shown(path)} tells of results that {shown(report['result'])} does not hold: {some(missing)}; "
+                      "run the pipeline again")
     answers = [int(np.argmax(read_result(results[stem]))) for stem in stems]
     truth = np.array([report["true"][place] for place in places])
     return Run(workdir, report, model, record.notes(model), stems, truth, np.array(answers))
@@ -275,7 +258,7 @@ def main() -> None:
                         help="the weights, to try them in the other lineage")
     parser.add_argument("--devkit", metavar="FILE", type=cli.path,
                         help="ILSVRC2012_devkit_t12.tar.gz, to try labels in its order")
-    arguments: argparse.Namespace = parser.parse_args()
+    arguments = parser.parse_args()
     run, weights = load(arguments.workdir), EXPECTED[arguments.name]
     found = compare(arguments.name, run.report)
     for line in sentences(found):
@@ -286,10 +269,7 @@ def main() -> None:
             print(f"tried: {trial['what']}: Top-1 {trial['top1']:.1f} %")
         print(f"likeliest cause: {found['cause'] or 'none of those that were tried fits'}")
     path = os.path.join(arguments.workdir, "expect.json")
-    made_by = {"tool": os.path.basename(__file__)}
-    record.begin(path, made_by, [path])
-    files.write_whole(path, json.dumps(found, indent=1).encode("ascii"))
-    record.write(path, made_by, [path])
+    record.write_files(path, {"tool": os.path.basename(__file__)}, {path: json.dumps(found, indent=1).encode("ascii")})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ that very input, in float32 and in the card's arithmetic. So an error that comes
 Handing out a result keeps atc from fusing there: a fault of a fusion may vanish, which is said then.
 """
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -20,10 +21,10 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from common import ascend, bench, cli, files, float16, onnx_file, operators, record
-from common.cli import ROOT, Refusal, shown
+from common.cli import ROOT, Refusal, option_words, shown
 from common.graph import unshuffled
 from common.images import list_inputs
-from common.inputs import Input, read_aipp, read_batch
+from common.inputs import Input, input_of, read_batch
 from common.names import om_path, result_names
 
 import numpy as np
@@ -70,21 +71,15 @@ class Card:
         self.compilations += 1
         path = os.path.join(self.folder, f"variant{self.compilations}.onnx")
         onnx.save(model, path)
-        given = self.arguments
-        words = ["bash", os.path.join(ROOT, "scripts", "onnx2om.sh"), path, "--batch-sizes", "1"]
-        words += ["--soc-version", given.soc_version] if given.soc_version else []
-        words += ["--aipp", os.path.abspath(given.aipp)] if given.aipp else []
-        words += ["--", "--output_type=FP32", "--out_nodes=" + ";".join(f"{name}:0" for name in nodes), *options]
-        self.start(words, f"compilation {self.compilations}")
+        aipp = self.arguments.aipp and os.path.abspath(self.arguments.aipp)
+        words = option_words(batch_sizes=1, soc_version=self.arguments.soc_version, aipp=aipp)
+        self.start(["bash", os.path.join(ROOT, "scripts", "onnx2om.sh"), path, *words, "--", "--output_type=FP32",
+                    "--out_nodes=" + ";".join(f"{name}:0" for name in nodes), *options],
+                   f"compilation {self.compilations}")
         return om_path(path, 1)
 
     def start(self, words: List[str], what: str) -> None:
-        log = os.path.join(self.arguments.output, "find_layer.log")
-        if ascend.run_tool(words, log, cwd=self.folder):
-            with open(log, encoding="utf-8", errors="replace") as file:
-                said = file.read().strip()[-2000:]
-            raise Refusal(f"{what} failed and said:\n{said}\n    the whole output: {shown(log)}")
-        os.remove(log)
+        ascend.run_or_refuse(words, os.path.join(self.arguments.output, "find_layer.log"), what, cwd=self.folder)
 
     def run(self, om: str, tensors: List[str]) -> List[Dict[str, np.ndarray]]:
         """{tensor: its value} for each image; the model hands out `tensors` in this order."""
@@ -196,37 +191,36 @@ class Trial(NamedTuple):
 
 def with_convolution_for(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """A copy in which a SpaceToDepth is a convolution with weights 0 and 1, as --stem conv4 exports it."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    node = next(node for node in copy.graph.node if operators.name_of(node) == name)
+    changed = copy.deepcopy(model)
+    node = next(node for node in changed.graph.node if operators.name_of(node) == name)
     block = node.attribute[0].i
     channels = 3 * block * block
     one_hot = unshuffled(np.eye(channels, dtype=np.float32).reshape(channels, channels, 1, 1), block)
-    copy.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(one_hot), name + ".weight"))
+    changed.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(one_hot), name + ".weight"))
     node.CopyFrom(helper.make_node("Conv", [node.input[0], name + ".weight"], list(node.output), name=name,
                                    kernel_shape=[block] * 2, strides=[block] * 2, pads=[0] * 4, dilations=[1, 1]))
-    return copy
+    return changed
 
 
 def with_pad_for(model: onnx.ModelProto, name: str) -> Optional[onnx.ModelProto]:
     """A copy in which the Slice and Concat of a reflection are one Pad, as --reflect pad exports it; None if the node
     `name` is not one of those.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    nodes = {operators.name_of(node): node for node in copy.graph.node}
+    changed = copy.deepcopy(model)
+    graph = changed.graph
+    nodes = {operators.name_of(node): node for node in graph.node}
     stem = name.rpartition(".")[0]
     group = [nodes.get(f"{stem}.{word}") for word in ("row", "row_in_front", "column", "column_in_front")]
     if None in group or not all(node.op_type in ("Slice", "Concat") for node in group):
         return None
     source, target = group[0].input[0], group[3].output[0]
-    place = list(copy.graph.node).index(group[0])
+    place = list(graph.node).index(group[0])
     for node in group:
-        copy.graph.node.remove(node)
-    copy.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 0, 0], np.int64), stem + ".pads"))
-    copy.graph.node.insert(place, helper.make_node("Pad", [source, stem + ".pads"], [target], mode="reflect",
-                                                   name=operators.name_of(group[3])))
-    return copy
+        graph.node.remove(node)
+    graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 0, 0], np.int64), stem + ".pads"))
+    graph.node.insert(place, helper.make_node("Pad", [source, stem + ".pads"], [target], mode="reflect",
+                                              name=operators.name_of(group[3])))
+    return changed
 
 
 def what_to_try(model: onnx.ModelProto, node: onnx.NodeProto, folder: str) -> Trial:
@@ -328,25 +322,24 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     began = time.monotonic()
-    described = onnx_file.describe(arguments.model)
-    sample = Input(described["input"], tuple(described["shape"][1:]), 1,
-                   read_aipp(arguments.aipp) if arguments.aipp else {})
+    sample = input_of(onnx_file.describe(arguments.model), arguments.aipp)
     paths = list_inputs(arguments.input)[:arguments.images]
     os.umask(0o027)  # ais_bench refuses files that others can write
     folder = arguments.output = ascend.safe_path(arguments.output)
     files.make_folder(folder, "--output")
     model = onnx_file.load(arguments.model)
-    target = os.path.join(folder, "find_layer.json")
+    target, keep = os.path.join(folder, "find_layer.json"), os.path.join(folder, KEEP)
     made_by = record.recipe(__file__, {"images": arguments.images}, (), [arguments.model])
-    record.begin(target, made_by, [target, os.path.join(folder, KEEP)])
+    record.begin(target, made_by, [target, keep])
+    if os.path.exists(keep):  # an earlier search's, about another operator
+        os.unlink(keep)
     with ascend.run_folder(os.path.join(folder, "find-layer-run")) as private:
         card = Card(arguments, sample, paths, private)
         report = search(model, card, folder)
         report.update(tool="find_layer.py", version=cli.VERSION, model=os.path.abspath(arguments.model),
                       images=len(paths), compilations=card.compilations, seconds=time.monotonic() - began)
     files.write_whole(target, (json.dumps(report, indent=1) + "\n").encode())
-    keep = [os.path.join(folder, KEEP)] * ("keep_dtype" in str(report.get("tried")))
-    record.write(target, made_by, [target, *keep])
+    record.write(target, made_by, filter(os.path.exists, [target, keep]))
     print(f"{describe(report)}\nall figures: {shown(target)}")
 
 

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from common import cli, files, float16, onnx_file, operators, progress, record
 from common.cli import Refusal, shown, some
+from common.figures import share
 from common.images import list_inputs
-from common.inputs import Input, read_aipp, read_batch
+from common.inputs import Input, input_of, read_batch
 from common.manifest import true_classes
 from common.names import result_stem
 from common.results import cosine_similarity
@@ -78,8 +79,7 @@ def angle_loss(a: np.ndarray, b: np.ndarray, squares: Tuple[float, float]) -> fl
     return float(np.dot(difference, difference)) / 2
 
 
-
-def run_images(model: onnx.ModelProto, paths: List[str], sample: Input, kept: List[str]
+def run_images(model: onnx.ModelProto, paths: List[str], sample: Input
                ) -> Tuple[Dict[str, Seen], np.ndarray, np.ndarray]:
     """Every image through the model in float32 and in float16.
 
@@ -91,7 +91,7 @@ def run_images(model: onnx.ModelProto, paths: List[str], sample: Input, kept: Li
     biases = {node.output[0]: numpy_helper.to_array(weights[node.input[float16.BIASED[node.op_type]]])
               for node in model.graph.node if len(node.input) > float16.BIASED.get(node.op_type, 9)}
     full = operators.session(operators.with_outputs(model, tensors))
-    half = operators.session(operators.with_outputs(float16.rounded(model, kept), tensors))
+    half = operators.session(operators.with_outputs(float16.rounded(model), tensors))
     seen = {name: Seen() for name in tensors}
     logits: List[List[np.ndarray]] = [[], []]
     with progress.Bar("forecast", len(paths), "images", lines_every=10) as bar:
@@ -104,13 +104,6 @@ def run_images(model: onnx.ModelProto, paths: List[str], sample: Input, kept: Li
                 values.append(result[output][0])
             bar.advance()
     return seen, np.stack(logits[0]), np.stack(logits[1])
-
-
-def logits_with(model: onnx.ModelProto, paths: List[str], sample: Input, kept: List[str]) -> np.ndarray:
-    """Logits [images, classes] in float16 where the nodes `kept` compute in float32."""
-    ready = operators.session(operators.with_outputs(float16.rounded(model, kept), [model.graph.output[0].name]))
-    return np.stack([next(iter(operators.run(ready, {sample.name: read_batch([path], sample)}).values()))[0]
-                     for path in paths])
 
 
 # ---- what follows from it --------------------------------------------------------------------------------------------
@@ -141,14 +134,10 @@ def keepable(model: onnx.ModelProto, overflowing: List[Dict[str, Any]], losing: 
             and (too_large.intersection([*node.input, *node.output]) or operators.name_of(node) in worst)]
 
 
-def percent(hits: Any) -> float:
-    return 100 * float(np.mean(hits))
-
-
 def forecast(model: onnx.ModelProto, paths: List[str], sample: Input, classes: Optional[np.ndarray]
              ) -> Dict[str, Any]:
     """All that forecast.json holds; classes: the true ones, if they are known."""
-    seen, full, half = run_images(model, paths, sample, [])
+    seen, full, half = run_images(model, paths, sample)
     rows = operator_rows(model, seen)
     overflowing = [row for row in rows if row["headroom"] < 0]
     losing = sorted((row for row in rows if row["loss"] > NOTICED), key=lambda row: -row["loss"])
@@ -158,15 +147,16 @@ def forecast(model: onnx.ModelProto, paths: List[str], sample: Input, classes: O
         "tool": "forecast_fp16.py", "version": cli.VERSION, "images": len(paths),
         "cosine": {"min": cosines[lowest], "mean": float(np.mean(cosines)), "image": result_stem(paths[lowest])},
         "cosines": cosines, "names": [result_stem(path) for path in paths],
-        "top1_agreement": percent(full.argmax(1) == half.argmax(1)),
-        "top1": None if classes is None else percent(half.argmax(1) == classes),
-        "top1_float32": None if classes is None else percent(full.argmax(1) == classes),
+        "top1_agreement": share(full.argmax(1) == half.argmax(1)),
+        "top1": None if classes is None else share(half.argmax(1) == classes),
+        "top1_float32": None if classes is None else share(full.argmax(1) == classes),
         "operators": rows, "overflow": [row["name"] for row in overflowing],
         "worst": [row["name"] for row in losing[:WORST]],
         "keep_dtype": keepable(model, overflowing, losing)}
     if report["keep_dtype"]:
-        kept = logits_with(model, paths, sample, report["keep_dtype"])
-        report["cosine_kept"] = min(cosine_similarity(a, b) for a, b in zip(full, kept))
+        kept = operators.logits_of(float16.rounded(model, report["keep_dtype"]))
+        report["cosine_kept"] = min(cosine_similarity(logits, kept(read_batch([path], sample))[0])
+                                    for logits, path in zip(full, paths))
         if 1 - report["cosine_kept"] > HELPS * (1 - report["cosine"]["min"]):
             report["keep_dtype"] = []
     return report
@@ -247,54 +237,37 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_images(described: Dict[str, Any], aipp: Dict[str, str], path: str) -> None:
-    """Refuse AIPP settings that give images of another size than the model's."""
-    size = [int(aipp[f"crop_size_{side}"]) for side in "hw"] if aipp else described["shape"][2:]
-    if size != described["shape"][2:]:
-        raise Refusal(f"{shown(path)} gives images of {size[1]}×{size[0]}, but the model takes "
-                      f"{described['shape'][3]}×{described['shape'][2]}; set src_image_size_w and src_image_size_h")
-
-
 def compute(arguments: argparse.Namespace, product: str, made_by: record.Row, paths: List[str], sample: Input
             ) -> Dict[str, Any]:
     """Compute the forecast and write its files."""
     import matplotlib  # noqa: F401 (draw_plot needs it: if it is missing, that is said now)
-    model = onnx_file.load(arguments.model)
-    classes = len(operators.run(operators.session(operators.with_outputs(model, [model.graph.output[0].name])), {
-        sample.name: read_batch(paths[:1], sample)})[model.graph.output[0].name][0])
-    start = time.time()
-    stems = [result_stem(path) for path in paths]
-    known = np.array(true_classes(arguments.labels, arguments.input, stems, classes, arguments.label_offset)
-                     ) if arguments.labels else None
+    start, model, known = time.time(), onnx_file.load(arguments.model), None
+    if arguments.labels:
+        classes = operators.logits_of(model)(read_batch(paths[:1], sample)).shape[1]
+        known = np.array(true_classes(arguments.labels, arguments.input, list(map(result_stem, paths)), classes,
+                                      arguments.label_offset))
     report = forecast(model, paths, sample, known)
     print(describe(report, time.time() - start))
     contents = {"forecast.json": (json.dumps(report, indent=1) + "\n").encode(), "forecast.png": draw_plot(report)}
     if report["keep_dtype"]:
         contents["keep_dtype.txt"] = "".join(name + "\n" for name in report["keep_dtype"]).encode()
-    targets = [os.path.join(arguments.output, name) for name in contents]
-    record.begin(product, made_by, targets)
-    for path, data in zip(targets, contents.values()):
-        files.write_whole(path, data)
-    record.write(product, made_by, targets)
+    record.write_files(product, made_by, {os.path.join(arguments.output, name): data
+                                          for name, data in contents.items()})
     print(f"{', '.join(contents)} in {shown(arguments.output)}")
     return report
 
 
 def main() -> None:
     arguments = parse_arguments()
-    described = onnx_file.describe(arguments.model)
-    aipp = read_aipp(arguments.aipp) if arguments.aipp else {}
-    check_images(described, aipp, arguments.aipp or "")
+    sample = input_of(onnx_file.describe(arguments.model), arguments.aipp)
     paths = list_inputs(arguments.input)[:arguments.images]
-    sample = Input(described["input"], tuple(described["shape"][1:]), 1, aipp)
     files.make_folder(arguments.output, "--output")
     product = os.path.join(arguments.output, "forecast")
     settings = [arguments.labels] if arguments.labels else []
-    options = {"aipp": aipp, "label_offset": arguments.label_offset}
+    options = {"aipp": sample.aipp, "label_offset": arguments.label_offset}
     made_by = record.recipe(__file__, options, ("onnxruntime", "onnx", "numpy"), [arguments.model, *paths], settings)
     if not arguments.force and record.is_current(product, made_by):
-        with open(product + ".json", encoding="utf-8") as file:
-            report = json.load(file)
+        report = json.loads(files.read_regular(product + ".json"))
         print(f"the forecast in {shown(product + '.json')} is up to date: cosine {report['cosine']['min']:.6f} at "
               "least; --force computes it again")
     else:

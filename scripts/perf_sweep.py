@@ -42,10 +42,11 @@ def run(arguments: argparse.Namespace, batch_size: int, loop: int, runs: str, **
     log = os.path.join(arguments.output, "perf_runner.log")  # kept only of a run that failed
     if arguments.backend == "cpu":
         words = bench.command(arguments.models[batch_size], aipp=arguments.aipp, **given)
-        status = ascend.run_tool([sys.executable, CPU_RUNNER, *words[len(bench.BENCH):]], log, cwd=runs)
+        words[:len(bench.BENCH)] = [sys.executable, CPU_RUNNER]
     else:
         model = os.path.relpath(os.path.realpath(arguments.models[batch_size]), os.path.realpath(runs))
-        status = ascend.run_tool(bench.command(model, bench.spelling(), **given), log, cwd=runs)
+        words = bench.command(model, bench.spelling(), **given)
+    status = ascend.run_tool(words, log, cwd=runs)
     if status:
         raise Refusal(f"the runner failed with status {status} at batch size {batch_size} and said "
                       f"{bench.complaint(log)!a}; its whole output: {shown(log)}")
@@ -317,8 +318,7 @@ def main() -> None:
     record.claim(product, paths)
     kept: Dict[str, Any] = {}
     if not arguments.force and record.is_current(product, made_by):
-        with open(paths[0], encoding="utf-8") as file:
-            kept = json.load(file)
+        kept = json.loads(files.read_regular(paths[0]))
         print(f"the figures in {shown(paths[0])} are up to date; --force measures again")
     report: Dict[str, Any] = {
         "tool": "perf_sweep.py", "version": cli.VERSION, "backend": arguments.backend, "chip": chip,
@@ -332,10 +332,7 @@ def main() -> None:
     table = markdown(report)
     if report != kept:
         contents = [(json.dumps(report, indent=1) + "\n").encode(), table.encode(), draw_plot(report)]
-        record.begin(product, made_by, paths)
-        for path, data in zip(paths, contents):
-            files.write_whole(path, data)
-        record.write(product, made_by, paths)
+        record.write_files(product, made_by, dict(zip(paths, contents)))
     print(f"\n{table}\nperf.json, perf.md, perf.png in {shown(arguments.output)} ({time.time() - started:.1f} s)")
     if arguments.min_throughput is not None and best["throughput"] < arguments.min_throughput:
         raise Refusal(f"the best throughput is {best['throughput']:.1f} images/s (batch size {best['batch_size']}), "

@@ -20,12 +20,13 @@ from statistics import median
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from common import ascend, cli, files, onnx_file, record
-from common.cli import ROOT, Refusal, shown
+from common.bench import complaint
+from common.cli import ROOT, Refusal, option_words, shown
 from common.evaluation import AIPP, Evaluation, aipp, from_json
 from common.images import list_inputs
-from common.inputs import Input, apply_aipp, read_aipp, read_batch
+from common.inputs import Input, apply_aipp, input_of, read_aipp, read_batch
 from common.manifest import read_manifest
-from common.names import om_path
+from common.names import om_path, result_stem
 from common.plots import png
 
 import numpy as np
@@ -77,17 +78,20 @@ def write_inputs(paths: List[str], sample: Input, evaluation: Evaluation, folder
     """
     files.write_whole(os.path.join(folder, AIPP), aipp(evaluation))
     settings = read_aipp(os.path.join(folder, AIPP))
+    names = [result_stem(path) + ".bin" for path in paths]
+    for kind in ("uint8", "float32"):
+        made = record.Folder(os.path.join(folder, kind), {"tool": "tune.py"}, [])
+        made.begin([], names)  # what an earlier run prepared goes
+        made.close()
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (evaluation.mean, evaluation.std))
-    for path in paths:
+    for path, name in zip(paths, names):
         image = read_batch([path], sample)
         pixels = np.rint((image * std + mean) * 255)
         if np.abs(pixels / 255 - (image * std + mean)).max() > BYTE or pixels.min() < 0 or pixels.max() > 255:
             raise Refusal(f"{shown(path)} does not hold what bytes become with mean {evaluation.mean} and std "
                           f"{evaluation.std}; prepare the images with TResNet_preprocess.py")
         raw = np.ascontiguousarray(pixels.astype(np.uint8).transpose(0, 2, 3, 1))
-        name = os.path.basename(path).split(".")[0] + ".bin"
         for kind, data in (("uint8", raw), ("float32", apply_aipp(raw, settings))):
-            files.make_folder(os.path.join(folder, kind), "--output")
             files.write_whole(os.path.join(folder, kind, name), data)
 
 
@@ -103,72 +107,59 @@ class Bench:
     def place(self, variant: Variant, *names: str) -> str:
         return os.path.join(self.folder, variant.name, *names)
 
-    def start(self, script: str, *words: str) -> None:
+    def start(self, script: str, *words: str, **options: Any) -> None:
         """Run one of our scripts. Raises: Refusal with the end of what it said."""
         starter = ["bash"] if script.endswith(".sh") else [sys.executable]
         log = os.path.join(self.folder, "tune.log")
-        if ascend.run_tool([*starter, os.path.join(SCRIPTS, script), *words], log):
-            with open(log, encoding="utf-8", errors="replace") as file:
-                said = [line.strip() for line in file if line.strip()] or ["nothing"]
-            raise Refusal(f"{script} failed and said {said[-1][:300]!a}")
+        if ascend.run_tool([*starter, os.path.join(SCRIPTS, script), *words, *option_words(**options)], log):
+            raise Refusal(f"{script} failed and said {complaint(log)!a}")
 
     def model(self, variant: Variant) -> str:
         return self.place(variant, variant.stem + ".onnx") if variant.precision == "int8" else self.models[variant.stem]
-
-    def inputs(self, variant: Variant) -> str:
-        return os.path.join(self.folder, "uint8" if variant.uint8 else "float32")
 
     def make(self, variant: Variant) -> None:
         """Quantise and compile. Raises: Refusal if that is not possible."""
         files.make_folder(self.place(variant), "--output")
         if variant.precision == "int8":
             self.start("quantize_amct.py" if self.on_card else "quantize_onnx.py", self.models[variant.stem],
-                       self.model(variant), "--calibrate", os.path.join(self.folder, "float32"))
+                       self.model(variant), calibrate=os.path.join(self.folder, "float32"))
         if self.on_card:
             self.compile(variant, FIRST_SIZES)
 
     def compile(self, variant: Variant, sizes: List[int]) -> None:
-        given = self.arguments
-        words = ["--soc-version", given.soc_version] if given.soc_version else []
-        words += ["--aipp", os.path.join(self.folder, AIPP)] if variant.uint8 else []
-        words += ["--", SMALL] if variant.small else []
-        self.start("onnx2om.sh", self.model(variant), "--output-dir", self.place(variant), "--batch-sizes",
-                   ",".join(map(str, sizes)), *words)
+        words = option_words(output_dir=self.place(variant), batch_sizes=",".join(map(str, sizes)),
+                             soc_version=self.arguments.soc_version,
+                             aipp=os.path.join(self.folder, AIPP) if variant.uint8 else None)
+        self.start("onnx2om.sh", self.model(variant), *words, *["--", SMALL] * variant.small)
 
-    def reference(self) -> str:
-        """The folder with float32's results, made by ONNX Runtime."""
-        model = next(iter(self.models.values()))
-        self.start("infer_onnx.py", "--model", model, "--input", os.path.join(self.folder, "float32"), "--output",
-                   self.folder, "--output_dirname", "result_onnx", "--outfmt", "NPY", "--batchsize", "8")
-        return os.path.join(self.folder, "result_onnx")
+    def infer_on_cpu(self, model: str, folder: str, name: str) -> str:
+        """Results of ONNX Runtime for the float32 images; their folder FOLDER/NAME."""
+        self.start("infer_onnx.py", "--output_dirname", name, model=model, input=os.path.join(self.folder, "float32"),
+                   output=folder, outfmt="NPY", batchsize=8)
+        return os.path.join(folder, name)
 
     def compare(self, variant: Variant, reference: str) -> Dict[str, Any]:
         """{"cosine", "agreement"} with float32."""
-        words = ["--input", self.inputs(variant), "--output", self.place(variant), "--output_dirname", "result",
-                 "--outfmt", "NPY"]
         if self.on_card:
             om = om_path(self.model(variant), FIRST_SIZES[0], self.place(variant))
-            self.start("infer_om.py", "--model", om, *words, *self.device())
+            inputs = os.path.join(self.folder, "uint8" if variant.uint8 else "float32")
+            self.start("infer_om.py", "--output_dirname", "result", model=om, input=inputs, output=self.place(variant),
+                       outfmt="NPY", device=self.arguments.device)
         else:
-            self.start("infer_onnx.py", "--model", self.model(variant), *words, "--batchsize", "8")
+            self.infer_on_cpu(self.model(variant), self.place(variant), "result")
         report = self.place(variant, "compare.json")
-        self.start("compare_results.py", reference, self.place(variant, "result"), "--json", report)
-        with open(report, encoding="utf-8") as file:
-            found = json.load(file)
+        self.start("compare_results.py", reference, self.place(variant, "result"), json=report)
+        found = json.loads(files.read_regular(report))
         return {"cosine": found["cosine"]["min"], "agreement": found["top1_agreement"]}
-
-    def device(self) -> List[str]:
-        return [] if self.arguments.device is None else ["--device", str(self.arguments.device)]
 
     def speed(self, variant: Variant, sizes: List[int], repeat: int) -> List[Dict[str, Any]]:
         """perf_sweep.py's rows for these batch sizes."""
         given = self.arguments
-        words = ["--om-dir", self.place(variant), *self.device()] if self.on_card else []
-        self.start("perf_sweep.py", "--backend", given.backend, "--model", self.model(variant), "--batch-sizes",
-                   ",".join(map(str, sizes)), "--loop", str(given.loop), "--repeat", str(repeat), "--output",
-                   self.place(variant), "--force", *words)
-        with open(self.place(variant, "perf.json"), encoding="utf-8") as file:
-            return list(json.load(file)["rows"])
+        on_card = {"om_dir": self.place(variant), "device": given.device} if self.on_card else {}
+        self.start("perf_sweep.py", backend=given.backend, model=self.model(variant),
+                   batch_sizes=",".join(map(str, sizes)), loop=given.loop, repeat=repeat, output=self.place(variant),
+                   force=True, **on_card)
+        return list(json.loads(files.read_regular(self.place(variant, "perf.json")))["rows"])
 
 
 def measure(bench: Bench, tried: List[Variant], sizes: List[int], rounds: int
@@ -213,7 +204,7 @@ def refusal_of(row: Dict[str, Any], min_cosine: float, min_agreement: float) -> 
 def tune(arguments: argparse.Namespace, bench: Bench) -> Dict[str, Any]:
     """All that tune.json holds. Raises: Refusal if no variant may win."""
     tried = variants(list(bench.models), bench.on_card, arguments.precision == "int8")
-    reference = bench.reference()
+    reference = bench.infer_on_cpu(next(iter(bench.models.values())), bench.folder, "result_onnx")
     rows = {variant.name: attempt(bench, variant, reference) for variant in tried}
     running = [variant for variant in tried if not rows[variant.name]["refused"]]
     sizes = FIRST_SIZES if bench.on_card else arguments.batch_sizes
@@ -299,13 +290,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    described = onnx_file.describe(arguments.models[0])
-    sample = Input(described["input"], tuple(described["shape"][1:]), 1,
-                   read_aipp(arguments.aipp) if arguments.aipp else {})
+    sample = input_of(onnx_file.describe(arguments.models[0]), arguments.aipp)
     paths = list_inputs(arguments.input)[:arguments.images]
     os.umask(0o027)  # ais_bench refuses what others can write
     output = ascend.safe_path(arguments.output)
-    product, folder = os.path.join(output, "tune"), os.path.join(output, "tune")
+    product = folder = os.path.join(output, "tune")
     targets = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]
     record.claim(product, targets)
     files.make_folder(folder, "--output")
@@ -313,11 +302,9 @@ def main() -> None:
     write_inputs(paths, sample, evaluation, folder)
     report = tune(arguments, Bench(arguments, folder))
     table = markdown(report)
-    made_by = record.recipe(__file__, {"backend": arguments.backend}, (), arguments.models)
-    record.begin(product, made_by, targets)
-    for path, data in zip(targets, [(json.dumps(report, indent=1) + "\n").encode(), table.encode(), draw_plot(report)]):
-        files.write_whole(path, data)
-    record.write(product, made_by, targets)
+    contents = [(json.dumps(report, indent=1) + "\n").encode(), table.encode(), draw_plot(report)]
+    record.write_files(product, record.recipe(__file__, {"backend": arguments.backend}, (), arguments.models),
+                       dict(zip(targets, contents)))
     print(f"\n{table}\ntune.json, tune.md, tune.png in {shown(output)}")
     if not report["winner"]:
         raise Refusal("no combination runs and keeps the cosine and the agreement that are asked for; the table says "

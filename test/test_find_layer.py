@@ -94,6 +94,15 @@ def test_a_sound_card_is_found_sound_with_one_compilation(tiny: Path, machine: M
         "body.layer4.0.relu", "head.global_pool", "head.flatten", "head.fc"]
 
 
+@pytest.mark.slow
+def test_the_file_for_atc_of_an_earlier_search_goes(tiny: Path, machine: Machine) -> None:
+    slope = "atc-slope=body.layer2.0.conv1.0.2"
+    for fault, written in ((slope, True), ("", False), (slope, True)):
+        done = find(tiny, machine, fault)
+        assert done.returncode == 0, done.stderr
+        assert (machine[1] / "find_layer_keep_dtype.txt").exists() == written
+
+
 def test_a_file_that_it_did_not_make_is_not_replaced(tiny: Path, machine: Machine) -> None:
     (machine[1] / "find_layer.json").write_text("mine")
     done = find(tiny, machine)

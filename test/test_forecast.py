@@ -182,6 +182,21 @@ def test_an_operator_that_overflows_is_named_and_atc_takes_the_file_that_helps(t
     assert done.returncode == 3 and "float16 will lower the cosine similarity to" in done.stderr
 
 
+def test_the_file_for_atc_goes_when_it_would_not_help_any_more(tiny: Path, tmp_path: Path) -> None:
+    """What lies there otherwise is of another model, and the next forecast would take it for somebody else's."""
+    words = ("--input", tiny / "in", "--images", 1, "--output", tmp_path)
+    overflowing(tmp_path / "tiny.onnx", tiny / "tiny.onnx", "body.layer3.0.conv2.0.0")
+    bad, sound = (tmp_path / "tiny.onnx").read_bytes(), (tiny / "tiny.onnx").read_bytes()
+    for content, written in ((bad, True), (sound, False), (bad, True)):
+        (tmp_path / "tiny.onnx").write_bytes(content)
+        done = forecast(tmp_path, *words)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "keep_dtype.txt").exists() == written
+    (tmp_path / "keep_dtype.txt").write_text("mine")
+    (tmp_path / "tiny.onnx").write_bytes(sound)
+    assert forecast(tmp_path, *words).returncode == 0 and (tmp_path / "keep_dtype.txt").read_text() == "mine"
+
+
 # ---- the verdict after a run on the card -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("fault, words", (

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 from unittest import mock
 
-from common import ascend, onnx_file, operators, quantisation
+from common import ascend, onnx_file, operators, quantisation, record
 from common.results import cosine_similarity
 
 import infer_om
@@ -144,6 +144,8 @@ def test_layers_go_back_in_the_order_of_their_cost_until_the_promise_holds() -> 
     assert not never["held"] and len(never["put_back"]) == 5
     at_once = quantisation.keep_promise(3.0, right, judge, lambda: {}, lambda _: None)
     assert at_once["held"] and at_once["put_back"] == []
+    nothing_to_put_back = quantisation.keep_promise(1.0, right, lambda _: ~right, lambda: {}, lambda _: None)
+    assert not nothing_to_put_back["held"] and len(nothing_to_put_back["rounds"]) == 1
 
 
 def test_the_poisoned_layer_costs_most(tiny: Path) -> None:
@@ -248,10 +250,42 @@ def test_the_int8_file_has_the_same_bytes_each_time(tiny: Path, tmp_path: Path) 
     assert made[0] == made[1]
 
 
+def quantise_here(folder: Path, *words: object) -> Any:
+    return start_here(quantize_onnx.main, {}, folder, "quantize_onnx.py", *words)
+
+
+def test_a_model_with_a_fixed_batch_is_quantised(tiny: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(tiny / "tiny.onnx"))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, str(tmp_path / "four.onnx"))
+    done = quantise_here(tmp_path, "four.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 3)
+    assert done.returncode == 0, done.stderr
+    images = np.load(str(tiny / "images.npy"))[:4]
+    right, found = (onnx_outputs(tmp_path / f"{name}.onnx", images)[0] for name in ("four", "int8"))
+    assert min(map(cosine_similarity, right, found)) > 0.97
+
+
+def test_the_int8_model_belongs_to_the_evaluation_of_the_model_that_it_was_made_of(tiny: Path, tmp_path: Path) -> None:
+    shutil.copy(str(tiny / "tiny.onnx"), str(tmp_path))
+    model, said = str(tmp_path / "tiny.onnx"), {"img_size": 64, "crop_pct": 0.95}
+    record.write(model, {"tool": "TResNet_pth2onnx.py"}, [model], evaluation=said)
+    assert quantise_here(tmp_path, "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 2).returncode == 0
+    assert record.notes(str(tmp_path / "int8.onnx"))["evaluation"] == said, "infer_onnx.py holds the images against it"
+
+
+def test_aipp_settings_for_another_size_are_refused(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "aipp.cfg").write_text("aipp_op {\naipp_mode : static\ninput_format : RGB888_U8\n"
+                                       "src_image_size_w : 32\nsrc_image_size_h : 32\n}\n")
+    np.zeros((32, 32, 3), np.uint8).tofile(str(tmp_path / "a.bin"))
+    done = quantise_here(tmp_path, tiny / "tiny.onnx", "int8.onnx", "--calibrate", "a.bin", "--aipp", "aipp.cfg")
+    assert done.returncode == 1 and "aipp.cfg gives images of 32×32, but the model takes 64×64" in done.stderr
+
+
 @pytest.mark.slow
 def test_with_max_drop_0_the_poisoned_layer_is_put_back_on_the_cpu(tiny: Path, tmp_path: Path) -> None:
-    done = start_here(quantize_onnx.main, {}, tmp_path, "quantize_onnx.py", tiny / "poisoned.onnx", "int8.onnx",
-                      "--calibrate", tiny / "in", "--images", 8, "--labels", tiny / "labels.txt", "--max-drop", 0)
+    done = quantise_here(tmp_path, tiny / "poisoned.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 8,
+                         "--labels", tiny / "labels.txt", "--max-drop", 0)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "int8.json").read_text())
     assert report["put_back"][0]["name"] == POISONED and report["held"] and report["rounds"][0]["drop"] > 0
@@ -260,7 +294,9 @@ def test_with_max_drop_0_the_poisoned_layer_is_put_back_on_the_cpu(tiny: Path, t
 
 
 @pytest.mark.parametrize("words, status, complaint", (
-    (["--max-drop", "0"], 2, "--max-drop and --labels go together"), ([], 1, "there is no amct_onnx on the PATH")))
+    (["--max-drop", "0"], 2, "--max-drop and --labels go together"),
+    (["--device", "first"], 2, "a device (0 to 255), several joined by commas, or all is expected"),
+    ([], 1, "there is no amct_onnx on the PATH")))
 def test_what_quantising_for_the_card_needs(words: List[str], status: int, complaint: str, tiny: Path,
                                             machine: Machine, tmp_path: Path) -> None:
     done = start_here(quantize_amct.main, {"PATH": str(tmp_path)}, machine[1], "quantize_amct.py", tiny / "tiny.onnx",

@@ -133,6 +133,15 @@ def test_int8_is_tried_when_asked_for_and_nothing_wins_below_the_minimum(stems: 
     assert report(machine)["winner"] is None
 
 
+def test_images_of_an_earlier_tuning_are_not_compared(stems: Path, machine: Machine) -> None:
+    with mock.patch.object(tune, "variants", lambda names, *_: [tune.Variant("conv4", True, False, "float16")]):
+        for images in (5, 3):
+            done = run_tune(machine, stems, {"tune/": 1000}, "--batch-sizes", "8", "--images", images)
+            assert done.returncode == 0, done.stdout + done.stderr
+            compared = json.loads((machine[1] / "tune" / "conv4-uint8-float16" / "compare.json").read_text())
+            assert compared["images"] == images
+
+
 def test_a_combination_that_atc_refuses_stands_in_the_table_with_the_reason(stems: Path, machine: Machine) -> None:
     with mock.patch.object(tune, "variants", lambda names, *_: [tune.Variant("conv4", False, False, "float16")]):
         done = run_tune(machine, stems, {}, fault="atc-fail")

@@ -282,3 +282,12 @@ def run_tool(command: List[str], log: str, **options: Any) -> int:
         return status_of(child.wait())
     finally:
         end_group(child)
+
+
+def run_or_refuse(command: List[str], log: str, what: str, **options: Any) -> None:
+    """Run a command to its end; its log is kept only if it failed. Raises: Refusal with the end of what it said."""
+    if run_tool(command, log, **options):
+        with open(log, encoding="utf-8", errors="replace") as file:
+            said = file.read().strip()[-2000:]
+        raise Refusal(f"{what} failed and said:\n{said}\n    the whole output: {shown(log)}")
+    os.remove(log)

@@ -212,6 +212,19 @@ def file_name(text: str) -> str:
     return text
 
 
+def option_words(**options: Any) -> List[str]:
+    """The words that give options to another program: img_size=448 is --img-size 448, and True an option alone.
+
+    One that is None, False or empty is left out; a tuple is several words.
+    """
+    words: List[str] = []
+    for name, value in options.items():
+        if value is not None and value is not False and value not in ("", ()):
+            rest = () if value is True else value if isinstance(value, tuple) else (value,)
+            words += ["--" + name.replace("_", "-"), *map(str, rest)]
+    return words
+
+
 def parser(doc: Optional[str], **options: Any) -> argparse.ArgumentParser:
     """An argument parser whose --help begins with the program's docstring."""
     return argparse.ArgumentParser(prog=program(), description=doc,

@@ -54,6 +54,11 @@ def join(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
+def share(hits: Any) -> float:
+    """Per cent of the hits, bool [n], that are true."""
+    return 100 * float(np.mean(hits))
+
+
 def interval(hits: float, images: int) -> Tuple[float, float]:
     """Wilson's 95 % interval of a share, in per cent: honest for few images and near 0 and 100 % too.
 

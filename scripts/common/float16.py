@@ -6,6 +6,7 @@ onnx is imported by what makes the graph: a forecast that is up to date does not
 """
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Collection, List
 
 import numpy as np
@@ -36,11 +37,9 @@ def rounded(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelPro
 
     kept: names of nodes that compute and hand on float32 (atc's --keep_dtype).
     """
-    import onnx
     from onnx import TensorProto, numpy_helper
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    graph, nodes = copy.graph, []  # type: ignore[var-annotated]
+    changed = copy.deepcopy(model)
+    graph, nodes = changed.graph, []  # type: ignore[var-annotated]
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
             array = np.clip(numpy_helper.to_array(tensor), -LARGEST, LARGEST)
@@ -66,7 +65,7 @@ def rounded(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelPro
             add_result(nodes, node)
     del graph.node[:]
     graph.node.extend(nodes)
-    return copy
+    return changed
 
 
 def add_result(nodes: List[onnx.NodeProto], node: onnx.NodeProto) -> None:

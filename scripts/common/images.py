@@ -4,7 +4,7 @@ Standard library only.
 """
 import os
 import stat
-from typing import Dict, List, Set, Tuple
+from typing import Any, Dict, List, Set, Tuple
 
 from common.cli import Refusal, shown
 from common.files import Stamp, stamp
@@ -70,6 +70,12 @@ def class_folders(folder: str) -> List[str]:
             raise Refusal(f"{shown(entry.path)} is a link to nowhere, and classes are numbered by their folders; mend "
                           "or remove it, or say which is which: --class-map FILE")
     return sorted((entry.name for entry in entries if os.path.isdir(entry.path)), key=natural_key)
+
+
+def spaced(values: List[Any], most: int) -> List[Any]:
+    """At most so many of the values, evenly spaced: data sets are often sorted by class."""
+    count = min(most, len(values))
+    return [values[place * len(values) // count] for place in range(count)]
 
 
 def list_inputs(folder: str) -> List[str]:

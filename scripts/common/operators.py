@@ -5,8 +5,9 @@ needs them: together they take a third of a second, and what is up to date needs
 """
 from __future__ import annotations
 
+import copy
 import os
-from typing import TYPE_CHECKING, Collection, Dict, Iterable, List
+from typing import TYPE_CHECKING, Callable, Collection, Dict, Iterable, List
 
 import numpy as np
 
@@ -28,13 +29,13 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelPr
     """A copy whose outputs are these tensors (float32), with an open batch."""
     import onnx
     from onnx import helper
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.output[:], copy.graph.value_info[:]
-    copy.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors)
-    for value in copy.graph.input:
+    changed = copy.deepcopy(model)
+    graph = changed.graph
+    del graph.output[:], graph.value_info[:]
+    graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors)
+    for value in graph.input:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    return copy
+    return changed
 
 
 def part(model: onnx.ModelProto, given: Collection[str], tensors: Iterable[str]) -> onnx.ModelProto:
@@ -50,11 +51,10 @@ def part(model: onnx.ModelProto, given: Collection[str], tensors: Iterable[str])
         if needed.intersection(node.output) and not set(node.output) <= set(given):
             nodes.insert(0, node)
             needed.update(node.input)
-    made = {name for node in nodes for name in node.output}
     weights = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    read = {name for node in nodes for name in node.input}
-    read -= made | {tensor.name for tensor in model.graph.initializer}
-    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in given if name in read]
+    known = {tensor.name for tensor in weights}.union(*(node.output for node in nodes))
+    read = [name for name in given if name in needed - known]
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in read]
     outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted]
     return helper.make_model(helper.make_graph(nodes, "part", inputs, outputs, weights),
                              opset_imports=model.opset_import, ir_version=model.ir_version)
@@ -67,6 +67,13 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def logits_of(model: onnx.ModelProto) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images, float32 [n, 3, h, w], to the model's first output, [n, classes]."""
+    given, output = model.graph.input[0].name, model.graph.output[0].name
+    ready = session(with_outputs(model, [output]))
+    return lambda images: run(ready, {given: images})[output]
 
 
 def run(ready: onnxruntime.InferenceSession, tensors: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:

@@ -2,10 +2,18 @@
 
 A layer is a Conv or a Gemm, named by its node. Its input is quantised per tensor, its weights per output channel.
 """
-from typing import Any, Callable, Container, Dict, List, NamedTuple, Sequence, Tuple
+import argparse
+import functools
+import json
+from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from common import operators
-from common.inputs import Input, read_batch
+from common import cli, onnx_file, operators, record
+from common.cli import shown
+from common.figures import NORMAL_95
+from common.images import list_inputs, spaced
+from common.inputs import Input, input_of, read_batch
+from common.manifest import true_classes
+from common.names import result_stem
 from common.results import cosine_similarity
 
 import numpy as np
@@ -15,8 +23,10 @@ from onnx import TensorProto, helper, numpy_helper
 LAYERS = ("Conv", "Gemm")
 OTHERS = "all other operators"
 LEAST_CHANNELS = 17  # of a layer's input: AMCT's guide sees gains in int8 only above 16
+BATCH = 8  # of the runs for --max-drop
+OPTIONS = ("images", "max_drop", "label_offset")  # that decide what is made
+RANKED = 8  # images by which layers are ranked
 Groups = Dict[str, List[str]]  # {what is quantised or not as a whole: its operators}
-NORMAL_95 = 1.959964  # half the width of the normal distribution's middle 95 %, in standard deviations
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
@@ -140,18 +150,12 @@ def costs(model: onnx.ModelProto, groups: Groups, images: np.ndarray) -> Dict[st
 
 # ---- the promise -----------------------------------------------------------------------------------------------------
 
-def report_path(model: str) -> str:
-    """Where stands which layers of an int8 model stayed in float, and why: tresnet_int8.json for tresnet_int8.onnx."""
-    return model[:-len(".onnx")] + ".json"
-
-
 def answers(model: onnx.ModelProto, paths: Sequence[str], sample: Input) -> Tuple[np.ndarray, int]:
     """(int [images]: the class that ONNX Runtime's logits are highest for, the number of classes)."""
-    ready = operators.session(operators.with_outputs(model, [model.graph.output[0].name]))
-    found: List[int] = []
+    logits_of, found = operators.logits_of(model), []  # type: Any, List[int]
     for start in range(0, len(paths), sample.batch_size):
         batch = list(paths[start:start + sample.batch_size])
-        logits = next(iter(operators.run(ready, {sample.name: read_batch(batch, sample)}).values()))
+        logits = logits_of(read_batch(batch, sample))
         found += logits[:len(batch)].argmax(1).tolist()
     return np.array(found), logits.shape[1]
 
@@ -191,17 +195,106 @@ def keep_promise(max_drop: float, right: np.ndarray, judge: Callable[[List[str]]
     "rounds": [{"layers", "drop"}]}.
     """
     back: List[str] = []
-    cost: Dict[str, float] = {}
     rounds: List[Dict[str, Any]] = []
+    cost = functools.lru_cache(maxsize=None)(rank)  # takes a while, and is not needed if int8 holds at once
     while True:
         drop = paired_drop(right, judge(back))
         rounds.append({"layers": len(back), "drop": drop.points})
         held = drop.points <= max_drop
         say(f"int8 with {len(back)} layers put back to float loses {drop}, {'within' if held else 'more than'} "
             f"--max-drop {max_drop:g}")
-        if held or back and len(back) == len(cost):
+        if held or len(back) == len(cost()):
             break
-        cost = cost or rank()
-        back = sorted(cost, key=lambda name: -cost[name])[:2 * len(back) + 1]
+        back = sorted(cost(), key=lambda name: -cost()[name])[:2 * len(back) + 1]
     return {"max_drop": max_drop, "drop": drop.points, "interval": [drop.low, drop.high], "images": drop.images,
-            "held": held, "put_back": [{"name": name, "cost": cost[name]} for name in back], "rounds": rounds}
+            "held": held, "put_back": [{"name": name, "cost": cost()[name]} for name in back], "rounds": rounds}
+
+
+# ---- what every tool that quantises does -----------------------------------------------------------------------------
+
+def parser(doc: Optional[str], images: int) -> argparse.ArgumentParser:
+    """The command line; images: for the calibration, unless told otherwise."""
+    made = cli.parser(doc)
+    add = made.add_argument
+    add("model", type=cli.path, help="float32 .onnx file")
+    add("output", type=cli.path, help="the int8 .onnx file")
+    add("--calibrate", required=True, type=cli.path, metavar="FOLDER", help="prepared images (.bin)")
+    add("--images", type=cli.whole(1), default=images, help="how many of them, evenly spaced (default: %(default)s)")
+    add("--aipp", type=cli.path, metavar="FILE", help="AIPP configuration, if the images are uint8")
+    add("--max-drop", type=cli.real(0, 100), metavar="P",
+        help="put layers back until Top-1 is at most P percentage points below float32's; takes --labels")
+    add("--labels", type=cli.path, metavar="FILE", help="labels of the images, for --max-drop")
+    add("--label-offset", type=int, choices=(-1, 0, 1), metavar="N", help="as for TResNet_postprocess.py")
+    add("--force", action="store_true", help="quantise again even if the output is up to date")
+    return made
+
+
+def parse(command_line: argparse.ArgumentParser) -> argparse.Namespace:
+    arguments = command_line.parse_args()
+    if (arguments.max_drop is None) != (arguments.labels is None):
+        command_line.error("--max-drop and --labels go together: the promise is about labelled images")
+    if not arguments.output.endswith(".onnx"):
+        command_line.error(f"the output must end in .onnx, not {arguments.output}")
+    return arguments
+
+
+class Task:
+    """What is quantised, by which images, and its record.
+
+    chosen: the images for the calibration; single, several: the input for them, and for the runs of --max-drop.
+    """
+
+    def __init__(self, tool: str, arguments: argparse.Namespace, **more: Any) -> None:
+        self.arguments, self.described = arguments, onnx_file.describe(arguments.model)
+        self.single, self.several = (input_of(self.described, arguments.aipp, size) for size in (1, BATCH))
+        self.paths = list_inputs(arguments.calibrate)
+        self.stems = list(map(result_stem, self.paths))
+        self.chosen = spaced(self.paths, arguments.images)
+        self.report_path = arguments.output[:-len(".onnx")] + ".json"  # which layers stayed in float, and why
+        options = {"aipp": self.single.aipp, **{key: vars(arguments)[key] for key in OPTIONS}}
+        inputs, settings = (self.chosen, []) if arguments.max_drop is None else (self.paths, [arguments.labels])
+        self.made_by = record.recipe(tool, options, ("onnxruntime", "onnx", "numpy"), [arguments.model, *inputs],
+                                     settings, **more)
+
+    def is_current(self) -> bool:
+        """Whether nothing is to be done, which is said then. Raises: Refusal for files that are not ours to replace."""
+        output = self.arguments.output
+        if not self.arguments.force and record.is_current(output, self.made_by):
+            print(f"{shown(output)} is up to date; --force quantises again")
+            return True
+        record.claim(output, [output, self.report_path])
+        return False
+
+    def make(self, model: onnx.ModelProto, groups: Groups, quantise: Callable[[List[str]], onnx.ModelProto],
+             found: Callable[[onnx.ModelProto], np.ndarray]) -> Tuple[onnx.ModelProto, Dict[str, Any]]:
+        """(the int8 model, what is to be told of it); with --max-drop groups are put back to float until it holds.
+
+        quantise: the int8 model with these groups left in float; found: int [images], its answers.
+        """
+        if self.arguments.max_drop is None:
+            return quantise([]), {"put_back": []}
+        right, count = answers(model, self.paths, self.several)
+        classes = np.array(true_classes(self.arguments.labels, self.arguments.calibrate, self.stems, count,
+                                        self.arguments.label_offset))
+        latest: List[onnx.ModelProto] = []
+
+        def judge(back: List[str]) -> np.ndarray:
+            latest[:] = [quantise(back)]
+            return found(latest[0]) == classes
+
+        def rank() -> Dict[str, float]:
+            images = [read_batch([path], self.single) for path in self.chosen[:RANKED]]
+            return costs(model, groups, np.concatenate(images))
+
+        promise = keep_promise(self.arguments.max_drop, right == classes, judge, rank, print)
+        return latest[0], promise
+
+    def write(self, quantised_model: onnx.ModelProto, report: Dict[str, Any]) -> int:
+        """Write the int8 model and its report, the JSON file; the size of the model in bytes."""
+        report = {"tool": self.made_by["tool"], "version": cli.VERSION, **report}
+        onnx.helper.set_model_props(quantised_model, dict(self.described["metadata"], precision="int8"))
+        data = quantised_model.SerializeToString()
+        contents = {self.report_path: (json.dumps(report, indent=1) + "\n").encode(), self.arguments.output: data}
+        record.write_files(self.arguments.output, self.made_by, contents,
+                           evaluation=record.notes(self.arguments.model).get("evaluation", {}))
+        return len(data)

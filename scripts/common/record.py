@@ -210,6 +210,19 @@ def write(product: str, made_by: Row, paths: Iterable[str], **notes: Any) -> Non
     Journal(path_of(product), made_by, [{"files": recorded, "notes": notes}], 1).close()
 
 
+def write_files(product: str, made_by: Row, contents: Dict[str, Any], **notes: Any) -> None:
+    """Write all files of a product, {path: bytes}, and its record. What only an earlier run made beside them goes."""
+    claim(product, contents)
+    for name, *rest in files_of(read(path_of(product)).rows):
+        path = os.path.join(os.path.dirname(product), name)
+        if path not in contents and os.path.basename(name) == name and holds(product, [[name, *rest]]):
+            os.unlink(path)
+    begin(product, made_by, contents)
+    for path, data in contents.items():
+        files.write_whole(path, data)
+    write(product, made_by, contents, **notes)
+
+
 def notes(product: str) -> Dict[str, Any]:
     """The notes of a product that was made at once."""
     found = [row["notes"] for row in read(path_of(product)).rows if isinstance(row.get("notes"), dict)]
