@@ -96,6 +96,15 @@ def download(package: str, sha256: str, folder: str, *options: str) -> str:
 
 # ---- the environment -------------------------------------------------------------------------------------------------
 
+def asked_for(requirements: Sequence[str]) -> List[str]:
+    """The lines of requirements files, each a package with the versions that are admitted and where."""
+    lines = []
+    for path in requirements:
+        with open(path, encoding="utf-8") as file:
+            lines += [line.split("#")[0].strip() for line in file]
+    return list(filter(None, lines))
+
+
 def satisfied(requirements: Sequence[str]) -> bool:
     """Whether this Python has every package of the files, in an admitted version (none is imported: that takes long).
 
@@ -105,17 +114,12 @@ def satisfied(requirements: Sequence[str]) -> bool:
         from packaging.requirements import Requirement
     except ImportError:
         return False
-    for path in requirements:
-        with open(path, encoding="utf-8") as file:
-            wanted = [Requirement(text) for text in (line.split("#")[0].strip() for line in file) if text]
-        wanted = [requirement for requirement in wanted if not requirement.marker or requirement.marker.evaluate()]
-        installed = record.versions(requirement.name for requirement in wanted)
-        if not all(installed[requirement.name] and (
-                requirement.name == "torch" and serves(installed["torch"])
-                or requirement.specifier.contains(installed[requirement.name], prereleases=True))
-                for requirement in wanted):
-            return False
-    return True
+    wanted = list(map(Requirement, asked_for(requirements)))
+    wanted = [requirement for requirement in wanted if not requirement.marker or requirement.marker.evaluate()]
+    there = record.versions(requirement.name for requirement in wanted)
+    return all(there[requirement.name] and (
+        requirement.name == "torch" and serves(there["torch"])
+        or requirement.specifier.contains(there[requirement.name], prereleases=True)) for requirement in wanted)
 
 
 # ---- PyTorch without CUDA --------------------------------------------------------------------------------------------
@@ -142,7 +146,7 @@ def cpu_index_answers() -> bool:
 
 def brings_cuda() -> bool:
     """Whether the registry's torch asks for CUDA here: on x86-64; for ARM requirements.txt names some that do not."""
-    return platform.machine() in ("x86_64", "AMD64")
+    return platform.machine() == "x86_64"
 
 
 def coming() -> str:
@@ -155,46 +159,23 @@ def coming() -> str:
             f"torch without them: PyTorch's own index of CPU builds gave no answer within {ANSWER:g} s")
 
 
-def split(requirements: Sequence[str], place: str) -> Tuple[List[str], List[str]]:
-    """The files in two, copied into the environment's folder: (what they say of torch, all the rest), as paths.
-
-    pip looks at the markers: which of the lines for torch holds here.
-    """
-    torch, rest = [], []
-    for number, path in enumerate(requirements):
-        with open(path, encoding="utf-8") as file:
-            lines = file.readlines()
-        for name, paths, wanted in (("torch", torch, True), ("rest", rest, False)):
-            chosen = [line for line in lines if line.startswith("torch==") == wanted]
-            if chosen:
-                paths.append(os.path.join(place, f"{name}-{number}.txt"))
-                files.write_whole(paths[-1], "".join(chosen).encode())
-    return torch, rest
-
-
 def install(requirements: Sequence[str], python: str, from_host: str) -> None:
     """Fill an environment. from_host: the version of the host's torch, which it sees."""
-    torch, rest = split(requirements, os.path.dirname(os.path.dirname(python)))
+    lines = asked_for(requirements)
+    torch = [line for line in lines if line.startswith("torch==")]  # pip sees by its markers which of them holds here
     if torch and from_host:
         say(f"the host's own torch {from_host} serves")
-        torch = []
-    elif torch and brings_cuda() and not has_package(python, "torch"):
+        lines = [line for line in lines if line not in torch]
+    elif torch and brings_cuda() and "torch" not in installed():
         if cpu_index_answers():
-            run_pip(["install", "--index-url", CPU_INDEX, *(word for path in torch for word in ("-r", path))], python)
+            run_pip(["install", "--index-url", CPU_INDEX, *torch], python)
         else:
             say(f"torch comes from the registry, {coming()}")
     # `packaging` comes with the packages that most files ask for; satisfied() needs it in any case.
-    run_pip(["install", "packaging", *(word for path in torch + rest for word in ("-r", path))], python)
-
-
-def has_package(python: str, package: str) -> bool:
-    """Whether an environment has a package already."""
-    return not subprocess.call([python, "-m", "pip", "--disable-pip-version-check", "show", "--quiet", package],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run_pip(["install", "packaging", *lines], python)
 
 
 # ---- the environment's folder ----------------------------------------------------------------------------------------
-
 
 def stamp_lines(requirements: Sequence[str]) -> Set[str]:
     """One line per requirements file: which Python, and the file's SHA-256."""

@@ -16,7 +16,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 def has_avx2() -> bool:
     """Whether this CPU is an x86-64 with the 256-bit integer instructions; without them that code must not run."""
-    if platform.machine() not in ("x86_64", "AMD64"):  # under emulation /proc/cpuinfo may be the host's
+    if platform.machine() != "x86_64":  # under emulation /proc/cpuinfo may be the host's
         return False
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         return bool(re.search(r"^flags\s*:.* avx2( |$)", file.read(), re.MULTILINE))
