@@ -25,7 +25,7 @@ from collections import Counter
 from typing import Any, Dict, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, evaluation, files, onnx_file, progress, record
+from common import cli, evaluation, files, onnx_file, operators, progress, record
 from common.checkpoint import AVERAGED, find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
 from common.names import REFLECTIONS, STEMS
@@ -46,7 +46,7 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
     import numpy as np  # here, as onnx in main(): what is up to date needs none of them
     import onnxruntime
     import torch
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = operators.session(model)
     generator = np.random.RandomState(0)
     worst = 0.0
     with progress.watched("verifying", len(batch_sizes), "batches", None) as bar:

@@ -134,7 +134,6 @@ class Run:
         self.running: Dict[int, Slice] = {}
         self.failed: Dict[int, str] = {}
         self.rows: List[record.Row] = []  # of the record, of slices that ended
-        self.bar = progress.Bar("inference", len(paths), "images", lines_every=10)
 
     def count(self, folder: str) -> int:
         """How many images have a result by now: those of the slices that ended, and what the running ones wrote."""
@@ -201,22 +200,14 @@ class Run:
                           f"output: {shown(self.log(max(self.failed)))}; the same command goes on from here")
 
 
-def summarise(arguments: argparse.Namespace, paths: List[str], rows: List[record.Row]) -> bytes:
+def summarise(prefix: str, results: Dict[str, List[str]], rows: List[record.Row]) -> bytes:
     """The content of a summary as one ais_bench would have written it over all slices; throughput is one chip's."""
     import numpy as np  # here: results that are up to date do not need it
-    prefix = os.path.join(arguments.output, arguments.output_dirname)
-    times = np.array([time for row in rows for time in row["times"]])
-    batch = np.mean([row["throughput"] * np.mean(row["times"]) / 1000 for row in rows])
-    compute = {"min": times.min(), "max": times.max(), "mean": times.mean(), "median": np.median(times),
-               "percentile(99%)": np.percentile(times, 99)}
-    names = {path: result_names(path, 1, arguments.outfmt) for path in paths}
-    return json.dumps({
-        "filesinfo": {place: {"infiles": [path], "outfiles": [os.path.join(prefix, name) for name in names[path]]}
-                      for place, path in enumerate(paths)},
-        "args": sys.argv, "NPU_compute_time": dict({key: float(value) for key, value in compute.items()},
-                                                   count=len(times)),
-        "throughput": 1000 * float(batch) / float(compute["mean"]), "npu_compute_time_list": times.tolist(),
-        "pid": os.getpid(), "devices": sorted({row["device"] for row in rows}), "slices": len(rows)}).encode()
+    times = [time for row in rows for time in row["times"]]
+    batch = float(np.mean([row["throughput"] * np.mean(row["times"]) / 1000 for row in rows]))
+    devices = sorted({row["device"] for row in rows})
+    summary = bench.summary(prefix, results, times, batch, args=sys.argv, devices=devices, slices=len(rows))
+    return json.dumps(summary).encode()
 
 
 def main() -> None:
@@ -244,14 +235,15 @@ def main() -> None:
         print(f"everything is inferred anew: {results.changed or 'other device or inputs'}")
     import numpy  # noqa: F401 (summarise needs it: if it is missing, that is said now and not after the inference)
     files.make_folder(arguments.output, "--output")
-    results.begin(kept, [name for path in paths for name in result_names(path, 1, arguments.outfmt)])
+    names = {path: result_names(path, 1, arguments.outfmt) for path in paths}
+    results.begin(kept, [name for path in paths for name in names[path]])
     try:
         rows = list(kept)
         if todo:
             run = Run(arguments, devices, todo, states, results)
             run.all()
             rows += run.rows
-        files.write_whole(prefix + "_summary.json", summarise(arguments, paths, rows))
+        files.write_whole(prefix + "_summary.json", summarise(prefix, names, rows))
         results.finish()
     finally:
         results.close()

@@ -21,7 +21,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
-from common import cli, evaluation, files, manifest, progress, record
+from common import bench, cli, evaluation, files, manifest, operators, progress, record
 from common.cli import Refusal, shown
 from common.images import list_inputs
 from common.inputs import Input, read_aipp, read_batch
@@ -57,22 +57,17 @@ def open_model(path: str, batch_size: Optional[int],
                aipp: Dict[str, str]) -> "Tuple[onnxruntime.InferenceSession, Input]":
     """Load the model on all cores of this process. Raises: Refusal if it is not one with a single image input."""
     import onnxruntime  # here: with the model it takes half a second, and what is up to date does not need it
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = operators.session(path)
     except Exception as error:  # onnxruntime has an own type of error for each way in which a file can be broken
         raise Refusal(f"{shown(path)} is not an ONNX model that onnxruntime {onnxruntime.__version__} can run: "
-                      f"{str(error).splitlines()[0][:300]}")
+                      f"{cli.why(error)}")
     inputs = session.get_inputs()
-    shape = inputs[0].shape
-    if (len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(shape) != 4
-            or not all(isinstance(side, int) for side in shape[1:])):
+    shape = inputs[0].shape if len(inputs) == 1 and inputs[0].type == "tensor(float)" else []
+    if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
+        listed = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs) or "none"
         raise Refusal(f"{shown(path)} should have one input, float32 [batch, 3, height, width] with only the batch "
-                      f"open, but has {', '.join(f'{entry.name} {entry.type} {entry.shape}' for entry in inputs)}; "
-                      "export it with TResNet_pth2onnx.py")
+                      f"open, but has {listed}; export it with TResNet_pth2onnx.py")
     fixed = shape[0] if isinstance(shape[0], int) else None
     if fixed and batch_size and batch_size != fixed:
         raise Refusal(f"--batchsize {batch_size} was given, but the batch of {shown(path)} is fixed at {fixed}; leave "
@@ -120,13 +115,7 @@ def infer(arguments: argparse.Namespace, session: "onnxruntime.InferenceSession"
     return times
 
 
-def statistics(times: List[float]) -> Dict[str, float]:
-    """ais_bench's figures of a list of milliseconds."""
-    return {"min": float(np.min(times)), "max": float(np.max(times)), "mean": float(np.mean(times)),
-            "median": float(np.median(times)), "percentile(99%)": float(np.percentile(times, 99)), "count": len(times)}
-
-
-def print_times(title: str, figures: Dict[str, float]) -> None:
+def print_times(title: str, figures: Dict[str, Any]) -> None:
     print(f"[INFO] {title} (ms): " + ", ".join(f"{key} = {value}" for key, value in figures.items() if key != "count"))
 
 
@@ -159,20 +148,17 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def report(arguments: argparse.Namespace, model: Input, times: List[float], samples: Dict[str, Any]) -> bytes:
+def report(arguments: argparse.Namespace, model: Input, times: List[float], folder: str,
+           results: Dict[str, List[str]]) -> bytes:
     """Print ais_bench's lines; returns the content of its summary file."""
-    # On the CPU nothing is copied to a device.
-    compute, copies = statistics(times or [0.0]), statistics([0.0] * (len(times) or 1))
-    throughput = 1000 * model.batch_size / compute["mean"] if compute["mean"] else 0.0
+    copies = bench.figures([0.0] * (len(times) or 1))  # on the CPU nothing is copied to a device
+    summary = bench.summary(folder, results, times, model.batch_size, args=vars(arguments), H2D_latency=copies,
+                            D2H_latency=copies)
     if times:
-        print_times("NPU_compute_time", compute)
-        if arguments.display_all_summary:
-            print_times("H2D_latency", copies)
-            print_times("D2H_latency", copies)
-        print(f"[INFO] throughput 1000*batchsize.mean({model.batch_size})/NPU_compute_time.mean({compute['mean']}): "
-              f"{throughput}")
-    summary = {"filesinfo": samples, "args": vars(arguments), "NPU_compute_time": compute, "H2D_latency": copies,
-               "D2H_latency": copies, "throughput": throughput, "npu_compute_time_list": times, "pid": os.getpid()}
+        for title in ("NPU_compute_time", "H2D_latency", "D2H_latency")[:3 if arguments.display_all_summary else 1]:
+            print_times(title, summary[title])
+        print(f"[INFO] throughput 1000*batchsize.mean({model.batch_size})/NPU_compute_time.mean("
+              f"{summary['NPU_compute_time']['mean']}): {summary['throughput']}")
     return json.dumps(summary, indent=4).encode()
 
 
@@ -214,9 +200,7 @@ def infer_files(arguments: argparse.Namespace, aipp: Dict[str, str], paths: List
         count, seconds = sum(map(len, todo)), max(time.time() - start, 1e-9)
         print(f"{count} images inferred into {shown(prefix)} in {seconds:.1f} s, {count / seconds:.1f} images/s"
               + (f" ({len(paths) - count} were there already)" if count < len(paths) else ""))
-        samples = {str(index): {"infiles": [path], "outfiles": [os.path.join(prefix, name) for name in names[path]]}
-                   for index, path in enumerate(paths)}
-        files.write_whole(prefix + "_summary.json", report(arguments, model, times, samples))
+        files.write_whole(prefix + "_summary.json", report(arguments, model, times, prefix, names))
         results.finish()
     finally:
         results.close()
@@ -246,8 +230,7 @@ def main() -> None:
     warm_up(session, model, arguments.warmup_count)
     times = infer(arguments, session, model, in_batches(paths, model.batch_size) or [[]],
                   lambda batch: read_batch(batch, model) if batch else made_up, None)
-    samples = {str(index): {"infiles": [path], "outfiles": []} for index, path in enumerate(paths)}
-    summary = report(arguments, model, times, samples)
+    summary = report(arguments, model, times, prefix, {path: [] for path in paths})
     if prefix:
         record.claim_like(prefix + "_summary.json", '"filesinfo"')
         files.write_whole(prefix + "_summary.json", summary)

@@ -232,11 +232,13 @@ def test_models_that_are_not_there_broken_or_of_another_kind(tmp_path: Path) -> 
     assert "is not an ONNX model" in refuses("--model", tmp_path / "broken.onnx")
     value = helper.make_tensor_value_info("x", TensorProto.INT64, [2])
     copy = helper.make_tensor_value_info("y", TensorProto.INT64, [2])
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [copy])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6),
-              str(tmp_path / "other.onnx"))
-    assert "should have one input, float32 [batch, 3, height, width]" in refuses(
-        "--model", tmp_path / "other.onnx")
+    constant = helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(np.zeros(2, np.int64)))
+    for inputs, node in (([value], helper.make_node("Identity", ["x"], ["y"])), ([], constant)):
+        graph = helper.make_graph([node], "g", inputs, [copy])
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6),
+                  str(tmp_path / "other.onnx"))
+        assert "should have one input, float32 [batch, 3, height, width]" in refuses(
+            "--model", tmp_path / "other.onnx")
 
 
 # ---- going on --------------------------------------------------------------------------------------------------------

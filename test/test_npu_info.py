@@ -114,7 +114,8 @@ def test_ais_bench_is_started_with_the_contracts_words() -> None:
     ("Ascend910", None, "Ascend910A", ([0], "Ascend910")), ("fail", None, "Ascend310P3", ([0], "310P3")),
     ("310P3", [0, 2], "", "--device 2 was asked for, but there are 2"), ("fail", [1], "", "npu-smi info failed"),
     ("910B4+310P3", None, "", "of different kinds (310P3, 910B4)"), ("910B4+310P3", [], "", "of different kinds"),
-    ("910B4+310P3", [1, 2], "", "of different kinds"), ("fail", [], "Ascend310P3", "npu-smi info failed")])
+    ("910B4+310P3", [1, 2], "", "--device 2 (310P3) or --device 1 (910B4), or by"),
+    ("fail", [], "Ascend310P3", "npu-smi info failed")])
 def test_which_devices_a_run_uses(machine: Machine, smi: str, wanted: Any, soc: str, found: Any) -> None:
     from common.ascend import choose_devices, find_chips
     find_chips.cache_clear()

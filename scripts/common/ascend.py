@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import subprocess
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from common.cli import ROOT, Refusal, end_group, shown, why
 from common.names import SAFE_PATH
@@ -87,15 +87,18 @@ def find_chips(timeout: float = TIMEOUT) -> List[Dict[str, Any]]:
     raise Refusal(f"{problem}, or name the chip yourself (--soc-version)")
 
 
-def the_chip(chips: List[Dict[str, Any]]) -> str:
-    """The name that all chips share, as npu-smi writes it. Raises: Refusal if they are of different kinds."""
-    names = sorted({chip["name"] for chip in chips})
+def the_chip(chips: List[Dict[str, Any]], devices: Sequence[int] = ()) -> str:
+    """The name, as npu-smi writes it, of the chips with these numbers (none: of all).
+
+    Raises: Refusal if they are of different kinds.
+    """
+    first = {chips[device]["name"]: device for device in reversed(devices or range(len(chips)))}
+    names = sorted(first)
     if len(names) > 1:
-        first = {chip["name"]: place for place, chip in reversed(list(enumerate(chips)))}
         which = " or ".join(f"--device {first[name]} ({name})" for name in names)
         raise Refusal(f"this machine has chips of different kinds ({', '.join(names)}), and a model is compiled for "
                       f"one: choose it by {which}, or by --soc-version {soc_version(names[0])}")
-    return str(names[0])
+    return names[0]
 
 
 def devices(text: str) -> List[int]:
@@ -127,7 +130,7 @@ def choose_devices(wanted: Optional[List[int]], soc: str = "") -> Tuple[List[int
     if soc and not fitting:  # names of one chip differ between npu-smi and atc: the user knows
         fitting = list(range(len(chips)))
     among = wanted or fitting
-    name = the_chip([dict(chips[device]) for device in among]) if wanted is None or not soc else chips[among[0]]["name"]
+    name = the_chip(chips, among) if wanted is None or not soc else str(chips[among[0]]["name"])
     return (among[:1] if wanted is None else among), name
 
 

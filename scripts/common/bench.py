@@ -8,7 +8,7 @@ import json
 import os
 import re
 import subprocess
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from common.cli import Refusal, why
 
@@ -81,6 +81,23 @@ def read_summary(path: str) -> Dict[str, Any]:
     key = next((key for key in PERCENTILES if key in times), PERCENTILES[0])
     return {"throughput": float(summary["throughput"]), "mean": float(times["mean"]), "p99": float(times[key]),
             "count": int(times["count"]), "times": [float(time) for time in summary.get("npu_compute_time_list", [])]}
+
+
+def figures(times: Sequence[float]) -> Dict[str, float]:
+    """What a summary says of a list of milliseconds."""
+    import numpy as np  # here: results that are up to date do not need it
+    return {"min": float(np.min(times)), "max": float(np.max(times)), "mean": float(np.mean(times)),
+            "median": float(np.median(times)), PERCENTILES[0]: float(np.percentile(times, 99)), "count": len(times)}
+
+
+def summary(folder: str, results: Dict[str, List[str]], times: List[float], batch_size: float,
+            **more: Any) -> Dict[str, Any]:
+    """A _summary.json: results in `folder`, {input's path: names}, and the milliseconds that each batch took."""
+    compute = figures(times or [0.0])
+    return {"filesinfo": {place: {"infiles": [path], "outfiles": [os.path.join(folder, name) for name in names]}
+                          for place, (path, names) in enumerate(results.items())},
+            "NPU_compute_time": compute, "throughput": 1000 * batch_size / compute["mean"] if compute["mean"] else 0.0,
+            "npu_compute_time_list": times, "pid": os.getpid(), **more}
 
 
 # ---- several devices at once -----------------------------------------------------------------------------------------

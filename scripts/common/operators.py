@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import TYPE_CHECKING, Callable, Collection, Dict, Iterable, List
+from typing import TYPE_CHECKING, Callable, Collection, Dict, Iterable, List, Union
 
 import numpy as np
 
@@ -60,13 +60,14 @@ def part(model: onnx.ModelProto, given: Collection[str], tensors: Iterable[str])
                              opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on all cores of this process."""
+def session(model: Union[str, bytes, onnx.ModelProto]) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on all cores of this process, for a file's path, its content, or a model."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    given = model if isinstance(model, (str, bytes)) else model.SerializeToString()
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
 def logits_of(model: onnx.ModelProto) -> Callable[[np.ndarray], np.ndarray]:
