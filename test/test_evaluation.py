@@ -120,7 +120,7 @@ def test_other_settings_are_named_and_make_everything_anew_if_that_is_wanted(pic
 # ---- whose word counts -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("source, expected", (
-    ({"img_size": None, "crop_pct": None, "mean": None, "interpolation": "", "lr": 0.1}, {"interpolation": "''"}),
+    ({"img_size": None, "crop_pct": None, "mean": None, "interpolation": "", "lr": 0.1}, {}),
     ({"input_size": [3, 448, 448], "crop_mode": "squash", "crop_pct": 1.0}, {
         "img_size": 448, "crop_mode": "squash", "crop_pct": 1.0}),
     ({"img_size": 288, "mean": [0.5], "std": [0.5, 0.4, 0.3]}, {

@@ -81,11 +81,13 @@ def as_options(fields: Dict[str, Any]) -> List[str]:
 def said_by(source: Dict[str, Any]) -> Dict[str, Any]:
     """{field: value} that a training checkpoint's `args` or a `pretrained_cfg` say; repr() of what cannot be used.
 
-    timm's `input_size` is [channels, height, width]; None means that nothing is said; one mean serves all channels.
+    timm's `input_size` is [channels, height, width]; one mean serves all channels. None means that nothing is said,
+    and so does an interpolation of "", which is what timm's train.py leaves unless it is told (timm/data/config.py).
     """
     size = source.get("input_size")
     said = {"img_size": size[-1] if isinstance(size, (list, tuple)) and size else None}
     said.update((name, source[name]) for name in Evaluation._fields if source.get(name) is not None)
+    said["interpolation"] = said.get("interpolation") or None
     for name in ("mean", "std"):
         if isinstance(said.get(name), (list, tuple)):
             said[name] = tuple(said[name]) * (3 if len(said[name]) == 1 else 1)
