@@ -22,7 +22,6 @@ from common.evaluation import Evaluation
 from common.figures import interval, share
 from common.images import spaced
 from common.inputs import Input, read_aipp, read_batch
-from common.names import result_stem
 from common.published import EXPECTED, Weights
 from common.results import read_result, result_files
 
