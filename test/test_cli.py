@@ -76,6 +76,17 @@ def test_output_that_nobody_reads_or_that_is_ascii(tmp_path: Path) -> None:
     assert done.stdout == b"224\\xd7224\n141\n" and done.stderr == b""
 
 
+def test_closed_streams_take_nothing_and_no_file_takes_their_place(tmp_path: Path) -> None:
+    script = program(tmp_path, "import subprocess\n    with open('made.txt', 'w') as file:\n        print('said')\n"
+                               "        subprocess.call(['echo', 'said'])\n        file.write('made')\n"
+                               "    raise cli.Refusal('a is not b; do c')")
+    for closed, said in ((">&-", b"tool.py: a is not b; do c\n"), (">&- 2>&-", b""), ("<&- >&- 2>&-", b"")):
+        done = subprocess.run(["bash", "-c", f'"$@" {closed}', "-", sys.executable, str(script)], cwd=str(tmp_path),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stdout, done.stderr) == (1, b"", said)
+        assert (tmp_path / "made.txt").read_text() == "made"
+
+
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGHUP))
 def test_a_signal_ends_it_silently_and_what_it_had_begun_is_cleared_away(number: int, tmp_path: Path) -> None:
     script = program(tmp_path, "import time, pathlib\n    try:\n        print('begun', flush=True); time.sleep(60)\n"

@@ -142,6 +142,10 @@ def end_uncaught(kind: Type[BaseException], error: BaseException, trace: Optiona
 
 
 sys.excepthook = end_uncaught
+for number, name in enumerate(("stdin", "stdout", "stderr")):
+    if getattr(sys, name) is None:  # closed (`>&-`): the next file that is opened would get its number, and its output
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))
 
 
 def end_group(leader: "subprocess.Popen[bytes]") -> None:
