@@ -115,10 +115,6 @@ def infer(arguments: argparse.Namespace, session: "onnxruntime.InferenceSession"
     return times
 
 
-def print_times(title: str, figures: Dict[str, Any]) -> None:
-    print(f"[INFO] {title} (ms): " + ", ".join(f"{key} = {value}" for key, value in figures.items() if key != "count"))
-
-
 def switch(text: str) -> bool:
     if text.lower() not in ("0", "1", "true", "false"):
         raise argparse.ArgumentTypeError(f"1 or 0 is expected, not {text!r}")
@@ -156,7 +152,8 @@ def report(arguments: argparse.Namespace, model: Input, times: List[float], fold
                             D2H_latency=copies)
     if times:
         for title in ("NPU_compute_time", "H2D_latency", "D2H_latency")[:3 if arguments.display_all_summary else 1]:
-            print_times(title, summary[title])
+            shown_times = ", ".join(f"{key} = {value}" for key, value in summary[title].items() if key != "count")
+            print(f"[INFO] {title} (ms): {shown_times}")
         print(f"[INFO] throughput 1000*batchsize.mean({model.batch_size})/NPU_compute_time.mean("
               f"{summary['NPU_compute_time']['mean']}): {summary['throughput']}")
     return json.dumps(summary, indent=4).encode()
@@ -179,7 +176,7 @@ def infer_files(arguments: argparse.Namespace, aipp: Dict[str, str], paths: List
     states = {batch[0]: record.states(batch) for batch in batches}
     done = [finished[key] for key in map(json.dumps, states.values()) if key in finished]
     todo = [batch for batch in batches if json.dumps(states[batch[0]]) not in finished]
-    if not todo and results.complete:
+    if results.complete and not todo and len(done) == len(results.kept):
         print(f"{len(paths)} results in {shown(prefix)} are up to date; --force infers again")
         return
     session, model = opened or open_model(arguments.model, batch_size, aipp)

@@ -145,8 +145,20 @@ def test_pure_inference_needs_no_input_and_writes_no_results(model: Path, tmp_pa
 
 
 def test_only_the_first_images_in_natural_order(model: Path, tmp_path: Path) -> None:
-    infer(model, put_images(tmp_path / "images", ["10.bin", "9.bin", "8.bin"]), "--first", 2)
+    images = put_images(tmp_path / "images", ["10.bin", "9.bin", "8.bin"])
+    infer(model, images, "--first", 2)
     assert sorted(os.listdir(str(tmp_path / "result"))) == ["8_0.txt", "9_0.txt"]
+
+
+def test_results_of_images_that_are_not_asked_for_any_more_do_not_stay(model: Path, tmp_path: Path) -> None:
+    images = put_images(tmp_path / "images", ["10.bin", "9.bin", "8.bin"])
+    infer(model, images)
+    (images / "10.bin").unlink()
+    assert "(2 were there already)" in infer(model, images).stdout
+    assert sorted(os.listdir(str(tmp_path / "result"))) == ["8_0.txt", "9_0.txt"]
+    assert "2 results" in infer(model, images).stdout, "up to date"
+    assert "(1 were there already)" in infer(model, images, "--first", 1).stdout
+    assert os.listdir(str(tmp_path / "result")) == ["8_0.txt"]
 
 
 # ---- AIPP ------------------------------------------------------------------------------------------------------------
