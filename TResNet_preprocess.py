@@ -20,7 +20,6 @@ import errno
 import logging
 import os
 import re
-import stat
 import sys
 import time
 import warnings
@@ -36,7 +35,7 @@ from common.journal import Journal, Row
 from common.labels import class_labels
 from common.manifest import LABELS, MANIFEST, WHOLE
 from common.names import INPUT_SUFFIXES, SUFFIXES, name_bins
-from common.pixels import BYTES, convert, fast_path, reason
+from common.pixels import BYTES, convert_file, fast_path, reason
 from common.workers import run_workers
 
 TIMEOUT = 60.0  # seconds for one image
@@ -209,12 +208,7 @@ def make_work(args: argparse.Namespace) -> Callable[[Job], Row]:
     def work(job: Job) -> Row:
         source, stem, whole = job
         try:
-            descriptor = os.open(os.path.join(args.src, source), os.O_RDONLY | os.O_NONBLOCK)
-            with open(descriptor, "rb", buffering=0) as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-                    raise ValueError("empty" if stat.S_ISREG(status.st_mode) else "not a regular file")
-                data = convert(file, args.evaluation, args.dtype, fast)
+            data, status = convert_file(os.path.join(args.src, source), args.evaluation, args.dtype, fast)
         except Exception as error:  # Pillow raises a dozen kinds for broken files, SyntaxError among them
             if whole:
                 os.unlink(os.path.join(args.dst, stem + ".bin"))

@@ -69,7 +69,7 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
             "cosine": {"min": cosines[worst], "mean": float(np.mean(cosines)), "image": common[worst]},
             "cosines": cosines, "names": common,  # of each image, in order
             "largest_difference": {"value": differences[furthest], "image": common[furthest]},
-            "top1_agreement": 100 * (1 - len(disagreements) / len(common)), "disagreements": disagreements,
+            "top1_agreement": 100 * (len(common) - len(disagreements)) / len(common), "disagreements": disagreements,
             "only_in_a": sorted(set(files_a) - set(files_b), key=natural_key),
             "only_in_b": sorted(set(files_b) - set(files_a), key=natural_key)}
 

@@ -136,14 +136,14 @@ def prepared_reader(run: Run) -> Reader:
 
 def source_reader(run: Run, setting: Evaluation) -> Reader:
     """Gives the images prepared anew with a setting; raises Refusal or OSError if they are not there any more."""
-    from common.pixels import convert
+    from common.pixels import convert_file
     header, sources = manifest.read(run.report["prep"]).header, manifest.sources(run.report["prep"])[0]
 
     def read(stems: List[str]) -> np.ndarray:
         images = []
         for stem in stems:
-            with open(os.path.join(header["source"], sources[stem]), "rb") as file:
-                images.append(np.frombuffer(convert(file, setting, "float32"), "<f4"))
+            data, _ = convert_file(os.path.join(header["source"], sources[stem]), setting, "float32")
+            images.append(np.frombuffer(data, "<f4"))
         return np.stack(images).reshape(len(stems), 3, setting.img_size, setting.img_size)
 
     return read

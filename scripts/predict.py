@@ -11,6 +11,7 @@ Out: printed; with --json as [{"image", "top": [{"class", "name", "probability"}
 Exit status: 0 good, 1 an image cannot be read (all others are answered) or the model does not run, 2 wrong usage.
 """
 import argparse
+import contextlib
 import glob
 import json
 import os
@@ -22,7 +23,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from common import class_names, cli, evaluation, figures, files, images, journal, onnx_file, progress, record
 from common.cli import Refusal, say, shown
 from common.names import natural_key
-from common.pixels import convert, reason
+from common.pixels import convert_file, reason
 from common.results import read_result
 
 import numpy as np
@@ -98,12 +99,10 @@ def names_of(arguments: argparse.Namespace, classes: int) -> Optional[List[str]]
     if arguments.class_names:
         return class_names.read(arguments.class_names, classes)
     beside = os.path.join(os.path.dirname(arguments.model), "acc_report.json")
-    try:
-        names = json.loads(files.read_regular(beside)).get("class_names") or ()
-    except (Refusal, ValueError, AttributeError):
-        names = ()
-    if len(names) == classes:
-        return list(names)
+    with contextlib.suppress(Refusal, ValueError, LookupError, TypeError, RecursionError):
+        names = json.loads(files.read_regular(beside))["class_names"]
+        if len(names) == classes:
+            return list(names)
     class_names.fetch(classes)
     return class_names.find(classes)
 
@@ -115,9 +114,7 @@ def prepare(paths: List[str], folder: str, how: evaluation.Evaluation, dtype: st
     bad = {}
     for place, path in enumerate(paths):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not be waited for
-            with open(descriptor, "rb", buffering=0) as file:
-                data = convert(file, how, dtype)
+            data, _ = convert_file(path, how, dtype)
         except Exception as error:  # Pillow raises a dozen kinds for broken files
             bad[path] = reason(error)
         else:

@@ -99,6 +99,14 @@ def test_comparison_below_a_minimum_is_status_3(tmp_path: Path) -> None:
     assert printed.count("class 0, but 1") == 20 and "... and 5 more" in printed
 
 
+def test_an_agreement_as_high_as_its_minimum_is_enough(tmp_path: Path) -> None:
+    """100 * (1 - 11 / 20) is 44.99999999999999."""
+    a = write_results(tmp_path / "a", {f"i{number}": [1, 0] for number in range(20)})
+    b = write_results(tmp_path / "b", {f"i{number}": [1, 0 if number > 10 else 2] for number in range(20)})
+    compare(a, b, "--min-agreement", 45)
+    assert "the Top-1 agreement is 45.00 %, below --min-agreement 45.5" in refused(3, a, b, "--min-agreement", 45.5)
+
+
 @pytest.mark.parametrize("cosine, least, said", [
     (0.999975, 0.9999999, "0.999975 (x), below --min-cosine 0.9999999"),
     (0.99999994, 0.9999999999, "0.9999999 (x), below --min-cosine 0.9999999999"),

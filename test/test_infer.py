@@ -214,7 +214,8 @@ def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: P
             ("bytes.bin", bytes(size // 4), "or give --aipp for uint8 images"),
             ("empty.bin", b"", "has 0 bytes"),
             ("three.bin", bytes(3 * size), "that is 3 samples: one file per image is expected"),
-            ("bad.npy", b"\x93NUMPY", "is not a NumPy file"),
+            ("bad.npy", b"\x93NUMPY", "is not a NumPy file"), ("none.npy", b"", "is not a NumPy file"),
+            ("zip.npy", b"PK\x03\x04", "is not a NumPy file"),
             ("nan.bin", np.full(size // 4, np.nan, "<f4").tobytes(), "values that are not finite")):
         images = put_images(tmp_path / name.replace(".", "_"), ["good.bin"])
         (images / name).write_bytes(content)

@@ -119,7 +119,9 @@ def read_sample(path: str, model: Input, into: np.ndarray) -> None:
             array = np.load(path, allow_pickle=False)
             if array.dtype != kind or array.nbytes != model.size:
                 raise ValueError(f"it holds {array.dtype} {list(array.shape)}")
-        except ValueError as error:
+        except OSError:
+            raise
+        except Exception as error:  # NumPy's reader raises a dozen types, for a zip file among them
             raise Refusal(f"{shown(path)} is not a NumPy file with one sample, {model.size} bytes of {kind} ({error})")
         into[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         return

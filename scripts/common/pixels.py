@@ -6,6 +6,7 @@ import ctypes
 import functools
 import io
 import os
+import stat
 from typing import Any, BinaryIO, Callable, Optional, Tuple
 
 from common import native
@@ -87,6 +88,16 @@ def convert(file: BinaryIO, evaluation: Evaluation, dtype: str, fast: Optional[C
         if result is not None:
             return result
     return network_input(reference_crop(image, evaluation), dtype, evaluation)
+
+
+def convert_file(path: str, evaluation: Evaluation, dtype: str, fast: Optional[Callable[..., Any]] = None
+                 ) -> Tuple[Any, os.stat_result]:
+    """(convert() of the file, its status). Raises: likewise, also for what is empty or no regular file."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:  # a FIFO must not be waited for
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+            raise ValueError("empty" if stat.S_ISREG(status.st_mode) else "not a regular file")
+        return convert(file, evaluation, dtype, fast), status
 
 
 def reason(error: Exception) -> str:
