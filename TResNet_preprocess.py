@@ -61,23 +61,24 @@ class Plan(NamedTuple):
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    parser.add_argument("src", metavar="SRC", type=cli.path, help="folder of images, or of class folders of images")
-    parser.add_argument("dst", metavar="DST", type=cli.path, help="folder for the .bin files; made if need be")
-    parser.add_argument("-j", "--workers", type=cli.whole(1, 4096), metavar="N", default=len(os.sched_getaffinity(0)),
-                        help="processes (default: one for each core, here %(default)s)")
+    add = parser.add_argument
+    add("src", metavar="SRC", type=cli.path, help="folder of images, or of class folders of images")
+    add("dst", metavar="DST", type=cli.path, help="folder for the .bin files; made if need be")
+    add("-j", "--workers", type=cli.whole(1, 4096), metavar="N", default=len(os.sched_getaffinity(0)),
+        help="processes (default: one for each core, here %(default)s)")
     evaluation.add_options(parser, cli.whole(1, 4096))
-    parser.add_argument("--model", metavar="FILE.onnx", type=cli.path,
-                        help="take from this model's record what its checkpoint says of the six above")
-    parser.add_argument("--dtype", choices=sorted(BYTES), default="float32",
-                        help="float32 CHW, or uint8 HWC for a model with AIPP (default: %(default)s)")
-    parser.add_argument("--skip-bad", action="store_true", help="bad images are a warning, not a failure")
-    parser.add_argument("--force", action="store_true", help="make every .bin anew, finished or not")
-    parser.add_argument("--shard", type=cli.shard, default=WHOLE, metavar="I/N",
-                        help="only every N-th image, from the I-th on (default: all of them)")
-    parser.add_argument("--class-map", metavar="FILE", type=cli.path,
-                        help="`CLASS_FOLDER INT` lines, or one class folder a line (default: folders in natural order)")
-    parser.add_argument("--timeout", type=cli.real(0, 1e6, above=True), metavar="SECONDS", default=TIMEOUT,
-                        help="an image that takes longer is bad (default: %(default)s)")
+    add("--model", metavar="FILE.onnx", type=cli.path,
+        help="take from this model's record what its checkpoint says of the six above")
+    add("--dtype", choices=sorted(BYTES), default="float32",
+        help="float32 CHW, or uint8 HWC for a model with AIPP (default: %(default)s)")
+    add("--skip-bad", action="store_true", help="bad images are a warning, not a failure")
+    add("--force", action="store_true", help="make every .bin anew, finished or not")
+    add("--shard", type=cli.shard, default=WHOLE, metavar="I/N",
+        help="only every N-th image, from the I-th on (default: all of them)")
+    add("--class-map", metavar="FILE", type=cli.path,
+        help="`CLASS_FOLDER INT` lines, or one class folder a line (default: folders in natural order)")
+    add("--timeout", type=cli.real(0, 1e6, above=True), metavar="SECONDS", default=TIMEOUT,
+        help="an image that takes longer is bad (default: %(default)s)")
     return parser.parse_args()
 
 
@@ -120,9 +121,8 @@ def check_folders(source: str, target: str) -> None:
 def files_there(folder: str) -> Dict[str, files.Stamp]:
     """{name: its stamp} of what a later step would read from the folder, by whomever it was made."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as listing:
-        states = ((entry.name, entry.stat(follow_symlinks=False)) for entry in listing
-                  if entry.name.lower().endswith(INPUT_SUFFIXES) or entry.name in BESIDE)
-        return {name: files.stamp(status) for name, status in states}
+        return {entry.name: files.stamp(entry.stat(follow_symlinks=False)) for entry in listing
+                if entry.name.lower().endswith(INPUT_SUFFIXES) or entry.name in BESIDE}
     return {}
 
 
@@ -135,15 +135,16 @@ def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, files.Stamp], 
     Raises: Refusal if there are files in DST that are not ours, or that were made with other settings.
     """
     header, rows, synced, trusted = manifest.read(args.dst)
-    there = files_there(args.dst)
-    ours = manifest.owned(rows) | {stem + ".bin" for stem in stems.values()} if header else set()
+    there, bins = files_there(args.dst), {source: stem + ".bin" for source, stem in stems.items()}
+    ours = manifest.owned(rows) | set(bins.values()) if header else set()
     ours |= ({LABELS} if header.get("labels") else set()) | ({AIPP} if header.get("dtype") == "uint8" else set())
     foreign = [name for name in there if name not in ours and (name in beside or name not in BESIDE)]
     if foreign:
         raise Refusal(f"{shown(args.dst)} holds files that this program did not make or cannot account for "
                       f"({some(foreign, 5)}); move them away or choose another DST")
     rows = [] if made_anew(args, header, recipe, rows) else rows
-    last = {row["source"]: index for index, row in enumerate(rows) if row.get("bin") == bin_name(stems, row)}
+    last = {row["source"]: index for index, row in enumerate(rows)
+            if "bin" in row and row["bin"] == bins.get(row["source"])}
     whole = {}  # {source: its row} where the .bin is what it was when it was made
     for source in last.keys() & images.keys():
         row = rows[last[source]]
@@ -161,16 +162,11 @@ def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, files.Stamp], 
                 {name: stamp[0] for name, stamp in there.items() if name in ours and name not in keep})
 
 
-def bin_name(stems: Dict[str, str], row: Row) -> str:
-    """The name that a row's .bin has today; "" if its image has gone."""
-    return stems[row["source"]] + ".bin" if row.get("source") in stems else ""
-
-
 def made_anew(args: argparse.Namespace, header: Row, recipe: Row, rows: List[Row]) -> bool:
     """Whether nothing in DST can be kept. Raises: Refusal if only other settings are the reason, without --force."""
     if args.force or not header:
         return args.force
-    settings, program = manifest.other_settings(header, recipe), manifest.other_program(header, recipe)
+    settings, program = manifest.differences(header, recipe)
     count, seconds = len({row["bin"] for row in rows if "bin" in row}), manifest.seconds_taken(rows)
     took = f"{count} images" + (f", which took {seconds:.0f} s" if seconds >= 0.5 else "")
     if settings and count:

@@ -173,7 +173,7 @@ def infer_files(arguments: argparse.Namespace, aipp: Dict[str, str], paths: List
     results = record.Folder(prefix, record.recipe(__file__, options, ("onnxruntime", "numpy"), [arguments.model],
                                                   device="CPU"), [prefix + "_summary.json"], arguments.force)
     finished = {json.dumps(row["inputs"]): row for row in results.kept}
-    states = {batch[0]: record.states(batch) for batch in batches}
+    states = {batch[0]: list(map(record.state, batch)) for batch in batches}
     done = [finished[key] for key in map(json.dumps, states.values()) if key in finished]
     todo = [batch for batch in batches if json.dumps(states[batch[0]]) not in finished]
     if results.complete and not todo and len(done) == len(results.kept):

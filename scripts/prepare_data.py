@@ -42,8 +42,8 @@ def list_tar(path: str) -> List[Member]:
         with tarfile.open(path) as archive:
             return [Member(os.path.basename(member.name), member.size, -1) for member in archive
                     if member.isfile() and member.name.lower().endswith(SUFFIXES)]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise Refusal(f"the archive {shown(path)} cannot be read ({error}); fetch it again") from None
+    except dataset.BROKEN as error:
+        raise Refusal(f"the archive {shown(path)} cannot be read ({cli.why(error)}); fetch it again") from None
 
 
 def read_tar(path: str) -> Iterator[Tuple[str, bytes]]:
@@ -51,8 +51,7 @@ def read_tar(path: str) -> Iterator[Tuple[str, bytes]]:
     with tarfile.open(path) as archive:
         for member in archive:
             if member.isfile() and member.name.lower().endswith(SUFFIXES):
-                content = archive.extractfile(member)
-                yield os.path.basename(member.name), content.read() if content else b""
+                yield os.path.basename(member.name), archive.extractfile(member).read()  # type: ignore[union-attr]
 
 
 def open_parquet(path: str):  # type: ignore[no-untyped-def]
@@ -106,10 +105,10 @@ def check_members(members: List[Member], path: str) -> None:
     if not members:
         raise Refusal(f"{shown(path)} holds no images: nothing in it ends in {', '.join(SUFFIXES)}")
     names = Counter(member.name for member in members)
-    twice = {name for name, count in names.items() if count > 1}
-    large = {member.name for member in members if member.size > LARGEST}
-    wrong = {name for name in names if name.startswith(".") or not name.lower().endswith(SUFFIXES)}
-    for what, which in (("twice", twice), (f"of more than {LARGEST:,} bytes", large), ("of a name of no image", wrong)):
+    for what, which in (("twice", {name for name, count in names.items() if count > 1}),
+                        (f"of more than {LARGEST:,} bytes", {one.name for one in members if one.size > LARGEST}),
+                        ("of a name of no image", {name for name in names if name.startswith(".")
+                                                   or not name.lower().endswith(SUFFIXES)})):
         if which:
             raise Refusal(f"{shown(path)} holds {len(which)} images {what}: {some(which)}; it is no data set of a "
                           "known form")
@@ -147,15 +146,13 @@ def label_lines(found: Found, source: str, members: List[Member]) -> Dict[str, i
         names = dataset.plain_names(images)
     else:
         names = {member.name: member.name for member in members}
-    if found.labels == "parquet":
-        numbers = {member.name: member.label for member in members}
-    else:
-        numbers = dataset.numbers_of(found, source, names)
-    lacking = [image for image, name in names.items() if image not in numbers and name not in numbers]
+    numbers = ({member.name: member.label for member in members} if found.labels == "parquet" else
+               dataset.numbers_of(found, source, names))
+    lines = {name: numbers.get(image, numbers.get(name, -1)) for image, name in names.items()}
+    lacking = [image for image, name in names.items() if lines[name] < 0]
     if lacking:
         raise Refusal(f"{len(lacking)} of {len(names)} images have no label in {shown(found.source)}: {some(lacking)}; "
                       "do they belong together?")
-    lines = {name: numbers[image] if image in numbers else numbers[name] for image, name in names.items()}
     return {name: lines[name] for name in sorted(lines, key=natural_key)}
 
 

@@ -1,11 +1,13 @@
 """ImageNet as people hold it: made-up archives of the real layout, each form with the same labels as its result."""
 import contextlib
+import gzip
 import io
 import json
 import os
 import shutil
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -283,12 +285,21 @@ def without(path: str) -> Callable[[Path], None]:
     return lambda folder: (folder / path).unlink()
 
 
+def spoil_compressed(folder: Path) -> None:
+    """The devkit's first file, meta.mat, begins well, but what follows in the compressed archive is damaged."""
+    path = folder / "ILSVRC2012_devkit_t12.tar.gz"
+    packer = zlib.compressobj(wbits=31)
+    packed = packer.compress(gzip.decompress(path.read_bytes())[:10_000]) + packer.flush(zlib.Z_FULL_FLUSH)
+    path.write_bytes(packed + b"\xff" * 100)
+
+
 TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
 
 
 @pytest.mark.parametrize("form, spoil, sentence", (
     (archives, without("ILSVRC2012_devkit_t12.tar.gz"), "has no labels beside it; put ILSVRC2012_devkit_t12.tar.gz"),
     (archives, lambda f: write(f, {"ILSVRC2012_devkit_t12.tar.gz": b"<html>"}), "the devkit"),
+    (archives, spoil_compressed, "the devkit DATA/ILSVRC2012_devkit_t12.tar.gz cannot be read (Error -3 while"),
     (archive_and_unpacked_devkit, without(TRUTH), "cannot read"),
     (archive_and_unpacked_devkit, lambda f: write(f, {TRUTH: b"1\n2000\n"}), "an ILSVRC2012_ID from 1 to 1000"),
     (archive_and_unpacked_devkit, lambda f: write(f, {TRUTH: b"1\n2\n"}), "29 of 30 images have no label in"),
@@ -298,6 +309,8 @@ TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
      "cannot be read (unexpected end of data)"),
     (kaggle, without("LOC_synset_mapping.txt"), "but a class's number is its place among all 1,000"),
     (kaggle, change("LOC_val_solution.csv", b",n", b",x"), "LOC_val_solution.csv, line 2: `ImageId,n01440764 …`"),
+    (kaggle, change("LOC_val_solution.csv", b",n", b'"' + b"x" * 200_000 + b",n"),
+     "1 of 30 images have no label in DATA/LOC_val_solution.csv"),
     (kaggle, change("LOC_synset_mapping.txt", WNIDS[5].encode(), WNIDS[6].encode()), "names 999 WordNet IDs"),
     (caffe, change("val.txt", name(400).encode() + b" ", b"other.JPEG "),
      f"1 of 30 images have no label in DATA/val.txt: {name(400)}; do they belong together?"),

@@ -3,15 +3,15 @@
 Where the images are and where the labels come from are two questions: an archive of images may lie beside a devkit, a
 list of Caffe's form or Kaggle's table. Standard library only; SciPy and pyarrow are asked for where their files are.
 """
-import csv
 import glob
 import io
 import os
 import re
 import tarfile
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional
+import zlib
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
-from common.cli import ROOT, Refusal, shown, some
+from common.cli import ROOT, Refusal, shown, some, why
 from common.files import read_regular
 from common.labels import IMAGENET_CLASSES, read_labels
 from common.names import natural_key
@@ -23,6 +23,7 @@ KNOWN = ("val_union/ (or val/) with val_label.txt", "val/ with class folders",
 TAR, DEVKIT = "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12"
 TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"  # below the devkit's folder
 KAGGLE = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val")
+BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error)  # what a damaged archive raises
 SOLUTION, SYNSETS, CAFFE = "LOC_val_solution.csv", "LOC_synset_mapping.txt", "val.txt"
 WNID = re.compile(r"n[0-9]{8}")
 VALIDATION = "ILSVRC2012_val_{:08d}.JPEG"  # image N of the validation set, from 1
@@ -35,9 +36,9 @@ class Found(NamedTuple):
     """Where a data set's images and labels are. `parquet` and `tar` are unpacked, a folder is used as it is."""
     images: str  # "folder", "tar" or "parquet"
     place: str  # the folder or the archive
-    files: List[str]  # the Parquet files
-    labels: str  # "file", "caffe", "kaggle", "devkit", "wnids", "v2", "parquet", or "folders": numbered in their order
-    source: str  # the file or folder that the labels come from
+    labels: str = ""  # "file", "caffe", "kaggle", "devkit", "wnids", "v2", "parquet", "folders": in their order
+    source: str = ""  # the file or folder that the labels come from
+    files: Sequence[str] = ()  # the Parquet files
 
     @property
     def native(self) -> bool:
@@ -45,13 +46,13 @@ class Found(NamedTuple):
         return self.images == "folder" and self.labels in ("file", "folders")
 
 
-def need(package: str, why: str) -> None:
+def need(package: str, what: str) -> None:
     """Refuse if a package that only this data needs is not installed."""
     import importlib.util
     if importlib.util.find_spec(package) is None:
         python = os.path.join(ROOT, ".venv", "bin", "python")
         python = python if os.path.exists(python) else "python3"
-        raise Refusal(f"{why} needs the package {package}, which is not installed; {shown(python)} -m pip install "
+        raise Refusal(f"{what} needs the package {package}, which is not installed; {shown(python)} -m pip install "
                       f"{package}")
 
 
@@ -81,24 +82,23 @@ def parquet_files(path: str) -> List[str]:
 
 def find_images(path: str) -> Optional[Found]:
     """Where the images are (labels still unknown); None if nothing known is there."""
-    if os.path.isfile(path):
-        if tarfile.is_tarfile(path):
-            return Found("tar", path, [], "", "")
-        return Found("parquet", path, parquet_files(path), "parquet", path) if parquet_files(path) else None
-    union, archive, kaggle = existing(path, "val_union"), existing(path, TAR), existing(path, *KAGGLE)
-    if union:
-        return Found("folder", union, [], "", "")
-    if kaggle or os.path.isdir(os.path.join(path, "val")):
-        return Found("folder", kaggle or os.path.join(path, "val"), [], "", "")
+    alone = os.path.isfile(path)
+    if alone and tarfile.is_tarfile(path):
+        return Found("tar", path)
+    folder, archive, parquet = existing(path, "val_union", *KAGGLE), existing(path, TAR), parquet_files(path)
+    if not folder and os.path.isdir(os.path.join(path, "val")):
+        folder = os.path.join(path, "val")
+    if folder:
+        return Found("folder", folder)
     if archive:
-        return Found("tar", archive, [], "", "")
-    if parquet_files(path):
-        return Found("parquet", path, parquet_files(path), "parquet", path)
+        return Found("tar", archive)
+    if parquet or alone:
+        return Found("parquet", path, "parquet", path, parquet) if parquet else None
     inner = [name for name in subfolders(path) if V2.fullmatch(name)]
     place = os.path.join(path, inner[0]) if len(inner) == 1 else path
     names = subfolders(place)
     flat = existing(path, CAFFE, SOLUTION, "val_label.txt")
-    return Found("folder", place, [], "", "") if flat or class_folders(place, names) else None
+    return Found("folder", place) if flat or class_folders(place, names) else None
 
 
 def class_folders(place: str, names: List[str]) -> str:
@@ -111,8 +111,7 @@ def class_folders(place: str, names: List[str]) -> str:
 
 def find_labels(found: Found, folder: str) -> Found:
     """The same with the labels' source: a file before a devkit before class folders."""
-    inside = os.path.dirname(found.place)
-    places = [folder, inside, *(os.path.join(folder, kaggle.split("/Data")[0]) for kaggle in KAGGLE[:1])]
+    places = [folder, os.path.dirname(found.place), os.path.join(folder, "ILSVRC")]
     for labels, names in (("file", ("val_label.txt",)), ("kaggle", (SOLUTION,)), ("caffe", (CAFFE,)),
                           ("devkit", (DEVKIT + ".tar.gz", DEVKIT))):
         source = next(filter(None, (existing(place, *names) for place in places)), "")
@@ -182,10 +181,9 @@ def devkit_file(devkit: str, name: str) -> bytes:
         with tarfile.open(devkit) as archive:
             for member in archive:
                 if member.isfile() and member.name.endswith("/" + name) and member.size < 1 << 26:
-                    content = archive.extractfile(member)
-                    return content.read() if content else b""
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise Refusal(f"the devkit {shown(devkit)} cannot be read ({error}); fetch it again from image-net.org"
+                    return archive.extractfile(member).read()  # type: ignore[union-attr]
+    except BROKEN as error:
+        raise Refusal(f"the devkit {shown(devkit)} cannot be read ({why(error)}); fetch it again from image-net.org"
                       ) from None
     raise Refusal(f"the devkit {shown(devkit)} lacks {name}; fetch it again from image-net.org")
 
@@ -229,14 +227,14 @@ def known_wnids(found: Found, folder: str) -> Numbers:
 def by_kaggle(found: Found, folder: str) -> Numbers:
     """By the table's first WNID of each image."""
     text = read_regular(found.source).decode("utf-8-sig", "replace")
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
     wnids: Dict[str, str] = {}
+    rows = list(filter(None, text.replace('"', "").splitlines()))
     for line, row in enumerate(rows[1:], 2):
-        words = row[1].split() if len(row) == 2 else []
-        if not words or not WNID.fullmatch(words[0]):
+        match = re.fullmatch(rf"([^,]*),\s*({WNID.pattern})(\s[^,]*)?", row)
+        if not match:
             raise Refusal(f"{shown(found.source)}, line {line}: `ImageId,n01440764 …` was expected, found "
-                          f"{shown(','.join(row)[:80])}")
-        wnids[row[0] + ".JPEG"] = words[0]
+                          f"{shown(row[:80])}")
+        wnids[match.group(1) + ".JPEG"] = match.group(2)
     classes = known_wnids(found, folder) or training_order(wnids.values(), found.source)
     unknown = set(wnids.values()) - classes.keys()
     if unknown:
@@ -247,10 +245,8 @@ def by_kaggle(found: Found, folder: str) -> Numbers:
 def by_folders(found: Found, folder: str, images: Iterable[str]) -> Numbers:
     """By the class folder of each image, a WNID or ImageNet-V2's number; images: paths below the images' folder."""
     names = subfolders(found.place)
-    if found.labels == "v2":
-        classes = {name: int(name) for name in names}
-    else:
-        classes = known_wnids(found, folder) or training_order(names, found.place)
+    classes = {name: int(name) for name in names} if found.labels == "v2" else (
+        known_wnids(found, folder) or training_order(names, found.place))
     numbers = {}
     for image in images:
         above = os.path.dirname(image)

@@ -79,19 +79,14 @@ def recipe(program: str, **settings: Any) -> Row:
     return {"tool": TOOL, "sources": record.sources(program), "versions": record.versions(PACKAGES), **settings}
 
 
-def other_settings(old: Row, new: Row) -> List[str]:
-    """Which settings of two recipes differ, in words; older versions knew fewer of them."""
-    return [f"{name} was {shown(str(old.get(name)))}" for name in new
-            if name not in ("tool", "sources", "versions") and old.get(name, new[name]) != new[name]]
-
-
-def other_program(old: Row, new: Row) -> List[str]:
-    """What else differs between two recipes: this program, the packages."""
-    before = old.get("versions")
-    words = ["this program was updated"] * (old.get("sources") != new["sources"])
-    return words + [f"{package} was {shown(str(before.get(package) or 'missing'))}"
-                    for package, version in new["versions"].items()
-                    if isinstance(before, dict) and before.get(package) != version]
+def differences(old: Row, new: Row) -> Tuple[List[str], List[str]]:
+    """(which settings of two recipes differ, what else does: this program, the packages), in words."""
+    settings = [f"{name} was {shown(str(old[name]))}" for name in new  # older versions knew fewer of them
+                if name not in ("tool", "sources", "versions") and old.get(name, new[name]) != new[name]]
+    before, program = old.get("versions"), ["this program was updated"] * (old.get("sources") != new["sources"])
+    return settings, program + [f"{package} was {shown(str(before.get(package) or 'missing'))}"
+                                for package, version in new["versions"].items()
+                                if isinstance(before, dict) and before.get(package) != version]
 
 
 def seconds_taken(rows: Iterable[Row]) -> float:
@@ -101,11 +96,7 @@ def seconds_taken(rows: Iterable[Row]) -> float:
 
 def owned(rows: Iterable[Row]) -> Set[str]:
     """The names of the .bin files that the rows say were made or were to be made."""
-    names: Set[str] = set()
-    for row in rows:
-        names.update(row.get("expected", ()))
-        names.update([row["bin"]] if "bin" in row else [])
-    return names
+    return {name for row in rows for name in [*row.get("expected", ()), row.get("bin")] if name is not None}
 
 
 def begin(folder: str, header: Row, expected: Iterable[str], bad: Dict[str, str], kept: List[Row], synced: int,

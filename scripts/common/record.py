@@ -70,10 +70,6 @@ def state(path: str, name: str = "") -> State:
     return [name or os.path.basename(path), *files.stamp(os.stat(path))[:2]]
 
 
-def states(paths: Iterable[str]) -> List[State]:
-    return [state(path) for path in paths]
-
-
 def made(path: str, name: str = "") -> Made:
     """What a record says of a file that was made. Raises: OSError if the file is not there."""
     return [name or os.path.basename(path), *files.stamp(os.stat(path)), sha256(path)]
@@ -147,12 +143,9 @@ def holds(product: str, recorded: List[Made], read_all: bool = False) -> bool:
 
 def owned(product: str) -> Set[str]:
     """Names, relative to the product's folder, of the files that the record says this program made or was making."""
-    names: List[Any] = []
-    for row in read(path_of(product)).rows:
-        files_made, expected = row.get("files"), row.get("expected")
-        names += expected if isinstance(expected, list) else []
-        names += [entry[0] for entry in files_made if isinstance(entry, list) and entry] if isinstance(
-            files_made, list) else []  # of older versions as well, which wrote less of each
+    lists = [row.get(key) for row in read(path_of(product)).rows for key in ("expected", "files")]
+    entries = [entry for found in lists if isinstance(found, list) for entry in found]
+    names = [entry[0] if isinstance(entry, list) and entry else entry for entry in entries]  # older versions wrote less
     return {name for name in names if isinstance(name, str)}
 
 
