@@ -124,8 +124,8 @@ class Pictures:
         self.known: Dict[str, Tuple[str, str]] = {}  # by stem: folder, source
         for folder in prepared:
             self.header, rows = manifest.read_manifest(folder)
-            self.known.update((os.path.splitext(str(row.get("bin")))[0], (folder, source))
-                              for source, row in rows.items())
+            self.known.update((row["bin"][:-len(".bin")], (folder, source))
+                              for source, row in rows.items() if "bin" in row)
 
     def source(self, stem: str) -> str:
         """The path of the image that a .bin was made from, or the stem if nobody knows."""
@@ -256,25 +256,37 @@ def mistakes(report: Dict[str, Any], found: figures.Predictions, pictures: Pictu
     return rows
 
 
-def classes(found: figures.Predictions, call: Call) -> List[Dict[str, Any]]:
-    """The rows of the table of classes, the worst class first."""
-    return [dict(row, name=call(row["class"]),
-                 taken_for=call(row["taken_for"]) if row["times"] else "") for row in figures.by_class(found)]
+def answered(report: Dict[str, Any], found: Optional[figures.Predictions], pictures: Pictures, call: Call
+             ) -> Dict[str, Any]:
+    """What the page shows of the answers; {} if the results are not there."""
+    if found is None:
+        return {}
+    rows = [dict(row, name=call(row["class"]), taken_for=call(row["taken_for"]) if row["times"] else "")
+            for row in figures.by_class(found)]
+    return {"mistakes": mistakes(report, found, pictures, call), "wrong": int((~found.correct).sum()),
+            "pairs": [{"true": call(true), "answer": call(answer), "images": count}
+                      for true, answer, count in figures.confused(found)[:PAIRS]],
+            "classes": rows[:ROWS], "all_classes": len(rows), "calibration": figures.calibration(found)}
 
 
 def gates(parts: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """The minimums that the run was given: {"what", "least", "found", "good"}; good is None if it was not measured."""
+    """The minimums that the run was given: {"what", "least", "found", "good"}; what was not measured is not good."""
     report, perf = parts["acc_report"], parts["perf"].get("rows") or []
     images, hits = report["counts"]["evaluated"], report.get("hits") or []
-    best = max((row["throughput"] for row in perf), default=None)
-    found = {f"min_top{k}": (f"Top-{k} accuracy", 100 * hits[min(k, len(hits)) - 1] / images if hits else None, " %")
+    known = {f"min_top{k}": (f"Top-{k} accuracy", 100 * hits[min(k, len(hits)) - 1] / images if hits else None, " %")
              for k in (1, 5)}
-    found["min_throughput"] = "throughput", best, " images/s"
-    found["min_cosine"] = "lowest cosine similarity", (parts["compare"].get("cosine") or {}).get("min"), ""
-    return [{"what": found[gate][0], "least": f"{least:g}{found[gate][2]}",
-             "found": "not measured" if found[gate][1] is None else f"{found[gate][1]:.6g}{found[gate][2]}",
-             "good": None if found[gate][1] is None else round(found[gate][1], 9) >= least}
-            for gate, least in (parts["run"].get("gates") or {}).items() if gate in found and least is not None]
+    known["min_throughput"] = "throughput", max((row["throughput"] for row in perf), default=None), " images/s"
+    known["min_cosine"] = "lowest cosine similarity", (parts["compare"].get("cosine") or {}).get("min"), ""
+    rows = []
+    for name, least in (parts["run"].get("gates") or {}).items():
+        if name in known and least is not None:
+            what, value, unit = known[name]
+            good, text = value is not None and value >= least, "not measured"
+            if value is not None:
+                text = f"{value:.6g}" if (float(f"{value:.6g}") >= least) == good else repr(value)
+                text += unit
+            rows.append({"what": what, "least": f"{least:g}{unit}", "found": text, "good": good})
+    return rows
 
 
 def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str, str, List[str]]:
@@ -286,34 +298,28 @@ def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str
     where = {"cpu": " on the CPU", "ascend": f" on {chip}"}.get(str(backend), "")
     name = "TResNet-" + variant[len("tresnet_"):].replace("_", "-").upper() \
         if variant.startswith("tresnet_") else variant or "The network"
-    sentence = f"{name}{where} gives the right answer for {share(report['hits'][0], images)} of {images:,} images" \
-        if report.get("hits") else f"{name}{where} was evaluated on {images:,} images"
+    hits, compared, expect = report.get("hits"), page["comparison"], parts["expect"]
+    sentence = f"{name}{where} gives the right answer for {share(hits[0], images)} of {images:,} images" \
+        if hits else f"{name}{where} was evaluated on {images:,} images"
     sentence += f" and classifies {figure(page['best'])} images a second" if page["best"] else ""
-    points, state = [], "good"
-    compared, expect, left_out = page["comparison"], parts["expect"], report.get("left_out") or []
-    if compared and compared["agreement"] < CERTAIN:
-        state = "look"
+    points, lineage_assumed = [], parts["network"].get("lineage_told") == str(False)
     if compared:
         points.append(f"{compared['second']} and {compared['first']} give the same answer for "
                       f"{share(compared['images'] - compared['differ'], compared['images'])} of {compared['images']:,} "
                       "images")
     if expect:
-        state = state if expect.get("within") else "look"
         points.append(f"Top-1 is {'' if expect.get('within') else 'not '}within the 95 % interval of the figure "
                       f"published for {expect.get('name')}"
                       + (f"; likely cause: {expect['cause']}" if expect.get("cause") else ""))
-    if parts["network"].get("lineage_told") == str(False):
-        state = "look"
+    if lineage_assumed:
         points.append("nothing in the checkpoint tells the lineage of its weights; "
                       f"{parts['network']['lineage']} was assumed, and if that is wrong, so is every figure")
-    hits = report.get("hits")
-    if left_out or (hits and hits[0] * report["classes"] < 2 * images):  # as good as chance
-        state = "look"
     points += report.get("notes") or []
-    for gate in page["gates"]:
-        state = state if gate["good"] else "bad"
-        points.append(f"{gate['what']}: {gate['found']}, the minimum is {gate['least']}")
-    return state, sentence + ".", points
+    points += [f"{gate['what']}: {gate['found']}, the minimum is {gate['least']}" for gate in page["gates"]]
+    doubts = (compared and compared["agreement"] < CERTAIN, expect and not expect.get("within"), lineage_assumed,
+              report.get("left_out"), hits and hits[0] * report["classes"] < 2 * images)  # as good as chance
+    state = "look" if any(doubts) else "good"
+    return state if all(gate["good"] for gate in page["gates"]) else "bad", sentence + ".", points
 
 
 def settings(parts: Dict[str, Dict[str, Any]], workdir: str, results: List[str], header: Dict[str, Any]
@@ -342,8 +348,7 @@ def settings(parts: Dict[str, Dict[str, Any]], workdir: str, results: List[str],
     return [(term, str(words)) for term, words in rows if words]
 
 
-def draw(parts: Dict[str, Dict[str, Any]], found: Optional[figures.Predictions], calibration: Dict[str, Any]
-         ) -> Dict[str, str]:
+def draw(parts: Dict[str, Dict[str, Any]], found: Optional[figures.Predictions]) -> Dict[str, str]:
     """{name: SVG} of all plots for which there are figures."""
     from common import plots
 
@@ -354,8 +359,9 @@ def draw(parts: Dict[str, Dict[str, Any]], found: Optional[figures.Predictions],
         drawn["cosines"] = plots.cosines(parts["compare"]["cosines"], parts["forecast"].get("cosines") or ())
     if found is not None and len(found.true) > 1:
         right = found.correct
-        drawn.update(reliability=plots.reliability(calibration["bins"]), coverage=plots.coverage(
-            figures.coverage(found)), confidences=plots.confidences(found.confidence[right], found.confidence[~right]))
+        drawn.update(reliability=plots.reliability(figures.calibration(found)["bins"]),
+                     coverage=plots.coverage(figures.coverage(found)),
+                     confidences=plots.confidences(found.confidence[right], found.confidence[~right]))
     return drawn
 
 
@@ -365,19 +371,12 @@ def describe(workdir: str, parts: Dict[str, Dict[str, Any]], given_names: Option
     results = folders(report, workdir, "result")
     pictures, found = Pictures(folders(report, workdir, "prep")), predictions(report, results)
     call = caller(class_names.read(given_names, report["classes"]) if given_names else report.get("class_names"))
-    calibration = figures.calibration(found) if found is not None else {}
-    rows = classes(found, call) if found is not None else []
     best = max((row["throughput"] for row in parts["perf"].get("rows") or ()), default=0)
     page: Dict[str, Any] = {
         "parts": parts, "report": report, "best": best,
         "cards": accuracies(parts) + speed_cards(parts["perf"]), "gates": gates(parts),
-        "comparison": comparison(parts, pictures, call),
-        "mistakes": mistakes(report, found, pictures, call) if found is not None else [],
-        "wrong": int((~found.correct).sum()) if found is not None else 0,
-        "pairs": [{"true": call(true), "answer": call(answer), "images": count}
-                  for true, answer, count in figures.confused(found)[:PAIRS]] if found is not None else [],
-        "classes": rows[:ROWS], "all_classes": len(rows), "calibration": calibration,
-        "plots": draw(parts, found, calibration), "left_out": (report.get("left_out") or [])[:LISTED],
+        "comparison": comparison(parts, pictures, call), **answered(report, found, pictures, call),
+        "plots": draw(parts, found), "left_out": (report.get("left_out") or [])[:LISTED],
         "settings": settings(parts, workdir, results, pictures.header)}
     page["state"], page["sentence"], page["points"] = verdict(page, parts)
     return page
@@ -420,12 +419,12 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="write it again even if it is up to date")
     arguments = parser.parse_args()
     workdir, product = arguments.workdir, os.path.join(arguments.workdir, PAGE)
-    parts = read_parts(workdir)
-    parts["network"] = record.notes(os.path.join(workdir, "tresnet.onnx"))
+    parts, exported = read_parts(workdir), os.path.join(workdir, "tresnet.onnx")
+    parts["network"] = record.notes(exported)
     texts = [os.path.join(workdir, name) for name in PARTS if name != "run.json"]
     texts += [TEMPLATE, SCRIPT] + [arguments.class_names] * bool(arguments.class_names)
     results, prepared = (folders(parts["acc_report"], workdir, key) for key in ("result", "prep"))
-    texts += map(record.path_of, results)
+    texts += map(record.path_of, [*results, exported])
     run = {key: value for key, value in parts["run"].items() if key in ("backend", "gates", "made", "data", "commands")}
     made_by = record.recipe(__file__, {"run": run, "results": bool(results), "pictures": bool(prepared)},
                             ("numpy", "Pillow", "matplotlib", "Jinja2"), settings=filter(os.path.isfile, texts))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
-from common import cli, figures
+from common import cli, figures, record
 from common.cli import Refusal
 
 import made_up
@@ -189,6 +189,22 @@ def test_a_missed_minimum_and_images_left_out_are_said_first(copy: Path) -> None
     assert "below a minimum" in said and "Top-1 accuracy: 80 %, the minimum is 80.1 %" in said
     assert "30 of 330 images were left out" in said and "and 10 more, all in acc_report.json" in said
     assert "&lt;b&gt;.jpg" in page and "<b>.jpg" not in page
+
+
+def test_a_minimum_is_missed_by_however_little_and_that_is_seen() -> None:
+    """As the comparison itself judges, whose exit status is 3 then."""
+    parts: Dict[str, Any] = {"acc_report": {"counts": {"evaluated": 3}, "hits": [2, 3]}, "perf": {},
+                             "compare": {"cosine": {"min": 0.9999999999}},
+                             "run": {"gates": {"min_cosine": 1.0, "min_top1": 66.6, "min_throughput": 5.0}}}
+    assert [(row["found"], row["least"], row["good"]) for row in report.gates(parts)] == [
+        ("0.9999999999", "1", False), ("66.6667 %", "66.6 %", True), ("not measured", "5 images/s", False)]
+
+
+@pytest.mark.slow
+def test_another_export_is_seen(copy: Path) -> None:
+    make(copy)
+    record.write(str(copy / "tresnet.onnx"), {"tool": "x"}, [], variant="tresnet_l", lineage="miil")
+    assert "TResNet-L" in text(make(copy))
 
 
 def test_published_figures_stand_beside_where_the_case_is_the_same() -> None:
