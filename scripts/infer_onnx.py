@@ -19,7 +19,7 @@ import json
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Tuple
 
 from common import bench, cli, evaluation, files, manifest, operators, progress, record
 from common.cli import Refusal, shown
