@@ -16,8 +16,8 @@ run each per round; a ratio is the median of the rounds' ratios, so that another
 next call.
 Needs what requirements.txt and test/requirements.txt list.
 """
-import argparse
 import contextlib
+import filecmp
 import io
 import json
 import multiprocessing
@@ -38,6 +38,8 @@ from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "scripts")]
+from common import cli, operators, record  # noqa: E402
+from common.cli import Refusal  # noqa: E402
 from common.evaluation import DEFAULT  # noqa: E402
 from common.files import write_whole  # noqa: E402
 from common.pixels import fast_path  # noqa: E402
@@ -72,10 +74,6 @@ class Contest(NamedTuple):
     notes: List[str]
 
 
-def refuse(message: str) -> SystemExit:
-    return SystemExit(f"bench.py: {message}")
-
-
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 def encode(image: Image.Image, quality: int) -> bytes:
@@ -92,8 +90,7 @@ def quality_for(photo: Image.Image) -> int:
 
 
 def make_image(index: int, photos: Sequence[Image.Image], qualities: Sequence[int]) -> Tuple[bytes, int]:
-    """(JPEG file, index of the photo that it shows or that is at its top left) of image `index`,
-    which alone decides.
+    """(JPEG file, index of the photo that it shows or that is at its top left) of image `index`, which alone decides.
     """
     chance = random.Random(index)
     width, height, gray = SIZES[index % len(SIZES)]
@@ -110,9 +107,7 @@ def make_image(index: int, photos: Sequence[Image.Image], qualities: Sequence[in
 
 
 def make_images(folder: str, count: int, sample: str) -> str:
-    """Make FOLDER/val_union/*.jpg and FOLDER/val_label.txt from the photos of a sample data set;
-    returns FOLDER/val_union.
-    """
+    """Make FOLDER/val_union/*.jpg, whose path is returned, and FOLDER/val_label.txt from a sample data set's photos."""
     target, labels_path = os.path.join(folder, "val_union"), os.path.join(folder, "val_label.txt")
     if os.path.exists(labels_path):  # written last, so the images are whole where it stands
         return target
@@ -214,11 +209,7 @@ def rival_postprocess(result: str, labels_path: str) -> None:
 
 
 def load_onnxruntime(model: str) -> Tuple[int, Callable[[np.ndarray], np.ndarray]]:
-    import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = CORES
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = operators.session(model)
     return BATCH, lambda images: session.run(None, {"image": images})[0]
 
 
@@ -301,13 +292,13 @@ def rival(name: str, *arguments: str) -> List[str]:
 
 
 def call(command: List[str]) -> Tuple[float, str]:
-    """Run a contestant to its end; (seconds, what it printed). Raises: SystemExit with its own words if it fails."""
+    """Run a contestant to its end; (seconds, what it printed). Raises: Refusal with its own words if it fails."""
     start = time.perf_counter()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     seconds = time.perf_counter() - start
     if done.returncode:
-        raise refuse(f"{' '.join(command)} failed with exit status {done.returncode}: "
-                     f"{done.stderr.decode(errors='replace').strip()[-500:]}")
+        raise Refusal(f"{' '.join(command)} failed with exit status {done.returncode}: "
+                      f"{done.stderr.decode(errors='replace').strip()[-500:]}")
     return seconds, done.stdout.decode(errors="replace")
 
 
@@ -326,7 +317,7 @@ def server(runtime: str, model: str, prepared: str) -> Iterator[Tuple[Dict[str, 
     def answer() -> Any:
         line = child.stdout.readline()  # type: ignore[union-attr]
         if not line:
-            raise refuse(f"the contestant {runtime} ended with exit status {child.wait()}; what it said stands above")
+            raise Refusal(f"the contestant {runtime} ended with exit status {child.wait()}; what it said stands above")
         return json.loads(line)
 
     def run() -> float:
@@ -384,17 +375,13 @@ def prepared_images(workdir: str, count: int) -> str:
 
 
 def same_files(one: str, other: str) -> int:
-    """How many .bin files two folders hold, all equal. Raises: SystemExit if any differs."""
-    names = [{name for name in os.listdir(folder) if name.endswith(".bin")} for folder in (one, other)]
-    differing = names[0] ^ names[1]
-    for name in names[0] & names[1]:
-        with open(os.path.join(one, name), "rb") as a, open(os.path.join(other, name), "rb") as b:
-            if a.read() != b.read():
-                differing.add(name)
-    if differing or not names[0]:
-        raise refuse(f"{len(differing)} of {len(names[0] | names[1])} files differ between {one} and {other}, such as "
-                     f"{sorted(differing)[:3]}; times of different work cannot be compared")
-    return len(names[0])
+    """How many .bin files two folders hold, all equal. Raises: Refusal if any differs."""
+    names = {name for folder in (one, other) for name in os.listdir(folder) if name.endswith(".bin")}
+    equal, *others = filecmp.cmpfiles(one, other, names, shallow=False)
+    if len(equal) < max(1, len(names)):
+        raise Refusal(f"{len(names) - len(equal)} of {len(names)} files differ between {one} and {other}, such as "
+                      f"{sorted(sum(others, []))[:3]}; times of different work cannot be compared")
+    return len(equal)
 
 
 def preprocess(workdir: str, rounds: int, count: int) -> Contest:
@@ -455,8 +442,8 @@ def postprocess(workdir: str, rounds: int, count: int) -> Contest:
         hits = json.load(file)["hits"]
     expected = json.loads(call(plain)[1])
     if hits != expected:
-        raise refuse(f"TResNet_postprocess.py counts {hits} hits, the plain implementation {expected}; "
-                     "one of them is wrong")
+        raise Refusal(f"TResNet_postprocess.py counts {hits} hits, the plain implementation {expected}; "
+                      "one of them is wrong")
     runs = take_turns({"TResNet_postprocess.py": lambda: call(command)[0],
                        "float() and argsort": lambda: call(plain)[0]}, rounds, "postprocess")
     return Contest("s", runs, [times_as_fast(runs, *list(runs)[:2], goal=12, seconds=True)],  # type: ignore[misc]
@@ -540,7 +527,7 @@ def timed_pipeline(command: List[str]) -> Tuple[float, Dict[str, float], str]:
                 step, began = header.group(1), now
     steps[step] = time.perf_counter() - began
     if child.returncode:
-        raise refuse(f"{' '.join(command)} failed with exit status {child.returncode}: {''.join(printed)[-500:]}")
+        raise Refusal(f"{' '.join(command)} failed with exit status {child.returncode}: {''.join(printed)[-500:]}")
     return time.perf_counter() - start, steps, "".join(printed)
 
 
@@ -593,12 +580,8 @@ def machine() -> Dict[str, Any]:
     """CPU, cores and versions."""
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         names = re.findall(r"^model name\s*: (.*)$", file.read(), re.MULTILINE)
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "onnxruntime", "openvino", "numpy", "PIL", "simplejpeg"):
-        if util.find_spec(name):
-            code = f"import {name}; print(getattr({name}, '__version__', 'unknown'))"
-            done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, universal_newlines=True)
-            versions[name] = done.stdout.strip()
+    found = record.versions(("torch", "onnxruntime", "openvino", "numpy", "Pillow", "simplejpeg"))
+    versions = {"python": platform.python_version(), **{name: version for name, version in found.items() if version}}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": names[0] if names else platform.machine(), "cores": CORES, "memory_gb": round(memory / 1e9, 1),
             "system": platform.platform(), "versions": versions}
@@ -663,21 +646,19 @@ def main() -> None:
     if sys.argv[1:2] == ["--rival"]:  # how this file starts its own contestants
         RIVALS[sys.argv[2]](*sys.argv[3:])  # type: ignore[operator]
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contests", nargs="*", metavar="contest", help=f"of {', '.join(CONTESTS)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each contestant (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=2000, help="JPEGs of preprocess and chain (default: %(default)s)")
-    parser.add_argument("--results", type=int, default=50_000,
-                        help="result files of postprocess (default: %(default)s)")
-    parser.add_argument("--workdir", default=os.path.join(ROOT, "work", "bench"),
-                        help="for the data, 4 GB (default: work/bench)")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("contests", nargs="*", metavar="contest", help=f"of {', '.join(CONTESTS)} (default: all)")
+    add("--rounds", type=cli.whole(1), default=5, help="runs of each contestant (default: %(default)s)")
+    add("--images", type=cli.whole(1), default=2000, help="JPEGs of preprocess and chain (default: %(default)s)")
+    add("--results", type=cli.whole(1), default=50_000, help="result files of postprocess (default: %(default)s)")
+    add("--workdir", type=cli.path, default=os.path.join(ROOT, "work", "bench"),
+        help="for the data, 4 GB (default: work/bench)")
+    add("--json", type=cli.path, metavar="FILE", help="write all figures there")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.contests if name not in CONTESTS]
     if unknown:
         parser.error(f"there is no contest {unknown[0]!r}; there are {', '.join(CONTESTS)}")
-    if min(arguments.rounds, arguments.images, arguments.results) < 1:
-        parser.error("--rounds, --images and --results must be 1 or more")
     workdir = os.path.abspath(arguments.workdir)
     os.makedirs(workdir, exist_ok=True)
     about, results = machine(), {}
@@ -694,9 +675,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OSError as error:
-        sys.exit(f"bench.py: {error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    cli.run(main, "the data stay for the next call")
