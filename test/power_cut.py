@@ -10,6 +10,7 @@ Then all processes are killed, the file system is mounted again, /proc/sys/kerne
 of the machine, and the same command runs once more. It must end with 0, and with the bytes of an undisturbed run.
 """
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -142,8 +143,7 @@ def one_run(data: str, moment: Moment, names_first: bool, scratch: Path, expecte
             while not moment[1](work) and first.poll() is None:
                 time.sleep(0.002)
             cut(mounted, names_first)
-            for pid in session(first.pid):
-                os.kill(pid, signal.SIGKILL)
+            kill_session(first.pid)
             first.wait()
         unmount(mounted)
         subprocess.run(["mount", "-o", "loop,commit=1", str(image), str(mounted)], check=True)
@@ -164,16 +164,12 @@ def one_run(data: str, moment: Moment, names_first: bool, scratch: Path, expecte
         unmount(mounted)
 
 
-def session(leader: int) -> List[int]:
-    """The processes of a session."""
-    found = []
+def kill_session(leader: int) -> None:
+    """Kill all processes of a session."""
     for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            words = path.read_text().rpartition(")")[2].split()
-            found += [int(path.parent.name)] if int(words[3]) == leader else []
-        except (OSError, ValueError, IndexError):
-            continue
-    return found
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
+            if int(path.read_text().rpartition(")")[2].split()[3]) == leader:
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def main() -> int:

@@ -13,13 +13,14 @@ import hashlib
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Dict, List
+
+from power_cut import kill_session
 
 ROOT = Path(__file__).resolve().parent.parent
 CHOICES: Dict[str, List[List[str]]] = {
@@ -85,12 +86,7 @@ def interrupt(workdir: Path, options: List[str], seconds: float) -> None:
     process = subprocess.Popen(command(workdir, options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                stdin=subprocess.DEVNULL, start_new_session=True)
     time.sleep(seconds)
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(path.read_text().rpartition(")")[2].split()[3]) == process.pid:
-                os.kill(int(path.parent.name), signal.SIGKILL)
-        except (OSError, ValueError, IndexError):
-            continue
+    kill_session(process.pid)
     process.wait()
 
 
