@@ -28,10 +28,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "sc
 from common import cli, evaluation, files, onnx_file, operators, progress, record
 from common.checkpoint import AVERAGED, find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
+from common.evaluation import MULTIPLE
 from common.names import REFLECTIONS, STEMS
 from common.network import FAMILY, PATCH, TRACKED, load_network, recognise
 
-MULTIPLE = 32  # pixels: the network halves the image five times
 OPSETS = range(11, 19)  # the graph is the same in all of them
 CANN_6_OPSET = 15  # the highest that CANN 6.0 has parsers for: ops/built-in/framework/onnx_plugin of its sources
 TOLERANCE = 1e-4  # of the largest logit: float32 rounding is near 1e-6, a wrong slope or padding 1e-2
@@ -81,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
         help=f"insist on this lineage of weights (needed only for `ascend` weights whose {TRACKED} were stripped)")
     add("--ema", action="store_true", help="take the averaged weights, such as state_dict_ema")
     add("--key", type=cli.path, metavar="NAME", help="which of several state dicts to take, such as teacher")
-    add("--img-size", type=cli.whole(MULTIPLE, 4096),
+    add("--img-size", type=evaluation.network_size, metavar="N",
         help=f"height and width in pixels, a multiple of {MULTIPLE} (default: what the checkpoint says, or "
              f"{evaluation.DEFAULT.img_size})")
     add("--opset", type=int, choices=OPSETS, default=11,
@@ -96,9 +96,6 @@ def parse_arguments() -> argparse.Namespace:
              "format; pad, one Pad (default: %(default)s)")
     add("--force", action="store_true", help="export again even if the output is up to date")
     arguments = parser.parse_args()
-    if arguments.img_size and arguments.img_size % MULTIPLE:
-        parser.error(f"--img-size must be a multiple of {MULTIPLE}, because the network halves the image five times, "
-                     f"not {arguments.img_size}")
     if not arguments.output.endswith(".onnx"):
         parser.error(f"the output must end in .onnx, not {arguments.output}")
     arguments.stem = "conv12" if arguments.stem == "conv" else arguments.stem

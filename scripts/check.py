@@ -50,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--class-map", metavar="FILE", type=cli.path, help="numbers of the class folders (default: their order)")
     add("--label-offset", metavar="N", type=int, choices=(-1, 0, 1),
         help="what to add to each label to have the network's class (default: 1 for 1,001 classes, else 0)")
-    evaluation.add_options(parser, img_size)
+    evaluation.add_options(parser, evaluation.network_size)
     add("--uint8", action="store_true", help="images as bytes, converted on the device (AIPP)")
     add("--workdir", metavar="DIR", type=folder, default="work", help="where all products go (default: ./work)")
     add("--backend", choices=("auto", "ascend", "cpu"), default="auto",
@@ -70,14 +70,6 @@ def folder(text: str) -> str:
     if os.path.realpath(path) == "/":
         raise argparse.ArgumentTypeError("the root folder cannot be meant")
     return os.path.join(".", path) if path.startswith("-") else path
-
-
-def img_size(text: str) -> int:
-    """argparse type: the network halves the image five times."""
-    size = cli.whole(32, 4096)(text)
-    if size % 32:
-        raise argparse.ArgumentTypeError(f"a multiple of 32 is expected, not {text!r}")
-    return size
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------

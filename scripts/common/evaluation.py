@@ -12,6 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 from common import cli
 from common.cli import Refusal, shown
 
+MULTIPLE = 32  # pixels: the network halves the image five times
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("bilinear", "bicubic")
 AIPP = "aipp.cfg"  # in a prepared folder of bytes: how the card is to scale them
@@ -44,6 +45,15 @@ DEFAULT = Evaluation()
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
+
+def network_size(text: str) -> int:
+    """argparse type: the size of an image that the network takes, in pixels."""
+    size = cli.whole(MULTIPLE, 4096)(text)
+    if size % MULTIPLE:
+        raise argparse.ArgumentTypeError(f"it must be a multiple of {MULTIPLE}, because the network halves the image "
+                                         f"five times, not {text}")
+    return size
+
 
 def add_options(parser: argparse.ArgumentParser, img_size: Any) -> None:
     """The options, each None unless it is given; img_size: the argparse type of that one."""
