@@ -88,6 +88,12 @@ def start(arguments: argparse.Namespace, paths: List[str], device: int, folder: 
     return Slice(paths, ascend.start_tool(words, log, cwd=folder), time.monotonic(), log)
 
 
+def ends_line(path: str) -> bool:
+    """Whether a text file is whole: its newline comes last."""
+    with open(path, "rb") as file:
+        return file.read().endswith(b"\n")
+
+
 def collect(arguments: argparse.Namespace, work: Slice, device: int, folder: str, prefix: str
             ) -> Tuple[List[record.Made], Dict[str, Any]]:
     """Move the results of a slice that ended to where they belong.
@@ -107,11 +113,14 @@ def collect(arguments: argparse.Namespace, work: Slice, device: int, folder: str
             f"{len(foreign)} files are no result of any of the {len(expected)} images")
         raise Refusal(f"{what}: {some(missing or foreign)}; ais_bench ended early, or did not do what was expected, "
                       f"and said {bench.complaint(work.log)!a}")
-    sizes = {name: os.path.getsize(os.path.join(made, name)) for name in expected}
-    half = [name for name, size in sizes.items()
-            if size == 0 or (arguments.outfmt != "TXT" and size != sizes[expected[0]])]
+    if arguments.outfmt == "TXT":
+        how, half = "without a closing newline", [name for name in expected if not ends_line(os.path.join(made, name))]
+    else:
+        sizes = {name: os.path.getsize(os.path.join(made, name)) for name in expected}
+        whole = max(*sizes.values(), 1)
+        how, half = "of different sizes", [name for name in expected if sizes[name] != whole]
     if half:
-        raise Refusal(f"ais_bench wrote results of different sizes: {some(half)}; one of them is half a file")
+        raise Refusal(f"ais_bench wrote results {how}: {some(half)}; one of them is half a file")
     try:
         summary = bench.read_summary(f"{made}_summary.json")
     except (OSError, ValueError, KeyError, TypeError) as error:

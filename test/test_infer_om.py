@@ -114,6 +114,13 @@ def test_faults_come_out_as_one_sentence_and_the_next_run_completes(machine: Mac
     assert results(machine) == whole
 
 
+def test_half_a_text_result_is_seen_by_its_missing_newline(machine: Machine, compiled: Path) -> None:
+    prepare(machine, compiled, 2)
+    done = infer(machine, "--outfmt", "TXT", STANDIN_FAULT="ais-half")
+    assert done.returncode == 1 and not results(machine)
+    assert "results without a closing newline: i2_0.txt; one of them is half a file" in done.stderr, done.stderr
+
+
 # ---- slices ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
