@@ -318,25 +318,24 @@ def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    parser.add_argument("result", metavar="RESULT", type=cli.path, help="folder of results, one file per image")
-    parser.add_argument("labels", metavar="LABELS", type=cli.path,
-                        help='text file of lines "NAME[.suffix] INT", or real.json')
-    parser.add_argument("out_dir", metavar="OUT_DIR", type=cli.path, help="folder for the output; made if missing")
-    parser.add_argument("out_name", metavar="OUT_NAME", type=cli.file_name, help="name of the output, such as acc.json")
-    parser.add_argument("--prep", metavar="DIR", type=cli.path,
-                        help="prepared folder: account for every image in its manifest")
-    parser.add_argument("--multi-label", action="store_true",
-                        help='LABELS has lines "NAME INT INT …"; the figure is the mean average precision')
-    parser.add_argument("-j", "--workers", type=cli.whole(1, 1024), metavar="N", default=len(os.sched_getaffinity(0)),
-                        help="threads (default: %(default)s, the cores)")
-    parser.add_argument("--label-offset", type=int, choices=(-1, 0, 1), metavar="N",
-                        help="what to add to each label to have the network's class: -1, 0 or 1 (default: 1 for 1,001 "
-                        "classes, where class 0 is \"background\", unless a label is 1000; else 0)")
-    parser.add_argument("--class-names", type=cli.path, metavar="FILE",
-                        help="for the report: one name a line, or `FOLDER NAME` (default: class folders', ImageNet's)")
+    add = parser.add_argument
+    add("result", metavar="RESULT", type=cli.path, help="folder of results, one file per image")
+    add("labels", metavar="LABELS", type=cli.path, help='text file of lines "NAME[.suffix] INT", or real.json')
+    add("out_dir", metavar="OUT_DIR", type=cli.path, help="folder for the output; made if missing")
+    add("out_name", metavar="OUT_NAME", type=cli.file_name, help="name of the output, such as acc.json")
+    add("--prep", metavar="DIR", type=cli.path, help="prepared folder: account for every image in its manifest")
+    add("--multi-label", action="store_true",
+        help='LABELS has lines "NAME INT INT …"; the figure is the mean average precision')
+    add("-j", "--workers", type=cli.whole(1, 1024), metavar="N", default=len(os.sched_getaffinity(0)),
+        help="threads (default: %(default)s, the cores)")
+    add("--label-offset", type=int, choices=(-1, 0, 1), metavar="N",
+        help="what to add to each label to have the network's class: -1, 0 or 1 (default: 1 for 1,001 "
+        "classes, where class 0 is \"background\", unless a label is 1000; else 0)")
+    add("--class-names", type=cli.path, metavar="FILE",
+        help="for the report: one name a line, or `FOLDER NAME` (default: class folders', ImageNet's)")
     for k in (1, 5):
-        parser.add_argument(f"--min-top{k}", type=cli.real(0, 100), metavar="P",
-                            help=f"exit status 3 if Top-{k} is below P per cent")
+        add(f"--min-top{k}", type=cli.real(0, 100), metavar="P",
+            help=f"exit status 3 if Top-{k} is below P per cent")
     arguments = parser.parse_args()
     if arguments.multi_label and not arguments.min_top1 is arguments.min_top5 is None:
         parser.error("--min-top1 and --min-top5 are not for --multi-label, whose figure is the mean average precision")

@@ -145,18 +145,16 @@ def shortfalls(report: Dict[str, Any], min_cosine: Optional[float], min_agreemen
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    parser.add_argument("a", metavar="A", type=cli.path, help="folder of results, e.g. of the NPU")
-    parser.add_argument("b", metavar="B", type=cli.path, help="folder of results, e.g. of the CPU runner")
-    parser.add_argument("--first", type=cli.whole(1), metavar="N",
-                        help="only the first N common images, in natural order")
-    parser.add_argument("--json", type=cli.path, metavar="FILE",
-                        help="write all figures and all disagreeing images to FILE")
-    parser.add_argument("--forecast", type=cli.path, metavar="FILE",
-                        help="forecast.json of the same images: says whether float16 explains the loss")
-    parser.add_argument("--min-cosine", type=cli.real(-1, 1), metavar="X",
-                        help="exit with 3 if the similarity of an image is lower (-1 to 1)")
-    parser.add_argument("--min-agreement", type=cli.real(0, 100), metavar="P",
-                        help="exit with 3 if fewer per cent of the images agree")
+    add = parser.add_argument
+    add("a", metavar="A", type=cli.path, help="folder of results, e.g. of the NPU")
+    add("b", metavar="B", type=cli.path, help="folder of results, e.g. of the CPU runner")
+    add("--first", type=cli.whole(1), metavar="N", help="only the first N common images, in natural order")
+    add("--json", type=cli.path, metavar="FILE", help="write all figures and all disagreeing images to FILE")
+    add("--forecast", type=cli.path, metavar="FILE",
+        help="forecast.json of the same images: says whether float16 explains the loss")
+    add("--min-cosine", type=cli.real(-1, 1), metavar="X",
+        help="exit with 3 if the similarity of an image is lower (-1 to 1)")
+    add("--min-agreement", type=cli.real(0, 100), metavar="P", help="exit with 3 if fewer per cent of the images agree")
     return parser.parse_args()
 
 
