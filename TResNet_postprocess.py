@@ -208,14 +208,6 @@ def account(prep: str, results: Dict[str, str]) -> Names:
     return names, bad
 
 
-def refuse_intruders(result: str) -> None:
-    """Refuse results that are not of the run that made the others, as its record says."""
-    strange = record.intruders(result)
-    if strange:
-        raise Refusal(f"{len(strange)} results in {shown(result)} are not those of the run that made the others: "
-                      f"{some(strange)}; run the inference again")
-
-
 def check_class_folders(labels: str, classes: int) -> None:
     """Refuse labels that preprocessing took from the order of class folders, if these are not all of the classes."""
     header, _ = manifest.read_manifest(os.path.dirname(os.path.abspath(labels)))
@@ -258,8 +250,7 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
         hits, true, newest = count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes,
                                         workers, offset)
         score = {"hits": hits}
-    if newest > record.written_at(result):
-        refuse_intruders(result)
+    record.refuse_intruders(result, newest)
 
     left_out = [{"source": images[stem], "error": f"no right class in {os.path.basename(labels)}"}
                 for stem in sorted(results.keys() - set(stems))]

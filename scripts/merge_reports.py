@@ -9,7 +9,6 @@ Out: OUTPUT/acc.json, the bytes that one run over all images would have written,
      accounts for every image of all shards.
 Refused: shards that overlap, that are missing, or that were made with another model, other options or other labels.
 """
-import argparse
 import json
 import os
 from typing import Any, Dict, List
@@ -119,15 +118,11 @@ def merge(folders: List[str], reports: List[Dict[str, Any]]) -> Dict[str, Any]:
     return merged
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("folders", nargs="+", type=cli.path, metavar="WORKDIR", help="the work folders of all shards")
     parser.add_argument("--output", type=cli.path, default=".", metavar="DIR", help="where they go (default: here)")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = parse_arguments()
+    arguments = parser.parse_args()
     reports = [read_report(folder) for folder in arguments.folders]
     check_complete(arguments.folders, reports)
     check_same(arguments.folders, reports)

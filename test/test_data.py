@@ -266,6 +266,21 @@ def test_an_image_that_was_damaged_since_is_unpacked_again(jpegs: Dict[str, byte
     assert damaged.read_bytes() == jpegs[name(7)]
 
 
+def test_an_archive_that_is_unpacked_beside_itself_goes_on(jpegs: Dict[str, bytes], tmp_path: Path,
+                                                           program: Program) -> None:
+    """After a kill half of the images are in val_union, and no labels are there: they are not the data set."""
+    archives(tmp_path, jpegs)
+    program(tmp_path, tmp_path)
+    record, labels = tmp_path / "val_union.record.jsonl", tmp_path / "val_label.txt"
+    finished = labels.read_bytes()
+    labels.unlink()
+    for number in NUMBERS[10:]:
+        (tmp_path / "val_union" / name(number)).unlink()
+    record.write_text("".join(record.read_text().splitlines(True)[:12]))
+    assert "30 images unpacked into" in program(tmp_path, tmp_path)
+    assert labels.read_bytes() == finished and len(os.listdir(str(tmp_path / "val_union"))) == 30
+
+
 def test_a_disk_too_small_is_refused_before_anything_is_unpacked(jpegs: Dict[str, bytes], tmp_path: Path,
                                                                  program: Program, monkeypatch: Any) -> None:
     (tmp_path / "data").mkdir()

@@ -144,8 +144,8 @@ def test_names_that_do_not_fit_are_refused(text: str, said: str, tmp_path: Path)
 
 
 def test_class_folders_give_names_where_each_holds_one_class() -> None:
-    assert class_names.of_folders(3, [("cat/1", 2), ("dog/1", 0), ("cat/2", 2)]) == {2: "cat", 0: "dog"}
-    assert class_names.of_folders(3, [("cat/1", 2), ("cat/2", 1)]) == {} == class_names.of_folders(3, [("1.jpg", 0)])
+    assert class_names.of_folders([("cat/1", 2), ("dog/1", 0), ("cat/2", 2)]) == {2: "cat", 0: "dog"}
+    assert class_names.of_folders([("cat/1", 2), ("cat/2", 1)]) == {} == class_names.of_folders([("1.jpg", 0)])
     assert class_names.find(3, None, [("cat/1", 2), ("dog/1", 0)]) == ["dog", "1", "cat"]
     assert class_names.find(3) is None
 

@@ -30,12 +30,10 @@ def read_real(path: str) -> List[Answers]:
     except (ValueError, RecursionError):
         raise Refusal(f"{shown(path)} is no JSON file; ReaL's real.json was expected, a list of lists of classes"
                       ) from None
-    good = isinstance(lists, list) and lists
-    wrong = next((place for place, classes in enumerate(lists, 1) if not isinstance(classes, list) or not all(
-        type(one) is int and 0 <= one < 10**9 for one in classes)), 0) if good else 1
-    if wrong:
-        raise Refusal(f"{shown(path)} is not of the form of ReaL's real.json: entry {wrong} is no list of classes, "
-                      "such as [65, 395]")
+    for place, classes in enumerate(lists if isinstance(lists, list) and lists else [None], 1):
+        if not isinstance(classes, list) or not all(type(one) is int and 0 <= one < 10**9 for one in classes):
+            raise Refusal(f"{shown(path)} is not of the form of ReaL's real.json: entry {place} is no list of classes, "
+                          "such as [65, 395]")
     return [(VALIDATION_NAME.format(place), tuple(sorted(set(classes))), place)
             for place, classes in enumerate(lists, 1)]
 

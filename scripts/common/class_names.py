@@ -1,7 +1,6 @@
 """What the classes of a network are called: from a file, from class folders, or the names of ImageNet's classes."""
 import io
 import os
-import re
 import tempfile
 import zipfile
 from contextlib import redirect_stderr
@@ -9,11 +8,11 @@ from typing import Dict, Iterable, List, Optional, Tuple
 
 from common import files
 from common.cli import ROOT, Refusal, say, shown
+from common.dataset import WNID
 from common.environment import download
 from common.labels import IMAGENET_CLASSES, label_shift
 from common.names import natural_key
 
-WNID = re.compile(r"n[0-9]{8}")  # a WordNet number, as ImageNet's class folders are called
 LARGEST = 1 << 26  # bytes of a file of names
 BACKGROUND = "background"  # class 0 of a network with one class more than ImageNet has
 
@@ -87,7 +86,7 @@ def fetch(classes: int) -> None:
             "shown by their numbers; --class-names FILE gives others")
 
 
-def of_folders(classes: int, places: Iterable[Tuple[str, int]]) -> Dict[int, str]:
+def of_folders(places: Iterable[Tuple[str, int]]) -> Dict[int, str]:
     """{class: name of its folder}, if each folder holds one class and each class lies in one folder; otherwise {}.
 
     places: (an image's path below the images' folder, its class).
@@ -105,7 +104,7 @@ def find(classes: int, given: Optional[str] = None, places: Iterable[Tuple[str, 
 
     places: as of_folders() takes them. A class folder without an image leaves its class with its number.
     """
-    folders = of_folders(classes, places)
+    folders = of_folders(places)
     if given:
         return read(given, classes, folders)
     own_names = folders and not all(map(WNID.fullmatch, folders.values()))

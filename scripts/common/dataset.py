@@ -11,6 +11,7 @@ import tarfile
 import zlib
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
+from common import record
 from common.cli import ROOT, Refusal, shown, some, why
 from common.files import read_regular
 from common.labels import IMAGENET_CLASSES, read_labels
@@ -86,6 +87,8 @@ def find_images(path: str) -> Optional[Found]:
     if alone and tarfile.is_tarfile(path):
         return Found("tar", path)
     folder, archive, parquet = existing(path, "val_union", *KAGGLE), existing(path, TAR), parquet_files(path)
+    if (archive or parquet) and os.path.exists(record.path_of(folder)) and not existing(path, "val_label.txt"):
+        folder = ""  # prepare_data.py has unpacked some of the images, and has yet to go on
     if not folder and os.path.isdir(os.path.join(path, "val")):
         folder = os.path.join(path, "val")
     if folder:

@@ -73,9 +73,7 @@ def add_options(parser: argparse.ArgumentParser, img_size: Any) -> None:
 
 def given(arguments: argparse.Namespace) -> Dict[str, Any]:
     """{field: value} of the options that were given."""
-    values = {name: getattr(arguments, name, None) for name in Evaluation._fields}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-            if value is not None}
+    return {name: value for name, value in from_json(vars(arguments)).items() if value is not None}
 
 
 def as_options(fields: Dict[str, Any]) -> List[str]:

@@ -111,11 +111,11 @@ def calibration(found: Predictions) -> Dict[str, Any]:
     return {"error": float(np.abs(right - confidence).sum() / len(place)), "bins": bins}
 
 
-def coverage(found: Predictions, points: int = 100) -> List[Tuple[float, float]]:
+def coverage(found: Predictions) -> List[Tuple[float, float]]:
     """(share of the images that are answered, Top-1 accuracy on them) if only the most confident are; each 0 to 1."""
     order = np.argsort(-found.confidence, kind="stable")
     right = np.cumsum(found.correct[order])
-    counts = np.unique(np.ceil(np.linspace(1 / points, 1, points) * len(order)).astype(int))
+    counts = np.unique(np.ceil(np.linspace(0.01, 1, 100) * len(order)).astype(int))
     return [(float(count / len(order)), float(right[count - 1] / count)) for count in counts]
 
 

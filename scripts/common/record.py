@@ -297,20 +297,17 @@ def inputs_of(folder: str) -> Set[Tuple[Any, ...]]:
     return {tuple(entry) for inputs in rows for entry in inputs if isinstance(entry, list)}
 
 
-def written_at(product: str) -> float:
-    """When a product's record was last written, in ns, which is after its files; inf if it has none."""
-    try:
-        return os.stat(path_of(product)).st_ctime_ns
-    except OSError:
-        return float("inf")
+def refuse_intruders(folder: str, newest: int) -> None:
+    """Refuse results of which the folder's record does not know so, where it knows others so.
 
-
-def intruders(folder: str) -> List[str]:
-    """Base names of the files in a folder that its record does not know so, where it knows others so.
-
-    [] if it has no record, or nothing is as recorded: then somebody else has made all of it since.
+    newest: when one of them was changed last, in ns; nothing is read if the record was written after that. If nothing
+    is as recorded, somebody else has made all of it since.
     """
+    if not os.path.exists(path_of(folder)) or newest <= os.stat(path_of(folder)).st_ctime_ns:
+        return
     recorded = {entry[0]: [entry] for entry in files_of(read(path_of(folder)).rows)}
     base, names = os.path.basename(folder.rstrip("/")), os.listdir(folder)
     strange = [name for name in names if not holds(folder, recorded.get(os.path.join(base, name), UNKNOWN))]
-    return sorted(strange) if len(strange) < len(names) else []
+    if 0 < len(strange) < len(names):
+        raise Refusal(f"{len(strange)} results in {shown(folder)} are not those of the run that made the others: "
+                      f"{some(strange)}; run the inference again")
