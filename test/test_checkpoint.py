@@ -2,10 +2,12 @@
 import argparse
 import builtins
 import datetime
+import json
 import os
 import pathlib
 import pickle
 import random
+import struct
 import types
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -186,6 +188,15 @@ def test_what_is_not_the_files_fault_is_not_called_damage(error: Exception, said
     path = saved(tmp_path / "x.pth", weights())
     with mock.patch("common.checkpoint.load_weights_only", side_effect=error), pytest.raises(Refusal, match=said):
         load_checkpoint(path)
+
+
+def test_weights_of_another_type_and_nothing_at_all_are_not_called_damage(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"ab")
+    with pytest.raises(Refusal, match="the tensor w has the type F8_E4M3; save the network's plain state_dict.. in fl"):
+        load_checkpoint(str(tmp_path / "x.safetensors"))
+    with pytest.raises(Refusal, match="but holds a dict of nothing"):
+        find_state_dict({}, "x.pth")
 
 
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:

@@ -29,6 +29,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> List[float]:
     return now
 
 
+def test_what_is_done_is_counted_whoever_looks_meanwhile() -> None:
+    bar = progress.Bar("measuring", 10, "runs")
+    with bar.lock:  # a thread that looks has it
+        counting = threading.Thread(target=bar.advance)
+        counting.start()
+        counting.join(0.2)
+        bar.reach(5)
+    counting.join()
+    assert bar.done == 6
+
+
 def count(stream: io.StringIO, clock: List[float], monkeypatch: pytest.MonkeyPatch, seconds: int, **options: Any
           ) -> str:
     """What a step of 1,000 images, 100 of them there already and 10 a second, writes until it was at it so long."""

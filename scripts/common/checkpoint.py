@@ -24,6 +24,7 @@ FIRST = ("state_dict", "model")  # keys that go before all others
 PREFIX = re.compile(r"^((module|_orig_mod|model|net|backbone)\.)+")  # put before names by wrappers, in any order
 PLAIN_TYPES = ("bool", "int", "float", "complex", "str", "list", "tuple", "dict", "set", "frozenset")
 NAMES_GLOBALS = (2, 8)  # PyTorch whose safe_globals() takes (object, name) for certain; 2.5 does not
+PLAIN = "save the network's plain state_dict() in float32"
 EXPANDED = 1 << 24  # values that a tensor may have beyond those that are stored, as a view that repeats them
 
 
@@ -118,6 +119,8 @@ def load_safetensors(path: str) -> Tensors:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
+        if entry["dtype"] not in kinds:
+            raise Refusal(f"{shown(path)}: the tensor {shown(name)} has the type {entry['dtype']}; {PLAIN}")
         begin, end = entry["data_offsets"]
         count = int(np.prod(entry["shape"], dtype=np.int64))
         kind = np.dtype(kinds[entry["dtype"]])
@@ -246,7 +249,7 @@ def find_state_dict(checkpoint: Any, path: str, ema: bool = False, key: Optional
     most = max(map(len, candidates.values()), default=0)
     candidates = {place: tensors for place, tensors in candidates.items() if len(tensors) * FEW > most}
     if not candidates:
-        held = (f"a dict of {', '.join(map(repr, list(checkpoint)[:9]))}" if isinstance(checkpoint, dict)
+        held = (f"a dict of {', '.join(map(repr, list(checkpoint)[:9])) or 'nothing'}" if isinstance(checkpoint, dict)
                 else f"a {type(checkpoint).__name__}")
         raise Refusal(f"{shown(path)} should hold a state dict (name: tensor), bare or under a key such as "
                       f"'state_dict' or 'model', but holds {held}")
@@ -279,5 +282,5 @@ def check_tensors(tensors: Dict[Any, Any], path: str) -> None:
                    else "has far more values than are stored for it" if tensor.numel() > EXPANDED + stored(tensor)
                    else "")
         if problem:
-            raise Refusal(f"{shown(path)}: the tensor {shown(str(name))} of shape {list(tensor.shape)} {problem}; save "
-                          "the network's plain state_dict() in float32")
+            raise Refusal(f"{shown(path)}: the tensor {shown(str(name))} of shape {list(tensor.shape)} {problem}; "
+                          + PLAIN)

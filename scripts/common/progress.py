@@ -62,7 +62,8 @@ class Bar:
 
     def advance(self, count: float = 1) -> None:
         """So many units more are done."""
-        self.reach(self.done + count)
+        with self.lock:
+            self.reach(self.done + count)
 
     def reach(self, done: float, what: str = "") -> None:
         """`done` units are done by now; what: what is at work now, if that has changed."""
@@ -126,7 +127,7 @@ def watched(what: str, total: float, unit: str, look: Optional[Callable[[], floa
         def watch() -> None:
             while not ended.wait(TICK):
                 with contextlib.suppress(OSError):
-                    bar.reach(look() if look else bar.done)
+                    bar.reach(look()) if look else bar.advance(0)
 
         watcher = threading.Thread(target=watch, daemon=True)
         if bar.terminal or lines_every:
