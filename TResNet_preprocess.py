@@ -139,6 +139,8 @@ def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, files.Stamp], 
     ours = manifest.owned(rows) | set(bins.values()) if header else set()
     ours |= ({LABELS} if header.get("labels") else set()) | ({AIPP} if header.get("dtype") == "uint8" else set())
     foreign = [name for name in there if name not in ours and (name in beside or name not in BESIDE)]
+    if not header and os.path.lexists(os.path.join(args.dst, MANIFEST)):
+        foreign.append(MANIFEST)
     if foreign:
         raise Refusal(f"{shown(args.dst)} holds files that this program did not make or cannot account for "
                       f"({some(foreign, 5)}); move them away or choose another DST")

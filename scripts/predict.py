@@ -56,7 +56,8 @@ def find(words: List[str]) -> List[str]:
     found: Dict[str, None] = {}
     for word in words:
         if os.path.isdir(word):
-            paths = [os.path.join(word, name) for name in sorted(images.find_images(word)[0], key=natural_key)]
+            good, bad = images.find_images(word)
+            paths = [os.path.join(word, name) for name in sorted([*good, *bad], key=natural_key)]
         elif os.path.lexists(word):
             paths = [word]
         else:

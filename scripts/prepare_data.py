@@ -184,9 +184,7 @@ def main() -> None:
     if folder:
         unpack(found, members, folder, labels, text)
     else:
-        record.begin(labels, made_by, [labels])
-        files.write_whole(labels, text)
-        record.write(labels, made_by, [labels])
+        record.write_files(labels, made_by, {labels: text})
     print(f"{len(lines)} labels of {len(set(lines.values()))} classes in {shown(labels)}")
 
 

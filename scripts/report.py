@@ -433,9 +433,7 @@ def main() -> None:
         return
     record.claim(product, [product])
     page = render(describe(workdir, parts, arguments.class_names))
-    record.begin(product, made_by, [product])
-    files.write_whole(product, page)
-    record.write(product, made_by, [product])
+    record.write_files(product, made_by, {product: page})
     print(f"wrote {shown(product)} ({len(page) / 1e3:,.0f} kB): open it in a browser")
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
+from common import accuracy
 from common.cli import Refusal
 
 import numpy as np
@@ -97,6 +98,11 @@ def test_the_mean_average_precision_is_scikit_learns(tmp_path: Path, monkeypatch
         right[:, place], probabilities[:, place])) < 1e-12 for place in shown)
     assert found == {"Number of images": "200", "Number of classes": "12", "Number of classes without an image": "1",
                      "Mean average precision": f"{round(100 * expected, 2)}%"}
+
+
+def test_no_mean_average_precision_is_rounded_up_to_100_percent() -> None:
+    report: Any = {"counts": {"evaluated": 9}, "classes": 1, "hits": [], "average_precision": [0.99999], "mAP": 0.99999}
+    assert accuracy.statistics(report)["value"][-1] == {"key": "Mean average precision", "value": "99.99%"}
 
 
 def test_a_perfect_order_has_a_mean_average_precision_of_100_percent(tmp_path: Path,

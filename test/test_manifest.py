@@ -14,7 +14,7 @@ from common import journal, manifest, record
 from common.manifest import read_manifest
 
 import pytest
-from conftest import ROOT, Shared
+from conftest import ROOT, Shared, refusal
 from pictures import bins, children, fill, pattern, prepare, refused, rows, start, until, write_slow_images
 
 ALL = [f"{letter}.bin" for letter in "abcde"]
@@ -200,6 +200,16 @@ def test_a_manifest_of_another_program_is_none(tmp_path: Path) -> None:
     assert read_manifest(str(tmp_path)) == read_manifest(str(tmp_path / "gone")) == ({}, {})
     journal.Journal(str(tmp_path / "manifest.jsonl"), {"tool": "another"}, [{"source": "a"}], 0).close()
     assert read_manifest(str(tmp_path)) == ({}, {})
+
+
+@pytest.mark.parametrize("force", ([], ["--force"]))
+def test_a_manifest_of_another_program_is_not_replaced(force: List[str], tmp_path: Path) -> None:
+    fill(tmp_path / "src", ["1.png"])
+    (tmp_path / "prep").mkdir()
+    (tmp_path / "prep" / "manifest.jsonl").write_text('{"audio": "a.wav"}\n')
+    said = refusal("TResNet_preprocess.py", tmp_path / "src", tmp_path / "prep", *force)
+    assert "did not make or cannot account for (manifest.jsonl); move them away" in said
+    assert (tmp_path / "prep" / "manifest.jsonl").read_text() == '{"audio": "a.wav"}\n'
 
 
 def test_a_torn_manifest_costs_only_what_was_torn(prepared: Path) -> None:

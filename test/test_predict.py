@@ -69,16 +69,19 @@ def test_bad_images_cost_only_themselves_and_options_are_followed(model: Path, t
     (tmp_path / "bad.jpg").write_text("no image")
     os.mkfifo(str(tmp_path / "pipe.png"))
     (tmp_path / "endless.png").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "gone.png").symlink_to("nowhere")
     (tmp_path / "acc_report.json").write_text('{"class_names": 10}')  # another program's: its names are not taken
     status, out, err = run(capsys, model, tmp_path / "bad.jpg", tmp_path / "good.png",
-                           tmp_path / "pipe.png", tmp_path / "endless.png",
+                           tmp_path / "pipe.png", tmp_path / "endless.png", tmp_path / "folder",
                            "--crop-mode", "squash", "--mean", 0.5, 0.5, 0.5)
     shares = probabilities(model, [tmp_path / "good.png"], crop_mode="squash", mean=(0.5, 0.5, 0.5))[0]
     best = int(shares.argmax())
     assert status == 1 and out.splitlines()[:2] == [
         str(tmp_path / "good.png"), f"  {100 * shares[best]:5.1f} %  class {best} ({best})"]
     assert f"{tmp_path / 'bad.jpg'} cannot be read: not an image" in err and "pipe.png cannot be read: " in err
-    assert "endless.png cannot be read: not a regular file" in err and len(err.splitlines()) == 3
+    assert "endless.png cannot be read: not a regular file" in err and "gone.png cannot be read: No such file" in err
+    assert len(err.splitlines()) == 4
 
 
 @pytest.mark.slow

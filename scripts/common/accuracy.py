@@ -21,7 +21,7 @@ def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
     rows = [("Number of images", str(report["counts"]["evaluated"])), ("Number of classes", str(report["classes"]))]
     if "mAP" in report:
         rows += [("Number of classes without an image", str(report["average_precision"].count(None))),
-                 ("Mean average precision", f"{round(100 * report['mAP'], 2)}%")]
+                 ("Mean average precision", f"{percent(report['mAP'], 1)}%")]
     rows += [(f"Top{k} accuracy", f"{value}%") for k, value in enumerate(percentages(report), 1)]
     return {"title": TITLE, "value": [{"key": key, "value": value} for key, value in rows]}
 

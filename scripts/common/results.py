@@ -98,7 +98,7 @@ def read_result(path: str) -> np.ndarray:
     return values
 
 
-def percent(part: int, whole: int) -> float:
+def percent(part: float, whole: float) -> float:
     """Per cent, rounded to two decimals; 100 only if it is all of them."""
     value = round(100 * part / whole, 2)
     return value if part == whole else min(value, 99.99)
