@@ -117,7 +117,7 @@ def collect(arguments: argparse.Namespace, work: Slice, device: int, folder: str
         how, half = "without a closing newline", [name for name in expected if not ends_line(os.path.join(made, name))]
     else:
         sizes = {name: os.path.getsize(os.path.join(made, name)) for name in expected}
-        whole = max(*sizes.values(), 1)
+        whole = max([1, *sizes.values()])
         how, half = "of different sizes", [name for name in expected if sizes[name] != whole]
     if half:
         raise Refusal(f"ais_bench wrote results {how}: {some(half)}; one of them is half a file")

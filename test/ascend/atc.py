@@ -207,18 +207,6 @@ def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
     return dict(found, src_image_size_h=size[0], src_image_size_w=size[1])
 
 
-def spoil_weights(model: Any) -> None:
-    """With the fault atc-lossy: float32 weights in five levels."""
-    import numpy
-    from onnx import numpy_helper
-    for tensor in model.graph.initializer:
-        weights = numpy_helper.to_array(tensor)
-        if weights.dtype == numpy.float32 and weights.size:
-            step = float(numpy.abs(weights).max()) / 2 or 1.0
-            tensor.CopyFrom(numpy_helper.from_array((numpy.round(weights / step) * step).astype(numpy.float32),
-                                                    tensor.name))
-
-
 def set_precision(model: Any, flags: Dict[str, str]) -> None:
     """Make the model compute as the flags have the card compute, with the faults that are switched on."""
     mode = flags.get("precision_mode", "force_fp16")
@@ -238,11 +226,11 @@ def set_precision(model: Any, flags: Dict[str, str]) -> None:
         if fault(f"atc-{kind}"):
             atc_graph.plant(model, kind, fault(f"atc-{kind}"), kept, precise)
     if fault("atc-lossy"):
-        spoil_weights(model)
+        atc_graph.change_weights(model, lambda weights: atc_graph.in_steps(weights, 2))
     elif mode == "force_fp16" and os.environ.get("STANDIN_DEVICE") == "float16":
         atc_graph.compute_in_float16(model, kept)
     elif mode == "force_fp16":
-        atc_graph.round_weights(model)
+        atc_graph.change_weights(model, atc_graph.half)
     atc_graph.lower_quantised(model)
 
 

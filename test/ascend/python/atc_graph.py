@@ -3,7 +3,7 @@
 After CANN's operator sources of mid-2022 (ops/built-in: the ONNX plugins, and the kernels listed for ascend310p).
 """
 import re
-from typing import Any, Dict, Iterator, List, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
 
 LARGEST = 65504.0  # of float16
 # {ONNX operator: (CANN's, where it runs, whether its kernel also takes float32)}
@@ -108,13 +108,21 @@ def half(array: Any) -> Any:
     return numpy.clip(array, -LARGEST, LARGEST).astype(numpy.float16).astype(numpy.float32)
 
 
-def round_weights(model: Any) -> None:
+def in_steps(weights: Any, steps: int) -> Any:
+    """Round to so many steps from 0 to the largest magnitude."""
+    import numpy
+    step = float(numpy.abs(weights).max()) / steps or 1.0
+    return (numpy.round(weights / step) * step).astype(numpy.float32)
+
+
+def change_weights(model: Any, change: Callable[[Any], Any], name: str = "") -> None:
+    """Change the float32 weights, or only those of this name."""
     import numpy
     from onnx import numpy_helper
     for tensor in model.graph.initializer:
         weights = numpy_helper.to_array(tensor)
-        if weights.dtype == numpy.float32:
-            tensor.CopyFrom(numpy_helper.from_array(half(weights), tensor.name))
+        if weights.dtype == numpy.float32 and weights.size and name in ("", tensor.name):
+            tensor.CopyFrom(numpy_helper.from_array(change(weights), tensor.name))
 
 
 def compute_in_float16(model: Any, kept: Set[str]) -> None:
@@ -122,7 +130,7 @@ def compute_in_float16(model: Any, kept: Set[str]) -> None:
     import numpy
     from onnx import TensorProto, helper, numpy_helper
     graph = model.graph
-    round_weights(model)
+    change_weights(model, half)
     graph.initializer.extend([numpy_helper.from_array(numpy.array(value, numpy.float32), name)
                               for name, value in (("least", -LARGEST), ("most", LARGEST))])
     nodes: List[Any] = []
@@ -219,7 +227,6 @@ def plant(model: Any, kind: str, name: str, kept: Set[str], high_precision: bool
     if node is None or name in kept:  # exported in another way, the model has no such node
         return
     index, target = list(graph.node).index(node), node.output[0]
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
 
     def constant(word: str, value: Any) -> str:
         graph.initializer.append(numpy_helper.from_array(numpy.asarray(value), f"{name}.{word}"))
@@ -256,8 +263,4 @@ def plant(model: Any, kind: str, name: str, kept: Set[str], high_precision: bool
         order = numpy.arange(48).reshape(16, 3).T.reshape(-1).astype(numpy.int64)
         behind(("Gather", [constant("order", order)], {"axis": 1}))
     elif kind == "weight":
-        tensor = tensors[node.input[1]]
-        weights = numpy_helper.to_array(tensor)
-        step = float(numpy.abs(weights).max()) / 127
-        weights = (numpy.round(weights / step) * step).astype(numpy.float32)
-        tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+        change_weights(model, lambda weights: in_steps(weights, 127), node.input[1])
