@@ -15,7 +15,7 @@ import json
 import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from common import class_names, cli, figures, files, journal, manifest, progress, published, record
+from common import accuracy, class_names, cli, figures, files, journal, manifest, progress, published, record
 from common.cli import Refusal, shown, some, why
 from common.results import percent, read_result, result_files
 
@@ -317,7 +317,7 @@ def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str
     points += report.get("notes") or []
     points += [f"{gate['what']}: {gate['found']}, the minimum is {gate['least']}" for gate in page["gates"]]
     doubts = (compared and compared["agreement"] < CERTAIN, expect and not expect.get("within"), lineage_assumed,
-              report.get("left_out"), hits and hits[0] * report["classes"] < 2 * images)  # as good as chance
+              report.get("left_out"), accuracy.near_chance(report))
     state = "look" if any(doubts) else "good"
     return state if all(gate["good"] for gate in page["gates"]) else "bad", sentence + ".", points
 

@@ -201,6 +201,14 @@ def test_a_minimum_is_missed_by_however_little_and_that_is_seen() -> None:
 
 
 @pytest.mark.slow
+def test_a_network_of_two_classes_is_not_always_worth_a_look(tmp_path: Path) -> None:
+    """Two hits per class are chance for a thousand classes; of two classes that would be all images."""
+    made_up.run(tmp_path, 30, 2, 29, 30)
+    said = text(make(tmp_path))
+    assert "measured The network gives the right answer for 96.67 %" in said and "1 wrong answer in all." in said
+
+
+@pytest.mark.slow
 def test_another_export_is_seen(copy: Path) -> None:
     make(copy)
     record.write(str(copy / "tresnet.onnx"), {"tool": "x"}, [], variant="tresnet_l", lineage="miil")

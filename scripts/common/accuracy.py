@@ -8,7 +8,7 @@ from common.results import percent
 
 TITLE = "Overall statistical evaluation"  # how acc.json begins
 TOOL = "TResNet_postprocess.py"  # how the report begins
-CHANCE_IMAGES, CHANCE_CLASSES = 200, 5  # from so many on, less than two hits per class are a sign of something wrong
+CHANCE_IMAGES, CHANCE_CLASSES = 200, 5  # from so many on, chance is a sign of something wrong
 
 
 def percentages(report: Dict[str, Any]) -> List[float]:
@@ -26,13 +26,18 @@ def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
     return {"title": TITLE, "value": [{"key": key, "value": value} for key, value in rows]}
 
 
+def near_chance(report: Dict[str, Any]) -> bool:
+    """Whether Top-1 is less than twice what guessing gives; of a few classes that would tell nothing."""
+    hits, classes = report.get("hits"), report["classes"]
+    return bool(hits) and classes >= CHANCE_CLASSES and hits[0] * classes < 2 * report["counts"]["evaluated"]
+
+
 def notes(report: Dict[str, Any]) -> List[str]:
     """What the accuracy does not cover and why it may be wrong, in sentences."""
-    counts, classes, hits = report["counts"], report["classes"], report["hits"]
+    counts = report["counts"]
     unpredicted, left_out = len(report["labelled_without_prediction"]), len(report["left_out"])
     found = []
-    if counts["inferred"] >= CHANCE_IMAGES and classes >= CHANCE_CLASSES and hits and (
-            hits[0] * classes < 2 * counts["evaluated"]):
+    if counts["inferred"] >= CHANCE_IMAGES and near_chance(report):
         found.append("Top-1 is no better than chance: usually the labels are numbered otherwise than the network's "
                      "classes (from 1, or in another order), or the images were prepared otherwise than in training")
     if unpredicted:
