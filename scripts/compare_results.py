@@ -82,7 +82,7 @@ def verdict(report: Dict[str, Any], path: str) -> str:
     try:
         forecast = json.loads(read_regular(path))
         expected = dict(zip(forecast["names"], map(float, forecast["cosines"])))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Refusal(f"{shown(path)} is no forecast of scripts/forecast_fp16.py ({why(error)}); make it "
                       "anew") from None
     images = [(cosine, expected[name]) for name, cosine in zip(report["names"], report["cosines"]) if name in expected]

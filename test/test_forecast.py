@@ -219,6 +219,7 @@ def test_the_comparison_says_whether_float16_explains_the_loss(fault: str, words
 
 @pytest.mark.parametrize("content, complaint", (
     ("{}", "is no forecast of scripts/forecast_fp16.py"), ("[", "is no forecast of scripts/forecast_fp16.py"),
+    pytest.param("[" * 100_000, "is no forecast of scripts/forecast_fp16.py", id="deep"),
     ('{"names": ["other"], "cosines": [1]}', "is about other images than these, such as a")))
 def test_a_wrong_forecast_is_refused(content: str, complaint: str, tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()

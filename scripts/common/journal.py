@@ -90,8 +90,7 @@ class Journal:
 
     def finish(self) -> None:
         """All is done: wait until the disk has it."""
-        if self.syncing is not None:
-            self.end_sync()
+        self.end_sync()
         if self.synced < self.rows:
             self.start_sync()
             self.end_sync()
