@@ -99,6 +99,14 @@ def test_the_host_tells_its_versions(machine: Machine, tmp_path: Path) -> None:
         assert host_facts()["versions"] == {"ais_bench": "0.0.2", "aclruntime": "version unknown"}
 
 
+def test_a_killed_run_of_the_same_process_id_leaves_its_folder_in_nobodys_way(tmp_path: Path) -> None:
+    from common.ascend import run_folder
+    (tmp_path / f"result-run-{os.getpid()}" / "in0").mkdir(parents=True)  # as in a container that is started again
+    with run_folder(str(tmp_path / "result-run")) as folder:
+        assert os.listdir(folder) == []
+    assert os.listdir(str(tmp_path)) == []
+
+
 def test_ais_bench_is_started_with_the_contracts_words() -> None:
     from common.bench import command
     assert " ".join(command("m.om", input="in", output="./", output_dirname="result", outfmt="TXT")) == (

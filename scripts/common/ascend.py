@@ -249,12 +249,15 @@ def safe_path(path: str) -> str:
 
 @contextlib.contextmanager
 def run_folder(prefix: str) -> Iterator[str]:
-    """A folder PREFIX-PID that this process has for itself, gone at the end; those of killed processes go first."""
+    """A folder PREFIX-PID that this process has for itself, gone at the end; those of killed processes go first.
+
+    One of them may have had this process's number: in a container that is started again the numbers are the same.
+    """
+    folder = f"{prefix}-{os.getpid()}"
     for left in glob.glob(glob.escape(prefix) + "-*"):
         process = left.rpartition("-")[2]
-        if re.fullmatch("[0-9]+", process) and not os.path.exists(f"/proc/{process}"):
+        if left == folder or re.fullmatch("[0-9]+", process) and not os.path.exists(f"/proc/{process}"):
             shutil.rmtree(left, ignore_errors=True)
-    folder = f"{prefix}-{os.getpid()}"
     os.mkdir(folder, 0o750)  # ais_bench refuses to write where others may look
     try:
         yield folder
