@@ -58,14 +58,14 @@ def test_an_image_that_always_kills_its_worker_costs_only_itself() -> None:
 
 
 def test_an_image_that_always_hangs_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert = step.convert
+    convert_file = step.convert_file
 
-    def stuck(file: Any, *settings: Any) -> Any:
-        if os.path.basename(os.readlink(f"/proc/self/fd/{file.fileno()}")) == "b.png":
+    def stuck(path: str, *settings: Any) -> Any:
+        if os.path.basename(path) == "b.png":
             time.sleep(50)
-        return convert(file, *settings)
+        return convert_file(path, *settings)
 
-    monkeypatch.setattr(step, "convert", stuck)
+    monkeypatch.setattr(step, "convert_file", stuck)
     said = refused(fill(tmp_path / "src", ["a.png", "b.png", "c.png"]), tmp_path / "prep", "--timeout", 0.5)
     assert said == "bad image b.png: took longer than 0.5 s\n"
     assert sorted(bins(tmp_path / "prep")) == ["a.bin", "c.bin"]
