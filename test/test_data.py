@@ -266,6 +266,13 @@ def test_an_image_that_was_damaged_since_is_unpacked_again(jpegs: Dict[str, byte
     assert damaged.read_bytes() == jpegs[name(7)]
 
 
+def test_hidden_folders_are_no_classes(jpegs: Dict[str, bytes], tmp_path: Path, program: Program) -> None:
+    wordnet_folders(tmp_path, jpegs)
+    assert dataset.find(str(tmp_path)).labels == "wnids"
+    (tmp_path / "val" / ".ipynb_checkpoints").mkdir()
+    assert dataset.find(str(tmp_path)).labels == "wnids"
+
+
 def test_an_archive_that_is_unpacked_beside_itself_goes_on(jpegs: Dict[str, bytes], tmp_path: Path,
                                                            program: Program) -> None:
     """After a kill half of the images are in val_union, and no labels are there: they are not the data set."""

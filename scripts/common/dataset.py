@@ -66,7 +66,7 @@ def existing(folder: str, *names: str) -> str:
 
 def subfolders(folder: str) -> List[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def parquet_files(path: str) -> List[str]:
