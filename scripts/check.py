@@ -139,9 +139,10 @@ class Data:
                 self.form = dataset.find(self.folder)
         if self.form:
             self.images = self.form.place
-            if self.to_prepare():
-                self.labels = os.path.join(self.unpacked, "val_label.txt")
-                self.images = os.path.join(self.unpacked, "val_union") if self.form.images != "folder" else self.images
+        self.packed = bool(self.form and self.form.images != "folder")
+        if self.to_prepare():
+            self.labels = os.path.join(self.unpacked, "val_label.txt")
+            self.images = os.path.join(self.unpacked, "val_union") if self.packed else self.images
         self.labels = arguments.labels or self.labels
         beside = self.folder if self.is_sample else dataset.folder_of(self.folder)  # the sample is not made yet
         self.checkpoint = arguments.checkpoint or os.path.join(beside, "model_best.pth.tar")
@@ -162,19 +163,18 @@ class Data:
 
     def to_prepare(self) -> bool:
         """Whether prepare_data.py has to make images or labels of the data first."""
-        if not self.form or self.form.native or (self.arguments.labels and self.form.images == "folder"):
+        if not self.form or self.form.native or (self.arguments.labels and not self.packed):
             return False
         return not (self.arguments.class_map and self.form.labels in CLASS_FOLDERS)
 
     def from_folders(self) -> bool:
         """Whether the labels are the class folders' numbers, which preprocessing gives them."""
-        if not self.form or self.arguments.labels or self.to_prepare():
-            return False
-        return self.form.labels in CLASS_FOLDERS
+        return bool(self.form and self.form.labels in CLASS_FOLDERS and not self.arguments.labels
+                    and not self.to_prepare())
 
     def check_images(self) -> str:
         form = dataset.find(self.folder)
-        if form.images != "folder":
+        if self.packed:
             return dataset.describe(form)
         self.sources, _ = find_images(self.images)
         if not self.sources:
@@ -183,13 +183,11 @@ class Data:
 
     def number_of_images(self) -> int:
         """How many there are, at most, before an archive is opened."""
-        if self.form and self.form.images != "folder":
-            return -(-self.archive_bytes() // ARCHIVED_IMAGE)
-        return len(self.sources) or 20
+        return -(-self.archive_bytes() // ARCHIVED_IMAGE) or len(self.sources) or 20
 
     def archive_bytes(self) -> int:
         """Bytes of the archives that will be unpacked."""
-        archives = self.form.files or [self.form.place] if self.form and self.form.images != "folder" else []
+        archives = self.form.files or [self.form.place] if self.form and self.packed else []
         return sum(map(os.path.getsize, archives))
 
     def check_labels(self) -> str:
@@ -199,7 +197,7 @@ class Data:
 
     def check_lines(self) -> str:
         """That each image has a label, as far as the images are there already."""
-        if self.form and self.form.images != "folder":
+        if self.packed:
             return f"{len(self.read())} in {shown(self.labels)}"
         if not self.sources:
             raise Refusal("there are no images that they could belong to")

@@ -58,44 +58,42 @@ class Card:
     """Compiles variants of one model, and runs a few images through them."""
 
     def __init__(self, arguments: argparse.Namespace, sample: Input, paths: List[str], folder: str) -> None:
-        self.arguments, self.folder = arguments, folder
-        self.paths, self.compilations = paths, 0
+        self.arguments, self.folder, self.paths, self.compilations = arguments, folder, paths, 0
         self.images = [read_batch([path], sample) for path in paths]
         self.input_name, self.input = sample.name, os.path.join(folder, "in")
-        files.make_folder(self.input, "--output")
+        os.mkdir(self.input, 0o750)
         for path in paths:
             shutil.copyfile(path, os.path.join(self.input, os.path.basename(path)))
-
-    def compile(self, model: onnx.ModelProto, nodes: List[str], options: List[str]) -> str:
-        """An .om that hands out the results of these nodes; its path. Raises: Refusal with what onnx2om.sh said."""
-        self.compilations += 1
-        path = os.path.join(self.folder, f"variant{self.compilations}.onnx")
-        onnx.save(model, path)
-        aipp = self.arguments.aipp and os.path.abspath(self.arguments.aipp)
-        words = option_words(batch_sizes=1, soc_version=self.arguments.soc_version, aipp=aipp)
-        self.start(["bash", os.path.join(ROOT, "scripts", "onnx2om.sh"), path, *words, "--", "--output_type=FP32",
-                    "--out_nodes=" + ";".join(f"{name}:0" for name in nodes), *options],
-                   f"compilation {self.compilations}")
-        return om_path(path, 1)
 
     def start(self, words: List[str], what: str) -> None:
         ascend.run_or_refuse(words, os.path.join(self.arguments.output, "find_layer.log"), what, cwd=self.folder)
 
-    def run(self, om: str, tensors: List[str]) -> List[Dict[str, np.ndarray]]:
-        """{tensor: its value} for each image; the model hands out `tensors` in this order."""
-        name = f"result{self.compilations}"
-        command = bench.command(om, bench.spelling(), input=self.input, output=".", output_dirname=name, outfmt="NPY",
-                                device=self.arguments.device)  # it looks at --output_dirname from the current folder
-        self.start(command, "ais_bench")
+    def values(self, model: onnx.ModelProto, tensors: List[str], options: List[str]) -> List[Dict[str, np.ndarray]]:
+        """{tensor: its value} for each image, of a model that is compiled so that it hands these tensors out.
+
+        options: for atc. Raises: Refusal with what onnx2om.sh or ais_bench said.
+        """
+        self.compilations += 1
+        path, result = (os.path.join(self.folder, f"{name}{self.compilations}") for name in ("variant", "result"))
+        onnx.save(model, path + ".onnx")
+        aipp = self.arguments.aipp and os.path.abspath(self.arguments.aipp)
+        nodes = ";".join(f"{operators.name_of(node_of(model, tensor))}:0" for tensor in tensors)
+        self.start(["bash", os.path.join(ROOT, "scripts", "onnx2om.sh"), path + ".onnx", *option_words(
+            batch_sizes=1, soc_version=self.arguments.soc_version, aipp=aipp), "--", "--output_type=FP32",
+            f"--out_nodes={nodes}", *options], f"compilation {self.compilations}")
+        # ais_bench looks at --output_dirname from the current folder.
+        self.start(bench.command(om_path(path + ".onnx", 1), bench.spelling(), input=self.input, output=".",
+                                 output_dirname=os.path.basename(result), outfmt="NPY", device=self.arguments.device),
+                   "ais_bench")
         found = []
-        for path, image in zip(self.paths, self.images):
-            files_of = [os.path.join(self.folder, name, entry) for entry in result_names(path, len(tensors), "NPY")]
-            missing = [entry for entry in files_of if not os.path.isfile(entry)]
+        for source, image in zip(self.paths, self.images):
+            results = [os.path.join(result, name) for name in result_names(source, len(tensors), "NPY")]
+            missing = [name for name in results if not os.path.isfile(name)]
             if missing:
                 raise Refusal(f"ais_bench wrote no {os.path.basename(missing[0])}: a model with {len(tensors)} outputs "
                               "should give as many results for each image")
-            found.append({self.input_name: image, **{
-                tensor: np.load(entry, allow_pickle=False) for tensor, entry in zip(tensors, files_of)}})
+            arrays = [np.load(name, allow_pickle=False) for name in results]
+            found.append({self.input_name: image, **dict(zip(tensors, arrays))})
         return found
 
 
@@ -127,8 +125,13 @@ def error(found: List[np.ndarray], right: List[np.ndarray]) -> float:
     return min(relative, HUGE) if np.isfinite(relative) else HUGE
 
 
-def judge(variants: Variants, given: List[str], tensor: str, card: List[Dict[str, np.ndarray]], name: str) -> Judged:
+def node_of(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if tensor in node.output)
+
+
+def judge(variants: Variants, given: List[str], tensor: str, card: List[Dict[str, np.ndarray]]) -> Judged:
     """How far `tensor` on the card is from what follows from the tensors `given` as they were on the card."""
+    name = operators.name_of(node_of(variants[0], tensor))
     full, half = (operators.session(operators.part(variant, given, [tensor])) for variant in variants)
     right = [operators.run(full, values)[tensor] for values in card]
     rounded = [operators.run(half, values)[tensor] for values in card]
@@ -139,45 +142,22 @@ def judge(variants: Variants, given: List[str], tensor: str, card: List[Dict[str
     return Judged(name, error(found, right), error(rounded, right))
 
 
-def node_of(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if tensor in node.output)
+def judge_all(model: onnx.ModelProto, card: Card, steps: List[Tuple[List[str], str]], more: List[str],
+              options: List[str]) -> Tuple[List[Judged], List[Dict[str, np.ndarray]]]:
+    """Compile so that the result of each step, (its inputs, its result), is handed out, and `more`; judge each step.
+
+    Returns also the values of all these tensors on the card, for each image.
+    """
+    handed_out = [name for name in [*more, *(tensor for _, tensor in steps)] if name != card.input_name]
+    values = card.values(model, handed_out, options)
+    variants = model, float16.rounded(model)
+    return [judge(variants, given, tensor, values) for given, tensor in steps], values
 
 
-def names_of(model: onnx.ModelProto, tensors: List[str]) -> List[str]:
-    return [operators.name_of(node_of(model, tensor)) for tensor in tensors]
-
-
-def both(model: onnx.ModelProto) -> Variants:
-    return model, float16.rounded(model)
-
-
-def first_bad_block(model: onnx.ModelProto, card: Card) -> Tuple[List[Judged], Optional[Tuple[str, str]]]:
-    """(every block judged, (input tensor, output tensor) of the first bad one)."""
-    ends = blocks(model)
-    values = card.run(card.compile(model, names_of(model, ends), []), ends)
-    rows, bad, variants = [], None, both(model)
-    for begin, end in zip([card.input_name, *ends], ends):
-        rows.append(judge(variants, [begin], end, values, operators.name_of(node_of(model, end))))
-        if rows[-1].bad and not bad:
-            bad = begin, end
-    return rows, bad
-
-
-def inside(model: onnx.ModelProto, begin: str, end: str) -> List[str]:
-    """The results of all operators of a block, in order."""
-    return operators.outputs_of(operators.part(model, [begin], [end]))
-
-
-def judge_operators(model: onnx.ModelProto, card: Card, begin: str, tensors: List[str], options: List[str]
-                    ) -> Tuple[List[Judged], List[Dict[str, np.ndarray]]]:
-    """Compile so that each of the tensors is handed out; judge the operator of each, from its own inputs."""
-    shown_ones = [name for name in [begin, *tensors] if name != card.input_name]
-    values = card.run(card.compile(model, names_of(model, shown_ones), options), shown_ones)
-    rows, variants = [], both(model)
-    for tensor in tensors:
-        node = node_of(model, tensor)
-        rows.append(judge(variants, list(node.input), tensor, values, operators.name_of(node)))
-    return rows, values
+def inside(model: onnx.ModelProto, begin: str, end: str) -> List[Tuple[List[str], str]]:
+    """(inputs, result) of all operators of a block, in order."""
+    nodes = operators.part(model, [begin], [end]).graph.node
+    return [(list(node.input), node.output[0]) for node in nodes]
 
 
 # ---- what to try -----------------------------------------------------------------------------------------------------
@@ -244,9 +224,10 @@ def what_to_try(model: onnx.ModelProto, node: onnx.NodeProto, folder: str) -> Tr
 
 def try_it(card: Card, trial: Trial, begin: str, end: str, tensor: str) -> Judged:
     """The operator (or what stands in its place) judged anew with the remedy."""
-    tensors = inside(trial.model, begin, end)
-    rows, _ = judge_operators(trial.model, card, begin, tensors, trial.options)
-    return rows[tensors.index(tensor)] if tensor in tensors else max(rows, key=lambda row: row.error)
+    steps = inside(trial.model, begin, end)
+    rows, _ = judge_all(trial.model, card, steps, [begin], trial.options)
+    again = [row for row, (_, result) in zip(rows, steps) if result == tensor]
+    return max(again or rows, key=lambda row: row.error)
 
 
 # ---- the search ------------------------------------------------------------------------------------------------------
@@ -263,19 +244,20 @@ def ranges(node: onnx.NodeProto, model: onnx.ModelProto, values: List[Dict[str, 
 
 def search(model: onnx.ModelProto, card: Card, folder: str) -> Dict[str, Any]:
     """All that find_layer.json holds, except the figures of the run."""
-    rows, bad = first_bad_block(model, card)
+    ends = blocks(model)
+    rows, _ = judge_all(model, card, [([begin], end) for begin, end in zip([card.input_name, *ends], ends)], [], [])
     report: Dict[str, Any] = {"blocks": [row._asdict() for row in rows], "block": None, "operator": None}
-    if not bad:
+    bad = next((place for place, row in enumerate(rows) if row.bad), None)
+    if bad is None:
         return report
-    begin, end = bad
-    tensors = inside(model, begin, end)
-    report["block"] = operators.name_of(node_of(model, end))
-    inner, values = judge_operators(model, card, begin, tensors, [])
-    report["operators"] = [row._asdict() for row in inner]
+    begin, end = [card.input_name, *ends][bad], ends[bad]
+    steps = inside(model, begin, end)
+    inner, values = judge_all(model, card, steps, [begin], [])
+    report.update(block=rows[bad].name, operators=[row._asdict() for row in inner])
     wrong = next((row for row in inner if row.bad), None)
     if not wrong:
         return report
-    node = node_of(model, tensors[inner.index(wrong)])
+    node = node_of(model, steps[inner.index(wrong)][1])
     trial = what_to_try(model, node, folder)
     after = try_it(card, trial, begin, end, node.output[0])
     report.update(operator=wrong.name, type=node.op_type, error=wrong.error, expected=wrong.expected,

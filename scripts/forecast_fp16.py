@@ -86,10 +86,10 @@ def run_images(model: onnx.ModelProto, paths: List[str], sample: Input
     Returns ({tensor: what was seen of it}, logits of float32, of float16: each [images, classes]).
     """
     from onnx import numpy_helper  # here, as matplotlib below: a forecast that is up to date needs neither
-    tensors, output = operators.outputs_of(model), model.graph.output[0].name
+    tensors, output = [node.output[0] for node in model.graph.node], model.graph.output[0].name
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    biases = {node.output[0]: numpy_helper.to_array(weights[node.input[float16.BIASED[node.op_type]]])
-              for node in model.graph.node if len(node.input) > float16.BIASED.get(node.op_type, 9)}
+    biases = {node.output[0]: numpy_helper.to_array(weights[node.input[2]]) for node in model.graph.node
+              if node.op_type in float16.BIASED and len(node.input) == 3}
     full = operators.session(operators.with_outputs(model, tensors))
     half = operators.session(operators.with_outputs(float16.rounded(model), tensors))
     seen = {name: Seen() for name in tensors}

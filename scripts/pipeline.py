@@ -19,7 +19,7 @@ import time
 from typing import Any, Callable, Dict, List, NoReturn, Set, Tuple
 
 from common import ascend, class_names, cli, dataset, environment, evaluation, files, manifest, published, record
-from common.cli import ROOT, Refusal
+from common.cli import ROOT, Refusal, option_words
 from common.names import FORMATS, STEMS, om_path
 
 import check
@@ -40,8 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
     add("--class-names", metavar="FILE", type=cli.path,
         help="names of the classes, one a line or lines `FOLDER NAME` (default: class folders' or ImageNet's)")
-    add("--batch-size", metavar="N", type=cli.whole(1, 4096),
-        help="batch of the accuracy run (default: 8)")
+    add("--batch-size", metavar="N", type=cli.whole(1, 4096), default=8, help="batch of the accuracy run (default: 8)")
     add("--outfmt", choices=FORMATS, default="NPY", help="format of the results (default: NPY, the fastest)")
     add("--precision", choices=("float32", "int8"), default="float32",
         help="int8: quantised, on ascend by AMCT; measured beside float32, on ascend beside float16 (default: float32)")
@@ -134,30 +133,23 @@ class Chain:
         self.arguments, self.data, self.backend, self.steps = arguments, data, backend, steps
         self.reason, self.began = reason, time.time()
         self.times: List[Dict[str, Any]] = []  # of each step
-        self.made: Set[str] = set()  # what the report may show beside the accuracy; other files are an earlier run's
+        self.made: Set[str] = set()  # what the report may show; other files are an earlier run's
         self.here = "" if os.getcwd() == ROOT else ROOT + "/"  # commands are as short as they can be pasted
         self.python = os.path.relpath(python, ROOT) if not self.here and python.startswith(ROOT + "/") else python
         self.model, self.result = self.place("tresnet.onnx"), self.place("result")
-        self.force = ["--force"] if arguments.force else []
-        self.evaluation = evaluation.given(arguments)
         self.devices, self.chip = [0], ""
         if backend == "ascend":
             self.devices, self.chip = ascend.choose_devices(arguments.device, arguments.soc_version)
             os.environ[ascend.HOST_FACTS] = json.dumps(ascend.host_facts())
-        self.device = [] if self.devices == [0] else ["--device", ",".join(map(str, self.devices))]
+        self.device = option_words(device=None if self.devices == [0] else self.devices)
         self.names_chip = bool(arguments.soc_version) or arguments.device is not None
-        self.batch_size = arguments.batch_size or 8
-        int8 = arguments.precision == "int8"
-        self.judged, self.judged_model = (self.place("result_int8"), self.place("tresnet_int8.onnx")) if int8 else (
-            self.result, self.model)
-
-    @property
-    def prepared(self) -> str:
-        return self.data.prepared
+        self.judged, self.judged_model = self.result, self.model
+        if arguments.precision == "int8":
+            self.judged, self.judged_model = self.place("result_int8"), self.place("tresnet_int8.onnx")
 
     @property
     def aipp(self) -> List[str]:
-        return ["--aipp", os.path.join(self.prepared, evaluation.AIPP)] if self.arguments.uint8 else []
+        return option_words(aipp=self.arguments.uint8 and os.path.join(self.data.prepared, evaluation.AIPP))
 
     def place(self, name: str) -> str:
         return os.path.join(self.arguments.workdir, name)
@@ -165,28 +157,13 @@ class Chain:
     def run(self, script: str, *words: str) -> None:
         self.steps.run(self.python, self.here + script, *words)
 
-    def gate(self, *options: str) -> List[str]:
-        values = ((option, getattr(self.arguments, option[2:].replace("-", "_"))) for option in options)
-        return [word for option, value in values if value is not None for word in (option, repr(value))]
-
-    def label_offset(self) -> List[str]:
-        offset = self.arguments.label_offset
-        return [] if offset is None else [f"--label-offset={offset}"]
-
-    def make_sample(self) -> None:
-        self.run("scripts/make_sample.py", self.data.folder)
-
-    def prepare_data(self) -> None:
-        self.run("scripts/prepare_data.py", self.data.folder, self.data.unpacked)
+    def given(self, *options: str) -> List[str]:
+        """Those of the options that were given, for a step that has them too."""
+        return option_words(**{option: getattr(self.arguments, option) for option in options})
 
     def export_as(self, model: str, stem: str) -> None:
-        given = self.arguments
-        words = evaluation.as_options({k: v for k, v in self.evaluation.items() if k == "img_size"})
-        words += ["--lineage", given.lineage] if given.lineage else []
-        words += ["--key", given.key] if given.key else []
-        words += ["--stem", stem] if stem != STEMS[0] else []
-        words += ["--ema"] if given.ema else []
-        self.run("TResNet_pth2onnx.py", self.data.checkpoint, model, *words, *self.force)
+        self.run("TResNet_pth2onnx.py", self.data.checkpoint, model, *self.given("img_size", "lineage", "key"),
+                 *option_words(stem=stem if stem != STEMS[0] else None), *self.given("ema", "force"))
 
     def export(self) -> None:
         self.export_as(self.model, self.arguments.stem)
@@ -201,87 +178,82 @@ class Chain:
 
     def preprocess(self) -> None:
         given = self.arguments
-        words = ["--dtype", "uint8"] if given.uint8 else []
-        words += ["--shard", "/".join(map(str, given.shard))] if given.shard != manifest.WHOLE else []
-        words += ["--class-map", given.class_map] if given.class_map else []
-        words += ["--skip-bad"] if given.skip_bad else []
-        self.run("TResNet_preprocess.py", self.data.images, self.prepared, "--model", self.model,
-                 *evaluation.as_options(self.evaluation), *words, *self.force)
+        shard = "/".join(map(str, given.shard)) if given.shard != manifest.WHOLE else None
+        self.run("TResNet_preprocess.py", self.data.images, self.data.prepared, "--model", self.model, *option_words(
+            **evaluation.given(given), dtype="uint8" if given.uint8 else None, shard=shard),
+            *self.given("class_map", "skip_bad", "force"))
 
     def soc_version(self) -> List[str]:
         named = self.arguments.soc_version or ascend.soc_version(self.chip)
-        return ["--soc-version", named] if self.names_chip else []
+        return option_words(soc_version=self.names_chip and named)
 
     def compile(self, model: str = "") -> None:
-        sizes = sorted({self.batch_size, *self.arguments.batch_sizes})
+        sizes = sorted({self.arguments.batch_size, *self.arguments.batch_sizes})
         os.environ["TRESNET_PYTHON"] = os.path.abspath(os.path.join(ROOT, self.python))
-        self.steps.run("bash", self.here + "scripts/onnx2om.sh", model or self.model, "--batch-sizes",
-                       ",".join(map(str, sizes)), *self.soc_version(), *self.aipp, *self.force,
-                       *(["--", "--enable_small_channel=1"] if self.arguments.small_channel else []))
+        self.steps.run("bash", self.here + "scripts/onnx2om.sh", model or self.model, *option_words(batch_sizes=sizes),
+                       *self.soc_version(), *self.aipp, *self.given("force"),
+                       *["--", "--enable_small_channel=1"] * self.arguments.small_channel)
 
     def infer_on_cpu(self, model: str, name: str, *more: str, batch_size: int = 0) -> None:
-        self.run("scripts/infer_onnx.py", "--model", model, "--input", self.prepared, "--output",
-                 self.arguments.workdir, "--output_dirname", name, "--outfmt", self.arguments.outfmt, "--batchsize",
-                 str(batch_size or self.batch_size), *self.aipp, *self.force, *more)
+        self.run("scripts/infer_onnx.py", "--model", model, *self.inferring(name), "--batchsize",
+                 str(batch_size or self.arguments.batch_size), *self.aipp, *self.given("force"), *more)
 
-    def infer(self) -> None:
+    def infer(self, model: str = "", name: str = "result") -> None:
+        model = model or self.model
         if self.backend == "cpu":
-            self.infer_on_cpu(self.model, "result")
+            self.infer_on_cpu(model, name)
         else:
-            self.infer_on_card(self.model, "result")
+            self.run("scripts/infer_om.py", "--model", om_path(model, self.arguments.batch_size),
+                     *self.inferring(name), *self.device, *self.given("force"))
 
-    def infer_on_card(self, model: str, name: str) -> None:
-        self.run("scripts/infer_om.py", "--model", om_path(model, self.batch_size), "--input", self.prepared,
-                 "--output", self.arguments.workdir, "--output_dirname", name, "--outfmt", self.arguments.outfmt,
-                 *self.device, *self.force)
+    def inferring(self, name: str) -> List[str]:
+        return ["--input", self.data.prepared, "--output", self.arguments.workdir, "--output_dirname", name,
+                *self.given("outfmt")]
 
     def forecast(self) -> None:
         """What float16 will cost on the card, computed on the CPU."""
         self.made.add("forecast")
-        labels = [] if self.data.several_answers() else ["--labels", self.data.labels, *self.label_offset()]
-        self.run("scripts/forecast_fp16.py", self.model, "--input", self.prepared, *labels, "--images",
-                 str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp, *self.force)
+        labels = [] if self.data.several_answers() else ["--labels", self.data.labels, *self.given("label_offset")]
+        self.run("scripts/forecast_fp16.py", self.model, "--input", self.data.prepared, *labels, "--images",
+                 str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp,
+                 *self.given("force"))
 
     def compare(self, other: str, result: str, *more: str) -> None:
         self.made.add("compare")
         self.run("scripts/compare_results.py", other, result, "--json", self.place("compare.json"), *more,
-                 *self.gate("--min-cosine"))
+                 *self.given("min_cosine"))
 
     def quantise(self) -> None:
-        """The int8 model, inferred and compared with the one that it was made from."""
+        """The int8 model and its results."""
         given, on_card = self.arguments, self.backend == "ascend"
-        words = [] if given.max_drop is None else ["--max-drop", repr(given.max_drop), "--labels", self.data.labels,
-                                                   *self.label_offset()]
-        words += self.soc_version() if on_card else []
+        promise = [] if given.max_drop is None else [*self.given("max_drop"), "--labels", self.data.labels,
+                                                     *self.given("label_offset")]
         self.made.add("tresnet_int8")
         self.run(f"scripts/quantize_{'amct' if on_card else 'onnx'}.py", self.model, self.judged_model, "--calibrate",
-                 self.prepared, *words, *(self.device if on_card else []), *self.aipp, *self.force)
+                 self.data.prepared, *promise, *(self.soc_version() + self.device) * on_card, *self.aipp,
+                 *self.given("force"))
         if on_card:
             self.compile(self.judged_model)
-            self.infer_on_card(self.judged_model, "result_int8")
-        else:
-            self.infer_on_cpu(self.judged_model, "result_int8")
-        if not on_card or not given.compare:
-            self.compare(self.result, self.judged)
+        self.infer(self.judged_model, "result_int8")
 
     def judge(self) -> None:
-        words = ["--class-names", self.arguments.class_names] if self.arguments.class_names else []
-        words += ["--multi-label"] if self.arguments.multi_label else []
-        words += self.label_offset()
-        before = f"acc_{summary.precision_before(self.backend)}"
-        for result, name, gates in ((self.result, f"{before}.json", []), (
-                self.judged, "acc.json", self.gate("--min-top1", "--min-top5")))[self.judged == self.result:]:
-            self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name,
-                     "--prep", self.prepared, *words, *gates)
-        self.made.update({before} if self.judged != self.result else ())
+        if self.judged != self.result:
+            self.evaluate(self.result, f"acc_{summary.precision_before(self.backend)}")
+        self.made.add("acc_report")
+        self.evaluate(self.judged, "acc", "min_top1", "min_top5")
+
+    def evaluate(self, result: str, name: str, *gates: str) -> None:
+        self.made.add(name)
+        self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name + ".json",
+                 "--prep", self.data.prepared, *self.given("class_names", "multi_label", "label_offset", *gates))
 
     def expect(self) -> None:
         """The accuracy against a published figure."""
         self.made.add("expect")
         beside = dataset.list_of_wnids([dataset.folder_of(self.data.folder)])
-        devkit = ["--devkit", beside] if os.path.basename(beside).startswith(dataset.DEVKIT) else []
-        self.run("scripts/expect.py", self.arguments.workdir, self.arguments.expect, "--checkpoint",
-                 self.data.checkpoint, *devkit)
+        devkit = beside if os.path.basename(beside).startswith(dataset.DEVKIT) else None
+        self.run("scripts/expect.py", self.arguments.workdir, self.arguments.expect,
+                 *option_words(checkpoint=self.data.checkpoint, devkit=devkit))
 
     def compare_with_cpu(self) -> None:
         self.infer_on_cpu(self.model, "result_onnx", "--first", str(self.arguments.compare), batch_size=8)
@@ -295,12 +267,11 @@ class Chain:
         given = self.arguments
         self.made.add("perf")
         data_set = "20 sample photos" if self.data.is_sample else os.path.basename(os.path.abspath(self.data.folder))
-        sizes = sorted({self.batch_size, *given.batch_sizes} if self.backend == "ascend" else given.batch_sizes)
-        self.run("scripts/perf_sweep.py", "--backend", self.backend, "--model", self.judged_model, "--batch-sizes",
-                 ",".join(map(str, sizes)), "--loop", str(given.loop), "--repeat", str(given.repeat), "--data-set",
-                 data_set, "--accuracy", self.place("acc.json"), "--output", given.workdir, *self.device,
-                 *(["--chip", self.chip] if self.names_chip and self.chip else []), *self.aipp, *self.force,
-                 *self.gate("--min-throughput"))
+        sizes = sorted({given.batch_size, *given.batch_sizes}) if self.backend == "ascend" else given.batch_sizes
+        self.run("scripts/perf_sweep.py", "--backend", self.backend, "--model", self.judged_model, *option_words(
+            batch_sizes=sizes, loop=given.loop, repeat=given.repeat, data_set=data_set, accuracy=self.place("acc.json"),
+            output=given.workdir), *self.device, *option_words(chip=self.names_chip and self.chip), *self.aipp,
+            *self.given("force", "min_throughput"))
 
     def tune(self) -> None:
         """Measure the combinations; the best one's command is in tune.json."""
@@ -310,17 +281,15 @@ class Chain:
             files.make_folder(self.place("tune"), "--workdir")
             for model, stem in zip(models, STEMS):
                 self.export_as(model, stem)
-        precision = ["--precision", "int8"] if given.precision == "int8" else []
-        self.run("scripts/tune.py", *models, "--backend", self.backend, "--input", self.prepared, *self.aipp,
-                 "--images", str(given.compare or 64), *precision, "--batch-sizes",
-                 ",".join(map(str, given.batch_sizes)), "--loop", str(given.loop), "--repeat", str(given.repeat),
-                 *(["--device", str(self.devices[0])] if self.device else []), *(self.soc_version() if on_card else []),
-                 "--output", given.workdir, *self.gate("--min-cosine"))
+        precision = "int8" if given.precision == "int8" else None
+        self.run("scripts/tune.py", *models, "--backend", self.backend, "--input", self.data.prepared, *self.aipp,
+                 *option_words(images=given.compare or 64, precision=precision, batch_sizes=given.batch_sizes,
+                               loop=given.loop, repeat=given.repeat, device=self.devices[0] if self.device else None),
+                 *self.soc_version() * on_card, "--output", given.workdir, *self.given("min_cosine"))
 
     def say_best(self) -> None:
         """The command line of this run, as the tuning would have it."""
-        with open(self.place("tune.json"), encoding="utf-8") as file:
-            chosen = json.load(file)["options"]
+        chosen = summary.read_json(self.place("tune.json"))["options"]
         words = [word for word in sys.argv[1:] if word not in ("--tune", "--uint8", "--small-channel")]
         command = ["bash", self.here + "scripts/pipeline.sh", *words, *chosen]
         print(f"\nthe best of them:\n\n    {' '.join(map(shlex.quote, command))}")
@@ -333,32 +302,34 @@ class Chain:
                  "precision": given.precision, "sample": self.data.is_sample and not given.checkpoint,
                  "data": os.path.abspath(self.data.folder), "checkpoint": os.path.abspath(self.data.checkpoint),
                  "gates": {gate: getattr(given, gate) for gate in gates if getattr(given, gate) is not None},
-                 "made": ["acc", "acc_report", "run", *sorted(self.made)], "commands": list(self.steps.commands),
+                 "made": ["run", *sorted(self.made)], "commands": list(self.steps.commands),
                  "steps": self.times, "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(self.began)),
                  "seconds": time.time() - self.began}
         if not self.steps.dry_run:
-            record.begin(path, {"tool": cli.program()}, [path])
-            files.write_whole(path, json.dumps(about, indent=1).encode("ascii"))
-            record.write(path, {"tool": cli.program()}, [path])
-        self.run("scripts/report.py", given.workdir, *self.force)
+            record.write_files(path, {"tool": cli.program()}, {path: json.dumps(about, indent=1).encode("ascii")})
+        self.run("scripts/report.py", given.workdir, *self.given("force"))
 
     def plan(self) -> List[Tuple[str, Callable[[], None]]]:
         """The steps of this run: (name, what does it)."""
         given, on_card = self.arguments, self.backend == "ascend"
         measured = given.perf or given.min_throughput is not None or on_card and given.shard[0] == 1
-        before = [("Sample data", self.make_sample, self.data.is_sample),
-                  ("Data", self.prepare_data, self.data.to_prepare()), ("Export", self.export, True),
-                  ("Preprocess", self.preprocess, True), ("Tuning", self.tune, given.tune)]
+        before = [("Sample data", lambda: self.run("scripts/make_sample.py", self.data.folder), self.data.is_sample),
+                  ("Data", lambda: self.run("scripts/prepare_data.py", self.data.folder, self.data.unpacked),
+                   self.data.to_prepare()), ("Export", self.export, True), ("Preprocess", self.preprocess, True),
+                  ("Tuning", self.tune, given.tune)]
         steps = [("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),
                  ("Compile", self.compile, on_card), ("Inference", self.infer, True),
                  ("Quantise", self.quantise, given.precision == "int8"), ("Accuracy", self.judge, True),
                  ("Published accuracy", self.expect, given.expect),
                  ("Comparison with ONNX Runtime", self.compare_with_cpu, on_card and given.compare),
+                 (f"Comparison with {summary.precision_before(self.backend)}",
+                  lambda: self.compare(self.result, self.judged),
+                  given.precision == "int8" and not (on_card and given.compare)),
                  ("Performance", self.measure, measured), ("Report", self.report, True)]
         return [(name, step) for name, step, wanted in [*before, *([] if given.tune else steps)] if wanted]
 
     def all(self) -> None:
-        """Every step, and the summary. If a figure is below a minimum, the report is made all the same."""
+        """Every step, and the summary. If a figure is below a minimum, what is known of the accuracy is reported."""
         plan = self.plan()
         for place, (name, step) in enumerate(plan, 1):
             start = time.time()
@@ -366,7 +337,7 @@ class Chain:
             try:
                 step()
             except SystemExit as end:
-                if end.code == cli.BELOW_MINIMUM and not self.arguments.tune:
+                if end.code == cli.BELOW_MINIMUM and "acc" in self.made:
                     self.steps.header("Report", len(plan), len(plan))
                     self.report()
                 raise
@@ -380,6 +351,28 @@ class Chain:
         float32 = self.result if self.judged != self.result else None
         summary.show(self.arguments.workdir, self.backend, self.model, self.judged_model, self.judged, float32,
                      "compare" in self.made, "perf" in self.made, self.data.is_sample and not self.arguments.checkpoint)
+
+
+def contradictions(given: argparse.Namespace, data: check.Data, backend: str) -> List[Tuple[bool, str]]:
+    """(whether options contradict each other in this way, how, and what to do) for each way."""
+    compared = given.tune or (given.compare if backend == "ascend" else given.precision == "int8")
+    return [
+        (given.small_channel and not (given.uint8 and given.stem != "space-to-depth" and backend == "ascend"),
+         "--small-channel is for a first convolution behind AIPP on the card: give --uint8, and --stem conv4 or "
+         "conv12"),
+        (given.max_drop is not None and given.precision != "int8",
+         "--max-drop is a promise about int8: give --precision int8 as well"),
+        (given.max_drop is not None and data.several_answers(),
+         "--max-drop is about Top-1, and these labels give an image several classes; leave it out"),
+        (given.multi_label and given.shard[1] > 1,
+         "--multi-label takes all images in one run: the mean average precision of parts cannot be put together; leave "
+         "out --shard"),
+        (given.multi_label and not given.min_top1 is given.min_top5 is given.expect is None,
+         "--min-top1, --min-top5 and --expect are not for --multi-label, whose figure is the mean average precision; "
+         "leave them out"),
+        (given.min_cosine is not None and not compared,
+         "--min-cosine needs a comparison, which this run does not make: on the CPU it takes --precision int8, on "
+         "ascend --compare with 1 image or more")]
 
 
 def prepare(arguments: argparse.Namespace, steps: Steps) -> str:
@@ -406,21 +399,9 @@ def main() -> int:
     backend, why, rows = check.examine(arguments, data)
     for row in check.lacks(backend, rows):
         raise Refusal(f"{row.item}: {row.found}; {row.mend}; `--check` shows all that is missing")
-    if arguments.small_channel and not (arguments.uint8 and arguments.stem != "space-to-depth" and backend == "ascend"):
-        raise Refusal("--small-channel is for a first convolution behind AIPP on the card: give --uint8, and --stem "
-                      "conv4 or conv12", cli.USAGE)
-    if arguments.max_drop is not None and arguments.precision != "int8":
-        raise Refusal("--max-drop is a promise about int8: give --precision int8 as well", cli.USAGE)
-    if arguments.max_drop is not None and data.several_answers():
-        raise Refusal("--max-drop is about Top-1, and these labels give an image several classes; leave it out",
-                      cli.USAGE)
-    if arguments.multi_label and arguments.shard[1] > 1:
-        raise Refusal("--multi-label takes all images in one run: the mean average precision of parts cannot be put "
-                      "together; leave out --shard", cli.USAGE)
-    if arguments.min_cosine is not None and not arguments.tune and (arguments.precision != "int8" if backend == "cpu"
-                                             else not arguments.compare):
-        raise Refusal("--min-cosine needs a comparison, which this run does not make: on the CPU it takes --precision "
-                      "int8, on ascend --compare with 1 image or more", cli.USAGE)
+    for wrong, sentence in contradictions(arguments, data, backend):
+        if wrong:
+            raise Refusal(sentence, cli.USAGE)
     if not arguments.dry_run:
         files.make_folder(arguments.workdir, "--workdir")
         steps.lock = files.hold(os.path.join(arguments.workdir, ".lock"))

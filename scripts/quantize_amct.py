@@ -76,12 +76,11 @@ def answers_on_card(task: quantisation.Task, model: onnx.ModelProto, folder: str
     """int [images]: compile the deploy model and run it over all images; the class that each is taken for."""
     given, path, size = task.arguments, os.path.join(folder, "int8.onnx"), task.several.batch_size
     onnx.save(model, path)
-    devices = ",".join(map(str, given.device)) or "all" if given.device is not None else None
     compiling = ["bash", os.path.join(SCRIPTS, "onnx2om.sh"), path, *option_words(
         batch_sizes=size, aipp=given.aipp and os.path.abspath(given.aipp), soc_version=given.soc_version)]
     inferring = [sys.executable, os.path.join(SCRIPTS, "infer_om.py"), *option_words(
         model=om_path(path, size), input=given.calibrate, output=folder), "--output_dirname", "result",
-        *option_words(outfmt="NPY", device=devices)]
+        *option_words(outfmt="NPY", device="all" if given.device == [] else given.device)]
     for words in (compiling, inferring):
         ascend.run_or_refuse(words, given.output + ".run.log", os.path.basename(words[1]))
     results = result_files(os.path.join(folder, "result"))

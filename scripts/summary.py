@@ -4,14 +4,14 @@ import os
 from typing import Any, Dict, List, Optional, Tuple
 
 from common import record
+from common.files import read_regular
 
 SAMPLE_NOTE = ("The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is right, and "
                "says nothing about TResNet's.")
 
 
 def read_json(path: str) -> Any:
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return json.loads(read_regular(path))
 
 
 def accuracy(workdir: str, name: str) -> Dict[str, str]:
@@ -43,8 +43,9 @@ def against_float32(workdir: str, result: str, float32: str, backend: str) -> Li
     speed = f"{now:.1f} images/s, {precision_before(backend)} {before:.1f}: {now / max(before, 1e-9):.2f} times as fast"
     if not now or not before:  # a run was stopped after its last image and had nothing left to measure
         speed = "not measured: nothing was left to infer after an interrupted run; --force measures it"
+    other = "float32" if os.path.basename(comparison["a"]) == "result_onnx" else precision_before(backend)
     return [("speed", speed),
-            ("agreement", f"the same Top-1 as float32 for {comparison['top1_agreement']:.2f} % of the images, "
+            ("agreement", f"the same Top-1 as {other} for {comparison['top1_agreement']:.2f} % of the images, "
                           f"cosine similarity of the logits {comparison['cosine']['min']:.4f} at least")]
 
 

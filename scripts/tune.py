@@ -127,7 +127,7 @@ class Bench:
             self.compile(variant, FIRST_SIZES)
 
     def compile(self, variant: Variant, sizes: List[int]) -> None:
-        words = option_words(output_dir=self.place(variant), batch_sizes=",".join(map(str, sizes)),
+        words = option_words(output_dir=self.place(variant), batch_sizes=sizes,
                              soc_version=self.arguments.soc_version,
                              aipp=os.path.join(self.folder, AIPP) if variant.uint8 else None)
         self.start("onnx2om.sh", self.model(variant), *words, *["--", SMALL] * variant.small)
@@ -156,9 +156,8 @@ class Bench:
         """perf_sweep.py's rows for these batch sizes."""
         given = self.arguments
         on_card = {"om_dir": self.place(variant), "device": given.device} if self.on_card else {}
-        self.start("perf_sweep.py", backend=given.backend, model=self.model(variant),
-                   batch_sizes=",".join(map(str, sizes)), loop=given.loop, repeat=repeat, output=self.place(variant),
-                   force=True, **on_card)
+        self.start("perf_sweep.py", backend=given.backend, model=self.model(variant), batch_sizes=sizes,
+                   loop=given.loop, repeat=repeat, output=self.place(variant), force=True, **on_card)
         return list(json.loads(files.read_regular(self.place(variant, "perf.json")))["rows"])
 
 

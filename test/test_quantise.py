@@ -28,7 +28,7 @@ from ascend.helpers import (
     start,
     start_here,
 )
-from conftest import succeed
+from conftest import copy_products, refusal, succeed
 from onnx import numpy_helper
 
 machine = pytest.fixture(make_machine)
@@ -291,6 +291,19 @@ def test_with_max_drop_0_the_poisoned_layer_is_put_back_on_the_cpu(tiny: Path, t
     assert report["put_back"][0]["name"] == POISONED and report["held"] and report["rounds"][0]["drop"] > 0
     kinds = {node.name: node for node in onnx_file.load(str(tmp_path / "int8.onnx")).graph.node}
     assert not kinds[POISONED].input[0].endswith("DequantizeLinear_Output")
+
+
+@pytest.mark.slow
+def test_a_run_whose_int8_is_below_a_minimum_reports_its_own_accuracy(small_work: Path, small_sample: Path,
+                                                                     tmp_path: Path) -> None:
+    copy_products(small_work, tmp_path / "work")
+    (tmp_path / "work" / "acc.json").unlink()  # whatever stands in the report is this run's
+    (tmp_path / "work" / "acc_report.json").unlink()
+    said = refusal("scripts/pipeline.py", "--backend", "cpu", "--data", small_sample, "--workdir", tmp_path / "work",
+                   "--img-size", 64, "--precision", "int8", "--min-cosine", 1, status=3)
+    assert said.splitlines()[-1].endswith("below --min-cosine 1.0"), said
+    page = (tmp_path / "work" / "report.html").read_text()
+    assert "below a minimum" in page and (tmp_path / "work" / "acc_float32.json").exists()
 
 
 @pytest.mark.parametrize("words, status, complaint", (

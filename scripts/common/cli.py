@@ -219,13 +219,14 @@ def file_name(text: str) -> str:
 def option_words(**options: Any) -> List[str]:
     """The words that give options to another program: img_size=448 is --img-size 448, and True an option alone.
 
-    One that is None, False or empty is left out; a tuple is several words.
+    One that is None, False or "" is left out; a list is joined by commas, a tuple is several words.
     """
     words: List[str] = []
     for name, value in options.items():
-        if value is not None and value is not False and value not in ("", ()):
-            rest = () if value is True else value if isinstance(value, tuple) else (value,)
-            words += ["--" + name.replace("_", "-"), *map(str, rest)]
+        if value is not None and value is not False and value != "":
+            value = ",".join(map(str, value)) if isinstance(value, list) else value
+            values = () if value is True else value if isinstance(value, tuple) else (value,)
+            words += ["--" + name.replace("_", "-"), *map(str, values)]
     return words
 
 

@@ -76,14 +76,6 @@ def given(arguments: argparse.Namespace) -> Dict[str, Any]:
     return {name: value for name, value in from_json(vars(arguments)).items() if value is not None}
 
 
-def as_options(fields: Dict[str, Any]) -> List[str]:
-    """The command-line words that give() these fields."""
-    words = []
-    for name, value in fields.items():
-        words += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else [value])]
-    return words
-
-
 # ---- what a checkpoint says ------------------------------------------------------------------------------------------
 
 def said_by(source: Dict[str, Any]) -> Dict[str, Any]:

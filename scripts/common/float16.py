@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LARGEST = 65504.0  # of float16
 EXACT = {"Slice", "Concat", "Flatten", "Relu", "SpaceToDepth", "Pad", "MaxPool"}  # rounded numbers stay rounded ones
-BIASED = {"Conv": 2, "Gemm": 2}  # the place of the bias among the inputs
+BIASED = {"Conv", "Gemm"}  # their third input, if there is one, is a bias
 # Operators whose kernels on the 310P3 also take float32: tbe/op_info_cfg/ai_core/ascend310p of CANN's sources (Conv2D,
 # DepthwiseConv2D, MatMulV2, AvgPoolV2 take float16 only; the reflect Pad as well).
 WITH_FLOAT32 = {"LeakyRelu", "Relu", "Add", "Mul", "Sigmoid", "GlobalAveragePool"}
@@ -71,20 +71,17 @@ def rounded(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelPro
 def add_result(nodes: List[onnx.NodeProto], node: onnx.NodeProto) -> None:
     """Round the result of the last of `nodes`; a bias becomes an addition of its own, rounded before and after."""
     from onnx import helper
-    target, bias = node.output[0], ""
-    node.output[0] = target + "/float32"
-    if node.op_type in BIASED and len(node.input) > BIASED[node.op_type]:
-        bias = node.input.pop()
+    target = node.output[0]
+    node.output[0] = result = target + "/float32"
     for attribute in node.attribute:
         if node.op_type == "LeakyRelu" and attribute.name == "alpha":
             attribute.f = float(np.float16(attribute.f))
-    if bias:
-        add_rounding(nodes, node.output[0], target + "/sum")
-        shaped = bias
+    if node.op_type in BIASED and len(node.input) == 3:
+        bias = node.input.pop()
+        add_rounding(nodes, result, target + "/sum")
         if node.op_type == "Conv":
-            shaped = target + "/bias"
-            nodes.append(helper.make_node("Reshape", [bias, "float16.column"], [shaped]))
-        nodes.append(helper.make_node("Add", [target + "/sum", shaped], [target + "/biased"]))
-        add_rounding(nodes, target + "/biased", target)
-    else:
-        add_rounding(nodes, node.output[0], target)
+            nodes.append(helper.make_node("Reshape", [bias, "float16.column"], [target + "/bias"]))
+            bias = target + "/bias"
+        result = target + "/biased"
+        nodes.append(helper.make_node("Add", [target + "/sum", bias], [result]))
+    add_rounding(nodes, result, target)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import TYPE_CHECKING, Callable, Collection, Dict, Iterable, List, Union
+from typing import TYPE_CHECKING, Callable, Collection, Dict, Iterable, Union
 
 import numpy as np
 
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
 def name_of(node: onnx.NodeProto) -> str:
     return str(node.name or node.output[0])
-
-
-def outputs_of(model: onnx.ModelProto) -> List[str]:
-    """The tensors that the operators hand on, in the order in which they run; each operator of ours has one."""
-    return [node.output[0] for node in model.graph.node]
 
 
 def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
