@@ -186,7 +186,6 @@ class Data:
         return -(-self.archive_bytes() // ARCHIVED_IMAGE) or len(self.sources) or 20
 
     def archive_bytes(self) -> int:
-        """Bytes of the archives that will be unpacked."""
         archives = self.form.files or [self.form.place] if self.form and self.packed else []
         return sum(map(os.path.getsize, archives))
 
@@ -261,7 +260,9 @@ def needed_room(data: Data, images: int, ascend_runs: bool) -> int:
     for path, folders, names in os.walk(arguments.workdir):
         folders[:] = [name for name in folders if not name.startswith("prep_dataset")
                       or os.path.join(path, name) == data.prepared]  # others are of other settings
-        there += files.occupied(os.lstat(os.path.join(path, name)).st_size for name in names)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # another run may be at work there
+                there += files.occupied([os.lstat(os.path.join(path, name)).st_size])
     return max(0, data.archive_bytes() + images * files.occupied(per_image) + models * model - there)
 
 
@@ -322,7 +323,6 @@ def lacks(backend: str, rows: List[Row]) -> List[Row]:
 
 
 def print_table(arguments: argparse.Namespace) -> int:
-    """The table on stdout; returns the exit status."""
     backend, why, rows = examine(arguments, Data(arguments))
     if arguments.backend == "cpu":
         rows = ascend_rows(arguments.soc_version, arguments.device) + rows

@@ -63,7 +63,6 @@ def compare(name: str, report: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def sentences(found: Dict[str, Any]) -> List[str]:
-    """What compare() found, for people."""
     lines = []
     for k, title in (("top1", "Top-1"), ("top5", "Top-5")):
         value, measured, bounds = found["published"][k], found["measured"][k], found["interval"][k]
@@ -212,8 +211,12 @@ def best_cause(weights: Weights, baseline: Dict[str, float], trials: List[Trial]
 def load(workdir: str) -> Run:
     """What the work folder knows. Raises: Refusal if something of it is not there."""
     path, model = os.path.join(workdir, "acc_report.json"), os.path.join(workdir, "tresnet.onnx")
-    report = json.loads(files.read_regular(path))
-    if not report.get("hits") or not report.get("prep"):
+    try:
+        report = json.loads(files.read_regular(path))
+        good = report["hits"] and report["prep"]
+    except (ValueError, LookupError, TypeError):
+        good = False
+    if not good:
         raise Refusal(f"{shown(path)} should be of a run with --prep and one label an image; run the pipeline")
     for key in ("result", "prep"):  # a work folder that was moved or copied since
         beside = os.path.join(workdir, os.path.basename(report[key]))
@@ -237,9 +240,7 @@ def explain(run: Run, weights: Weights, devkit: Optional[str], checkpoint: Optio
     if run.notes.get("img_size") != str(weights.img_size):
         return {"cause": f"the images have {run.notes.get('img_size')} pixels, the figure is for {weights.img_size}",
                 "tried": []}
-    trials = shifted(run) + other_order(run)
-    if devkit:
-        trials = devkit_order(run, devkit) + trials
+    trials = (devkit_order(run, devkit) if devkit else []) + shifted(run) + other_order(run)
     baseline = dict.fromkeys((what for what, _ in trials), share(run.found == run.truth))
     before, more, notes = try_images(run, weights, checkpoint)
     baseline.update(dict.fromkeys((what for what, _ in more), before))

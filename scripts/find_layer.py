@@ -8,9 +8,7 @@ In:  the ONNX file, and the prepared images; for when compare_results.py says th
 Out: the first bad block, in it the first bad operator with the range of its inputs, what was tried and whether it
      helped; the same in OUTPUT/find_layer.json. It takes two or three compilations by onnx2om.sh: one that hands out
      the result of every block (atc's --out_nodes), one for every operator of the first bad block, one to try.
-A block, and then an operator, is judged by what it makes of its input on the card: ONNX Runtime computes the same from
-that very input, in float32 and in the card's arithmetic. So an error that comes from further up is not blamed on it.
-Handing out a result keeps atc from fusing there: a fault of a fusion may vanish, which is said then.
+A block, and then an operator, is judged by what it makes of its own input on the card: docs/ascend.md.
 """
 import argparse
 import copy
@@ -266,7 +264,6 @@ def search(model: onnx.ModelProto, card: Card, folder: str) -> Dict[str, Any]:
 
 
 def describe(report: Dict[str, Any]) -> str:
-    """The finding in lines to read."""
     spent = f"{report['compilations']} compilations, {report['images']} images, {report['seconds']:.0f} s"
     if not report["block"]:
         worst = max(report["blocks"], key=lambda row: row["error"])

@@ -12,9 +12,7 @@ Out: OUTPUT/forecast.json: the cosine similarity of float16's logits with float3
      OUTPUT/forecast.png: the same over the operators in order.
      OUTPUT/keep_dtype.txt: those of them that the card can compute in float32, for atc's --keep_dtype; not written if
      that would not help.
-In the card's arithmetic weights, every operator's result and the bias addition are rounded to float16, sums inside an
-operator are float32: convolutions on the card have no float32 kernel. scripts/compare_results.py --forecast says
-whether a run on the card lost what was forecast, or more.
+scripts/compare_results.py --forecast says whether a run on the card lost what was forecast, or more: docs/ascend.md.
 """
 from __future__ import annotations
 
@@ -163,7 +161,6 @@ def forecast(model: onnx.ModelProto, paths: List[str], sample: Input, classes: O
 
 
 def describe(report: Dict[str, Any], seconds: float) -> str:
-    """The forecast in lines to read."""
     cosine, rows = report["cosine"], {row["name"]: row for row in report["operators"]}
     largest = max(report["operators"], key=lambda row: row["largest"])
     lines = [f"forecast for float16 over {report['images']} images in {seconds:.1f} s "
@@ -239,7 +236,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def compute(arguments: argparse.Namespace, product: str, made_by: record.Row, paths: List[str], sample: Input
             ) -> Dict[str, Any]:
-    """Compute the forecast and write its files."""
     import matplotlib  # noqa: F401 (draw_plot needs it: if it is missing, that is said now)
     start, model, known = time.time(), onnx_file.load(arguments.model), None
     if arguments.labels:

@@ -131,7 +131,7 @@ class Chain:
     def __init__(self, arguments: argparse.Namespace, data: check.Data, backend: str, reason: str, python: str,
                  steps: Steps) -> None:
         self.arguments, self.data, self.backend, self.steps = arguments, data, backend, steps
-        self.reason, self.began = reason, time.time()
+        self.reason, self.began, self.sample = reason, time.time(), data.is_sample and not arguments.checkpoint
         self.times: List[Dict[str, Any]] = []  # of each step
         self.made: Set[str] = set()  # what the report may show; other files are an earlier run's
         self.here = "" if os.getcwd() == ROOT else ROOT + "/"  # commands are as short as they can be pasted
@@ -211,7 +211,6 @@ class Chain:
                 *self.given("outfmt")]
 
     def forecast(self) -> None:
-        """What float16 will cost on the card, computed on the CPU."""
         self.made.add("forecast")
         labels = [] if self.data.several_answers() else ["--labels", self.data.labels, *self.given("label_offset")]
         self.run("scripts/forecast_fp16.py", self.model, "--input", self.data.prepared, *labels, "--images",
@@ -224,7 +223,6 @@ class Chain:
                  *self.given("min_cosine"))
 
     def quantise(self) -> None:
-        """The int8 model and its results."""
         given, on_card = self.arguments, self.backend == "ascend"
         promise = [] if given.max_drop is None else [*self.given("max_drop"), "--labels", self.data.labels,
                                                      *self.given("label_offset")]
@@ -248,7 +246,6 @@ class Chain:
                  "--prep", self.data.prepared, *self.given("class_names", "multi_label", "label_offset", *gates))
 
     def expect(self) -> None:
-        """The accuracy against a published figure."""
         self.made.add("expect")
         beside = dataset.list_of_wnids([dataset.folder_of(self.data.folder)])
         devkit = beside if os.path.basename(beside).startswith(dataset.DEVKIT) else None
@@ -299,7 +296,7 @@ class Chain:
         given, path = self.arguments, self.place("run.json")
         gates = ("min_top1", "min_top5", "min_throughput", "min_cosine")
         about = {"tool": cli.program(), "version": cli.VERSION, "backend": self.backend, "reason": self.reason,
-                 "precision": given.precision, "sample": self.data.is_sample and not given.checkpoint,
+                 "precision": given.precision, "sample": self.sample,
                  "data": os.path.abspath(self.data.folder), "checkpoint": os.path.abspath(self.data.checkpoint),
                  "gates": {gate: getattr(given, gate) for gate in gates if getattr(given, gate) is not None},
                  "made": ["run", *sorted(self.made)], "commands": list(self.steps.commands),
@@ -344,13 +341,10 @@ class Chain:
             self.times.append({"name": name, "seconds": time.time() - start})
         if self.arguments.tune and not self.steps.dry_run:
             self.say_best()
-        if self.arguments.tune or self.steps.dry_run:
-            return
-        self.steps.name = "summary"
-        print(f"\n== Summary ({time.time() - self.began:.0f} s) ==")
-        float32 = self.result if self.judged != self.result else None
-        summary.show(self.arguments.workdir, self.backend, self.model, self.judged_model, self.judged, float32,
-                     "compare" in self.made, "perf" in self.made, self.data.is_sample and not self.arguments.checkpoint)
+        elif not self.steps.dry_run:
+            self.steps.name = "summary"
+            print(f"\n== Summary ({time.time() - self.began:.0f} s) ==")
+            summary.show(self)
 
 
 def contradictions(given: argparse.Namespace, data: check.Data, backend: str) -> List[Tuple[bool, str]]:

@@ -6,13 +6,12 @@
         --labels ImageNet/val_label.txt --max-drop 0.5
     bash scripts/onnx2om.sh tresnet_m_int8.onnx
 
-In:  a float32 ONNX file of opset 11 to 14, and prepared images: float32, or uint8 with --aipp (then give the same AIPP
+In:  a float32 ONNX file of opset 8 to 14, and prepared images: float32, or uint8 with --aipp (then give the same AIPP
      file to onnx2om.sh); AMCT in the host's own Python (CANN's package amct_onnx).
 Out: AMCT's deploy model: int8 layers between AscendQuant and AscendDequant, for atc; ONNX Runtime cannot run it.
      tresnet_m_int8.json says which layers stayed float16 and why.
-The stem, squeeze-and-excitation and layers with few input channels stay float16. With --max-drop the model is compiled
-and run on the card over all labelled images, and those layers whose quantising costs most are put back to float16 until
-Top-1 is at most so many percentage points below float32's (ONNX Runtime's on the same images).
+With --max-drop the model is compiled and run on the card over all labelled images, and layers are put back to float16
+until Top-1 is at most so many percentage points below float32's: docs/ascend.md.
 """
 import argparse
 import os
@@ -23,7 +22,7 @@ from typing import Any, Dict, List, Tuple
 
 from common import ascend, bench, cli, files, onnx_file, quantisation, record
 from common.cli import ROOT, Refusal, option_words, shown
-from common.inputs import Input, read_batch
+from common.inputs import read_batch
 from common.names import om_path
 from common.results import read_result, result_files
 
@@ -37,26 +36,14 @@ OPSETS = range(8, 15)  # that AMCT reads
 
 # ---- AMCT ------------------------------------------------------------------------------------------------------------
 
-def quant_config(batches: int, skipped: List[str]) -> str:
-    """The content of quant.cfg."""
-    lines = [f"batch_num : {batches}", "joint_quant : true", *(f'skip_layers : "{name}"' for name in skipped)]
-    return "".join(line + "\n" for line in lines)
-
-
-def write_calibration(paths: List[str], sample: Input, folder: str) -> None:
-    """The images as AMCT reads them: float32 .bin files of exactly the input's shape, and nothing else."""
-    os.mkdir(folder, 0o750)
-    for number, path in enumerate(paths):
-        files.write_whole(os.path.join(folder, f"{number:06d}.bin"), read_batch([path], sample))
-
-
 def calibrate(task: quantisation.Task, skipped: List[str], folder: str) -> onnx.ModelProto:
     """Run amct_onnx in `folder`, which has the calibration data in `data`; the deploy model.
 
     Raises: Refusal with what it said.
     """
     config, sample = os.path.join(folder, "quant.cfg"), task.single
-    files.write_whole(config, quant_config(len(task.chosen), skipped).encode())
+    lines = [f"batch_num : {len(task.chosen)}", "joint_quant : true", *(f'skip_layers : "{name}"' for name in skipped)]
+    files.write_whole(config, "".join(line + "\n" for line in lines).encode())
     shape = ",".join(map(str, (sample.batch_size, *sample.shape)))
     command = ["amct_onnx", "calibration", "--model", os.path.abspath(task.arguments.model), "--save_path",
                os.path.join(folder, "model"), "--input_shape", f"{sample.name}:{shape}", "--data_dir",
@@ -91,7 +78,9 @@ def make(task: quantisation.Task, folder: str) -> Tuple[onnx.ModelProto, Dict[st
     """(the int8 model, what its report holds)."""
     model = onnx_file.load(task.arguments.model)
     left = {} if task.arguments.all_layers else quantisation.float_on_card(model)
-    write_calibration(task.chosen, task.single, os.path.join(folder, "data"))
+    os.mkdir(os.path.join(folder, "data"), 0o750)
+    for number, path in enumerate(task.chosen):  # AMCT reads float32 files of exactly the input's shape, nothing else
+        files.write_whole(os.path.join(folder, "data", f"{number:06d}.bin"), read_batch([path], task.single))
     groups = {name: [name] for name in quantisation.layers(model) if name not in left}
     deploy, promise = task.make(model, groups, lambda back: calibrate(task, sorted({*left, *back}), folder),
                                 lambda made: answers_on_card(task, made, folder))

@@ -7,10 +7,7 @@
 
 In:  ONNX files, each named after its stem, and prepared images (with --aipp if they are bytes).
 Out: OUTPUT/tune.json, tune.md (a table), tune.png; what was compiled stays in OUTPUT/tune/.
-On ascend it tries each stem × {float32, uint8 with AIPP} × {--enable_small_channel=1, where the first convolution reads
-the image behind AIPP} × {float16, with --precision int8 also int8}, at two batch sizes, and the best one at all batch
-sizes. On the CPU it tries float32 and int8 at all batch sizes. The cosine is that of the worst image, against float32
-in ONNX Runtime. Sigmoid is never put to high_performance: that is a polynomial with an error up to 0.012.
+docs/ascend.md says what is tried and what cannot win.
 """
 import argparse
 import json
@@ -257,7 +254,7 @@ def draw_plot(report: Dict[str, Any]) -> bytes:
     for place, row in enumerate(rows):
         axes.text(row["throughput"], place, f" {row['throughput']:.0f}, {row['latency']:.2f} ms, cosine "
                   f"{row['cosine']:.5f}", va="center", fontsize=8)
-    axes.set(xlabel="images/s at the better of two batch sizes; grey: refused",
+    axes.set(xlabel="images/s at the best batch size that was tried; grey: refused",
              xlim=(0, 1.45 * max([row["throughput"] for row in rows], default=1)))
     figure.tight_layout()
     return png(figure)

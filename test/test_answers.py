@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Sequence
 from common import accuracy
 from common.cli import Refusal
 
+import expect
 import numpy as np
 import pytest
 from conftest import refusal
@@ -74,6 +75,37 @@ def test_a_real_json_of_another_form_is_refused(content: str, sentence: str, tmp
     with pytest.raises(Refusal) as error:
         call(tmp_path, "real.json", monkeypatch)
     assert sentence in error.value.sentence and not (tmp_path / "acc.json").exists()
+
+
+# ---- a run held against a published figure ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("content, sentence", (
+    ("{", "should be of a run with --prep"), ("[]", "should be of a run with --prep"),
+    (json.dumps({"hits": [1], "prep": "prep", "result": "result", "evaluated": ["a", "b"], "true": [0, 1]}),
+     "tells of results that .*result does not hold: b; run the pipeline again")))
+def test_a_report_of_other_results_is_refused(content: str, sentence: str, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, np.eye(2), ["a"])
+    (tmp_path / "acc_report.json").write_text(content)
+    monkeypatch.setattr(sys, "argv", ["expect.py", str(tmp_path), "sample"])
+    with pytest.raises(Refusal, match=sentence):
+        expect.main()
+
+
+@pytest.mark.parametrize("words", (["--min-top1", "80"], ["--min-top5", "80"], ["--expect", "sample"]))
+def test_the_pipeline_refuses_what_multi_label_has_no_figure_for_before_it_begins(words: List[str], tmp_path: Path
+                                                                                  ) -> None:
+    said = refusal("scripts/pipeline.py", "--backend", "cpu", "--workdir", tmp_path / "work", "--multi-label", *words,
+                   status=2)
+    assert "are not for --multi-label" in said and not (tmp_path / "work").exists()
+
+
+def test_a_file_of_a_run_at_work_may_go_while_the_room_is_reckoned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                                      ) -> None:
+    import check
+    monkeypatch.setattr(check.os, "walk", lambda _: [(str(tmp_path), [], ["a.bin.part"])])
+    monkeypatch.setattr(sys, "argv", ["check.py", "--backend", "cpu", "--workdir", str(tmp_path / "work")])
+    assert check.main() == 0
 
 
 # ---- mean average precision ------------------------------------------------------------------------------------------

@@ -120,8 +120,9 @@ def test_a_name_is_shown_as_it_is_if_that_is_plain(name: str, text: str) -> None
 
 def test_options_become_the_words_that_give_them_to_another_program() -> None:
     words = cli.option_words(img_size=448, mean=(0.5, 0.5, 0.25), device=0, min_top1=0.0, batch_sizes=[1, 8],
-                             force=True, key=None, aipp="", ema=False)
-    assert " ".join(words) == "--img-size 448 --mean 0.5 0.5 0.25 --device 0 --min-top1 0.0 --batch-sizes 1,8 --force"
+                             force=True, key=None, aipp="", ema=False, label_offset=-1)
+    assert " ".join(words) == ("--img-size 448 --mean 0.5 0.5 0.25 --device 0 --min-top1 0.0 --batch-sizes 1,8 --force "
+                               "--label-offset=-1")
 
 
 def test_of_many_names_the_first_are_shown() -> None:

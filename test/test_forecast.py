@@ -152,6 +152,18 @@ def test_the_report_has_every_operator_the_accuracies_and_a_plot(tiny: Path, tmp
     assert "forecast for float16 over 2" in forecast(tiny, "--images", 2, "--output", tmp_path / "out").stdout
 
 
+def test_a_fixed_batch_changes_nothing(tiny: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(tiny / "tiny.onnx"))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, str(tmp_path / "four.onnx"))
+    reports = []
+    for name in (tiny / "tiny.onnx", tmp_path / "four.onnx"):
+        done = run_main(forecast_fp16.main, tmp_path, "forecast_fp16.py", name, "--input", tiny / "in", "--images", 2)
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads((tmp_path / "forecast.json").read_text()))
+    assert reports[0] == reports[1]
+
+
 def overflowing(path: Path, source: Path, node: str) -> None:
     """The model with a node's output times 2^16, undone behind it."""
     model = onnx.load(str(source))

@@ -224,9 +224,10 @@ def option_words(**options: Any) -> List[str]:
     words: List[str] = []
     for name, value in options.items():
         if value is not None and value is not False and value != "":
+            option = "--" + name.replace("_", "-")
             value = ",".join(map(str, value)) if isinstance(value, list) else value
             values = () if value is True else value if isinstance(value, tuple) else (value,)
-            words += ["--" + name.replace("_", "-"), *map(str, values)]
+            words += [f"{option}={value}"] if str(value).startswith("-") else [option, *map(str, values)]
     return words
 
 

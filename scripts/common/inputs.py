@@ -69,15 +69,14 @@ def read_aipp(path: str) -> Dict[str, str]:
 def input_of(described: Dict[str, Any], aipp_path: Optional[str], batch_size: int = 1) -> Input:
     """What a model takes, as onnx_file.describe() has it, where images are bytes with the AIPP settings of a file.
 
-    batch_size: of a model that leaves it open. Raises: Refusal for settings that give images of another size.
+    Raises: Refusal for settings that give images of another size.
     """
-    fixed, *shape = described["shape"]
-    aipp = read_aipp(aipp_path) if aipp_path else {}
-    size = [int(aipp[f"crop_size_{side}"]) for side in "hw"] if aipp else shape[1:]
-    if size != shape[1:]:
+    aipp, (channels, height, width) = read_aipp(aipp_path) if aipp_path else {}, described["shape"][1:]
+    size = [int(aipp[f"crop_size_{side}"]) for side in "hw"] if aipp else [height, width]
+    if size != [height, width]:
         raise Refusal(f"{shown(aipp_path or '')} gives images of {size[1]}×{size[0]}, but the model takes "
-                      f"{shape[2]}×{shape[1]}; set src_image_size_w and src_image_size_h")
-    return Input(described["input"], tuple(shape), fixed or batch_size, aipp)
+                      f"{width}×{height}; set src_image_size_w and src_image_size_h")
+    return Input(described["input"], (channels, height, width), batch_size, aipp)
 
 
 def apply_aipp(pixels: np.ndarray, aipp: Dict[str, str]) -> np.ndarray:

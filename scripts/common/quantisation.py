@@ -246,7 +246,8 @@ class Task:
 
     def __init__(self, tool: str, arguments: argparse.Namespace, **more: Any) -> None:
         self.arguments, self.described = arguments, onnx_file.describe(arguments.model)
-        self.single, self.several = (input_of(self.described, arguments.aipp, size) for size in (1, BATCH))
+        fixed = self.described["shape"][0]
+        self.single, self.several = (input_of(self.described, arguments.aipp, fixed or size) for size in (1, BATCH))
         self.paths = list_inputs(arguments.calibrate)
         self.stems = list(map(result_stem, self.paths))
         self.chosen = spaced(self.paths, arguments.images)

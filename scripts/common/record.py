@@ -206,9 +206,10 @@ def write(product: str, made_by: Row, paths: Iterable[str], **notes: Any) -> Non
 def write_files(product: str, made_by: Row, contents: Dict[str, Any], **notes: Any) -> None:
     """Write all files of a product, {path: bytes}, and its record. What only an earlier run made beside them goes."""
     claim(product, contents)
+    folder, new = os.path.dirname(os.path.abspath(product)), set(map(os.path.abspath, contents))
     for name, *rest in files_of(read(path_of(product)).rows):
-        path = os.path.join(os.path.dirname(product), name)
-        if path not in contents and os.path.basename(name) == name and holds(product, [[name, *rest]]):
+        path = os.path.join(folder, name)
+        if path not in new and os.path.basename(name) == name and holds(product, [[name, *rest]]):
             os.unlink(path)
     begin(product, made_by, contents)
     for path, data in contents.items():
