@@ -254,8 +254,9 @@ def needed_room(data: Data, images: int, ascend_runs: bool) -> int:
     arguments, model = data.arguments, MODEL_BYTES
     with contextlib.suppress(Refusal, OSError):
         model = max(model, os.path.getsize(evaluation.weights_file(data.checkpoint)))
-    models = 2 + len(arguments.batch_sizes) * ascend_runs  # ONNX, and the sample or an int8 model
-    per_image = [3 * data.img_size() ** 2 * VALUE_BYTES[arguments.uint8], RESULT_BYTES]
+    kinds = 1 + (vars(arguments).get("precision") == "int8")  # check.py itself has no --precision
+    models = 1 + kinds * (1 + len(arguments.batch_sizes) * ascend_runs)  # the sample, .onnx, .om
+    per_image = [3 * data.img_size() ** 2 * VALUE_BYTES[arguments.uint8], *[RESULT_BYTES] * kinds]
     there = 0
     for path, folders, names in os.walk(arguments.workdir):
         folders[:] = [name for name in folders if not name.startswith("prep_dataset")

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from common import accuracy
+from common import accuracy, cli, files
 from common.cli import Refusal
 
+import check
 import expect
 import numpy as np
 import pytest
@@ -102,10 +103,20 @@ def test_the_pipeline_refuses_what_multi_label_has_no_figure_for_before_it_begin
 
 def test_a_file_of_a_run_at_work_may_go_while_the_room_is_reckoned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                                                                       ) -> None:
-    import check
     monkeypatch.setattr(check.os, "walk", lambda _: [(str(tmp_path), [], ["a.bin.part"])])
     monkeypatch.setattr(sys, "argv", ["check.py", "--backend", "cpu", "--workdir", str(tmp_path / "work")])
     assert check.main() == 0
+
+
+def test_int8_takes_more_room_its_own_models_and_results(tmp_path: Path) -> None:
+    parser = cli.parser("")
+    check.add_options(parser)
+    arguments = parser.parse_args(["--workdir", str(tmp_path / "work")])
+    data = check.Data(arguments)
+    before = check.needed_room(data, 1000, True)
+    arguments.precision = "int8"
+    more = 1000 * files.occupied([check.RESULT_BYTES]) + (1 + len(arguments.batch_sizes)) * check.MODEL_BYTES
+    assert check.needed_room(data, 1000, True) == before + more
 
 
 # ---- mean average precision ------------------------------------------------------------------------------------------
