@@ -108,20 +108,14 @@ def other_order(run: Run) -> List[Trial]:
 
 # ---- what is tried on images -----------------------------------------------------------------------------------------
 
-Infer = Callable[[np.ndarray], np.ndarray]  # from images, float32 [n, 3, h, w], to the first answers, int [n]
+Infer = Callable[[np.ndarray], np.ndarray]  # from images, float32 [n, 3, h, w], to logits, [n, classes]
 Reader = Callable[[List[str]], np.ndarray]  # from stems to images
-
-
-def answers_of(model: Any) -> Infer:
-    """Of an onnx.ModelProto."""
-    logits_of = operators.logits_of(model)
-    return lambda images: logits_of(images).argmax(1)
 
 
 def top1(infer: Infer, images: Reader, stems: List[str], truth: np.ndarray) -> float:
     """Top-1 in per cent over the stems."""
     batches = [stems[at:at + BATCH] for at in range(0, len(stems), BATCH)]
-    return share(np.concatenate([infer(images(batch)) for batch in batches]) == truth)
+    return share(np.concatenate([infer(images(batch)).argmax(1) for batch in batches]) == truth)
 
 
 def prepared_reader(run: Run) -> Reader:
@@ -157,7 +151,7 @@ def other_lineage(run: Run, checkpoint: str) -> Tuple[str, Infer]:
     path = evaluation.weights_file(checkpoint)
     seen = Recognised(run.notes["variant"], int(run.notes["num_classes"]), other, "")
     network = load_network(find_state_dict(load_checkpoint(path), path).tensors, path, seen)
-    return other, answers_of(build_model(network, int(run.notes["img_size"]), 11))
+    return other, operators.logits_of(build_model(network, int(run.notes["img_size"]), 11))
 
 
 def settings_of(weights: Weights) -> List[Evaluation]:
@@ -170,7 +164,7 @@ def try_images(run: Run, weights: Weights, checkpoint: Optional[str]) -> Tuple[f
     """(Top-1 of these images as they were judged, the trials, what could not be tried and why)."""
     places = spaced(list(range(len(run.stems))), IMAGES)
     stems, truth, trials, notes = [run.stems[place] for place in places], run.truth[places], [], []
-    read, infer = prepared_reader(run), answers_of(onnx_file.load(run.model))
+    read, infer = prepared_reader(run), operators.logits_of(onnx_file.load(run.model))
     trials.append(("red and blue swapped (BGR)", top1(infer, lambda names: np.ascontiguousarray(read(names)[:, ::-1]),
                                                       stems, truth)))
     header = manifest.read_manifest(run.report["prep"])[0]

@@ -159,11 +159,11 @@ def recipe(arguments: argparse.Namespace, chip: str) -> record.Row:
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 def read_accuracy(path: str) -> Dict[str, str]:
-    """{"Top1 accuracy": "100.0%", ...} from TResNet_postprocess.py's acc.json."""
+    """{"Top1 accuracy": "100.0%", ...}, or of several labels {"Mean average precision": …}, from an acc.json."""
     try:
         with open(path, encoding="utf-8") as file:
             rows = {str(row["key"]): str(row["value"]) for row in json.load(file)["value"]}
-        accuracy = {key: value for key, value in rows.items() if key.endswith("accuracy")}
+        accuracy = {key: value for key, value in rows.items() if value.endswith("%")}
         if not accuracy:
             raise KeyError("accuracy")
         return accuracy
@@ -175,7 +175,7 @@ def read_accuracy(path: str) -> Dict[str, str]:
 def short_accuracy(accuracy: Dict[str, str]) -> str:
     """ "Top-1 80.5%, Top-5 94.43%": the first and the last of the figures."""
     keys = sorted(accuracy)
-    return ", ".join(re.sub(r"^Top(\d+) .*", r"Top-\1 ", key) + accuracy[key]
+    return ", ".join(re.sub(r"^Top(\d+) .*", r"Top-\1", key) + " " + accuracy[key]
                      for key in keys[:1] + keys[1:][-1:]) or NOT_MEASURED
 
 

@@ -169,6 +169,10 @@ def test_kept_figures_get_the_accuracy_and_data_set_of_today(machine: Machine, t
     assert line in (machine[1] / "perf.md").read_text() and line in done.stdout
     report = json.loads((machine[1] / "perf.json").read_text())
     assert (report["data_set"], report["accuracy"]) == ("ImageNet", {"Top1 accuracy": "80.5%"})
+    several = [{"key": "Number of images", "value": "9"}, {"key": "Mean average precision", "value": "81.2%"}]
+    (machine[1] / "acc.json").write_text(json.dumps({"value": several}))
+    done = sweep(machine, *words, "--data-set", "MS-COCO", "--accuracy", "acc.json", PATH=path)
+    assert "| X | 8 | MS-COCO | Mean average precision 81.2% | 1000.0 | 8.000 | 16.000 |" in done.stdout
     assert "up to date" in sweep(machine, *words, PATH=path).stdout
     assert "| X | 8 | - | - | 1000.0 |" in (machine[1] / "perf.md").read_text()
 
