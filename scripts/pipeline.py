@@ -344,7 +344,9 @@ class Chain:
         elif not self.steps.dry_run:
             self.steps.name = "summary"
             print(f"\n== Summary ({time.time() - self.began:.0f} s) ==")
-            summary.show(self)
+            float32 = self.result if self.judged != self.result else None
+            summary.show(self.arguments.workdir, self.backend, self.model, self.judged_model, self.judged, float32,
+                         "compare" in self.made, "perf" in self.made, self.sample)
 
 
 def contradictions(given: argparse.Namespace, data: check.Data, backend: str) -> List[Tuple[bool, str]]:

@@ -1,7 +1,7 @@
 """What a run of the pipeline found and where its files are, in lines to read."""
 import json
 import os
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from common import record
 from common.files import read_regular
@@ -14,9 +14,10 @@ def read_json(path: str) -> Any:
     return json.loads(read_regular(path))
 
 
-def accuracy(path: str) -> Dict[str, str]:
+def accuracy(workdir: str, name: str) -> Dict[str, str]:
     """{"Top1 accuracy": "93.75%", ...} of one of the work folder's accuracy files."""
-    return {row["key"]: row["value"] for row in read_json(path)["value"] if row["value"].endswith("%")}
+    rows = read_json(os.path.join(workdir, name))["value"]
+    return {row["key"]: row["value"] for row in rows if row["value"].endswith("%")}
 
 
 def precision_before(backend: str) -> str:
@@ -35,25 +36,30 @@ def put_back(model: str) -> List[Tuple[str, str]]:
                            f"{high:.2f}), --max-drop {report['max_drop']:g}"), ("put back", layers or "nothing")]
 
 
-def against_float(chain: Any) -> List[Tuple[str, str]]:
+def against_float32(workdir: str, result: str, float32: str, backend: str) -> List[Tuple[str, str]]:
     """(what, value) of the lines that set a quantised model beside the one it was made from."""
-    before, now = (read_json(folder + "_summary.json")["throughput"] for folder in (chain.result, chain.judged))
-    comparison, float_name = read_json(chain.place("compare.json")), precision_before(chain.backend)
-    speed = f"{now:.1f} images/s, {float_name} {before:.1f}: {now / max(before, 1e-9):.2f} times as fast"
+    before, now = (read_json(folder + "_summary.json")["throughput"] for folder in (float32, result))
+    comparison = read_json(os.path.join(workdir, "compare.json"))
+    speed = f"{now:.1f} images/s, {precision_before(backend)} {before:.1f}: {now / max(before, 1e-9):.2f} times as fast"
     if not now or not before:  # a run was stopped after its last image and had nothing left to measure
         speed = "not measured: nothing was left to infer after an interrupted run; --force measures it"
-    other = "float32" if os.path.basename(comparison["a"]) == "result_onnx" else float_name
+    other = "float32" if os.path.basename(comparison["a"]) == "result_onnx" else precision_before(backend)
     return [("speed", speed),
             ("agreement", f"the same Top-1 as {other} for {comparison['top1_agreement']:.2f} % of the images, "
                           f"cosine similarity of the logits {comparison['cosine']['min']:.4f} at least")]
 
 
-def show(chain: Any) -> None:
-    """Print the summary of a pipeline.Chain that has run; an earlier run's files are not named."""
-    about, int8 = record.notes(chain.model), chain.judged != chain.result
-    counts = read_json(chain.place("acc_report.json"))["counts"]
-    size, kind = about["img_size"], ", int8" if int8 else ""
-    lines = [("backend", chain.backend),
+def show(workdir: str, backend: str, exported: str, model: str, result: str, float32: Optional[str], compared: bool,
+         measured: bool, sample: bool) -> None:
+    """Print the summary. exported: the ONNX file; model: it, or the int8 one; result: the folder that was evaluated;
+
+    float32: the float32 model's results, if this one is quantised; compared, measured: what this run did (an earlier
+    run's files are not named); sample: the checkpoint is the sample's.
+    """
+    about = record.notes(exported)
+    counts = read_json(os.path.join(workdir, "acc_report.json"))["counts"]
+    size, kind = about["img_size"], ", int8" if float32 else ""
+    lines = [("backend", backend),
              ("network", f"{about['variant']}, {about['num_classes']} classes, {size}×{size}, {about['lineage']} "
                          f"lineage{kind}"),
              ("images", ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in (
@@ -62,18 +68,18 @@ def show(chain: Any) -> None:
     if about.get("lineage_told") == str(False):
         lines.append(("WARNING", f"nothing in the checkpoint tells its lineage: {about['lineage']} is assumed. If it "
                       "was trained with the patched timm, every figure here is wrong: --lineage ascend"))
-    other = precision_before(chain.backend)
-    before = accuracy(chain.place(f"acc_{other}.json")) if int8 else {}
-    lines += [(key, value + (f", {other} {before[key]}" if int8 else ""))
-              for key, value in accuracy(chain.place("acc.json")).items()]
-    lines += against_float(chain) + put_back(chain.judged_model) if int8 else []
+    other = precision_before(backend)
+    before = accuracy(workdir, f"acc_{other}.json") if float32 else {}
+    lines += [(key, value + (f", {other} {before[key]}" if float32 else ""))
+              for key, value in accuracy(workdir, "acc.json").items()]
+    lines += against_float32(workdir, result, float32, backend) + put_back(model) if float32 else []
     names = [("report", "report.html"), ("accuracy", "acc.json"), ("each image", "acc_report.json")]
-    names += [("comparison", "compare.json")] if "compare" in chain.made else []
-    names += [("throughput", "perf.md"), ("its plot", "perf.png")] if "perf" in chain.made else []
-    lines += [(what, chain.place(name)) for what, name in names]
-    lines += [("predictions", chain.judged), ("model", chain.judged_model)]
+    names += [("comparison", "compare.json")] if compared else []
+    names += [("throughput", "perf.md"), ("its plot", "perf.png")] if measured else []
+    lines += [(what, os.path.join(workdir, name)) for what, name in names]
+    lines += [("predictions", result), ("model", model)]
     width = max(len(what) for what, _ in lines)
     for what, value in lines:
         print(f"{what:<{width}}  {value}")
-    if chain.sample:
+    if sample:
         print(SAMPLE_NOTE)
