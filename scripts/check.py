@@ -176,6 +176,10 @@ class Data:
         form = dataset.find(self.folder)
         if self.packed:
             return dataset.describe(form)
+        workdir, images = map(os.path.realpath, (self.arguments.workdir, self.images))
+        if os.path.commonpath([workdir, images]) == images:
+            raise Refusal(f"the work folder {shown(self.arguments.workdir)} is inside {shown(self.images)}; name "
+                          "another by --workdir")
         self.sources, _ = find_images(self.images)
         if not self.sources:
             raise Refusal(f"there are no images in {shown(self.images)}: no file there ends in {', '.join(SUFFIXES)}")
@@ -314,7 +318,10 @@ def examine(arguments: argparse.Namespace, data: Data) -> Tuple[str, str, List[R
     rows = [] if arguments.backend == "cpu" else ascend_rows(arguments.soc_version, arguments.device)
     backend, why = choose(arguments, rows)
     wrong, mend = files.path_problem(arguments.workdir)
-    rows.append(Row("ascend", "work folder", not wrong,
+    unusable = files.unusable(arguments.workdir)
+    if unusable:
+        wrong, mend = unusable, "name another by --workdir"
+    rows.append(Row("both" if unusable else "ascend", "work folder", not wrong,
                     f"{shown(os.path.abspath(arguments.workdir))} {wrong or 'fits the rules of ais_bench'}", mend))
     return backend, why, rows + data_rows(data, backend == "ascend")
 

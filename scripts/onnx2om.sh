@@ -3,7 +3,7 @@
 set -eu
 
 here=$(dirname -- "$(readlink -f -- "$0")")
-unset PYTHONHOME # with it no virtual environment finds its packages
+unset PYTHONHOME PYTHONSAFEPATH # with them Python finds no virtual environment's packages, and no files beside a program
 python=${TRESNET_PYTHON:-$("${PYTHON:-python3}" "$here/setup_env.py" --dry-run)}
 if ! command -v "$python" >/dev/null; then
     echo "onnx2om.sh: there is no Python at $python; make it by python3 $here/setup_env.py, or set TRESNET_PYTHON to one that has the package onnx" >&2

@@ -4,6 +4,7 @@ set -eu
 
 here=$(dirname -- "$(readlink -f -- "$0")")
 python=${PYTHON:-python3}
+unset PYTHONSAFEPATH # with it no program finds the files beside it
 if [ -n "${PYTHONHOME-}" ]; then
     echo "pipeline.sh: PYTHONHOME=$PYTHONHOME is not used: with it no virtual environment finds its packages" >&2
     unset PYTHONHOME

@@ -77,7 +77,8 @@ def run_pip(arguments: Sequence[str], python: str = sys.executable) -> None:
     if pip.returncode:
         print("\n".join(said), file=sys.stderr)
         raise Refusal(f"pip failed with status {pip.returncode} (its words stand above); mend what it names, for "
-                      f"instance the network or the disk, and start again: {' '.join(map(shown, command))}")
+                      "instance the network or the disk, and start this program again; the command was: "
+                      + " ".join(map(shown, command)))
 
 
 def download(package: str, sha256: str, folder: str, *options: str) -> str:

@@ -34,7 +34,9 @@ def whole(path: str) -> Iterator[str]:
     try:
         yield part
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = path  # a full disk's error names no file
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
         raise
@@ -76,7 +78,7 @@ def read_regular(path: str, follow_links: bool = True, largest: int = LARGEST) -
                 raise Refusal(f"{shown(path)} has {status.st_size:,} bytes; at most {largest:,} were expected")
             return stream.read()
     except OSError as error:
-        what = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        what = "it is a symbolic link" if error.errno == errno.ELOOP and not follow_links else error.strerror
         raise Refusal(f"cannot read {shown(path)}: {what}") from None
 
 
@@ -92,9 +94,21 @@ def remove_parts(folder: str, names: str = r".*") -> None:
 def existing_part(path: str) -> str:
     """The path itself, or the nearest folder above it that exists, absolute."""
     path = os.path.abspath(path)
-    while not os.path.lexists(path):
+    while not os.path.exists(path):
         path = os.path.dirname(path)
     return path
+
+
+def unusable(path: str) -> str:
+    """What keeps a folder from being made, if it is not there, and written to, in words; "" if nothing is seen."""
+    there = existing_part(path)
+    if os.path.islink(path) and not os.path.exists(path):
+        return "is a symbolic link to nowhere"
+    if not os.path.isdir(there):
+        return f"cannot be made or written: {shown(there)} is not a folder"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"cannot be made or written: {shown(there)} is read-only for this user"
+    return "" if os.fsencode(path).decode(errors="ignore") == path else "has a name that is not UTF-8"
 
 
 def make_folder(path: str, option: str) -> None:

@@ -1,0 +1,66 @@
+"""Folders and files that cannot be used: what is said, and when."""
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+from common import files
+from common.cli import Refusal
+
+import pytest
+from conftest import ROOT
+
+
+def pipeline(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", *words],
+                          env=dict(os.environ, **environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True)
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError) as caught:
+        files.write_whole(str(tmp_path / "acc.json"), b"{}")
+    assert caught.value.filename == str(tmp_path / "acc.json") and not list(tmp_path.iterdir())
+
+
+def test_links_that_lead_round_are_not_taken_for_a_refused_link(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(Refusal, match="Too many levels"):
+        files.read_regular(str(tmp_path / "loop"))
+    with pytest.raises(Refusal, match="it is a symbolic link"):
+        files.read_regular(str(tmp_path / "loop"), follow_links=False)
+
+
+@pytest.mark.parametrize("name, said", (
+    ("file", "cannot be made or written: {}/file is not a folder"),
+    ("file/below", "cannot be made or written: {}/file is not a folder"),
+    ("nowhere", "is a symbolic link to nowhere"), (os.fsdecode(b"\xff"), "has a name that is not UTF-8"),
+))
+def test_a_work_folder_that_cannot_be_is_seen_by_check_and_before_anything_starts(name: str, said: str,
+                                                                                  tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("gone")
+    table = pipeline("--workdir", str(tmp_path / name), "--check")
+    assert table.returncode == 1 and said.format(tmp_path) in table.stdout, table.stdout + table.stderr
+    done = pipeline("--workdir", str(tmp_path / name))
+    assert done.returncode == 1 and f"{said.format(tmp_path)}; name another by --workdir" in done.stderr
+    assert sorted(os.listdir(str(tmp_path))) == ["file", "nowhere"]
+
+
+def test_a_work_folder_among_the_images_is_refused_before_the_export(tmp_path: Path) -> None:
+    (tmp_path / "val_union").mkdir()
+    for name in ("val_union/a.png", "model_best.pth.tar"):
+        (tmp_path / name).touch()
+    (tmp_path / "val_label.txt").write_text("a.png 0")
+    done = pipeline("--data", str(tmp_path), "--workdir", str(tmp_path / "val_union" / "work"))
+    assert done.returncode == 1 and "val_union/work is inside" in done.stderr, done.stderr
+    assert not (tmp_path / "val_union" / "work").exists()
+
+
+def test_the_pipeline_starts_where_python_does_not_look_beside_programs() -> None:
+    done = pipeline("--help", PYTHONSAFEPATH="1")
+    assert done.returncode == 0 and "--workdir" in done.stdout, done.stderr
