@@ -96,7 +96,8 @@ def make_checkpoint(labels: Dict[str, int], path: str) -> None:
     if found != list(labels.values()):
         raise Refusal("the fitted head does not give the photos their labels, "
                       f"but {found}; this PyTorch ({torch.__version__}) computes something else than expected")
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    optimizer = {"state": {}, "param_groups": [  # as torch.optim.SGD's, whose making takes a second (torch._dynamo)
+        {"lr": 0.1, "momentum": 0.9, "params": list(range(len(list(network.parameters()))))}]}
     settings = argparse.Namespace(
         model="tresnet_m", num_classes=CLASSES, img_size=EVALUATION.img_size, crop_pct=EVALUATION.crop_pct,
         interpolation=EVALUATION.interpolation, mean=list(EVALUATION.mean), std=list(EVALUATION.std), opt="sgd",
@@ -104,7 +105,7 @@ def make_checkpoint(labels: Dict[str, int], path: str) -> None:
     state = OrderedDict(("module." + name, tensor) for name, tensor in network.state_dict().items())
     with files.whole(path) as part:
         try:
-            torch.save({"epoch": 0, "arch": "tresnet_m", "state_dict": state, "optimizer": optimizer.state_dict(),
+            torch.save({"epoch": 0, "arch": "tresnet_m", "state_dict": state, "optimizer": optimizer,
                         "version": 2, "args": settings, "metric": np.float64(100.0)}, part)
         except RuntimeError as error:  # so PyTorch's writer says that the disk is full
             raise Refusal(f"{shown(path)} cannot be written ({why(error)}); is the disk full? Make room and run the "

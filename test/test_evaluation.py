@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import timm_today
-from conftest import ROOT, Shared, refusal
+from conftest import ROOT, Shared, refusal, run_here, small_network
 from pictures import bins, pattern, prepare, refused, rows
 from PIL import Image
 
@@ -178,10 +178,8 @@ def exported(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("exported")
     source = hugging_face(folder / "hf", small_sample / "model_best.pth.tar", crop_mode="squash", crop_pct=1.0,
                           interpolation="bicubic", mean=[0, 0, 0], std=[1, 1, 1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "VERIFIED_BATCHES", (1,))
-        patch.setattr(sys, "argv", ["TResNet_pth2onnx.py", str(source), str(folder / "tresnet.onnx")])
-        export.main()
+    with small_network():
+        run_here(export.main, source, folder / "tresnet.onnx")
     return folder / "tresnet.onnx"
 
 
@@ -237,27 +235,23 @@ def test_a_model_without_a_record_is_refused(pictures: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refused(small_sample: Path, tmp_path: Path,
-                                                                                  monkeypatch: Any) -> None:
+def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refused(small_sample: Path, tmp_path: Path
+                                                                                  ) -> None:
     torch = pytest.importorskip("torch")
     from common.checkpoint import load_checkpoint
 
     import TResNet_pth2onnx as export
-    monkeypatch.setattr(export, "VERIFIED_BATCHES", (1,))
     checkpoint = load_checkpoint(str(small_sample / "model_best.pth.tar"))
     target = tmp_path / "m.onnx"
-    for size, options in ((64, []), (100, ["--img-size", "96"]), (100, [])):
+    for size, options in ((64, []), (100, ["--img-size", "96"])):
         checkpoint["args"] = argparse.Namespace(img_size=size, crop_pct=0.9, mean=[0.5], std=None)
         torch.save(checkpoint, str(tmp_path / "m.pth"))
-        monkeypatch.setattr(sys, "argv", ["TResNet_pth2onnx.py", str(tmp_path / "m.pth"), str(target), *options])
-        if size == 100 and not options:
-            with pytest.raises(Refusal, match="says img_size = 100, but the network halves the image five times"):
-                export.main()
-            break
-        export.main()
+        with small_network():
+            run_here(export.main, tmp_path / "m.pth", target, *options)
         assert record.notes(str(target))["evaluation"] == {
             "img_size": 96 if options else 64, "crop_pct": 0.9, "mean": [0.5, 0.5, 0.5]}
-    shutil.rmtree(str(tmp_path))
+    with small_network(), pytest.raises(Refusal, match="says img_size = 100, but the network halves the image five "):
+        run_here(export.main, tmp_path / "m.pth", target)
 
 
 # ---- the whole family ------------------------------------------------------------------------------------------------

@@ -307,8 +307,7 @@ def test_check_names_chip_and_tools(machine: Machine) -> None:
 
 
 def test_int8_on_the_card_stands_beside_float16_and_keeps_its_promise(machine: Machine) -> None:
-    out = passed(machine, *ONE, "--precision", "int8", "--max-drop", "100", "--stem", "conv12", "--uint8",
-                 "--small-channel")
+    out = passed(machine, *ONE, "--precision", "int8", "--max-drop", "100", "--uint8", "--small-channel")
     summary = out.split("== Summary")[1]
     assert re.search(r"Top1 accuracy +[0-9.]+%, float16 100.0%\n", summary)
     assert re.search(r"speed +[0-9.]+ images/s, float16 [0-9.]+: ", summary)

@@ -11,9 +11,9 @@ import sys
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 
-from common import cli, graph, onnx_file, record
+from common import cli, graph, network, onnx_file, record
 from common.checkpoint import Tensors, find_state_dict, load_checkpoint
 from common.graph import build_model
 from common.names import STEMS
@@ -24,7 +24,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, refusal, sha256
+from conftest import GOLDEN, ROOT, SMALL, refusal, sha256, small_network
 from fill import fill
 from make_sample import load_images
 
@@ -35,7 +35,6 @@ VARIANTS = ("tresnet_m", "tresnet_l", "tresnet_xl")
 ALLOWED = {"Conv", "LeakyRelu", "Relu", "Add", "Mul", "Sigmoid", "GlobalAveragePool", "AveragePool", "Flatten", "Gemm"}
 NODES = {"tresnet_m": 256, "tresnet_l": 369, "tresnet_xl": 447}
 REFLECTED = 3  # blurs, each with two times Slice and Concat
-SMALL = 64  # pixels: all that does not compare with golden values is exported at this size, to be quick
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +72,18 @@ def one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "VERIFIED_BATCHES", (1,))
 
 
-@pytest.fixture(scope="module")
-def small(weights: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bare TResNet-M state dict of the ascend lineage."""
+@pytest.fixture
+def state() -> Iterator[Tensors]:
+    """The state dict of a small_network(), ascend lineage, while the test lasts: for what needs no golden values."""
+    with small_network():
+        yield fill(network.create_network("tresnet_m", 1000).state_dict())
+
+
+@pytest.fixture
+def small(state: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`state` as a bare checkpoint."""
     path = tmp_path_factory.mktemp("checkpoint") / "small.pth"
-    torch.save(weights["tresnet_m"], path)
+    torch.save(state, path)
     return path
 
 
@@ -179,8 +185,8 @@ def test_golden_logits_through_the_onnx_file(variant: str, form: str, weights: A
 
 
 @pytest.mark.parametrize("dtype, tolerance", (("F32", 0), ("F16", 2e-3), ("BF16", 2e-2)))
-def test_safetensors_are_read_in_every_precision(dtype: str, tolerance: float, weights: Any, tmp_path: Path) -> None:
-    state = today(weights["tresnet_m"])
+def test_safetensors_are_read_in_every_precision(dtype: str, tolerance: float, state: Tensors, tmp_path: Path) -> None:
+    state = today(state)
     save_safetensors(tmp_path / "weights.safetensors", state, dtype)
     found = find_state_dict(load_checkpoint(str(tmp_path / "weights.safetensors")), "weights").tensors
     assert list(found) == list(state)
@@ -191,17 +197,16 @@ def test_safetensors_are_read_in_every_precision(dtype: str, tolerance: float, w
 
 
 def test_a_safetensors_file_and_half_precision_are_exported(
-        weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    save_safetensors(tmp_path / "half.safetensors", today(weights["tresnet_m"]), "F16")
+        state: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    save_safetensors(tmp_path / "half.safetensors", today(state), "F16")
     run_main(monkeypatch, tmp_path / "half.safetensors", tmp_path / "half.onnx", "--img-size", SMALL)
     said = capsys.readouterr().out
     assert "tresnet_m, 1000 classes, miil lineage, named as by timm 0.8 or newer" in said
     assert "verified: ONNX Runtime differs from PyTorch by at most" in said
 
 
-def test_averaged_weights_are_taken_only_when_asked_for(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_averaged_weights_are_taken_only_when_asked_for(state: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                         capsys: pytest.CaptureFixture) -> None:
-    state = weights["tresnet_m"]
     averaged = OrderedDict(state, **{"head.fc.bias": torch.full_like(state["head.fc.bias"], 7.0)})
     torch.save({"state_dict": state, "state_dict_ema": averaged}, tmp_path / "both.pth")
     biases = {}
@@ -214,10 +219,10 @@ def test_averaged_weights_are_taken_only_when_asked_for(weights: Any, tmp_path: 
     assert "it also holds averaged weights" in capsys.readouterr().out
 
 
-def test_any_number_of_classes_and_a_larger_image(weights: Any, tmp_path: Path,
+def test_any_number_of_classes_and_a_larger_image(state: Tensors, tmp_path: Path,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    state = OrderedDict(weights["tresnet_m"], **{"head.fc.weight": torch.rand(7, 2048), "head.fc.bias": torch.rand(7)})
-    torch.save(state, tmp_path / "tuned.pth")
+    head = {"head.fc.weight": state["head.fc.weight"][:7], "head.fc.bias": torch.rand(7)}
+    torch.save(OrderedDict(state, **head), tmp_path / "tuned.pth")
     run_main(monkeypatch, tmp_path / "tuned.pth", tmp_path / "tuned.onnx", "--img-size", 448)
     model = onnx.load(str(tmp_path / "tuned.onnx"))
     shapes = [[side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
@@ -230,8 +235,8 @@ def test_any_number_of_classes_and_a_larger_image(weights: Any, tmp_path: Path,
     assert record.notes(str(tmp_path / "tuned.onnx"))["num_classes"] == "7"
 
 
-def test_ascend_weights_whose_counters_were_stripped_need_a_word_from_the_user(weights: Any) -> None:
-    tensors = untracked(weights["tresnet_m"])
+def test_ascend_weights_whose_counters_were_stripped_need_a_word_from_the_user(state: Tensors) -> None:
+    tensors = untracked(state)
     assert recognise(tensors, "x.pth", None, None, None).lineage == "miil"
     assert recognise(tensors, "x.pth", None, None, "ascend").lineage == "ascend"
 
@@ -339,15 +344,15 @@ def test_the_stem_is_the_one_asked_for(stem: str, kernels: Any, first: str, smal
     assert [attributes(node)["kernel_shape"] for node in before if node.op_type == "Conv"] == kernels
 
 
-def test_reflect_padding_is_one_pad_on_request(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save(untracked(weights["tresnet_m"]), tmp_path / "official.pth")
+def test_reflect_padding_is_one_pad_on_request(state: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(untracked(state), tmp_path / "official.pth")
     run_main(monkeypatch, tmp_path / "official.pth", tmp_path / "network.onnx", "--img-size", SMALL, "--reflect", "pad")
     counts = Counter(node.op_type for node in onnx.load(str(tmp_path / "network.onnx")).graph.node)
     assert (counts["Pad"], counts["Slice"], counts["Concat"]) == (REFLECTED, 0, 0)
 
 
-def test_a_checkpoint_of_zeros_is_refused(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    zeros = {name: torch.zeros_like(tensor) for name, tensor in weights["tresnet_m"].items()}
+def test_a_checkpoint_of_zeros_is_refused(state: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     torch.save(zeros, tmp_path / "zeros.pth")
     with pytest.raises(cli.Refusal, match="every logit of the network is 0"):
         run_main(monkeypatch, tmp_path / "zeros.pth", tmp_path / "network.onnx", "--img-size", SMALL)
@@ -459,7 +464,7 @@ def broken_files(folder: Path, state: Dict[str, torch.Tensor]) -> Dict[str, str]
     torch.save(OrderedDict(state, **{"body.conv1.0.weight": torch.zeros(65, 48, 3, 3)}), folder / "width_65.pth")
     torch.save(OrderedDict(state, **{"head.fc.bias": state["head.fc.bias"] * float("nan")}), folder / "nan.pth")
     torch.save(OrderedDict(state, **{"head.extra": torch.zeros(3)}), folder / "unexpected.pth")
-    torch.save(OrderedDict(state, **{"body.layer4.2.conv3.0.weight": torch.zeros(2048, 256, 1, 1)}),
+    torch.save(OrderedDict(state, **{"body.layer4.0.conv3.0.weight": torch.zeros(512, 256, 1, 1)}),
                folder / "misshapen.pth")
     torch.save(OrderedDict((name, tensor) for name, tensor in state.items() if name != "body.layer1.0.se.fc1.bias"),
                folder / "missing.pth")
@@ -474,15 +479,15 @@ def broken_files(folder: Path, state: Dict[str, torch.Tensor]) -> Dict[str, str]
         "outside.safetensors": "a lies outside the file's data", "no_weights.pth": "should hold a state dict",
         "resnet.pth": "is not a TResNet", "width_65.pth": "has 65 channels",
         "nan.pth": "head.fc.bias has values that are not finite", "unexpected.pth": "head.extra is not expected",
-        "misshapen.pth": "body.layer4.2.conv3.0.weight has shape [2048, 256, 1, 1] instead of [2048, 512, 1, 1]",
+        "misshapen.pth": "body.layer4.0.conv3.0.weight has shape [512, 256, 1, 1] instead of [512, 128, 1, 1]",
         "missing.pth": "body.layer1.0.se.fc1.bias is missing", "arch.pth": "says tresnet_l, but the tensors of",
         "twice.pth": "holds some tensors twice",
     }
 
 
 def test_broken_and_hostile_files_are_refused_in_one_sentence_and_nothing_runs(
-        weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = broken_files(tmp_path, weights["tresnet_m"])
+        state: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = broken_files(tmp_path, state)
     for name, sentence in expected.items():
         with pytest.raises(SystemExit) as error:
             run_main(monkeypatch, tmp_path / name, tmp_path / "network.onnx", "--img-size", SMALL)
