@@ -195,6 +195,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> Optional[bool]:
+    """A file none of whose tests is asked for is not even imported: that takes longer than many of the tests."""
+    asked, text = str(config.option.markexpr), ""
+    if collection_path.suffix == ".py":
+        text = collection_path.read_text(encoding="utf-8")
+    unasked = "not slow" in asked and "\npytestmark = pytest.mark.slow\n" in text
+    unasked |= asked.split()[-2:] in (["alone"], ["and", "alone"]) and "mark.alone" not in text
+    return True if text and unasked else None  # None: let others decide
+
+
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
     """What takes longest begins first, so that no process is left with it alone at the end."""
     def turn(item: pytest.Item) -> Tuple[int, bool]:

@@ -21,7 +21,7 @@ from conftest import ROOT, SMALL, copy_products, run
 from pictures import pattern
 
 NUMBERS = [1, 7, 12, 400, 999, *range(30, 55)]  # of the 30 images among the 50,000 (here: among 1,000)
-WNIDS = [f"n{number:08d}" for number in np.sort(np.random.RandomState(1).choice(10**8, 1000, replace=False))]
+WNIDS = [f"n{number:08d}" for number in np.unique(np.random.RandomState(1).randint(0, 10**8, 1100))[:1000]]
 CLASSES = {number: int(label) for number, label in zip(
     range(1, 1001), np.random.RandomState(2).randint(0, 1000, 1000))}  # image: its class in training order
 IDS = np.random.RandomState(3).permutation(1000) + 1  # ILSVRC2012_ID of each class: another order, as in the devkit
