@@ -194,13 +194,18 @@ class Data:
         return sum(map(os.path.getsize, archives))
 
     def check_labels(self) -> str:
+        class_map = self.arguments.class_map
+        if class_map and not self.from_folders():
+            if not self.sources:
+                raise Refusal("--class-map is for images in class folders, and there are none here; leave it out")
+            class_labels(self.images, self.sources, name_bins(self.sources), class_map)
         if self.arguments.labels or not self.to_prepare():
             return self.check_lines()
         return dataset.describe(dataset.find(self.folder))
 
     def check_lines(self) -> str:
         """That each image has a label, as far as the images are there already."""
-        if self.packed:
+        if self.packed or self.is_sample:
             return f"{len(self.read())} in {shown(self.labels)}"
         if not self.sources:
             raise Refusal("there are no images that they could belong to")
@@ -279,7 +284,8 @@ def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
     rows = []
     if data.is_sample:
         rows = [Row("both", "data", True, "the sample: 20 photos and a checkpoint, made by the first step")]
-        checks = checks[2:] if data.arguments.checkpoint else []
+        given = {"labels": data.arguments.labels or data.arguments.class_map, "checkpoint": data.arguments.checkpoint}
+        checks = [check for check in checks if given.get(check[0])]
     for item, check, mend in checks:
         try:
             rows.append(Row("both", item, True, check()))

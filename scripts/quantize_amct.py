@@ -101,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_tools(model: str) -> None:
     """Raises: Refusal for a model that AMCT does not read, or if there is no AMCT."""
-    opset = max(entry.version for entry in onnx_file.load(model).opset_import)
+    opset = max((entry.version for entry in onnx_file.load(model).opset_import), default=0)
     if opset not in OPSETS:
         raise Refusal(f"{shown(model)} has opset {opset}, and AMCT reads {OPSETS[0]} to {OPSETS[-1]}; export "
                       "it with --opset 11")

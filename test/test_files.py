@@ -3,6 +3,7 @@ import errno
 import os
 import subprocess
 from pathlib import Path
+from typing import Tuple
 
 from common import files
 from common.cli import Refusal
@@ -59,6 +60,23 @@ def test_a_work_folder_among_the_images_is_refused_before_the_export(tmp_path: P
     done = pipeline("--data", str(tmp_path), "--workdir", str(tmp_path / "val_union" / "work"))
     assert done.returncode == 1 and "val_union/work is inside" in done.stderr, done.stderr
     assert not (tmp_path / "val_union" / "work").exists()
+
+
+@pytest.mark.parametrize("words, said", (
+    (("--labels", "/nowhere"), "labels: cannot read /nowhere"),
+    (("--class-map", "val_label.txt"), "--class-map is for images in class folders, and there are none here"),
+    (("--class-map", "val_label.txt", "--data", "."), "--class-map is for images in class folders (SRC/CLASS/IMAGE)"),
+    (("--class-map", "/nowhere", "--data", "."), "--class-map is for images in class folders (SRC/CLASS/IMAGE)"),
+))
+def test_labels_that_cannot_serve_are_seen_before_anything_is_made(words: Tuple[str, ...], said: str, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "val_union").mkdir()
+    for name in ("val_union/a.png", "model_best.pth.tar"):
+        (tmp_path / name).touch()
+    (tmp_path / "val_label.txt").write_text("a.png 0")
+    monkeypatch.chdir(tmp_path)
+    done = pipeline(*words)
+    assert done.returncode == 1 and said in done.stderr and not (tmp_path / "work").exists(), done.stderr
 
 
 def test_the_pipeline_starts_where_python_does_not_look_beside_programs() -> None:

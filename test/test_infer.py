@@ -233,7 +233,7 @@ def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: P
     (("--batchsize", "-1"), 2, "a whole number"), (("--outfmt", "CSV"), 2, "invalid choice"),
     (("--output_dirname", "x"), 2, "goes with --output"),
     (("--output", ".", "--output_dirname", "../x"), 2, "a plain file name is expected"),
-    (("--input", "nowhere"), 1, "should be a folder with .bin"),
+    (("--input", "nowhere"), 1, "infer_onnx.py: nowhere should be a folder with .bin"),  # --calibrate says so as well
 ))
 def test_wrong_usage(options: Any, status: int, sentence: str, model: Path) -> None:
     assert sentence in refuses("--model", model, *options, status=status, cwd=str(model.parent))

@@ -317,6 +317,13 @@ def test_what_quantising_for_the_card_needs(words: List[str], status: int, compl
     assert done.returncode == status and complaint in done.stderr
 
 
+def test_an_empty_file_in_place_of_a_model_is_refused(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+    done = start_here(quantize_amct.main, {"PATH": str(tmp_path)}, machine[1], "quantize_amct.py",
+                      tmp_path / "empty.onnx", "int8.onnx", "--calibrate", tmp_path)
+    assert done.returncode == 1 and "empty.onnx has opset 0, and AMCT reads 8 to 14" in done.stderr, done.stderr
+
+
 def test_amct_that_fails_is_reported(tiny: Path, machine: Machine) -> None:
     command = [machine[0]["TRESNET_PYTHON"], quantize_amct.__file__, tiny / "tiny.onnx", "int8.onnx", "--calibrate",
                tiny / "in"]

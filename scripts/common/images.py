@@ -88,7 +88,7 @@ def list_inputs(folder: str) -> List[str]:
         paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder), key=natural_key)]
     paths = [path for path in paths if path.lower().endswith(INPUT_SUFFIXES) and os.path.isfile(path)]
     if not paths:
-        raise Refusal(f"--input {shown(folder)} should be a folder with .bin or .npy files, but holds none; prepare "
+        raise Refusal(f"{shown(folder)} should be a folder with .bin or .npy files, but holds none; prepare "
                       "them: python3 TResNet_preprocess.py ./ImageNet/val_union ./prep_dataset")
     by_stem: Dict[str, str] = {}
     for path in paths:
