@@ -360,6 +360,8 @@ def contradictions(given: argparse.Namespace, data: check.Data, backend: str) ->
          "--max-drop is a promise about int8: give --precision int8 as well"),
         (given.max_drop is not None and data.several_answers(),
          "--max-drop is about Top-1, and these labels give an image several classes; leave it out"),
+        (given.max_drop is not None and given.tune,
+         "--tune does not try --max-drop: leave it out here, and add it to the command of the best if that is int8"),
         (given.multi_label and given.shard[1] > 1,
          "--multi-label takes all images in one run: the mean average precision of parts cannot be put together; leave "
          "out --shard"),

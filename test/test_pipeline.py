@@ -195,6 +195,7 @@ def test_gates_end_with_status_3_and_one_sentence(small_sample: Path, copy: Path
     (("--batch-sizes", "1,,2"), 2, "batch sizes joined by commas"), (("--loop", "99999999999"), 2, "a whole number"),
     (("--min-cosine", "0.9"), 2, "--min-cosine needs a comparison"),
     (("--max-drop", "1"), 2, "--max-drop is a promise about int8"),
+    (("--tune", "--precision", "int8", "--max-drop", "1"), 2, "--tune does not try --max-drop"),
     (("--small-channel", "--backend", "cpu"), 2, "--small-channel is for a first convolution behind AIPP on the card"),
     (("--data", "/nowhere"), 1, "should hold a folder val_union/"),
     (("--workdir", "/proc/work"), 1, "cannot be made or written"),
