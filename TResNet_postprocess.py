@@ -192,8 +192,8 @@ def account(prep: str, results: Dict[str, str]) -> Names:
                       f"({some(prepared ^ written.keys())}); run TResNet_preprocess.py again")
     foreign = [stem for stem in results if stem not in names]
     if foreign:
-        raise Refusal(f"{len(foreign)} results belong to no .bin in {shown(prep)}: {some(foreign)}; are they another "
-                      "run's?")
+        raise Refusal(f"{len(foreign)} of {len(results)} results belong to no .bin in {shown(prep)}: {some(foreign)}; "
+                      "they may be another run's: move them away")
     lacking = names.keys() - results.keys()
     if lacking:
         raise Refusal(f"the inference was incomplete: {len(lacking)} of {len(names)} .bin files in {shown(prep)} have "

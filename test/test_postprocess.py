@@ -859,7 +859,7 @@ def test_an_incomplete_inference_is_refused(prepared: Path) -> None:
 def test_results_of_something_else_are_refused(prepared: Path) -> None:
     write(prepared / "result", {"z": scores(10, 1)})
     (prepared / "labels.txt").write_text("a 3\nb 0\nc 2\nd 6\nz 1\n")
-    assert "1 results belong to no .bin in" in refused(prepared, "--prep", prepared / "prep")
+    assert "1 of 5 results belong to no .bin in" in refused(prepared, "--prep", prepared / "prep")
 
 
 def test_results_of_an_older_run_are_refused(prepared: Path) -> None:
