@@ -29,7 +29,7 @@ fi
 unset PYTHONDONTWRITEBYTECODE  # hundreds of Pythons start: what they import is compiled once
 # Memory that a program has given back stays its own: the system would fill it with zeros each time it is taken again,
 # which is half of the system's share of the time with networks of 125 to 320 MB.
-export GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8000000000
+export GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000
 
 echo "== pytest =="
 status=0

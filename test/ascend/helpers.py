@@ -106,7 +106,7 @@ def onnx_outputs(model: Any, images: np.ndarray) -> List[np.ndarray]:
     return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"image": images})
 
 
-def onnx_scores(model: Path, images: np.ndarray) -> np.ndarray:
+def onnx_scores(model: Any, images: np.ndarray) -> np.ndarray:
     return onnx_outputs(model, images)[0]
 
 
