@@ -114,14 +114,14 @@ def make_checkpoint(labels: Dict[str, int], path: str) -> None:
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("folder", type=cli.path, help="made if it is not there")
+    parser.add_argument("folder", metavar="FOLDER", type=cli.path, help="made if it is not there")
     folder = parser.parse_args().folder
     product = os.path.join(folder, "sample")
     made_by = record.recipe(__file__, {"seed": SEED}, packages=("torch", "numpy", "Pillow"), package=PACKAGE,
                             wheel=WHEEL_SHA256, patch=record.sha256(os.path.join(ROOT, "TResNet.patch")))
     if not record.is_current(product, made_by):
         files.check_space(folder, SPACE, "name another folder")
-        files.make_folder(folder, "another name")
+        files.make_folder(folder, "FOLDER")
         photos = {os.path.join(folder, "val_union", name): content for name, content in fetch_photos().items()}
         labels = {path: int(PHOTO_LABEL.findall(path)[0]) for path in photos}
         labels_path, checkpoint = (os.path.join(folder, name) for name in ("val_label.txt", "model_best.pth.tar"))

@@ -77,8 +77,11 @@ def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
     said: Any = record.notes(model).get("evaluation")
     if model.endswith(".onnx"):
         about = onnx_file.describe(model)
-        said = json.loads(about["metadata"].get("evaluation", "{}"))
-        said["img_size"] = about["shape"][-1]
+        try:
+            said = dict(json.loads(about["metadata"].get("evaluation", "{}")), img_size=about["shape"][-1])
+        except (ValueError, TypeError, RecursionError):
+            raise Refusal(f"the metadata of {shown(model)} should say how its images are prepared, as "
+                          "TResNet_pth2onnx.py writes it, but cannot be read; export it again") from None
     elif said is None:
         say(f"no record beside {shown(model)} says how its images are to be prepared; timm's way for TResNet is taken "
             "where no option says another")

@@ -76,6 +76,16 @@ def test_output_that_nobody_reads_or_that_is_ascii(tmp_path: Path) -> None:
     assert done.stdout == b"224\\xd7224\n141\n" and done.stderr == b""
 
 
+def test_a_refusal_that_nobody_reads_keeps_its_status_and_is_no_defect(tmp_path: Path) -> None:
+    script = program(tmp_path, "import time\n    time.sleep(0.3)\n    raise cli.Refusal('a is not b; do c', 3)")
+    (tmp_path / "tmp").mkdir()
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE,
+                               env=dict(os.environ, TMPDIR=str(tmp_path / "tmp")))
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.wait() == 3 and os.listdir(str(tmp_path / "tmp")) == []
+
+
 def test_closed_streams_take_nothing_and_no_file_takes_their_place(tmp_path: Path) -> None:
     script = program(tmp_path, "import subprocess\n    with open('made.txt', 'w') as file:\n        print('said')\n"
                                "        subprocess.call(['echo', 'said'])\n        file.write('made')\n"

@@ -123,6 +123,18 @@ def test_what_cannot_be_meant_is_refused(model: Path, tmp_path: Path, capsys: An
 WNIDS = "n01443537 goldfish, Carassius auratus\nn01440764 tench\n"
 
 
+@pytest.mark.parametrize("metadata", ("{", "[1]", "5"))
+def test_metadata_of_a_model_that_are_not_ours_are_refused(metadata: str, model: Path, tmp_path: Path, capsys: Any
+                                                           ) -> None:
+    import onnx
+    changed = onnx.load(str(model))
+    onnx.helper.set_model_props(changed, {"evaluation": metadata})
+    onnx.save(changed, str(model))
+    fill(tmp_path, ["one.png"])
+    status, _, err = run(capsys, model, tmp_path / "one.png")
+    assert status == 1 and "net.onnx should say how its images are prepared" in err
+
+
 @pytest.mark.parametrize("text, classes, folders, names", (
     ("cat\ndog\n", 2, None, ["cat", "dog"]), ("\ufeffcat \r\n dog", 2, None, ["cat", "dog"]),
     (WNIDS, 2, None, ["tench", "goldfish, Carassius auratus"]),

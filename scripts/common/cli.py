@@ -40,7 +40,10 @@ def program() -> str:
 
 def say(sentence: str) -> None:
     """One line on stderr, signed."""
-    print(f"{program()}: {sentence}", file=sys.stderr, flush=True)
+    try:
+        print(f"{program()}: {sentence}", file=sys.stderr, flush=True)
+    except BrokenPipeError:  # nobody reads it any more; the exit status still tells
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def shown(name: str) -> str:
