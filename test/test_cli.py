@@ -76,6 +76,20 @@ def test_output_that_nobody_reads_or_that_is_ascii(tmp_path: Path) -> None:
     assert done.stdout == b"224\\xd7224\n141\n" and done.stderr == b""
 
 
+def test_what_a_library_makes_of_a_signal_is_no_refusal(tmp_path: Path) -> None:
+    for number, said in ((signal.SIGTERM, b""), (signal.SIGINT, b"\ntool.py: interrupted; nothing was lost\n")):
+        for error in ("cli.Refusal('it is damaged')", "ImportError('initialization failed')"):
+            script = program(tmp_path, f"import os, time\n    try:\n        os.kill(os.getpid(), {number})\n"
+                                       f"        time.sleep(9)\n    except BaseException:\n        raise {error}")
+            done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            assert (done.returncode, done.stderr) == (128 + number, said)
+    (tmp_path / "module.py").write_text("import os, time\ntry:\n    os.kill(os.getpid(), 2)\n    time.sleep(9)\n"
+                                        "except BaseException:\n    raise ImportError('initialization failed')\n")
+    script.write_text(script.read_text().replace("def main", "import module\n\ndef main"))
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (130, b"tool.py: interrupted\n")
+
+
 def test_a_refusal_that_nobody_reads_keeps_its_status_and_is_no_defect(tmp_path: Path) -> None:
     script = program(tmp_path, "import time\n    time.sleep(0.3)\n    raise cli.Refusal('a is not b; do c', 3)")
     (tmp_path / "tmp").mkdir()

@@ -15,7 +15,7 @@ from ascend.environment import HOST_PYTHON, ascend_environment, give_host_packag
 from conftest import ROOT, SMALL, Shared, copy_products, heavy_imports
 
 pytestmark = pytest.mark.slow
-WITHOUT = ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV")
+WITHOUT = ("PYTHONPATH", "VIRTUAL_ENV")
 BATCH_SIZES = (1, 4, 8, 16, 32)
 ONE = ("--batch-size", "1", "--batch-sizes", "1", "--compare", "0")  # what does not look at tables and comparisons
 
@@ -218,9 +218,10 @@ def test_what_atc_needs_of_the_hosts_python_is_looked_at(machine: Machine) -> No
         return pipeline(machine, "--check", "--backend", "ascend", PYTHONUSERBASE=str(user),
                         ASCEND_TOOLKIT_HOME=str(machine.home)).stdout
     assert "which has what atc needs" in check() and "can run" in check()
-    code = "import importlib.metadata as m; print(*(d.metadata['Name'].lower() for d in m.distributions()))"
-    own = subprocess.check_output([HOST_PYTHON, "-s", "-c", code], universal_newlines=True).split()
-    lacking = [name for name in ("decorator", "pathlib2") if name not in own]
+    code = "import sys; sys.path.append(sys.argv[1]); from common import record as r; print(r.versions(sys.argv[2:]))"
+    names = ("decorator", "pathlib2")
+    own = subprocess.check_output([HOST_PYTHON, "-s", "-c", code, str(ROOT / "scripts"), *names])
+    lacking = [name for name in names if f"'{name}': ''" in own.decode()]
     assert f"atc needs {', '.join(lacking)} in it   → pip3 install {' '.join(lacking)}" in check(*lacking)
     too_new = sys.version_info[:3] > (3, 11, 4)  # the host's Python is the one that the tests' was made from
     said = "takes 3.11.4 at most" if too_new else "NumPy 1.26.0, but the atc of CANN 8.0.RC1 needs numpy<1.25"

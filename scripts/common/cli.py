@@ -22,6 +22,21 @@ GRACE = 1.2  # seconds that a process has after SIGTERM, before it is killed
 USAGE, BELOW_MINIMUM = 2, 3  # exit statuses, beside 0 good, 1 failure, 128 + number of a signal
 
 
+# The signals that ended this process. PyTorch 1.6, and modules whose import is interrupted, make another error of them,
+# and then no file is damaged and no package missing.
+SIGNALLED: List[int] = []
+
+
+def interrupt(number: int, _: Any) -> None:
+    """SIGINT's handler, as Python's own, and it is noted."""
+    SIGNALLED.append(number)
+    raise KeyboardInterrupt
+
+
+if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # ignored in the background, and that stays
+    signal.signal(signal.SIGINT, interrupt)
+
+
 class Refusal(SystemExit):
     """Ends the program with one sentence: what was expected, what was found, what to do.
 
@@ -73,6 +88,7 @@ def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was writt
     interrupted: what to say after Ctrl-C of what there is now. SIGTERM and SIGHUP end it likewise, silently.
     """
     def terminate(number: int, _: Any) -> None:
+        SIGNALLED.append(number)
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, terminate)
@@ -81,8 +97,13 @@ def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was writt
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        status: Any = main()
-        sys.stdout.flush()
+        try:
+            status: Any = main()
+            sys.stdout.flush()
+        except (Exception, Refusal):
+            if SIGNALLED:  # that is the reason
+                raise (KeyboardInterrupt if SIGNALLED[0] == signal.SIGINT else SystemExit(128 + SIGNALLED[0])) from None
+            raise
     except Refusal as refusal:
         say(refusal.sentence)
         status = refusal.status
@@ -117,7 +138,7 @@ def missing_package(package: str) -> str:
 def end_uncaught(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
     """sys.excepthook: what no program foresaw, and what happens before run() begins."""
     status = 1
-    if issubclass(kind, KeyboardInterrupt):
+    if issubclass(kind, KeyboardInterrupt) or SIGNALLED:
         say("interrupted")
         status = 130
     elif issubclass(kind, ModuleNotFoundError) and getattr(error, "name", None):
