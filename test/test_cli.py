@@ -70,7 +70,7 @@ def test_a_missing_package_and_an_interruption_while_importing(tmp_path: Path) -
 
 def test_output_that_nobody_reads_or_that_is_ascii(tmp_path: Path) -> None:
     script = program(tmp_path, "print('224\\u00d7224\\n' * 100000)")
-    command = f"{sys.executable} '{script}' | head -n 1; echo ${{PIPESTATUS[0]}}"
+    command = f"'{sys.executable}' '{script}' | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env=dict(os.environ, PYTHONIOENCODING="ascii"))
     assert done.stdout == b"224\\xd7224\n141\n" and done.stderr == b""
