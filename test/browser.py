@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -90,24 +91,27 @@ def browser(program: Optional[str] = PROGRAM) -> Iterator[Page]:
     assert program, "there is no Chromium on the PATH"
     ours_in, its_out = os.pipe()
     its_in, ours_out = os.pipe()
-    with tempfile.TemporaryDirectory() as profile:
-        # The protocol wants descriptors 3 and 4.
-        shell = 'exec 3<&"$1" 4>&"$2"; shift 2; exec "$@"'
-        child = subprocess.Popen(["bash", "-c", shell, "bash", str(its_in), str(its_out), program,
-                                  f"--user-data-dir={profile}", *OPTIONS], pass_fds=(its_in, its_out),
-                                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.close(its_in)
-        os.close(its_out)
-        try:
-            with open(ours_in, "rb") as receive:
-                page = Page(ours_out, receive)
-                yield page
-                page.session = ""
-                page("Browser.close")
-        finally:
-            os.close(ours_out)
-            child.kill()
-            child.wait()
+    profile = tempfile.mkdtemp()
+    # The protocol wants descriptors 3 and 4.
+    shell = 'exec 3<&"$1" 4>&"$2"; shift 2; exec "$@"'
+    child = subprocess.Popen(["bash", "-c", shell, "bash", str(its_in), str(its_out), program,
+                              f"--user-data-dir={profile}", *OPTIONS], pass_fds=(its_in, its_out),
+                             start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL)
+    os.close(its_in)
+    os.close(its_out)
+    try:
+        with open(ours_in, "rb") as receive:
+            page = Page(ours_out, receive)
+            yield page
+            page.session = ""
+            page("Browser.close")
+    finally:
+        os.close(ours_out)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        shutil.rmtree(profile, ignore_errors=True)  # what it had started may still write for a moment
 
 
 if __name__ == "__main__":
