@@ -131,7 +131,10 @@ class Chain:
     def __init__(self, arguments: argparse.Namespace, data: check.Data, backend: str, reason: str, python: str,
                  steps: Steps) -> None:
         self.arguments, self.data, self.backend, self.steps = arguments, data, backend, steps
-        self.reason, self.began, self.sample = reason, time.time(), data.is_sample and not arguments.checkpoint
+        self.reason, self.began, self.note = reason, time.time(), ""
+        if data.is_sample and not arguments.checkpoint:
+            usual = evaluation.DEFAULT._replace(**evaluation.given(arguments)) == evaluation.DEFAULT
+            self.note = summary.SAMPLE_NOTE if usual else summary.PREPARED_OTHERWISE
         self.times: List[Dict[str, Any]] = []  # of each step
         self.made: Set[str] = set()  # what the report may show; other files are an earlier run's
         self.here = "" if os.getcwd() == ROOT else ROOT + "/"  # commands are as short as they can be pasted
@@ -296,7 +299,7 @@ class Chain:
         given, path = self.arguments, self.place("run.json")
         gates = ("min_top1", "min_top5", "min_throughput", "min_cosine")
         about = {"tool": cli.program(), "version": cli.VERSION, "backend": self.backend, "reason": self.reason,
-                 "precision": given.precision, "sample": self.sample,
+                 "precision": given.precision, "note": self.note,
                  "data": os.path.abspath(self.data.folder), "checkpoint": os.path.abspath(self.data.checkpoint),
                  "gates": {gate: getattr(given, gate) for gate in gates if getattr(given, gate) is not None},
                  "made": ["run", *sorted(self.made)], "commands": list(self.steps.commands),
@@ -346,7 +349,7 @@ class Chain:
             print(f"\n== Summary ({time.time() - self.began:.0f} s) ==")
             float32 = self.result if self.judged != self.result else None
             summary.show(self.arguments.workdir, self.backend, self.model, self.judged_model, self.judged, float32,
-                         "compare" in self.made, "perf" in self.made, self.sample)
+                         "compare" in self.made, "perf" in self.made, self.note)
 
 
 def contradictions(given: argparse.Namespace, data: check.Data, backend: str) -> List[Tuple[bool, str]]:

@@ -8,6 +8,8 @@ from common.files import read_regular
 
 SAMPLE_NOTE = ("The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is right, and "
                "says nothing about TResNet's.")
+PREPARED_OTHERWISE = ("The sample checkpoint was fitted to these 20 photos as it says they are prepared, and this run "
+                      "prepares them otherwise: the accuracy proves nothing.")
 
 
 def read_json(path: str) -> Any:
@@ -50,11 +52,11 @@ def against_float32(workdir: str, result: str, float32: str, backend: str) -> Li
 
 
 def show(workdir: str, backend: str, exported: str, model: str, result: str, float32: Optional[str], compared: bool,
-         measured: bool, sample: bool) -> None:
+         measured: bool, note: str) -> None:
     """Print the summary. exported: the ONNX file; model: it, or the int8 one; result: the folder that was evaluated;
 
     float32: the float32 model's results, if this one is quantised; compared, measured: what this run did (an earlier
-    run's files are not named); sample: the checkpoint is the sample's.
+    run's files are not named); note: the last line, if there is one.
     """
     about = record.notes(exported)
     counts = read_json(os.path.join(workdir, "acc_report.json"))["counts"]
@@ -81,5 +83,5 @@ def show(workdir: str, backend: str, exported: str, model: str, result: str, flo
     width = max(len(what) for what, _ in lines)
     for what, value in lines:
         print(f"{what:<{width}}  {value}")
-    if sample:
-        print(SAMPLE_NOTE)
+    if note:
+        print(note)

@@ -101,7 +101,7 @@ def on_card(work: Path, logits: np.ndarray, images: int = 64) -> None:
         "tool": "perf_sweep.py", "version": "1", "backend": "ascend", "chip": "Ascend 310P3", "loop": 20, "repeat": 3,
         "rows": CARD_ROWS, "best": CARD_ROWS[3]}))
     (work / "run.json").write_text(json.dumps({
-        "backend": "ascend", "reason": "npu-smi, atc and ais_bench are there", "precision": "float32", "sample": False,
+        "backend": "ascend", "reason": "npu-smi, atc and ais_bench are there", "precision": "float32", "note": "",
         "data": os.path.abspath(str(work)), "checkpoint": "model_best.pth.tar", "gates": {"min_top1": 70.0},
         "made": ["acc", "acc_report", "run", "perf", "compare"], "began": "2026-01-01 12:00", "seconds": 754,
         "commands": ["python3 TResNet_pth2onnx.py model_best.pth.tar work/tresnet.onnx"],

@@ -19,6 +19,7 @@ from common.results import read_result
 
 import numpy as np
 import onnx
+import pipeline as chain
 import pytest
 import summary as summary_of
 from conftest import ROOT, SMALL, copy_products, heavy_imports, run_here, sha256
@@ -123,7 +124,7 @@ def test_int8_is_measured_against_float32(copy: Path, options: Tuple[object, ...
     (copy / "result_summary.json").write_text(json.dumps(dict(json.loads(said), throughput=0.0)))
     model, quantised = str(copy / "tresnet.onnx"), str(copy / "tresnet_int8.onnx")
     summary_of.show(str(copy), "cpu", model, quantised, str(copy / "result_int8"), str(copy / "result"), True, False,
-                    False)
+                    "")
     assert re.search("speed +not measured: ", capsys.readouterr().out)
     metadata = {entry.key: entry.value for entry in onnx.load(str(copy / "tresnet_int8.onnx")).metadata_props}
     assert metadata["precision"] == "int8" and metadata["variant"] == "tresnet_m"
@@ -136,6 +137,17 @@ def test_performance_is_measured_and_drawn(copy: Path, options: Tuple[object, ..
     assert [row["batch_size"] for row in rows] == [1, 2] and "best" in out.lower()
     assert "perf.png" in out.split("== Summary")[1]
     assert "perf.png" not in passed(*options).split("== Summary")[1], "that was another run's"
+
+
+@pytest.mark.parametrize("words, note", (
+    ((), summary_of.SAMPLE_NOTE), (("--img-size", "224"), summary_of.SAMPLE_NOTE),
+    (("--img-size", "448"), summary_of.PREPARED_OTHERWISE), (("--checkpoint", "mine.pth"), "")))
+def test_the_samples_accuracy_is_a_proof_only_where_it_is_prepared_as_it_should_be(
+        words: Tuple[str, ...], note: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["pipeline.sh", *words])
+    arguments = chain.parse_arguments()
+    made = chain.Chain(arguments, chain.check.Data(arguments), "cpu", "", sys.executable, None)  # type: ignore[arg-type]
+    assert made.note == note
 
 
 # ---- a user's own data -----------------------------------------------------------------------------------------------
