@@ -133,8 +133,9 @@ def small_network() -> Iterator[None]:
 
 
 def run_here(main: Callable[[], Any], *arguments: object) -> None:
-    """A program in this process."""
-    with mock.patch.object(sys, "argv", ["program", *map(str, arguments)]):
+    """The program whose main() this is, in this process: importing PyTorch takes longer than most of what is tested."""
+    name = os.path.basename(str(sys.modules[main.__module__].__file__))
+    with mock.patch.object(sys, "argv", [name, *map(str, arguments)]):
         main()
 
 

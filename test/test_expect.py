@@ -12,7 +12,7 @@ import expect
 import infer_onnx
 import numpy as np
 import pytest
-from conftest import copy_products, small_network
+from conftest import copy_products, run_here, small_network
 from pictures import prepare
 from PIL import Image
 from test_data import IDS, archives
@@ -66,10 +66,6 @@ def judged(small_work: Path, small_sample: Path, tmp_path: Path, monkeypatch: py
     work = tmp_path / "work"
     work.mkdir()
 
-    def call(main: Callable[[], Any], *words: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["program", *map(str, words)])
-        main()
-
     def run(images: Path = small_sample / "val_union", checkpoint: Path = small_sample / "model_best.pth.tar",
             number: Callable[[int], int] = int, preparation: Sequence[object] = (), devkit: str = "") -> Any:
         model = work / "tresnet.onnx"
@@ -78,16 +74,17 @@ def judged(small_work: Path, small_sample: Path, tmp_path: Path, monkeypatch: py
                 (work / name).write_bytes((small_work / name).read_bytes())
         else:
             monkeypatch.setattr(export, "VERIFIED_BATCHES", (1,))
-            call(export.main, checkpoint, model, "--img-size", SIZE)
+            run_here(export.main, checkpoint, model, "--img-size", SIZE)
         prepare(images, work / "prep_dataset", "--model", model, *preparation)
-        call(infer_onnx.main, "--model", model, "--input", work / "prep_dataset", "--output", work, "--output_dirname",
-             "result", "--batchsize", 4)
+        run_here(infer_onnx.main, "--model", model, "--input", work / "prep_dataset", "--output", work,
+                 "--output_dirname", "result", "--batchsize", 4)
         lines = [line.rsplit(" ", 1) for line in (small_sample / "val_label.txt").read_text().splitlines()]
         labels = tmp_path / "labels.txt"
         labels.write_text("".join(f"{name.rsplit('.', 1)[0]} {number(int(label))}\n" for name, label in lines))
-        call(post.main, work / "result", labels, work, "acc.json", "--prep", work / "prep_dataset", "--label-offset", 0)
+        run_here(post.main, work / "result", labels, work, "acc.json", "--prep", work / "prep_dataset",
+                 "--label-offset", 0)
         capsys.readouterr()
-        call(expect.main, work, "sample", "--checkpoint", checkpoint, *(["--devkit", devkit] if devkit else []))
+        run_here(expect.main, work, "sample", "--checkpoint", checkpoint, *(["--devkit", devkit] if devkit else []))
         return json.loads((work / "expect.json").read_text()), capsys.readouterr().out
 
     with small_network():

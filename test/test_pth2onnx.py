@@ -7,7 +7,6 @@ import pickle
 import shutil
 import struct
 import subprocess
-import sys
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -25,7 +24,7 @@ import onnxruntime
 import pytest
 import torch
 from ascend.helpers import onnx_scores
-from conftest import GOLDEN, ROOT, SMALL, refusal, sha256, small_network
+from conftest import GOLDEN, ROOT, SMALL, refusal, run_here, sha256, small_network
 from fill import fill
 from make_sample import load_images
 
@@ -100,12 +99,6 @@ def today(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
                        for name, tensor in untracked(state).items())
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    """The command line, in this process: importing PyTorch takes longer than most of what is tested here."""
-    monkeypatch.setattr(sys, "argv", ["TResNet_pth2onnx.py", *map(str, arguments)])
-    export.main()
-
-
 def save_safetensors(path: Path, state: Dict[str, torch.Tensor], dtype: str = "F32") -> None:
     """Write a .safetensors file by the format's description, as float32, float16 or bfloat16 (truncated)."""
     header: Dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -170,13 +163,13 @@ FORMS = {
 @pytest.mark.parametrize("variant, form", [*(("tresnet_m", form) for form in FORMS), ("tresnet_l", "timm 0.8 names"),
                                            ("tresnet_xl", "ascend training checkpoint")])
 def test_golden_logits_through_the_onnx_file(variant: str, form: str, weights: Any, images: np.ndarray, tmp_path: Path,
-                                             monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+                                             capsys: pytest.CaptureFixture) -> None:
     lineage, wrap = FORMS[form]
     checkpoint = wrap(weights[variant])
     if "arch" in checkpoint:
         checkpoint["arch"] = variant
     torch.save(checkpoint, tmp_path / "checkpoint.pth.tar")
-    run_main(monkeypatch, tmp_path / "checkpoint.pth.tar", tmp_path / "network.onnx")
+    run_here(export.main, tmp_path / "checkpoint.pth.tar", tmp_path / "network.onnx")
     assert f"{variant}, 1000 classes, {lineage} lineage" in capsys.readouterr().out
     expected = np.load(str(GOLDEN / f"{variant}.{lineage}.npy"))[:min(4, len(images))]
     session = onnxruntime.InferenceSession(str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"])
@@ -198,21 +191,21 @@ def test_safetensors_are_read_in_every_precision(dtype: str, tolerance: float, s
 
 
 def test_a_safetensors_file_and_half_precision_are_exported(
-        state: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+        state: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     save_safetensors(tmp_path / "half.safetensors", today(state), "F16")
-    run_main(monkeypatch, tmp_path / "half.safetensors", tmp_path / "half.onnx", "--img-size", SMALL)
+    run_here(export.main, tmp_path / "half.safetensors", tmp_path / "half.onnx", "--img-size", SMALL)
     said = capsys.readouterr().out
     assert "tresnet_m, 1000 classes, miil lineage, named as by timm 0.8 or newer" in said
     assert "verified: ONNX Runtime differs from PyTorch by at most" in said
 
 
-def test_averaged_weights_are_taken_only_when_asked_for(state: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_averaged_weights_are_taken_only_when_asked_for(state: Tensors, tmp_path: Path,
                                                         capsys: pytest.CaptureFixture) -> None:
     averaged = OrderedDict(state, **{"head.fc.bias": torch.full_like(state["head.fc.bias"], 7.0)})
     torch.save({"state_dict": state, "state_dict_ema": averaged}, tmp_path / "both.pth")
     biases = {}
     for options in ((), ("--ema",)):
-        run_main(monkeypatch, tmp_path / "both.pth", tmp_path / "network.onnx", "--img-size", SMALL, *options)
+        run_here(export.main, tmp_path / "both.pth", tmp_path / "network.onnx", "--img-size", SMALL, *options)
         model = onnx.load(str(tmp_path / "network.onnx"))
         biases[options] = next(onnx.numpy_helper.to_array(w) for w in model.graph.initializer
                                if w.name == "head.fc.bias")
@@ -220,11 +213,10 @@ def test_averaged_weights_are_taken_only_when_asked_for(state: Tensors, tmp_path
     assert "it also holds averaged weights" in capsys.readouterr().out
 
 
-def test_any_number_of_classes_and_a_larger_image(state: Tensors, tmp_path: Path,
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_classes_and_a_larger_image(state: Tensors, tmp_path: Path) -> None:
     head = {"head.fc.weight": state["head.fc.weight"][:7], "head.fc.bias": torch.rand(7)}
     torch.save(OrderedDict(state, **head), tmp_path / "tuned.pth")
-    run_main(monkeypatch, tmp_path / "tuned.pth", tmp_path / "tuned.onnx", "--img-size", 448)
+    run_here(export.main, tmp_path / "tuned.pth", tmp_path / "tuned.onnx", "--img-size", 448)
     model = onnx.load(str(tmp_path / "tuned.onnx"))
     shapes = [[side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
               for value in (model.graph.input[0], model.graph.output[0])]
@@ -311,8 +303,8 @@ def test_a_second_runtime_agrees(models: Dict[str, onnx.ModelProto], images: np.
 
 
 @pytest.mark.parametrize("opset", export.OPSETS)
-def test_every_opset_is_verified(opset: int, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL, "--opset", opset)
+def test_every_opset_is_verified(opset: int, small: Path, tmp_path: Path) -> None:
+    run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--opset", opset)
     model = onnx.load(str(tmp_path / "network.onnx"))
     assert [version.version for version in model.opset_import] == [opset] and model.ir_version <= 8
     onnx.checker.check_model(model, full_check=True)
@@ -335,52 +327,51 @@ def test_golden_logits_with_every_stem(variant: str, lineage: str, networks: Any
 @pytest.mark.parametrize("stem, kernels, first", (
     ("conv4", [[4, 4], [3, 3]], "Conv"), ("conv12", [[12, 12]], "Conv"), ("conv", [[12, 12]], "Conv"),
     ("space-to-depth", [[3, 3]], "SpaceToDepth")))
-def test_the_stem_is_the_one_asked_for(stem: str, kernels: Any, first: str, small: Path, tmp_path: Path,
-                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL, "--stem", stem)
+def test_the_stem_is_the_one_asked_for(stem: str, kernels: Any, first: str, small: Path, tmp_path: Path) -> None:
+    run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--stem", stem)
     nodes = list(onnx.load(str(tmp_path / "network.onnx")).graph.node)
     before = nodes[:[node.op_type for node in nodes].index("LeakyRelu")]
     assert before[0].op_type == first
     assert [attributes(node)["kernel_shape"] for node in before if node.op_type == "Conv"] == kernels
 
 
-def test_reflect_padding_is_one_pad_on_request(state: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reflect_padding_is_one_pad_on_request(state: Tensors, tmp_path: Path) -> None:
     torch.save(untracked(state), tmp_path / "official.pth")
-    run_main(monkeypatch, tmp_path / "official.pth", tmp_path / "network.onnx", "--img-size", SMALL, "--reflect", "pad")
+    run_here(export.main, tmp_path / "official.pth", tmp_path / "network.onnx", "--img-size", SMALL, "--reflect", "pad")
     counts = Counter(node.op_type for node in onnx.load(str(tmp_path / "network.onnx")).graph.node)
     assert (counts["Pad"], counts["Slice"], counts["Concat"]) == (REFLECTED, 0, 0)
 
 
-def test_a_checkpoint_of_zeros_is_refused(state: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_zeros_is_refused(state: Tensors, tmp_path: Path) -> None:
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     torch.save(zeros, tmp_path / "zeros.pth")
     with pytest.raises(cli.Refusal, match="every logit of the network is 0"):
-        run_main(monkeypatch, tmp_path / "zeros.pth", tmp_path / "network.onnx", "--img-size", SMALL)
+        run_here(export.main, tmp_path / "zeros.pth", tmp_path / "network.onnx", "--img-size", SMALL)
     assert not (tmp_path / "network.onnx").exists()
 
 
-def test_an_opset_that_cann_6_refuses_comes_with_a_word(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_an_opset_that_cann_6_refuses_comes_with_a_word(small: Path, tmp_path: Path,
                                                         capsys: pytest.CaptureFixture) -> None:
     said = {}
     for opset in (15, 16):
-        run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL, "--opset", opset)
+        run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--opset", opset)
         said[opset] = capsys.readouterr().err
     assert said[15] == "" and said[16].startswith("TResNet_pth2onnx.py: CANN 6 refuses opset 16 (it reads up to 15")
 
 
-def test_a_fixed_batch(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL, "--batch-size", 3)
+def test_a_fixed_batch(small: Path, tmp_path: Path) -> None:
+    run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--batch-size", 3)
     assert onnx.load(str(tmp_path / "network.onnx")).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
 
 
 # ---- doing it once, and not leaving a wrong file ---------------------------------------------------------------------
 
 def test_a_second_export_finds_the_first_unless_something_changed(
-        small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+        small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     target = tmp_path / "network.onnx"
 
     def run_again(*options: object) -> str:
-        run_main(monkeypatch, small, target, "--img-size", SMALL, *options)
+        run_here(export.main, small, target, "--img-size", SMALL, *options)
         return capsys.readouterr().out
 
     assert "verified" in run_again()
@@ -394,25 +385,23 @@ def test_a_second_export_finds_the_first_unless_something_changed(
 
 @pytest.mark.parametrize("changed", ("sources", "versions", "patch"))
 def test_an_update_of_the_program_exports_again(changed: str, small: Path, tmp_path: Path,
-                                                monkeypatch: pytest.MonkeyPatch,
                                                 capsys: pytest.CaptureFixture) -> None:
-    command = (monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL)
-    run_main(*command)
+    command = (export.main, small, tmp_path / "network.onnx", "--img-size", SMALL)
+    run_here(*command)
     notes = tmp_path / "network.onnx.record.jsonl"
     header, *rows = notes.read_text().splitlines()
     assert torch.__version__.startswith(json.loads(header)["versions"]["torch"].split("+")[0])
     notes.write_text("\n".join([json.dumps(dict(json.loads(header), **{changed: "0"})), *rows]) + "\n")
     capsys.readouterr()
-    run_main(*command)
+    run_here(*command)
     assert "verified" in capsys.readouterr().out
 
 
-def test_a_file_that_this_program_did_not_make_is_not_overwritten(small: Path, tmp_path: Path,
-                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_this_program_did_not_make_is_not_overwritten(small: Path, tmp_path: Path) -> None:
     (tmp_path / "network.onnx").write_text("somebody's")
     for force in ((), ("--force",)):
         with pytest.raises(cli.Refusal, match="is there already, and no record says"):
-            run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL, *force)
+            run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, *force)
     assert (tmp_path / "network.onnx").read_text() == "somebody's"
 
 
@@ -426,7 +415,7 @@ def test_a_graph_that_differs_from_the_network_is_refused_and_not_written(
 
     monkeypatch.setattr(graph, "folded", wrong)
     with pytest.raises(SystemExit, match="differ by .* on a batch of 1"):
-        run_main(monkeypatch, small, tmp_path / "network.onnx", "--img-size", SMALL)
+        run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL)
     assert os.listdir(str(tmp_path)) == []
 
 
@@ -486,11 +475,11 @@ def broken_files(folder: Path, state: Dict[str, torch.Tensor]) -> Dict[str, str]
 
 
 def test_broken_and_hostile_files_are_refused_in_one_sentence_and_nothing_runs(
-        state: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        state: Tensors, tmp_path: Path) -> None:
     expected = broken_files(tmp_path, state)
     for name, sentence in expected.items():
         with pytest.raises(SystemExit) as error:
-            run_main(monkeypatch, tmp_path / name, tmp_path / "network.onnx", "--img-size", SMALL)
+            run_here(export.main, tmp_path / name, tmp_path / "network.onnx", "--img-size", SMALL)
         message = str(error.value)
         assert sentence in message, (name, message)
         assert isinstance(error.value, cli.Refusal) and "\n" not in message, (name, message)
@@ -498,10 +487,10 @@ def test_broken_and_hostile_files_are_refused_in_one_sentence_and_nothing_runs(
     assert not list(tmp_path.glob("network.onnx*"))
 
 
-def test_a_torchscript_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "scripted.pt"))
     with pytest.raises(SystemExit, match="is a TorchScript archive"):
-        run_main(monkeypatch, tmp_path / "scripted.pt", tmp_path / "network.onnx")
+        run_here(export.main, tmp_path / "scripted.pt", tmp_path / "network.onnx")
 
 
 @pytest.mark.parametrize("options, sentence", (
@@ -509,10 +498,10 @@ def test_a_torchscript_archive_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     (("--lineage", "miil"), "--lineage miil contradicts"),
     (("--ema",), "has no averaged weights"),
 ))
-def test_what_the_user_says_against_the_evidence_is_refused(options: Any, sentence: str, small: Path, tmp_path: Path,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_user_says_against_the_evidence_is_refused(options: Any, sentence: str, small: Path, tmp_path: Path
+                                                            ) -> None:
     with pytest.raises(SystemExit) as error:
-        run_main(monkeypatch, small, tmp_path / "network.onnx", *options)
+        run_here(export.main, small, tmp_path / "network.onnx", *options)
     assert sentence in str(error.value)
 
 
@@ -527,7 +516,6 @@ def test_wrong_usage(arguments: Any, status: int, sentence: str, tmp_path: Path)
     assert sentence in refusal("TResNet_pth2onnx.py", *arguments, status=status, cwd=str(tmp_path))
 
 
-def test_an_output_folder_that_is_not_there_is_named(small: Path, tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_folder_that_is_not_there_is_named(small: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="cannot be written"):
-        run_main(monkeypatch, small, tmp_path / "nowhere" / "network.onnx", "--img-size", SMALL)
+        run_here(export.main, small, tmp_path / "nowhere" / "network.onnx", "--img-size", SMALL)
