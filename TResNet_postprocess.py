@@ -27,9 +27,9 @@ from fractions import Fraction
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import accuracy, answers, class_names, cli, manifest, native, record
+from common import accuracy, answers, class_names, cli, native, prepared, record
 from common.cli import Refusal, shown, some
-from common.files import make_folder, read_regular
+from common.files import checksum_of, make_folder, read_regular
 from common.labels import check_folders, match_labels
 from common.results import percent, read_result, result_files
 
@@ -44,22 +44,22 @@ PREPARED = ("images", "preprocessed", "bad", "left_out")  # counts that only the
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Tuple[np.ndarray, np.ndarray]:
-    """ranks() by compiled C, for results exactly as ais_bench writes them; -1 where a file is anything else.
+    """ranks() by compiled C, for results exactly as ais_bench writes them; rank -1 where a file is anything else.
 
     A NumPy file is such one if it holds float32 and has the header that the first one has.
     """
-    found, changed = np.full(len(paths), -1, np.int32), np.zeros(len(paths), np.int64)
+    found, checksums = np.full(len(paths), -1, np.int32), np.zeros(len(paths), np.uint32)
     header = None if paths[0].endswith(".txt") else b""
     if paths[0].endswith(".npy"):
         header = read_regular(paths[0], follow_links=False)[:-4 * classes]
         if b"'<f4'" not in header:
-            return found, changed
+            return found, checksums
     try:
         kernel = native.load("ranks.c").label_ranks
     except RuntimeError as error:
         if len(paths) * classes >= SLOW_FROM:
             print(f"note: the fast way is not used, Python reads all results: {error}", file=sys.stderr)
-        return found, changed
+        return found, checksums
     text, pointer, integer = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_ssize_t
     kernel.argtypes = [text, integer, integer, text, integer, pointer, pointer, pointer]
     kernel.restype = None
@@ -70,7 +70,7 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
         for start in starts:  # of all threads: each takes the next one
             some_paths = paths[start:start + chunk]
             kernel(os.fsencode("\0".join(some_paths)), len(some_paths), classes, header, len(header or b""),
-                   labels[start:].ctypes.data, found[start:].ctypes.data, changed[start:].ctypes.data)
+                   labels[start:].ctypes.data, found[start:].ctypes.data, checksums[start:].ctypes.data)
 
     with ThreadPoolExecutor(workers) as threads:  # ctypes lets them run at the same time
         try:
@@ -79,43 +79,50 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
         finally:
             for _ in starts:  # after Ctrl-C no thread finds another chunk
                 pass
-    return found, changed
+    return found, checksums
 
 
 def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Tuple[np.ndarray, np.ndarray]:
-    """(int32 [n], int64 [n]): how many classes come before the label in each prediction, equal scores by rising class;
-    and when each file was last changed, in ns.
+    """(int32 [n], uint32 [n]): how many classes come before the label in each prediction, equal scores by rising class;
+    and the CRC-32 of each file.
 
     labels: int64 [len(paths)], 0 to classes - 1. Raises: Refusal about the first file that is damaged or has another
     number of classes.
     """
-    found, changed = fast_ranks(paths, labels, classes, workers)
+    found, checksums = fast_ranks(paths, labels, classes, workers)
     for i in np.flatnonzero(found < 0).tolist():
         scores, label = read_result(paths[i]), labels[i]
         if len(scores) != classes:
             raise Refusal(f"{shown(paths[i])} holds {len(scores)} values, but {shown(paths[0])} holds {classes}")
         found[i] = np.count_nonzero(scores > scores[label]) + np.count_nonzero(scores[:label] == scores[label])
-        changed[i] = os.lstat(paths[i]).st_ctime_ns
-    return found, changed
+        checksums[i] = int(checksum_of(paths[i]) or "0", 16)
+    return found, checksums
 
 
 def count_hits(paths: Sequence[str], right: Sequence[Any], classes: int, workers: int, offset: int
-               ) -> Tuple[List[int], List[int], int]:
+               ) -> Tuple[List[int], List[int], Dict[str, str]]:
     """(how many predictions have a right class first, among the first two, … five (or all); each one's right class;
-    when a result was changed last, in ns).
+    {file name: files.checksum() of its content}).
 
     right: the class of each, or a tuple of them, of which the one that comes first counts.
     """
     each = [one if isinstance(one, tuple) else (one,) for one in right]
     repeated = [path for path, one in zip(paths, each) for _ in one]
     labels = np.array([label for one in each for label in one], np.int64) + offset
-    found, changed = ranks(repeated, labels, classes, workers)
+    found, checksums = ranks(repeated, labels, classes, workers)
     owners = np.repeat(np.arange(len(each)), [len(one) for one in each])
     best = np.lexsort((found, owners))[np.cumsum([0] + [len(one) for one in each[:-1]])]
     places = np.bincount(found[best][(0 <= found[best]) & (found[best] < classes)], minlength=classes)
     if places.sum() != len(paths):
         raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of the program")
-    return [int(hits) for hits in np.cumsum(places)[:min(TOP, classes)]], labels[best].tolist(), int(changed.max())
+    return [int(hits) for hits in np.cumsum(places)[:min(TOP, classes)]], labels[best].tolist(), checksums_of_names(
+        repeated, checksums)
+
+
+def checksums_of_names(paths: Sequence[str], checksums: np.ndarray) -> Dict[str, str]:
+    """{file name: its checksum as a record has it}; checksums: uint32 [n]."""
+    start = len(os.path.dirname(paths[0])) + 1
+    return {path[start:]: "%08x" % value for path, value in zip(paths, checksums.tolist())}
 
 
 def average_precision(scores: np.ndarray, right: np.ndarray) -> Optional[float]:
@@ -154,11 +161,11 @@ def precision(paths: Sequence[str], right: Sequence[Sequence[int]], classes: int
 
 # ---- every image accounted for ---------------------------------------------------------------------------------------
 
-Names = Tuple[Dict[str, str], Dict[str, str]]  # what manifest.sources() tells
+Names = Tuple[Dict[str, str], Dict[str, str]]  # Prepared.sources and Prepared.bad
 
 
 def names_beside(result: str) -> Names:
-    """manifest.sources() of the folder that the inference says its inputs were in; ({}, {}) if nothing is known.
+    """The images of the folder that the inference says its inputs were in; ({}, {}) if nothing is known.
 
     RESULT_summary.json names them as they were called in the folder where the inference ran: that may have been this
     one, or the result folder's parent.
@@ -169,27 +176,28 @@ def names_beside(result: str) -> Names:
         start = summary.index("[", summary.index('"infiles"'))  # the first image's are enough: all of it takes 0.15 s
         prep = os.path.dirname(json.JSONDecoder().raw_decode(summary, start)[0][0])
         for folder in (os.path.abspath(prep), os.path.join(os.path.dirname(result), prep)):
-            names, bad = manifest.sources(folder)
-            if names:
-                return names, bad
+            about = prepared.read(folder)
+            if about.sources:
+                return about.sources, about.bad
     return {}, {}
 
 
 def account(prep: str, results: Dict[str, str]) -> Names:
-    """manifest.sources() of a prepared folder.
+    """The images of a prepared folder.
 
     Raises: Refusal unless there is exactly one result for every .bin and none is older than its .bin.
     """
-    names, bad = manifest.sources(prep)
-    if not names and not bad:
+    about = prepared.read(prep)
+    names, bad = about.sources, about.bad
+    if not about.settings:
         raise Refusal(f"{shown(prep)} holds no manifest.jsonl of TResNet_preprocess.py; give the prepared folder as "
                       "--prep")
     with os.scandir(prep) as entries:
         written = {entry.name: entry.stat().st_mtime_ns for entry in entries if entry.name.lower().endswith(".bin")}
-    prepared = {stem + ".bin" for stem in names}
-    if prepared != written.keys():
+    expected = {stem + ".bin" for stem in names}
+    if expected != written.keys():
         raise Refusal(f"the .bin files in {shown(prep)} are not those of its manifest "
-                      f"({some(prepared ^ written.keys())}); run TResNet_preprocess.py again")
+                      f"({some(expected ^ written.keys())}); run TResNet_preprocess.py again")
     foreign = [stem for stem in results if stem not in names]
     if foreign:
         raise Refusal(f"{len(foreign)} of {len(results)} results belong to no .bin in {shown(prep)}: {some(foreign)}; "
@@ -200,7 +208,8 @@ def account(prep: str, results: Dict[str, str]) -> Names:
                       f"no result: {some(lacking)}")
     older = [stem for stem, path in results.items() if os.lstat(path).st_mtime_ns < written[stem + ".bin"]]
     if older:  # a clock may have been wrong
-        made_from = record.inputs_of(os.path.dirname(results[older[0]]))
+        pieces = record.read(os.path.dirname(results[older[0]])).pieces.values()
+        made_from = {tuple(state) for piece in pieces for state in piece.inputs}
         older = [stem for stem in older if tuple(record.state(os.path.join(prep, stem + ".bin"))) not in made_from]
     if older:
         raise Refusal(f"{len(older)} of {len(results)} results are older than their .bin in {shown(prep)}: "
@@ -210,10 +219,10 @@ def account(prep: str, results: Dict[str, str]) -> Names:
 
 def check_class_folders(labels: str, classes: int) -> None:
     """Refuse labels that preprocessing took from the order of class folders, if these are not all of the classes."""
-    header, _ = manifest.read_manifest(os.path.dirname(os.path.abspath(labels)))
-    names = header.get("class_folders")
-    if os.path.basename(labels) == manifest.LABELS and names:
-        check_folders(str(header.get("source")), names, classes)
+    about = prepared.read(os.path.dirname(os.path.abspath(labels)))
+    names = about.about.get("class_folders")
+    if os.path.basename(labels) == prepared.LABELS and names:
+        check_folders(str(about.settings.get("source")), names, classes)
 
 
 def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1, names: Optional[str] = None,
@@ -242,22 +251,22 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     right = {stem: matched[stem][1] for stem in stems}
     if multi_label:
         score, true = precision(paths, [[label + offset for label in one] for one in right.values()], classes), []
-        newest = max(os.lstat(path).st_ctime_ns for path in paths)
+        contents = {os.path.basename(path): checksum_of(path) for path in paths}
     else:
         stems = [stem for stem in stems if right[stem] != ()]
         if not stems:
             raise Refusal(f"{shown(labels)} has no right class for any of the {len(paths)} images")
-        hits, true, newest = count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes,
+        hits, true, contents = count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes,
                                         workers, offset)
         score = {"hits": hits}
-    record.refuse_intruders(result, newest)
+    record.check_results(result, contents)
 
     left_out = [{"source": images[stem], "error": f"no right class in {os.path.basename(labels)}"}
                 for stem in sorted(results.keys() - set(stems))]
     left_out += [{"source": source, "error": error} for source, error in bad.items() if prep is not None]
     counts = {"labelled": len(labelled), "images": len(paths) + len(bad), "preprocessed": len(paths), "bad": len(bad),
               "inferred": len(paths), "evaluated": len(stems), "left_out": len(left_out)}
-    part = manifest.read_manifest(prep)[0].get("shard") if prep is not None else None
+    part = prepared.read(prep).settings.get("shard") if prep is not None else None
     report = {
         "tool": accuracy.TOOL, "version": cli.VERSION, "result": os.path.abspath(result),
         "labels": os.path.abspath(labels), "prep": None if prep is None else os.path.abspath(prep),
@@ -265,7 +274,7 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
         "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)), "notes": [],
         "left_out": left_out, "labelled_without_prediction": unpredicted, "evaluated": stems, "true": true,
         "class_names": class_names.find(classes, names, zip([images[stem] for stem in stems], true)),
-        **({} if part in (None, manifest.WHOLE) else {"shard": part}),
+        **({} if part in (None, prepared.ALL_IMAGES) else {"shard": part}),
     }
     if offset and asked_offset is None:
         report["notes"].append(f"of {classes:,} classes class 0 is taken for \"background\": each label is one lower "

@@ -19,42 +19,65 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import sys
 import time
 import warnings
-from typing import Callable, Dict, List, NamedTuple, Tuple
+from typing import Callable, Dict, Generator, List, NamedTuple, Optional, Union
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, evaluation, files, manifest, progress, record
-from common.cli import Refusal, shown, some
+from common import cli, evaluation, files, prepared, progress, record
+from common.cli import Refusal, shown
 from common.evaluation import AIPP, Evaluation
 from common.images import class_folders, find_images
-from common.inputs import checksum
-from common.journal import Journal, Row
 from common.labels import class_labels
-from common.manifest import LABELS, MANIFEST, WHOLE
 from common.names import INPUT_SUFFIXES, SUFFIXES, name_bins
 from common.pixels import BYTES, convert_file, fast_path, reason
+from common.prepared import ALL_IMAGES, BESIDE, LABELS
+from common.record import MANIFEST, Draft, Made, Part, Piece, Recipe, Record
 from common.workers import run_workers
 
 TIMEOUT = 60.0  # seconds for one image
 AHEAD = 60 * 10**9  # ns; a .bin from further in the future would always be younger than its result
-BESIDE = (LABELS, AIPP)  # what DST may hold beside the .bin files and the manifest
+BESIDE_NAMES = (LABELS, AIPP)  # what DST may hold beside the .bin files and the manifest
 LISTED = 20  # bad images that are listed on stderr
 GOES_ON = "run the same command again, it goes on from here"
 
-# An image's path below SRC, the stem of its .bin, and its row of the manifest if the .bin is whole, the image touched.
-Job = Tuple[str, str, Row]
+
+class Job(NamedTuple):
+    """An image to prepare."""
+    source: str  # its path below SRC
+    stem: str  # of its .bin
+    earlier: Optional[Made]  # the .bin of an earlier run that is whole, where only the image was touched
+
+
+class Converted(NamedTuple):
+    """What a worker made of an image."""
+    source: str
+    image: files.Stamp
+    bin: Union[Part, Made]  # a new file, or the earlier one, which is the same
+
+
+class Bad(NamedTuple):
+    """An image of which nothing can be made."""
+    source: str
+    why: str
+
+
+class Failed(NamedTuple):
+    """A .bin that cannot be written, for a reason that ends the run."""
+    source: str
+    errno: int
+
+
+Outcome = Union[Converted, Bad, Failed]
 
 
 class Plan(NamedTuple):
     """What is to be done in DST."""
     todo: List[Job]
-    kept: List[Row]  # of the manifest of earlier runs, for images that are done,
-    synced: int  # the first so many of which the disk has for certain
+    kept: Dict[str, Piece]  # of earlier runs, by the image's path
+    stale: int  # bytes of the files of ours that go
     seconds: float  # that the earlier runs took
-    stale: Dict[str, int]  # files of ours that go, and their sizes in bytes
 
 
 # ---- before anything is written --------------------------------------------------------------------------------------
@@ -72,8 +95,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--dtype", choices=sorted(BYTES), default="float32",
         help="float32 CHW, or uint8 HWC for a model with AIPP (default: %(default)s)")
     add("--skip-bad", action="store_true", help="bad images are a warning, not a failure")
-    add("--force", action="store_true", help="make every .bin anew, finished or not")
-    add("--shard", type=cli.shard, default=WHOLE, metavar="I/N",
+    add("--force", action="store_true", help="make every .bin again, finished or not")
+    add("--shard", type=cli.shard, default=ALL_IMAGES, metavar="I/N",
         help="only every N-th image, from the I-th on (default: all of them)")
     add("--class-map", metavar="FILE", type=cli.path,
         help="`CLASS_FOLDER INT` lines, or one class folder a line (default: folders in natural order)")
@@ -86,7 +109,7 @@ def choose_evaluation(args: argparse.Namespace) -> Evaluation:
     """What the options say, else what the checkpoint of --model says, else timm's figures; contradictions are told."""
     said, who = {}, ""
     if args.model:
-        notes = record.notes(args.model)
+        notes = record.read(args.model).notes
         if "evaluation" not in notes:
             raise Refusal(f"{shown(args.model)} has no record of TResNet_pth2onnx.py that tells what its checkpoint "
                           "says of the evaluation; export it again, or leave out --model and give the options")
@@ -101,6 +124,9 @@ def choose_evaluation(args: argparse.Namespace) -> Evaluation:
 
 def check_folders(source: str, target: str) -> None:
     """Refuse a SRC and DST that cannot be meant."""
+    if os.path.islink(target.rstrip("/")):
+        raise Refusal(f"DST, {shown(target)}, is a symbolic link, and nothing is made or removed through one; name "
+                      f"{shown(os.path.realpath(target))} itself")
     if not os.path.isdir(source):
         raise Refusal(f"SRC must be a folder of images, but {shown(source)} "
                       + ("is not a folder" if os.path.lexists(source) else "does not exist"))
@@ -118,72 +144,74 @@ def check_folders(source: str, target: str) -> None:
         raise Refusal(f"DST cannot be written: {shown(existing)} is read-only for this user")
 
 
-def files_there(folder: str) -> Dict[str, files.Stamp]:
-    """{name: its stamp} of what a later step would read from the folder, by whomever it was made."""
+def files_there(folder: str) -> Dict[str, os.stat_result]:
+    """{name: status} of what a later step would read from the folder, by whomever it was made."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as listing:
-        return {entry.name: files.stamp(entry.stat(follow_symlinks=False)) for entry in listing
-                if entry.name.lower().endswith(INPUT_SUFFIXES) or entry.name in BESIDE}
+        return {entry.name: entry.stat(follow_symlinks=False) for entry in listing
+                if entry.name.lower().endswith(INPUT_SUFFIXES) or entry.name in BESIDE_NAMES}
     return {}
 
 
-def plan(args: argparse.Namespace, recipe: Row, images: Dict[str, files.Stamp], stems: Dict[str, str],
-         beside: Dict[str, bytes]) -> Plan:
+def plan(args: argparse.Namespace, recipe: Recipe, images: Dict[str, files.Stamp], stems: Dict[str, str],
+         before: Record) -> Plan:
     """What is to be made, and what an earlier run made that still holds.
 
-    images: {source: its stamp}; stems: {source: stem of its .bin}; beside: {name: content} of what this run writes
-    beside the .bin files.
-    Raises: Refusal if there are files in DST that are not ours, or that were made with other settings.
+    images: {source: its stamp}; stems: {source: stem of its .bin}.
+    Raises: Refusal if the folder was made with other settings.
     """
-    header, rows, synced, trusted = manifest.read(args.dst)
-    there, bins = files_there(args.dst), {source: stem + ".bin" for source, stem in stems.items()}
-    ours = manifest.owned(rows) | set(bins.values()) if header else set()
-    ours |= ({LABELS} if header.get("labels") else set()) | ({AIPP} if header.get("dtype") == "uint8" else set())
-    foreign = [name for name in there if name not in ours and (name in beside or name not in BESIDE)]
-    if not header and os.path.lexists(os.path.join(args.dst, MANIFEST)):
-        foreign.append(MANIFEST)
-    if foreign:
-        raise Refusal(f"{shown(args.dst)} holds files that this program did not make or cannot account for "
-                      f"({some(foreign, 5)}); move them away or choose another DST")
-    rows = [] if made_anew(args, header, recipe, rows) else rows
-    last = {row["source"]: index for index, row in enumerate(rows)
-            if "bin" in row and row["bin"] == bins.get(row["source"])}
-    whole = {}  # {source: its row} where the .bin is what it was when it was made
-    for source in last.keys() & images.keys():
-        row = rows[last[source]]
-        found = there.get(row["bin"], (0, 0, 0))
-        if found[0] == bin_size(args) and found[1] < time.time_ns() + AHEAD and (
-                last[source] < trusted and found[1:] == (row.get("bin_mtime_ns"), row.get("bin_ctime_ns"))
-                or checksum_of(os.path.join(args.dst, row["bin"])) == row.get("checksum")):
-            whole[source] = dict(row, bin_mtime_ns=found[1], bin_ctime_ns=found[2])
-    done = {source for source, row in whole.items()
-            if images[source] == (row.get("size"), row.get("mtime_ns"), row.get("ctime_ns"))}
-    keep = {row["bin"] for row in whole.values()} | set(beside)
-    return Plan([(source, stems[source], whole.get(source, {})) for source in images if source not in done],
-                [whole[source] for source in sorted(done, key=last.__getitem__)],
-                sum(last[source] < synced or last[source] >= trusted for source in done), manifest.seconds_taken(rows),
-                {name: stamp[0] for name, stamp in there.items() if name in ours and name not in keep})
+    start_again = starts_again(args, before, recipe)
+    todo, kept, keep = [], {}, set()  # type: List[Job], Dict[str, Piece], Set[str]
+    for source, stamp in images.items():
+        piece = None if start_again else before.pieces.get(source)
+        earlier = whole_bin(before, piece, stems[source] + ".bin", bin_size(args)) if piece else None
+        if piece and earlier and piece.inputs == [image_state(source, stamp)]:
+            kept[source] = piece._replace(files=[earlier])
+        else:
+            todo.append(Job(source, stems[source], earlier))
+        keep |= {earlier.name} if earlier else set()
+    stale = sum(status.st_size for name, status in files_there(args.dst).items()
+                if name in before.known and name not in keep)
+    return Plan(todo, kept, stale, 0.0 if start_again else seconds_taken(before))
 
 
-def made_anew(args: argparse.Namespace, header: Row, recipe: Row, rows: List[Row]) -> bool:
+def whole_bin(before: Record, piece: Piece, name: str, size: int) -> Optional[Made]:
+    """The .bin of an earlier run if it is still what was made, with its times of now; None if it is not."""
+    made = piece.files[0] if piece.files else None
+    if not made or made.name != name or made.size != size or not before.same(made):
+        return None
+    _, modified, changed = files.stamp(os.lstat(before.place(name)))
+    in_future = modified > time.time_ns() + AHEAD
+    return None if in_future else made._replace(mtime_ns=modified, ctime_ns=changed)
+
+
+def image_state(source: str, stamp: files.Stamp) -> record.State:
+    return [source, *stamp]
+
+
+def starts_again(args: argparse.Namespace, before: Record, recipe: Recipe) -> bool:
     """Whether nothing in DST can be kept. Raises: Refusal if only other settings are the reason, without --force."""
-    if args.force or not header:
-        return args.force
-    settings, program = manifest.differences(header, recipe)
-    count, seconds = len({row["bin"] for row in rows if "bin" in row}), manifest.seconds_taken(rows)
+    if args.force:
+        return True
+    if before.older:
+        print(f"everything is made again: {before.differences(recipe)}", file=sys.stderr)
+    if not before.recipe:
+        return False
+    settings, program = prepared.changed_settings(before, recipe), prepared.changed_program(before, recipe)
+    count = sum(bool(piece.files) for key, piece in before.pieces.items() if key != BESIDE)
+    seconds = seconds_taken(before)
     took = f"{count} images" + (f", which took {seconds:.0f} s" if seconds >= 0.5 else "")
     if settings and count:
         raise Refusal(f"{shown(args.dst)} holds {took}, made with other settings: {', '.join(settings)}; to keep them, "
-                      "name another DST; --force makes all of them anew")
+                      "name another DST; --force makes all of them again")
     if settings or program:
-        print(f"everything is made anew ({took}): {', '.join(settings + program)}", file=sys.stderr)
+        print(f"everything is made again ({took}): {', '.join(settings + program)}", file=sys.stderr)
     return bool(settings or program)
 
 
-def checksum_of(path: str) -> str:
-    """The checksum of a .bin; "" if it cannot be read."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return checksum(file.read())
-    return ""
+def seconds_taken(before: Record) -> float:
+    """What it took to make the folder; 0 if it was never finished."""
+    seconds = (before.ending or {}).get("seconds")
+    return float(seconds) if isinstance(seconds, (int, float)) else 0.0
 
 
 def bin_size(args: argparse.Namespace) -> int:
@@ -193,8 +221,8 @@ def bin_size(args: argparse.Namespace) -> int:
 
 # ---- the work --------------------------------------------------------------------------------------------------------
 
-def make_work(args: argparse.Namespace) -> Callable[[Job], Row]:
-    """The function that a worker does for each job: write the .bin, return its row of the manifest."""
+def make_work(args: argparse.Namespace) -> Callable[[Job], Outcome]:
+    """The function that a worker does for each job: write the .bin, which the parent lets appear."""
     warnings.simplefilter("ignore")  # doubtful metadata is no news for someone who wants the pixels
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     fast = None
@@ -203,68 +231,80 @@ def make_work(args: argparse.Namespace) -> Callable[[Job], Row]:
     except RuntimeError as error:
         print(f"note: the fast path is not used, Pillow does it all: {error}", file=sys.stderr)
 
-    def work(job: Job) -> Row:
-        source, stem, whole = job
+    def work(job: Job) -> Outcome:
         try:
-            data, status = convert_file(os.path.join(args.src, source), args.evaluation, args.dtype, fast)
+            data, status = convert_file(os.path.join(args.src, job.source), args.evaluation, args.dtype, fast)
         except Exception as error:  # Pillow raises a dozen kinds for broken files, SyntaxError among them
-            if whole:
-                os.unlink(os.path.join(args.dst, stem + ".bin"))
-            return {"source": source, "error": reason(error)}
-        row = {"bin": stem + ".bin", "source": source, "size": status.st_size, "mtime_ns": status.st_mtime_ns,
-               "ctime_ns": status.st_ctime_ns, "checksum": checksum(data)}
-        if whole.get("checksum") == row["checksum"]:  # the same image as before: its .bin, and its result, may stay
-            return dict(whole, **row)
+            return Bad(job.source, reason(error))
+        image, checksum = files.stamp(status), files.checksum(data)
+        if job.earlier and job.earlier.checksum == checksum:  # the same image: its .bin, and its result, may stay
+            return Converted(job.source, image, job.earlier)
+        name = job.stem + ".bin"
         try:
-            _, written, changed = files.write_whole(os.path.join(args.dst, stem + ".bin"), data)
+            path = files.write_part(os.path.join(args.dst, name), data)
         except OSError as error:
-            return {"source": source, "write_error": error.errno}
-        return dict(row, bin_mtime_ns=written, bin_ctime_ns=changed)
+            return Failed(job.source, error.errno or errno.EIO)
+        return Converted(job.source, image, Part(name, path, memoryview(data).nbytes, checksum))
 
     return work
 
 
-def process(args: argparse.Namespace, todo: List[Job], bad: Dict[str, str], journal: Journal, kept: int) -> None:
-    """Make the .bin of every job and note it in the manifest; bad images are added to `bad`."""
-    def lost(job: Job, why: str) -> Row:
-        with contextlib.suppress(FileNotFoundError):  # it may have been finished, but nobody can tell
-            os.unlink(os.path.join(args.dst, job[1] + ".bin"))
-        return {"source": job[0], "error": why}
-
-    bar = progress.Bar("preprocessing", kept + len(todo), "images", kept, lines_every=10)
-    results = run_workers(todo, make_work(args), min(args.workers, len(todo)), args.timeout, lost)
-    with bar, contextlib.closing(results):
-        for rows in results:
-            for row in rows:
-                if "write_error" in row:
-                    raise OSError(row["write_error"], os.strerror(row["write_error"]))
-                if "error" in row:
-                    bad[row["source"]] = row["error"]
-            journal.add(rows)
-            bar.advance(len(rows))
+def draft_of(outcome: Outcome) -> Draft:
+    """What the record is to say of an image."""
+    if isinstance(outcome, Failed):
+        raise OSError(outcome.errno, os.strerror(outcome.errno))
+    if isinstance(outcome, Bad):
+        return Draft(outcome.source, [], [], {"error": outcome.why})
+    inputs = [image_state(outcome.source, outcome.image)]
+    if isinstance(outcome.bin, Part):
+        return Draft(outcome.source, inputs, [outcome.bin])
+    return Draft(outcome.source, inputs, [], stay=[outcome.bin])
 
 
-def carry_out(args: argparse.Namespace, task: Plan, header: Row, beside: Dict[str, bytes], bad: Dict[str, str]
-              ) -> None:
-    """Bring DST, which this run holds, to what was planned. Raises: OSError."""
-    parts = "|".join([r".*\.bin", *map(re.escape, (MANIFEST, *BESIDE))])
-    files.remove_parts(args.dst, parts)
-    expected = {job[1] + ".bin" for job in task.todo} | {row["bin"] for row in task.kept}
-    expected |= set(task.stale) - set(BESIDE)
+def outcomes(args: argparse.Namespace, todo: List[Job]) -> Generator[List[Outcome], None, None]:
+    """What the workers made, in lists as they finish them."""
+    if not todo:
+        return iter(())
+    workers = min(args.workers, len(todo))
+    return run_workers(todo, make_work(args), workers, args.timeout, lambda job, why: Bad(job.source, why))
+
+
+def is_done(before: Record, about: record.Row, task: Plan, beside: Dict[str, bytes], bad: Dict[str, str]) -> bool:
+    """Whether DST is what it would become already."""
+    if task.todo or task.stale or not before.finished or before.about != about:
+        return False
+    known_bad = {key: piece.notes["error"] for key, piece in before.pieces.items() if "error" in piece.notes}
+    there = before.pieces.get(BESIDE)
+    wanted = {name: files.checksum(content) for name, content in beside.items()}
+    same_beside = there is not None and {made.name: made.checksum for made in there.files} == wanted
+    return same_beside and before.holds(before.pieces[BESIDE]) and known_bad == bad
+
+
+def carry_out(args: argparse.Namespace, recipe: Recipe, about: record.Row, before: Record, task: Plan,
+              beside: Dict[str, bytes], bad: Dict[str, str]) -> None:
+    """Bring DST, which this run holds, to what was planned; bad images are added to `bad`. Raises: OSError."""
+    expected = [job.stem + ".bin" for job in task.todo] + list(beside)
+    spared = {job.source: job.earlier.name for job in task.todo if job.earlier}
     started = time.monotonic()
-    with contextlib.closing(manifest.begin(args.dst, header, expected, bad, task.kept, task.synced,
-                                           task.seconds)) as journal:
-        for name in task.stale:
-            os.unlink(os.path.join(args.dst, name))
-        for name, content in beside.items():
-            files.write_whole(os.path.join(args.dst, name), content)
+    with record.begin(before, recipe, expected, task.kept.values(), spared.values(), files_there(args.dst),
+                      about) as writer:
+        parts = [writer.part(name, content, durable=False) for name, content in beside.items()]
+        known_bad = [Draft(source, [], [], {"error": why}) for source, why in sorted(bad.items())]
+        writer.publish([Draft(BESIDE, [], parts), *known_bad])
+        bar = progress.Bar("preprocessing", len(task.kept) + len(task.todo), "images", len(task.kept), lines_every=10)
         try:
-            if task.todo:
-                process(args, task.todo, bad, journal, len(task.kept))
-                journal.add([{"seconds": round(task.seconds + time.monotonic() - started, 3)}])
+            with bar, contextlib.closing(outcomes(args, task.todo)) as results:
+                for finished in results:
+                    writer.publish([draft_of(outcome) for outcome in finished])
+                    for outcome in finished:
+                        if isinstance(outcome, Bad):
+                            bad[outcome.source] = outcome.why
+                            if outcome.source in spared:
+                                os.unlink(os.path.join(args.dst, spared[outcome.source]))
+                    bar.advance(len(finished))
         finally:
-            files.remove_parts(args.dst, parts)  # a worker that was ended may have left one
-        journal.finish()
+            files.remove_parts(args.dst, expected)  # a worker that was ended may have left one
+        writer.finish(seconds=round(task.seconds + time.monotonic() - started, 3))
 
 
 def list_bad(bad: Dict[str, str]) -> None:
@@ -296,26 +336,31 @@ def main() -> int:
     exists = os.path.isdir(args.dst)
     if exists:
         files.hold(args.dst)
-    recipe = manifest.recipe(__file__, **evaluation.to_json(args.evaluation._asdict()), dtype=args.dtype,
-                             source=os.path.abspath(args.src), shard=args.shard)
+    settings = dict(evaluation.to_json(args.evaluation._asdict()), dtype=args.dtype,
+                    source=os.path.abspath(args.src), shard=args.shard)
+    recipe = prepared.make_recipe(__file__, settings)
+    about = {"given": sorted(evaluation.given(args)), "labels": labels is not None, "class_folders": folders}
     beside = {LABELS: labels} if labels is not None else {}
-    beside.update({AIPP: evaluation.aipp(args.evaluation)} if args.dtype == "uint8" else {})
-    task = plan(args, recipe, images, stems, beside)
-    todo, kept = task.todo, task.kept
-    files.check_space(args.dst, files.occupied([bin_size(args)] * len(todo)) - sum(task.stale.values()),
+    if args.dtype == "uint8":
+        beside[AIPP] = evaluation.aipp(args.evaluation)
+    before = prepared.open_record(args.dst)
+    before.refuse_others([*files_there(args.dst), *beside])
+    task = plan(args, recipe, images, stems, before)
+    files.check_space(args.dst, files.occupied([bin_size(args)] * len(task.todo)) - task.stale,
                       "choose a DST on another disk")
     try:
         if not exists:
             files.make_folder(args.dst, "DST")
             files.hold(args.dst)
-        header = dict(recipe, given=sorted(evaluation.given(args)), labels=labels is not None, class_folders=folders)
-        carry_out(args, task, header, beside, bad)
+        if not is_done(before, about, task, beside, bad):
+            carry_out(args, recipe, about, before, task, beside, bad)
     except OSError as error:
         advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"
         raise Refusal(f"cannot write to {shown(args.dst)}: {error.strerror}; {advice} and {GOES_ON}") from None
 
+    kept, todo = task.kept, task.todo
     seconds = time.monotonic() - started
-    made = len(todo) - sum(job[0] in bad for job in todo)
+    made = len(todo) - sum(job.source in bad for job in todo)
     list_bad(bad)
     if labels is not None:
         numbered = f"{len(folders)} class folders, 0 to {len(folders) - 1} by their order" if folders else "--class-map"

@@ -25,7 +25,7 @@ from collections import Counter
 from typing import Any, Dict, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, evaluation, files, onnx_file, operators, progress, record
+from common import cli, evaluation, onnx_file, operators, progress, recipe, record
 from common.checkpoint import AVERAGED, find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
 from common.evaluation import MULTIPLE
@@ -102,13 +102,13 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def recipe(arguments: argparse.Namespace) -> record.Row:
+def make_recipe(arguments: argparse.Namespace) -> record.Recipe:
     """What the ONNX file depends on; the checkpoint by its content."""
     options = {name: getattr(arguments, name) for name in (
         "model", "lineage", "ema", "key", "img_size", "opset", "batch_size", "stem", "reflect")}
-    return record.recipe(__file__, options, packages=("torch", "onnx", "onnxruntime", "numpy"),
-                         settings=filter(None, [evaluation.config_path(arguments.checkpoint)]),
-                         checkpoint=record.sha256(arguments.checkpoint), patch=record.sha256(PATCH))
+    config = evaluation.config_path(arguments.checkpoint)
+    settings = [arguments.checkpoint, PATCH, *([config] if config else [])]
+    return recipe.make(__file__, options, ("torch", "onnx", "onnxruntime", "numpy", "safetensors"), settings=settings)
 
 
 def said_by(checkpoint: Any, config: Dict[str, Any]) -> Dict[str, Any]:
@@ -151,9 +151,10 @@ def main() -> None:
     if arguments.opset > CANN_6_OPSET:
         cli.say(f"CANN 6 refuses opset {arguments.opset} (it reads up to {CANN_6_OPSET}; later ones more); the graph "
                 "is the same in every opset, so --opset 11 loses nothing")
-    made_by = recipe(arguments)
-    if not arguments.force and record.is_current(arguments.output, made_by):
-        was = record.notes(arguments.output)
+    made_by = make_recipe(arguments)
+    before = record.read(arguments.output)
+    if not arguments.force and before.is_current(made_by):
+        was = before.notes
         print(f"{shown(arguments.output)} is up to date: {was['variant']}, {was['num_classes']} classes, "
               f"{was['lineage']} lineage; --force exports again")
         warn_of_lineage(was, arguments.checkpoint)
@@ -161,7 +162,7 @@ def main() -> None:
     from common.graph import build_model
 
     import onnx
-    record.claim(arguments.output, [arguments.output])
+    before.refuse_others([os.path.basename(arguments.output)])
     checkpoint = load_checkpoint(arguments.checkpoint)
     found = find_state_dict(checkpoint, arguments.checkpoint, arguments.ema, arguments.key)
     tensors = found.tensors
@@ -187,29 +188,29 @@ def main() -> None:
     del checkpoint, tensors, found  # half a gigabyte for an XL
     model = build_model(network, img_size, arguments.opset, arguments.batch_size, arguments.stem, arguments.reflect)
     about = {"variant": seen.variant, "num_classes": str(seen.num_classes), "lineage": seen.lineage,
-             "lineage_told": str(seen.told), "img_size": str(img_size), "checkpoint_sha256": made_by["checkpoint"]}
+             "lineage_told": str(seen.told), "img_size": str(img_size),
+             "checkpoint_sha256": recipe.sha256(arguments.checkpoint)}
     warn_of_lineage(about, arguments.checkpoint)
     said_now = json.dumps(evaluation.to_json(dict(said, img_size=img_size)), sort_keys=True)  # this size was exported
-    onnx.helper.set_model_props(model, dict(about, evaluation=said_now, tool=made_by["tool"], version=cli.VERSION,
-                                            options=json.dumps(made_by["options"], sort_keys=True)))
+    onnx.helper.set_model_props(model, dict(about, evaluation=said_now, tool=made_by.row["tool"], version=cli.VERSION,
+                                            options=json.dumps(made_by.row["options"], sort_keys=True)))
     operators = Counter(node.op_type for node in model.graph.node)
     counts = ", ".join(f"{name} {count}" for name, count in sorted(operators.items()))
     print(f"graph: opset {arguments.opset}, {sum(operators.values())} nodes: {counts}")
     serialized = model.SerializeToString()
     onnx.checker.check_model(serialized)
+    described = onnx_file.description(model, arguments.output)
     del model
     batch_sizes = (arguments.batch_size,) if arguments.batch_size else VERIFIED_BATCHES
     difference = verify(serialized, network, img_size, batch_sizes)
     print(f"verified: ONNX Runtime differs from PyTorch by at most {difference:.1e} of the largest logit "
           f"(batches of {', '.join(map(str, batch_sizes))})")
     try:
-        record.begin(arguments.output, made_by, [arguments.output])
-        files.write_whole(arguments.output, serialized)
+        record.write(arguments.output, made_by, {arguments.output: serialized}, **about,
+                     evaluation=json.loads(said_now), described=described)
     except OSError as error:
         raise Refusal(f"{shown(arguments.output)} cannot be written ({error.strerror}); choose a folder that exists, "
                       f"can be written and has {len(serialized) / 1e6:.0f} MB of space")
-    record.write(arguments.output, made_by, [arguments.output], **about, evaluation=json.loads(said_now),
-                 described=onnx_file.read(arguments.output))
     print(f"{shown(arguments.output)}: {len(serialized) / 1e6:.1f} MB in {time.time() - start:.1f} s")
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from common import answers, ascend, cli, dataset, environment, evaluation, files, manifest, record
+from common import answers, ascend, cli, dataset, environment, evaluation, files, prepared, record
 from common.cli import ROOT, Refusal, shown, some
 from common.images import class_folders, find_images
 from common.labels import check_folders, class_labels, match_labels, read_class_map
@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="auto (the default) takes ascend if npu-smi, atc and ais_bench are all there, or if a device, a chip or a "
              "soc version is named")
     add("--device", metavar="N[,N…]|all", type=ascend.devices, help="chips to use at the same time (default: 0)")
-    add("--shard", metavar="I/N", type=cli.shard, default=manifest.WHOLE,
+    add("--shard", metavar="I/N", type=cli.shard, default=prepared.ALL_IMAGES,
         help="only every N-th image, from the I-th on; merge_reports.py joins the parts (default: all)")
     add("--soc-version", metavar="NAME", default="", help="chip that is compiled for (default: what npu-smi says)")
     add("--batch-sizes", metavar="LIST", type=cli.batch_sizes, default=[1, 4, 8, 16, 32],
@@ -152,14 +152,14 @@ class Data:
     def find_prepared(self) -> None:
         """Choose the prepared folder; again after the export, when it is known what the checkpoint says."""
         model = os.path.join(self.arguments.workdir, "tresnet.onnx")
-        said, chosen = evaluation.from_json(record.notes(model).get("evaluation")), evaluation.DEFAULT
+        said, chosen = evaluation.from_json(record.read(model).notes.get("evaluation")), evaluation.DEFAULT
         with contextlib.suppress(Refusal):  # the step that comes to it will say it
             chosen, _ = evaluation.resolve(evaluation.given(self.arguments), said, "")
-        self.prepared = manifest.place_for(self.arguments.workdir, dict(
+        self.prepared = prepared.place_for(self.arguments.workdir, dict(
             evaluation.to_json(chosen._asdict()), dtype="uint8" if self.arguments.uint8 else "float32",
             source=os.path.abspath(self.images), shard=self.arguments.shard))
         if self.from_folders():  # preprocessing writes their labels
-            self.labels = os.path.join(self.prepared, manifest.LABELS)
+            self.labels = os.path.join(self.prepared, prepared.LABELS)
 
     def to_prepare(self) -> bool:
         """Whether prepare_data.py has to make images or labels of the data first."""

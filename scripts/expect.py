@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from common import cli, dataset, evaluation, files, manifest, onnx_file, operators, record
+from common import cli, dataset, evaluation, files, onnx_file, operators, prepared, record
 from common.cli import Refusal, shown, some
 from common.evaluation import Evaluation
 from common.figures import interval, share
@@ -130,12 +130,12 @@ def prepared_reader(run: Run) -> Reader:
 def source_reader(run: Run, setting: Evaluation) -> Reader:
     """Gives the images prepared anew with a setting; raises Refusal or OSError if they are not there any more."""
     from common.pixels import convert_file
-    header, sources = manifest.read(run.report["prep"]).header, manifest.sources(run.report["prep"])[0]
+    about = prepared.read(run.report["prep"])
 
     def read(stems: List[str]) -> np.ndarray:
         images = []
         for stem in stems:
-            data, _ = convert_file(os.path.join(header["source"], sources[stem]), setting, "float32")
+            data, _ = convert_file(os.path.join(about.settings["source"], about.sources[stem]), setting, "float32")
             images.append(np.frombuffer(data, "<f4"))
         return np.stack(images).reshape(len(stems), 3, setting.img_size, setting.img_size)
 
@@ -167,8 +167,8 @@ def try_images(run: Run, weights: Weights, checkpoint: Optional[str]) -> Tuple[f
     read, infer = prepared_reader(run), operators.logits_of(onnx_file.load(run.model))
     trials.append(("red and blue swapped (BGR)", top1(infer, lambda names: np.ascontiguousarray(read(names)[:, ::-1]),
                                                       stems, truth)))
-    header = manifest.read_manifest(run.report["prep"])[0]
-    made, _ = evaluation.resolve(evaluation.from_json(header), {}, "")
+    settings = prepared.read(run.report["prep"]).settings
+    made, _ = evaluation.resolve(evaluation.from_json(settings), {}, "")
     for setting in settings_of(weights):
         if setting != made:
             what = f"the published evaluation ({evaluation.describe(setting)}), not ({evaluation.describe(made)})"
@@ -224,7 +224,7 @@ def load(workdir: str) -> Run:
                       "run the pipeline again")
     answers = [int(np.argmax(read_result(results[stem]))) for stem in stems]
     truth = np.array([report["true"][place] for place in places])
-    return Run(workdir, report, model, record.notes(model), stems, truth, np.array(answers))
+    return Run(workdir, report, model, record.read(model).notes, stems, truth, np.array(answers))
 
 
 def explain(run: Run, weights: Weights, devkit: Optional[str], checkpoint: Optional[str]) -> Dict[str, Any]:
@@ -263,7 +263,8 @@ def main() -> None:
             print(f"tried: {trial['what']}: Top-1 {trial['top1']:.1f} %")
         print(f"likeliest cause: {found['cause'] or 'none of those that were tried fits'}")
     path = os.path.join(arguments.workdir, "expect.json")
-    record.write_files(path, {"tool": os.path.basename(__file__)}, {path: json.dumps(found, indent=1).encode("ascii")})
+    made_by = record.Recipe({"tool": os.path.basename(__file__)})
+    record.write(path, made_by, {path: json.dumps(found, indent=1).encode("ascii")})
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ import shutil
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from common import ascend, bench, cli, files, float16, onnx_file, operators, record
+from common import ascend, bench, cli, files, float16, onnx_file, operators, recipe, record
 from common.cli import ROOT, Refusal, option_words, shown
 from common.graph import unshuffled
 from common.images import list_inputs
 from common.inputs import Input, input_of, read_batch
 from common.names import om_path, result_names
+from common.record import Draft, Writer
 
 import numpy as np
 import onnx
@@ -201,7 +202,7 @@ def with_pad_for(model: onnx.ModelProto, name: str) -> Optional[onnx.ModelProto]
     return changed
 
 
-def what_to_try(model: onnx.ModelProto, node: onnx.NodeProto, folder: str) -> Trial:
+def what_to_try(model: onnx.ModelProto, node: onnx.NodeProto, writer: Writer) -> Trial:
     """The remedy that fits an operator of this kind."""
     name = operators.name_of(node)
     if node.op_type == "SpaceToDepth":
@@ -213,8 +214,8 @@ def what_to_try(model: onnx.ModelProto, node: onnx.NodeProto, folder: str) -> Tr
         option = "--op_select_implmode=high_precision"
         return Trial(f"onnx2om.sh … -- {option}", [option], model)
     if node.op_type in float16.WITH_FLOAT32:
-        keep = os.path.join(folder, KEEP)
-        files.write_whole(keep, (name + "\n").encode())
+        writer.publish([Draft(KEEP, [], [writer.part(KEEP, (name + "\n").encode())])])
+        keep = os.path.join(writer.folder, KEEP)
         return Trial(f"onnx2om.sh … -- --keep_dtype={keep}", [f"--keep_dtype={keep}"], model)
     option = "--precision_mode=force_fp32"
     return Trial(f"onnx2om.sh … -- {option}", [option], model)
@@ -240,7 +241,7 @@ def ranges(node: onnx.NodeProto, model: onnx.ModelProto, values: List[Dict[str, 
     return found
 
 
-def search(model: onnx.ModelProto, card: Card, folder: str) -> Dict[str, Any]:
+def search(model: onnx.ModelProto, card: Card, writer: Writer) -> Dict[str, Any]:
     """All that find_layer.json holds, except the figures of the run."""
     ends = blocks(model)
     rows, _ = judge_all(model, card, [([begin], end) for begin, end in zip([card.input_name, *ends], ends)], [], [])
@@ -256,7 +257,7 @@ def search(model: onnx.ModelProto, card: Card, folder: str) -> Dict[str, Any]:
     if not wrong:
         return report
     node = node_of(model, steps[inner.index(wrong)][1])
-    trial = what_to_try(model, node, folder)
+    trial = what_to_try(model, node, writer)
     after = try_it(card, trial, begin, end, node.output[0])
     report.update(operator=wrong.name, type=node.op_type, error=wrong.error, expected=wrong.expected,
                   range=ranges(node, model, values), tried=trial.what, error_then=after.error, helped=not after.bad)
@@ -307,18 +308,19 @@ def main() -> None:
     folder = arguments.output = ascend.safe_path(arguments.output)
     files.make_folder(folder, "--output")
     model = onnx_file.load(arguments.model)
-    target, keep = os.path.join(folder, "find_layer.json"), os.path.join(folder, KEEP)
-    made_by = record.recipe(__file__, {"images": arguments.images}, (), [arguments.model])
-    record.begin(target, made_by, [target, keep])
-    if os.path.exists(keep):  # an earlier search's, about another operator
-        os.unlink(keep)
-    with ascend.run_folder(os.path.join(folder, "find-layer-run")) as private:
+    target = os.path.join(folder, "find_layer.json")
+    made_by = recipe.make(__file__, {"images": arguments.images}, (), onnx_file.all_files(arguments.model))
+    names = [os.path.basename(target), KEEP]
+    with record.begin(record.read(target), made_by, names) as writer, ascend.run_folder(
+            os.path.join(folder, "find-layer-run")) as private:
         card = Card(arguments, sample, paths, private)
-        report = search(model, card, folder)
+        report = search(model, card, writer)
         report.update(tool="find_layer.py", version=cli.VERSION, model=os.path.abspath(arguments.model),
                       images=len(paths), compilations=card.compilations, seconds=time.monotonic() - began)
-    files.write_whole(target, (json.dumps(report, indent=1) + "\n").encode())
-    record.write(target, made_by, filter(os.path.exists, [target, keep]))
+        record.check_unchanged(made_by)
+        data = (json.dumps(report, indent=1) + "\n").encode()
+        writer.publish([Draft("", [], [writer.part(os.path.basename(target), data)])])
+        writer.finish(synced=True)
     print(f"{describe(report)}\nall figures: {shown(target)}")
 
 

@@ -22,13 +22,13 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
-from common import cli, files, float16, onnx_file, operators, progress, record
+from common import cli, files, float16, onnx_file, operators, progress, recipe, record
 from common.cli import Refusal, shown, some
 from common.figures import share
 from common.images import list_inputs
 from common.inputs import Input, input_of, read_batch
-from common.manifest import true_classes
 from common.names import result_stem
+from common.prepared import true_classes
 from common.results import cosine_similarity
 
 import numpy as np
@@ -234,7 +234,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compute(arguments: argparse.Namespace, product: str, made_by: record.Row, paths: List[str], sample: Input
+def compute(arguments: argparse.Namespace, product: str, made_by: record.Recipe, paths: List[str], sample: Input
             ) -> Dict[str, Any]:
     import matplotlib  # noqa: F401 (draw_plot needs it: if it is missing, that is said now)
     start, model, known = time.time(), onnx_file.load(arguments.model), None
@@ -247,7 +247,7 @@ def compute(arguments: argparse.Namespace, product: str, made_by: record.Row, pa
     contents = {"forecast.json": (json.dumps(report, indent=1) + "\n").encode(), "forecast.png": draw_plot(report)}
     if report["keep_dtype"]:
         contents["keep_dtype.txt"] = "".join(name + "\n" for name in report["keep_dtype"]).encode()
-    record.write_files(product, made_by, {os.path.join(arguments.output, name): data
+    record.write(product, made_by, {os.path.join(arguments.output, name): data
                                           for name, data in contents.items()})
     print(f"{', '.join(contents)} in {shown(arguments.output)}")
     return report
@@ -261,8 +261,9 @@ def main() -> None:
     product = os.path.join(arguments.output, "forecast")
     settings = [arguments.labels] if arguments.labels else []
     options = {"aipp": sample.aipp, "label_offset": arguments.label_offset}
-    made_by = record.recipe(__file__, options, ("onnxruntime", "onnx", "numpy"), [arguments.model, *paths], settings)
-    if not arguments.force and record.is_current(product, made_by):
+    inputs = [*onnx_file.all_files(arguments.model), *paths]
+    made_by = recipe.make(__file__, options, ("onnxruntime", "onnx", "numpy"), inputs, settings)
+    if not arguments.force and record.read(product).is_current(made_by):
         report = json.loads(files.read_regular(product + ".json"))
         print(f"the forecast in {shown(product + '.json')} is up to date: cosine {report['cosine']['min']:.6f} at "
               "least; --force computes it again")

@@ -20,12 +20,14 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from common import ascend, bench, cli, evaluation, files, manifest, progress, record
+from common import ascend, bench, cli, evaluation, files, prepared, progress, recipe, record
 from common.cli import Refusal, shown, some
 from common.images import list_inputs
 from common.names import FORMATS, om_batch, result_names
+from common.record import Draft, Part, Piece, Recipe, Writer
 from common.slices import Sizes
 
+SUMMARY = ""  # the key of the piece that is the summary
 POLL = 0.02  # s between two looks at whether an ais_bench has ended
 
 
@@ -95,11 +97,11 @@ def ends_line(path: str) -> bool:
 
 
 def collect(arguments: argparse.Namespace, work: Slice, device: int, folder: str, prefix: str
-            ) -> Tuple[List[record.Made], Dict[str, Any]]:
-    """Move the results of a slice that ended to where they belong.
+            ) -> Tuple[List[Part], Dict[str, Any]]:
+    """The results of a slice that ended.
 
-    Returns: what is to be recorded of each, and the slice's summary. Raises: Refusal if ais_bench failed, or
-    if there is not exactly one whole result for each image.
+    Returns: the files, which are to be moved into the folder `prefix`, and the slice's summary. Raises: Refusal if
+    ais_bench failed, or if there is not exactly one whole result for each image.
     """
     status = ascend.status_of(work.child.returncode)
     if status:
@@ -125,9 +127,16 @@ def collect(arguments: argparse.Namespace, work: Slice, device: int, folder: str
         summary = bench.read_summary(f"{made}_summary.json")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"ais_bench ended well, but its summary cannot be read: {cli.why(error)}") from None
-    for name in expected:
-        os.replace(os.path.join(made, name), os.path.join(prefix, name))
-    return [record.made(os.path.join(prefix, name)) for name in expected], summary
+    base = os.path.basename(prefix)
+    return [part_of(f"{base}/{name}", os.path.join(made, name)) for name in expected], summary
+
+
+def part_of(name: str, path: str) -> Part:
+    """A file that ais_bench wrote, to be moved to where the record calls it `name`. Raises: Refusal for a link."""
+    checksum = files.checksum_of(path)
+    if not checksum:
+        raise Refusal(f"ais_bench wrote {shown(path)}, which is a link or not a regular file")
+    return Part(name, path, os.lstat(path).st_size, checksum)
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
@@ -136,13 +145,14 @@ class Run:
     """All images, in slices, on all devices: what waits, what runs where, which devices failed and why."""
 
     def __init__(self, arguments: argparse.Namespace, devices: List[int], paths: List[str],
-                 states: Dict[str, record.State], results: record.Folder) -> None:
-        self.arguments, self.devices, self.states, self.results = arguments, devices, states, results
+                 states: Dict[str, record.State], prefix: str, made_by: Recipe, writer: Writer) -> None:
+        self.arguments, self.devices, self.states = arguments, devices, states
+        self.prefix, self.made_by, self.writer = prefix, made_by, writer
         self.sizes = Sizes(om_batch(arguments.model), os.path.getsize(paths[0]), arguments.slice)
         self.waiting, self.place = list(paths), {path: place for place, path in enumerate(paths)}
         self.running: Dict[int, Slice] = {}
         self.failed: Dict[int, str] = {}
-        self.rows: List[record.Row] = []  # of the record, of slices that ended
+        self.pieces: List[Piece] = []  # slices that ended
 
     def count(self, folder: str) -> int:
         """How many images have a result by now: those of the slices that ended, and what the running ones wrote."""
@@ -155,7 +165,7 @@ class Run:
         free = [device for device in self.devices if device not in self.running and device not in self.failed]
         for number, device in enumerate(free):
             if self.waiting:
-                chips = len(self.devices) - len(self.failed) if self.rows else len(free) - number
+                chips = len(self.devices) - len(self.failed) if self.pieces else len(free) - number
                 count = self.sizes.next(len(self.waiting), chips)
                 self.running[device] = start(self.arguments, self.waiting[:count], device, folder)
                 del self.waiting[:count]
@@ -165,7 +175,8 @@ class Run:
         work = self.running.pop(device)
         cli.end_group(work.child)
         try:
-            made, summary = collect(self.arguments, work, device, folder, self.results.folder)
+            parts, summary = collect(self.arguments, work, device, folder, self.prefix)
+            record.check_unchanged(self.made_by)
         except Refusal as refusal:
             self.failed[device] = refusal.sentence
             shutil.copyfile(work.log, self.log(device))
@@ -176,21 +187,20 @@ class Run:
                         f"its {len(work.paths)} images go to the others")
             return
         seconds = time.monotonic() - work.begun
-        self.sizes.learn(len(work.paths), seconds, [written for _, _, written, *_ in made])
         inputs = [self.states[path] for path in work.paths]
         notes = {"device": device, "times": summary["times"], "throughput": summary["throughput"]}
-        self.results.add(inputs, made, **notes)
-        self.rows.append(dict(notes, inputs=inputs))
+        self.pieces += self.writer.publish([Draft(os.path.basename(work.paths[0]), inputs, parts, notes)])
+        self.sizes.learn(len(work.paths), seconds, [made.mtime_ns for made in self.pieces[-1].files])
         left = len(self.waiting) + sum(len(other.paths) for other in self.running.values())
         self.bar.say(f"device {device}: {len(work.paths)} images in {seconds:.1f} s, {left} to go")
 
     def log(self, device: int) -> str:
         """Where the output of an ais_bench that failed is kept."""
-        return f"{self.results.folder}.device{device}.log"
+        return f"{self.prefix}.device{device}.log"
 
     def all(self) -> None:
         """Raises: Refusal if images are left that no device could infer."""
-        with ascend.run_folder(self.results.folder + "-run") as folder, progress.watched(
+        with ascend.run_folder(self.prefix + "-run") as folder, progress.watched(
                 "inference", len(self.place), "images", lambda: self.count(folder), lines_every=10) as self.bar:
             try:
                 self.hand_out(folder)
@@ -209,13 +219,14 @@ class Run:
                           f"output: {shown(self.log(max(self.failed)))}; the same command goes on from here")
 
 
-def summarise(prefix: str, results: Dict[str, List[str]], rows: List[record.Row]) -> bytes:
+def summarise(prefix: str, results: Dict[str, List[str]], pieces: List[Piece]) -> bytes:
     """The content of a summary as one ais_bench would have written it over all slices; throughput is one chip's."""
     import numpy as np  # here: results that are up to date do not need it
-    times = [time for row in rows for time in row["times"]]
-    batch = float(np.mean([row["throughput"] * np.mean(row["times"]) / 1000 for row in rows]))
-    devices = sorted({row["device"] for row in rows})
-    summary = bench.summary(prefix, results, times, batch, args=sys.argv, devices=devices, slices=len(rows))
+    slices = [piece.notes for piece in pieces]
+    times = [time for notes in slices for time in notes["times"]]
+    batch = float(np.mean([notes["throughput"] * np.mean(notes["times"]) / 1000 for notes in slices]))
+    devices = sorted({notes["device"] for notes in slices})
+    summary = bench.summary(prefix, results, times, batch, args=sys.argv, devices=devices, slices=len(slices))
     return json.dumps(summary).encode()
 
 
@@ -225,37 +236,41 @@ def main() -> None:
         raise Refusal(f"{shown(arguments.model)} is not there; make it with scripts/onnx2om.sh")
     paths = list_inputs(arguments.input)
     devices = [0] if arguments.device is None else arguments.device or ascend.choose_devices([])[0]
-    evaluation.check_prepared(manifest.read(arguments.input)[0], record.notes(arguments.model).get("evaluation"),
+    evaluation.check_prepared(prepared.read(arguments.input), record.read(arguments.model).notes.get("evaluation"),
                               arguments.input, arguments.model)
     prefix = os.path.join(arguments.output, arguments.output_dirname)
-    made_by = record.recipe(__file__, {"outfmt": arguments.outfmt}, inputs=[arguments.model],
-                            host=ascend.host_versions())
-    results = record.Folder(prefix, made_by, [prefix + "_summary.json"], arguments.force)
+    made_by = recipe.make(__file__, {"outfmt": arguments.outfmt}, inputs=[arguments.model],
+                          host=ascend.host_versions())
+    before = record.read(prefix)
+    earlier = before.kept(made_by, arguments.force)
     states = {path: record.state(path) for path in paths}
-    there = {tuple(state) for state in states.values()}
-    kept = [row for row in results.kept
-            if row.get("device") in devices and there.issuperset(map(tuple, row["inputs"]))]
-    done = {tuple(state) for row in kept for state in row["inputs"]}
+    there = set(map(tuple, states.values()))
+    kept = {key: piece for key, piece in earlier.items() if key != SUMMARY
+            and piece.notes.get("device") in devices and there.issuperset(map(tuple, piece.inputs))}
+    done = {tuple(state) for piece in kept.values() for state in piece.inputs}
     todo = [path for path in paths if tuple(states[path]) not in done]
-    if results.complete and not todo and len(kept) == len(results.kept):
+    if before.finished and SUMMARY in earlier and not todo and len(earlier) == len(kept) + 1:
         print(f"{len(paths)} results in {shown(prefix)} are up to date; --force infers again")
         return
-    if results.changed or (results.kept and not kept):
-        print(f"everything is inferred anew: {results.changed or 'other device or inputs'}")
+    changed = before.differences(made_by)
+    if not changed and earlier and not kept:
+        changed = "other device or inputs"
+    if changed:
+        print(f"everything is inferred again: {changed}")
     import numpy  # noqa: F401 (summarise needs it: if it is missing, that is said now and not after the inference)
     files.make_folder(arguments.output, "--output")
     names = {path: result_names(path, 1, arguments.outfmt) for path in paths}
-    results.begin(kept, [name for path in paths for name in names[path]])
-    try:
-        rows = list(kept)
+    folder, summary_name = os.path.basename(prefix), os.path.basename(prefix) + "_summary.json"
+    expected = [f"{folder}/{name}" for path in paths for name in names[path]]
+    with record.begin_folder(before, made_by, [*expected, summary_name], kept.values()) as writer:
+        pieces = list(kept.values())
         if todo:
-            run = Run(arguments, devices, todo, states, results)
+            run = Run(arguments, devices, todo, states, prefix, made_by, writer)
             run.all()
-            rows += run.rows
-        files.write_whole(prefix + "_summary.json", summarise(prefix, names, rows))
-        results.finish()
-    finally:
-        results.close()
+            pieces += run.pieces
+        summary = writer.part(summary_name, summarise(prefix, names, pieces))
+        writer.publish([Draft(SUMMARY, [], [summary])])
+        writer.finish()
     print(f"{len(paths)} results, one for each image" + (f" ({len(done)} were there already)" if done else ""))
 
 

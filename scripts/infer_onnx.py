@@ -12,20 +12,22 @@ times).
 Out: OUTPUT/DIRNAME/{name up to its first dot}_{output index}.txt (or .bin, .npy) and OUTPUT/DIRNAME_summary.json.
 Unlike ais_bench it refuses inputs of a wrong size, names that would overwrite each other's results, and outputs that
 are not finite; and it goes on where an interrupted run stopped (OUTPUT/DIRNAME.record.jsonl), batch by batch; --force
-starts anew.
+starts again.
 """
 import argparse
+import hashlib
 import json
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional
 
-from common import bench, cli, evaluation, files, manifest, operators, progress, record
+from common import bench, cli, evaluation, files, onnx_file, operators, prepared, progress, recipe, record
 from common.cli import Refusal, shown
 from common.images import list_inputs
 from common.inputs import Input, read_aipp, read_batch
 from common.names import FORMATS, result_names
+from common.record import Part, Recipe, Writer
 from common.results import encode
 
 import numpy as np
@@ -33,32 +35,48 @@ import numpy as np
 if TYPE_CHECKING:
     import onnxruntime
 
+SUMMARY = ""  # the key of the piece that is the summary
+
 # ---- results ---------------------------------------------------------------------------------------------------------
 
-def write_results(paths: List[str], outputs: List[np.ndarray], folder: str, outfmt: str) -> List[record.Made]:
+def write_results(paths: List[str], outputs: List[np.ndarray], outfmt: str, writer: Writer, folder: str
+                  ) -> List[Part]:
     """Write the outputs ([batch, …] each) of one batch; what filled the batch up is dropped.
 
-    Returns what is to be recorded of the files. Raises: Refusal if a value is not finite.
+    folder: of the results, as the record names it. Raises: Refusal if a value is not finite.
     """
-    made = []
+    parts = []
     for row, path in enumerate(paths):
         for output, name in zip(outputs, result_names(path, len(outputs), outfmt)):
             if not np.isfinite(output[row]).all():
                 raise Refusal(f"the model's output for {shown(path)} has values that are not finite (NaN or "
                               "infinity), so there is no result for it; check that file and the model's weights")
-            data = encode(output[row], outfmt)
-            made.append([name, *files.write_whole(os.path.join(folder, name), data), record.digest_of(data)])
-    return made
+            parts.append(writer.part(f"{folder}/{name}", encode(output[row], outfmt), durable=False))
+    return parts
 
 
 # ---- inference -------------------------------------------------------------------------------------------------------
 
-def open_model(path: str, batch_size: Optional[int],
-               aipp: Dict[str, str]) -> "Tuple[onnxruntime.InferenceSession, Input]":
+class Opened(NamedTuple):
+    """A model that was loaded."""
+    session: "onnxruntime.InferenceSession"
+    input: Input
+    sha256: str  # of what was loaded; "" if it is more than one file
+
+
+def open_model(path: str, batch_size: Optional[int], aipp: Dict[str, str]) -> Opened:
     """Load the model on all cores of this process. Raises: Refusal if it is not one with a single image input."""
     import onnxruntime  # here: with the model it takes half a second, and what is up to date does not need it
+    sha256 = ""
     try:
-        session = operators.session(path)
+        if onnx_file.all_files(path) == [path]:
+            content = files.read_regular(path, largest=onnx_file.LARGEST)
+            sha256 = hashlib.sha256(content).hexdigest()
+            session = operators.session(content)
+        else:
+            session = operators.session(path)
+    except Refusal:
+        raise
     except Exception as error:  # onnxruntime has an own type of error for each way in which a file can be broken
         raise Refusal(f"{shown(path)} is not an ONNX model that onnxruntime {onnxruntime.__version__} can run: "
                       f"{cli.why(error)}")
@@ -76,7 +94,7 @@ def open_model(path: str, batch_size: Optional[int],
         raise Refusal(f"the AIPP configuration yields images of {aipp['crop_size_w']}×{aipp['crop_size_h']}, but "
                       f"{shown(path)} takes {shape[3]}×{shape[2]}; set src_image_size_w and src_image_size_h (or the "
                       "crop) to the model's size")
-    return session, Input(inputs[0].name, tuple(shape[1:]), fixed or batch_size or 1, aipp)
+    return Opened(session, Input(inputs[0].name, tuple(shape[1:]), fixed or batch_size or 1, aipp), sha256)
 
 
 def warm_up(session: "onnxruntime.InferenceSession", model: Input, runs: int) -> None:
@@ -163,44 +181,58 @@ def in_batches(paths: List[str], batch_size: int) -> List[List[str]]:
     return [paths[index:index + batch_size] for index in range(0, len(paths), batch_size)]
 
 
+def check_loaded(opened: Opened, made_by: Recipe) -> None:
+    """Refuse to go on if the model was replaced between the recipe and its loading, or the other way round."""
+    if opened.sha256:
+        recorded = made_by.row["inputs"][0][1]
+        if opened.sha256 != recorded:
+            raise Refusal("the model was replaced while the inference began; run the same command again")
+    record.check_unchanged(made_by)
+
+
 def infer_files(arguments: argparse.Namespace, aipp: Dict[str, str], paths: List[str], prefix: str) -> None:
     """Infer what an earlier run has not finished into the folder `prefix`, and write its summary beside it."""
     # A given batch size is the model's, or this model is refused: then what is up to date can be told without it.
     opened = None if arguments.batchsize else open_model(arguments.model, None, aipp)
-    batch_size = opened[1].batch_size if opened else arguments.batchsize
-    batches = in_batches(paths, batch_size)
+    batch_size = opened.input.batch_size if opened else arguments.batchsize
     options = {"batch_size": batch_size, "outfmt": arguments.outfmt, "aipp": aipp}
-    results = record.Folder(prefix, record.recipe(__file__, options, ("onnxruntime", "numpy"), [arguments.model],
-                                                  device="CPU"), [prefix + "_summary.json"], arguments.force)
-    finished = {json.dumps(row["inputs"]): row for row in results.kept}
-    states = {batch[0]: list(map(record.state, batch)) for batch in batches}
-    done = [finished[key] for key in map(json.dumps, states.values()) if key in finished]
-    todo = [batch for batch in batches if json.dumps(states[batch[0]]) not in finished]
-    if results.complete and not todo and len(done) == len(results.kept):
+    made_by = recipe.make(__file__, options, ("onnxruntime", "numpy"), onnx_file.all_files(arguments.model),
+                          device="CPU")
+    before = record.read(prefix)
+    earlier = before.kept(made_by, arguments.force)
+    batches = {os.path.basename(batch[0]): batch for batch in in_batches(paths, batch_size)}
+    states = {key: list(map(record.state, batch)) for key, batch in batches.items()}
+    kept = {key: piece for key, piece in earlier.items() if states.get(key) == piece.inputs}
+    todo = {key: batch for key, batch in batches.items() if key not in kept}
+    summary_holds = SUMMARY in earlier
+    if before.finished and summary_holds and not todo and len(earlier) == len(kept) + 1:
         print(f"{len(paths)} results in {shown(prefix)} are up to date; --force infers again")
         return
-    session, model = opened or open_model(arguments.model, batch_size, aipp)
-    names = {path: result_names(path, len(session.get_outputs()), arguments.outfmt) for path in paths}
-    if results.changed:
-        print(f"everything is inferred anew: {results.changed}")
-    results.begin(done, (name for path in paths for name in names[path]))
+    opened = opened or open_model(arguments.model, batch_size, aipp)
+    check_loaded(opened, made_by)
+    changed = before.differences(made_by)
+    if changed:
+        print(f"everything is inferred again: {changed}")
+    names = {path: result_names(path, len(opened.session.get_outputs()), arguments.outfmt) for path in paths}
+    folder, summary_name = os.path.basename(prefix), os.path.basename(prefix) + "_summary.json"
+    expected = [f"{folder}/{name}" for path in paths for name in names[path]]
+    with record.begin_folder(before, made_by, [*expected, summary_name], kept.values()) as writer:
+        def write(batch: List[str], values: List[np.ndarray]) -> None:
+            key = os.path.basename(batch[0])
+            parts = write_results(batch, values, arguments.outfmt, writer, folder)
+            writer.publish([record.Draft(key, states[key], parts)])
 
-    def write(batch: List[str], values: List[np.ndarray]) -> None:
-        made = write_results(batch, values, prefix, arguments.outfmt)
-        results.add(states[batch[0]], made)
-
-    try:
         if todo:
-            warm_up(session, model, arguments.warmup_count)
+            warm_up(opened.session, opened.input, arguments.warmup_count)
         start = time.time()
-        times = infer(arguments, session, model, todo, lambda batch: read_batch(batch, model), write)
-        count, seconds = sum(map(len, todo)), max(time.time() - start, 1e-9)
+        times = infer(arguments, opened.session, opened.input, list(todo.values()),
+                      lambda batch: read_batch(batch, opened.input), write)
+        count, seconds = sum(map(len, todo.values())), max(time.time() - start, 1e-9)
         print(f"{count} images inferred into {shown(prefix)} in {seconds:.1f} s, {count / seconds:.1f} images/s"
               + (f" ({len(paths) - count} were there already)" if count < len(paths) else ""))
-        files.write_whole(prefix + "_summary.json", report(arguments, model, times, prefix, names))
-        results.finish()
-    finally:
-        results.close()
+        summary = writer.part(summary_name, report(arguments, opened.input, times, prefix, names))
+        writer.publish([record.Draft(SUMMARY, [], [summary])])
+        writer.finish()
 
 
 def main() -> None:
@@ -211,7 +243,7 @@ def main() -> None:
         raise Refusal(f"the model {shown(arguments.model)} is not there; make it: python3 TResNet_pth2onnx.py "
                       "model_best.pth.tar tresnet_m.onnx")
     if arguments.input:
-        evaluation.check_prepared(manifest.read(arguments.input)[0], record.notes(arguments.model).get("evaluation"),
+        evaluation.check_prepared(prepared.read(arguments.input), record.read(arguments.model).notes.get("evaluation"),
                                   arguments.input, arguments.model)
     prefix = ""
     if arguments.output:
@@ -220,7 +252,7 @@ def main() -> None:
     if paths and prefix:
         infer_files(arguments, aipp, paths, prefix)
         return
-    session, model = open_model(arguments.model, arguments.batchsize, aipp)
+    session, model, _ = open_model(arguments.model, arguments.batchsize, aipp)
     made_up = np.zeros((model.batch_size, *model.shape), np.float32)
     if arguments.pure_data_type == "random":
         made_up = np.random.RandomState(0).uniform(0, 1, made_up.shape).astype(np.float32)

@@ -17,10 +17,11 @@ import zipfile
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Dict, List
 
-from common import cli, files, progress, record
+from common import cli, files, progress, recipe, record
 from common.cli import ROOT, Refusal, shown, why
 from common.environment import download
 from common.evaluation import DEFAULT
+from common.record import Draft, Part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,7 @@ WHEEL_SHA256 = "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb
 PHOTO = re.compile(r"foolbox/data/(imagenet_\d\d_\d+\.jpg)")
 PHOTO_LABEL = re.compile(r"_(\d+)\.jpg$")
 PHOTOS = 20
+CHECKPOINT = "model_best.pth.tar"
 CLASSES = 1000
 EVALUATION = DEFAULT  # how the photos become the network's input
 SEED = 0
@@ -103,13 +105,12 @@ def make_checkpoint(labels: Dict[str, int], path: str) -> None:
         interpolation=EVALUATION.interpolation, mean=list(EVALUATION.mean), std=list(EVALUATION.std), opt="sgd",
         lr=0.1, seed=SEED, distributed=True)
     state = OrderedDict(("module." + name, tensor) for name, tensor in network.state_dict().items())
-    with files.whole(path) as part:
-        try:
-            torch.save({"epoch": 0, "arch": "tresnet_m", "state_dict": state, "optimizer": optimizer,
-                        "version": 2, "args": settings, "metric": np.float64(100.0)}, part)
-        except RuntimeError as error:  # so PyTorch's writer says that the disk is full
-            raise Refusal(f"{shown(path)} cannot be written ({why(error)}); is the disk full? Make room and run the "
-                          "same command again") from None
+    try:
+        torch.save({"epoch": 0, "arch": "tresnet_m", "state_dict": state, "optimizer": optimizer,
+                    "version": 2, "args": settings, "metric": np.float64(100.0)}, path)
+    except RuntimeError as error:  # so PyTorch's writer says that the disk is full
+        raise Refusal(f"{shown(CHECKPOINT)} cannot be written ({why(error)}); is the disk full? Make room and run the "
+                      "same command again") from None
 
 
 def main() -> None:
@@ -117,23 +118,29 @@ def main() -> None:
     parser.add_argument("folder", metavar="FOLDER", type=cli.path, help="made if it is not there")
     folder = parser.parse_args().folder
     product = os.path.join(folder, "sample")
-    made_by = record.recipe(__file__, {"seed": SEED}, packages=("torch", "numpy", "Pillow"), package=PACKAGE,
-                            wheel=WHEEL_SHA256, patch=record.sha256(os.path.join(ROOT, "TResNet.patch")))
-    if not record.is_current(product, made_by):
+    made_by = recipe.make(__file__, {"seed": SEED}, packages=("torch", "numpy", "Pillow"), package=PACKAGE,
+                          wheel=WHEEL_SHA256, settings=[os.path.join(ROOT, "TResNet.patch")])
+    before = record.read(product)
+    if not before.is_current(made_by):
         files.check_space(folder, SPACE, "name another folder")
         files.make_folder(folder, "FOLDER")
         photos = {os.path.join(folder, "val_union", name): content for name, content in fetch_photos().items()}
         labels = {path: int(PHOTO_LABEL.findall(path)[0]) for path in photos}
-        labels_path, checkpoint = (os.path.join(folder, name) for name in ("val_label.txt", "model_best.pth.tar"))
-        record.begin(product, made_by, [*photos, labels_path, checkpoint])
-        os.makedirs(os.path.join(folder, "val_union"), mode=0o750, exist_ok=True)
-        for path, content in photos.items():
-            files.write_whole(path, content)
+        labels_path = os.path.join(folder, "val_label.txt")
         text = "".join(f"{os.path.basename(path)} {label}\n" for path, label in labels.items())
-        files.write_whole(labels_path, text.encode())
-        with progress.watched("fitting the sample's checkpoint", 0, "", None):
-            make_checkpoint(labels, checkpoint)
-        record.write(product, made_by, [*photos, labels_path, checkpoint])
+        contents = {**photos, labels_path: text.encode()}
+        names = {os.path.relpath(path, folder): data for path, data in contents.items()}
+        os.makedirs(os.path.join(folder, "val_union"), mode=0o750, exist_ok=True)
+        with record.begin(before, made_by, [*names, CHECKPOINT]) as writer:
+            writer.publish([Draft("photos", [], [writer.part(name, data) for name, data in names.items()])])
+            part = files.part_path(os.path.join(folder, CHECKPOINT))
+            with files.removed_on_error(part, CHECKPOINT), progress.watched(
+                    "fitting the sample's checkpoint", 0, "", None):
+                make_checkpoint(labels, part)
+                files.sync(part)
+                size, checksum = os.path.getsize(part), files.checksum_of(part)
+                writer.publish([Draft(CHECKPOINT, [], [Part(CHECKPOINT, part, size, checksum)])])
+            writer.finish(synced=True)
     print(f"sample data: {PHOTOS} photos, their labels and a checkpoint in {shown(folder)}")
 
 

@@ -13,7 +13,7 @@ import json
 import os
 from typing import Any, Dict, List
 
-from common import accuracy, cli, files, manifest, record
+from common import accuracy, cli, files, prepared, record
 from common.cli import Refusal, shown, some
 
 ON_CARD = "infer_om.py"
@@ -43,19 +43,20 @@ def read_report(workdir: str) -> Dict[str, Any]:
 def identity(workdir: str, report: Dict[str, Any]) -> Dict[str, Any]:
     """What must be the same in all shards: {what it is, in words: its value}."""
     result, prep = (os.path.join(workdir, os.path.basename(str(report[key]))) for key in ("result", "prep"))
-    made_by, prepared = record.read(record.path_of(result)).header, manifest.read(prep).header
-    if not made_by or not prepared:
+    made_by, images = record.read(result).recipe, prepared.read(prep)
+    if not made_by or not images.settings:
         raise Refusal(f"{shown(workdir)} lacks the record of {shown(result)} or the manifest of {shown(prep)}; leave a "
                       "work folder as pipeline.sh made it, or copy it whole")
+    everything = {**images.settings, **images.about, "versions": images.versions}
     model = made_by["inputs"]
     if made_by["tool"] == ON_CARD:  # the compiler need not give the same bytes on another machine
-        onnx = record.files_of(record.read(record.path_of(os.path.join(workdir, "tresnet.onnx"))).rows)
-        model = [[name for name, _ in model], [digest for *_, digest in onnx]]
+        onnx = record.read(os.path.join(workdir, "tresnet.onnx")).files
+        model = [[name for name, _ in model], [[made.size, made.checksum] for made in onnx]]
     return {"model": model, "program": made_by["sources"], "backend": made_by["tool"],
             "ais_bench, CANN or driver": made_by.get("host"),
             "options": made_by["options"], "versions": made_by["versions"], "classes": report["classes"],
             "labels": [report["counts"]["labelled"], report.get("label_offset")],
-            "preprocessing": {key: value for key, value in prepared.items() if key not in VOLATILE}}
+            "preprocessing": {key: value for key, value in everything.items() if key not in VOLATILE}}
 
 
 def check_same(folders: List[str], reports: List[Dict[str, Any]]) -> None:

@@ -23,9 +23,10 @@ import sys
 import time
 from typing import Any, Dict, List
 
-from common import ascend, cli, files, onnx_file, progress, record
+from common import ascend, cli, files, onnx_file, progress, recipe, record
 from common.cli import Refusal, shown
 from common.names import om_path
+from common.record import Recipe
 
 
 def chip_name(text: str) -> str:
@@ -88,7 +89,7 @@ def pasteable(command: List[str]) -> str:
     return re.sub(r" (--input_shape)=(\S+)", r' \1="\2"', " ".join(map(shlex.quote, command)), count=1)
 
 
-def recipes(arguments: argparse.Namespace, commands: Dict[int, List[str]]) -> Dict[int, record.Row]:
+def recipes(arguments: argparse.Namespace, commands: Dict[int, List[str]]) -> Dict[int, Recipe]:
     """All that each .om depends on: the command with the files it names, the ONNX file, CANN. A folder that was moved
     as a whole is none of it: files count by name and content. Only the command differs, so files are read once."""
     folder = os.path.dirname(arguments.model) + os.sep
@@ -97,10 +98,13 @@ def recipes(arguments: argparse.Namespace, commands: Dict[int, List[str]]) -> Di
     settings = [value for value in values if os.path.isabs(value) and os.path.isfile(value)
                 and not os.path.samefile(value, arguments.model)]
     atc = os.path.realpath(shutil.which("atc") or "atc")
-    shared = record.recipe(__file__, {}, inputs=[arguments.model], settings=settings,
-                           atc=record.state(atc, atc), cann=ascend.cann_version())
-    return {size: dict(shared, options={"command": [word.replace(folder, "", 1) for word in command]})
-            for size, command in commands.items()}
+    shared = recipe.make(__file__, {}, inputs=onnx_file.all_files(arguments.model), settings=settings,
+                         atc=record.state(atc, atc), cann=ascend.cann_version())
+    found = {}
+    for size, command in commands.items():
+        words = [word.replace(folder, "", 1) for word in command]
+        found[size] = Recipe(dict(shared.row, options={"command": words}), shared.files)
+    return found
 
 
 def explain(log: str) -> List[str]:
@@ -123,7 +127,8 @@ def run_atc(command: List[str], batch_size: int, folder: str, name: str, log: st
             with open(path, "rb") as file:
                 shutil.copyfileobj(file, output)
     names = (f"{name}.om", f"{name}_linux_*.om")
-    made = [path for pattern in names for path in glob.glob(os.path.join(folder, pattern)) if os.path.getsize(path)]
+    made = [path for pattern in names for path in glob.glob(os.path.join(folder, pattern))
+            if os.path.isfile(path) and not os.path.islink(path) and os.path.getsize(path)]
     if made and not status:
         return made[0]
     if status > 128 and status - 128 in list(signal.Signals):
@@ -139,24 +144,22 @@ def run_atc(command: List[str], batch_size: int, folder: str, name: str, log: st
     raise Refusal("\n".join([what, *explain(log), *advice, f"    the full log: {log}"]))
 
 
-def compile_model(arguments: argparse.Namespace, command: List[str], recipe: record.Row, batch_size: int, om: str,
+def compile_model(arguments: argparse.Namespace, command: List[str], made_by: Recipe, batch_size: int, om: str,
                   bar: progress.Bar) -> None:
     """Compile for one batch size, or keep what is there."""
     place = os.path.splitext(om)[0]
     name = os.path.basename(place)
-    if not arguments.force and record.is_current(om, recipe):
+    before = record.read(om)
+    if not arguments.force and before.is_current(made_by):
         bar.say(f"{om} is up to date ({os.path.getsize(om) / 1e6:.1f} MB)")
         return
-    record.claim(om, [om])
+    before.refuse_others([os.path.basename(om)])
     bar.say(f"{om}: compiling for {arguments.soc_version} ...")
     started = time.monotonic()
     with ascend.run_folder(os.path.join(arguments.output_dir, "atc-run")) as private:
         found = run_atc(command, batch_size, private, name, place + ".atc.log")
-        os.chmod(found, 0o640)  # ais_bench refuses a model that others can write
-        record.begin(om, recipe, [om])
-        os.replace(found, om)
-    said = record.notes(arguments.model).get("evaluation", {})  # infer_om.py holds the images against it
-    record.write(om, recipe, [om], evaluation=said)
+        said = record.read(arguments.model).notes.get("evaluation", {})  # infer_om.py holds the images against it
+        record.adopt(om, made_by, found, evaluation=said)
     seconds = time.monotonic() - started
     bar.say(f"{om}: compiled in {seconds:.0f} s, {os.path.getsize(om) / 1e6:.1f} MB")
 
@@ -174,8 +177,8 @@ def main() -> None:
     commands = {size: build_command(arguments, model, size, os.path.splitext(os.path.basename(om))[0])
                 for size, om in oms.items()}
     with progress.watched("compiling", len(oms), "models", None) as bar:
-        for batch_size, recipe in recipes(arguments, commands).items():
-            compile_model(arguments, commands[batch_size], recipe, batch_size, oms[batch_size], bar)
+        for batch_size, made_by in recipes(arguments, commands).items():
+            compile_model(arguments, commands[batch_size], made_by, batch_size, oms[batch_size], bar)
             bar.advance()
 
 

@@ -22,7 +22,7 @@ import sys
 import time
 from typing import Any, Dict, List, Tuple
 
-from common import ascend, bench, cli, files, onnx_file, progress, record
+from common import ascend, bench, cli, files, onnx_file, progress, recipe, record
 from common.cli import Refusal, shown, why
 from common.names import om_path
 from common.published import CARD_CASE, CARD_SPEED
@@ -145,15 +145,15 @@ def processor_name() -> str:
     return f"CPU ({' '.join(name.split())}, {len(os.sched_getaffinity(0))} cores)"
 
 
-def recipe(arguments: argparse.Namespace, chip: str) -> record.Row:
+def make_recipe(arguments: argparse.Namespace, chip: str) -> record.Recipe:
     """All that the figures depend on."""
     options = {key: getattr(arguments, key) for key in ("backend", "device", "loop", "repeat", "batch_sizes")}
     settings = [arguments.aipp] if arguments.aipp else []
     if arguments.backend == "ascend":
-        return record.recipe(__file__, options, (), arguments.models.values(), settings, chip=chip,
-                             host=ascend.host_versions())
-    return record.recipe(__file__, options, ("onnxruntime", "numpy"), [arguments.model], settings, chip=chip,
-                         processor=processor_name(), runner=record.sources(CPU_RUNNER))
+        return recipe.make(__file__, options, (), arguments.models.values(), settings, chip=chip,
+                           host=ascend.host_versions())
+    return recipe.make(__file__, options, ("onnxruntime", "numpy"), onnx_file.all_files(arguments.model), settings,
+                       chip=chip, processor=processor_name(), runner=recipe.sources(CPU_RUNNER))
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
@@ -314,10 +314,11 @@ def main() -> None:
         raise Refusal("several devices are for --backend ascend; leave --device out on the CPU", cli.USAGE)
     product = os.path.join(arguments.output, "perf")
     paths = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]
-    made_by = recipe(arguments, chip)
-    record.claim(product, paths)
+    made_by = make_recipe(arguments, chip)
+    before = record.read(product)
+    before.refuse_others(map(os.path.basename, paths))
     kept: Dict[str, Any] = {}
-    if not arguments.force and record.is_current(product, made_by):
+    if not arguments.force and before.is_current(made_by):
         kept = json.loads(files.read_regular(paths[0]))
         print(f"the figures in {shown(paths[0])} are up to date; --force measures again")
     report: Dict[str, Any] = {
@@ -332,7 +333,7 @@ def main() -> None:
     table = markdown(report)
     if report != kept:
         contents = [(json.dumps(report, indent=1) + "\n").encode(), table.encode(), draw_plot(report)]
-        record.write_files(product, made_by, dict(zip(paths, contents)))
+        record.write(product, made_by, dict(zip(paths, contents)))
     print(f"\n{table}\nperf.json, perf.md, perf.png in {shown(arguments.output)} ({time.time() - started:.1f} s)")
     if arguments.min_throughput is not None and best["throughput"] < arguments.min_throughput:
         raise Refusal(f"the best throughput is {best['throughput']:.1f} images/s (batch size {best['batch_size']}), "

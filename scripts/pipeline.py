@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NoReturn, Set, Tuple
 
-from common import ascend, class_names, cli, dataset, environment, evaluation, files, manifest, published, record
+from common import ascend, class_names, cli, dataset, environment, evaluation, files, prepared, published, record
 from common.cli import ROOT, Refusal, option_words
 from common.names import FORMATS, STEMS, om_path
 
@@ -171,7 +171,7 @@ class Chain:
     def export(self) -> None:
         self.export_as(self.model, self.arguments.stem)
         if not self.steps.dry_run:
-            classes = int(record.notes(self.model)["num_classes"])
+            classes = int(record.read(self.model).notes["num_classes"])
             self.data.check_classes(classes)
             self.data.find_prepared()
             if self.arguments.class_names:
@@ -181,7 +181,7 @@ class Chain:
 
     def preprocess(self) -> None:
         given = self.arguments
-        shard = "/".join(map(str, given.shard)) if given.shard != manifest.WHOLE else None
+        shard = "/".join(map(str, given.shard)) if given.shard != prepared.ALL_IMAGES else None
         self.run("TResNet_preprocess.py", self.data.images, self.data.prepared, "--model", self.model, *option_words(
             **evaluation.given(given), dtype="uint8" if given.uint8 else None, shard=shard),
             *self.given("class_map", "skip_bad", "force"))
@@ -306,7 +306,8 @@ class Chain:
                  "steps": self.times, "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(self.began)),
                  "seconds": time.time() - self.began}
         if not self.steps.dry_run:
-            record.write_files(path, {"tool": cli.program()}, {path: json.dumps(about, indent=1).encode("ascii")})
+            content = json.dumps(about, indent=1).encode("ascii")
+            record.write(path, record.Recipe({"tool": cli.program()}), {path: content})
         self.run("scripts/report.py", given.workdir, *self.given("force"))
 
     def plan(self) -> List[Tuple[str, Callable[[], None]]]:

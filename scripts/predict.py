@@ -20,7 +20,7 @@ import sys
 import tempfile
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from common import class_names, cli, evaluation, figures, files, images, journal, onnx_file, progress, record
+from common import class_names, cli, evaluation, figures, files, images, onnx_file, progress, record
 from common.cli import Refusal, say, shown
 from common.names import natural_key
 from common.pixels import convert_file, reason
@@ -74,7 +74,7 @@ def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
     model = arguments.model
     if not os.path.isfile(model):
         raise Refusal(f"there is no model {shown(model)}; make one: bash scripts/pipeline.sh leaves work/tresnet.onnx")
-    said: Any = record.notes(model).get("evaluation")
+    said: Any = record.read(model).notes.get("evaluation")
     if model.endswith(".onnx"):
         about = onnx_file.describe(model)
         try:
@@ -94,7 +94,7 @@ def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
 
 def takes(arguments: argparse.Namespace) -> str:
     """float32, or uint8 for an .om that was compiled with AIPP."""
-    command = (journal.read(record.path_of(arguments.model)).header.get("options") or {}).get("command") or ()
+    command = (record.read(arguments.model).recipe.get("options") or {}).get("command") or ()
     return arguments.dtype or ("uint8" if any("--insert_op_conf=" in str(word) for word in command) else "float32")
 
 

@@ -17,12 +17,14 @@ import tarfile
 from collections import Counter
 from typing import Dict, Iterator, List, NamedTuple, Tuple
 
-from common import cli, dataset, files, progress, record
+from common import cli, dataset, files, progress, recipe, record
 from common.cli import Refusal, shown, some
 from common.dataset import Found
 from common.images import find_images
 from common.names import SUFFIXES, natural_key
+from common.record import Draft, Recipe
 
+LABELS_KEY = "val_label.txt"  # the piece of a record that is the labels; no image is called so
 LARGEST = 1 << 28  # bytes of one image in an archive
 BATCH = 64  # images of a Parquet file that are in memory at once
 
@@ -114,26 +116,24 @@ def check_members(members: List[Member], path: str) -> None:
                           "known form")
 
 
-def unpack(found: Found, members: List[Member], folder: record.Folder, labels: str, text: bytes) -> None:
+def unpack(found: Found, members: List[Member], target: str, made_by: Recipe, labels: str, text: bytes) -> None:
     """Write the archive's images into the folder, then the labels beside it; what an earlier run finished is kept."""
-    target, kept = folder.folder, {row["files"][0][0]: row for row in folder.kept}
-    files.check_space(target, files.occupied(member.size for member in members if folder.name(member.name) not in kept),
+    before, base = record.read(target), os.path.basename(target)
+    kept = before.kept(made_by)
+    kept.pop(LABELS_KEY, None)
+    files.check_space(target, files.occupied(member.size for member in members if member.name not in kept),
                       "name another DST")
-    folder.begin(list(kept.values()), (member.name for member in members))
+    expected = [*(f"{base}/{member.name}" for member in members), os.path.basename(labels)]
     bar = progress.Bar("unpacking", len(members), "images", len(kept), lines_every=10)
-    try:
-        with bar:
-            for name, content in read_parquet(found.files) if found.images == "parquet" else read_tar(found.place):
-                if folder.name(name) not in kept:
-                    if len(content) > LARGEST:
-                        raise Refusal(f"the image {shown(name)} in {shown(found.place)} has {len(content):,} bytes")
-                    stamp = files.write_whole(os.path.join(target, name), content)
-                    folder.add([], [[name, *stamp, record.digest_of(content)]])
-                    bar.advance()
-        files.write_whole(labels, text)
-        folder.finish()
-    finally:
-        folder.close()
+    with bar, record.begin_folder(before, made_by, expected, kept.values()) as writer:
+        for name, content in read_parquet(found.files) if found.images == "parquet" else read_tar(found.place):
+            if name not in kept:
+                if len(content) > LARGEST:
+                    raise Refusal(f"the image {shown(name)} in {shown(found.place)} has {len(content):,} bytes")
+                writer.publish([Draft(name, [], [writer.part(f"{base}/{name}", content, durable=False)])])
+                bar.advance()
+        writer.publish([Draft(LABELS_KEY, [], [writer.part(os.path.basename(labels), text)])])
+        writer.finish()
     print(f"{len(members)} images unpacked into {shown(target)}" + (f" ({len(kept)} were there)" if kept else ""))
 
 
@@ -168,23 +168,24 @@ def main() -> None:
         return
     labels, images = (os.path.join(arguments.target, name) for name in ("val_label.txt", "val_union"))
     sources = [*(found.files or [found.place]), found.source]
-    made_by = record.recipe(__file__, {"form": found.images, "labels": found.labels},
-                            inputs=sorted(filter(os.path.isfile, set(sources))), source=os.path.abspath(found.source))
+    made_by = recipe.make(__file__, {"form": found.images, "labels": found.labels},
+                          inputs=sorted(filter(os.path.isfile, set(sources))), source=os.path.abspath(found.source))
     members: List[Member] = []
-    folder = record.Folder(images, made_by, [labels]) if found.images != "folder" else None
-    if folder and folder.complete and len(folder.kept) == files.read_regular(labels).count(b"\n"):
+    packed = found.images != "folder"
+    before = record.read(images)
+    if packed and before.finished and before.recipe == made_by.row and all(map(before.holds, before.pieces.values())):
         print(f"{shown(images)} and {shown(labels)} are up to date")
         return
-    if folder:
+    if packed:
         members = list_parquet(found.files) if found.images == "parquet" else list_tar(found.place)
         check_members(members, found.place)
     lines = label_lines(found, arguments.source, members)  # before anything long begins
     text = "".join(f"{name} {label}\n" for name, label in lines.items()).encode("utf-8", "surrogateescape")
     files.make_folder(arguments.target, "DST")
-    if folder:
-        unpack(found, members, folder, labels, text)
+    if packed:
+        unpack(found, members, images, made_by, labels, text)
     else:
-        record.write_files(labels, made_by, {labels: text})
+        record.write(labels, made_by, {labels: text})
     print(f"{len(lines)} labels of {len(set(lines.values()))} classes in {shown(labels)}")
 
 

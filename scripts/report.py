@@ -15,7 +15,7 @@ import json
 import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from common import accuracy, class_names, cli, figures, files, journal, manifest, progress, published, record
+from common import accuracy, class_names, cli, figures, files, prepared, progress, published, recipe, record
 from common.cli import Refusal, shown, some, why
 from common.results import percent, read_result, result_files
 
@@ -119,13 +119,14 @@ def predictions(report: Dict[str, Any], results: List[str]) -> Optional[figures.
 class Pictures:
     """Thumbnails of prepared images, as the network sees them."""
 
-    def __init__(self, prepared: List[str]) -> None:
-        self.header: Dict[str, Any] = {}
+    def __init__(self, folders_of_images: List[str]) -> None:
+        self.header: Dict[str, Any] = {}  # the settings of the prepared folder
+        self.versions: Dict[str, Any] = {}
         self.known: Dict[str, Tuple[str, str]] = {}  # by stem: folder, source
-        for folder in prepared:
-            self.header, rows = manifest.read_manifest(folder)
-            self.known.update((row["bin"][:-len(".bin")], (folder, source))
-                              for source, row in rows.items() if "bin" in row)
+        for folder in folders_of_images:
+            about = prepared.read(folder)
+            self.header, self.versions = about.settings, about.versions
+            self.known.update((stem, (folder, source)) for stem, source in about.sources.items())
 
     def source(self, stem: str) -> str:
         """The path of the image that a .bin was made from, or the stem if nobody knows."""
@@ -322,15 +323,15 @@ def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str
     return state if all(gate["good"] for gate in page["gates"]) else "bad", sentence + ".", points
 
 
-def settings(parts: Dict[str, Dict[str, Any]], workdir: str, results: List[str], header: Dict[str, Any]
-             ) -> List[Tuple[str, str]]:
+def settings(parts: Dict[str, Dict[str, Any]], workdir: str, results: List[str], header: Dict[str, Any],
+             versions_of_images: Dict[str, Any]) -> List[Tuple[str, str]]:
     """What was run with what: (term, words)."""
     run, network, report = parts["run"], parts["network"], parts["acc_report"]
-    made = journal.read(record.path_of(results[0])).header if results else {}
-    exported = journal.read(record.path_of(os.path.join(workdir, "tresnet.onnx"))).header
+    made = record.read(results[0]).recipe if results else {}
+    exported = record.read(os.path.join(workdir, "tresnet.onnx")).recipe
     size = network.get("img_size") or header.get("img_size")
     host = {key: value for key, value in (made.get("host") or {}).items() if value}
-    versions = {"this program": cli.VERSION, **(exported.get("versions") or {}), **(header.get("versions") or {}),
+    versions = {"this program": cli.VERSION, **(exported.get("versions") or {}), **versions_of_images,
                 **(made.get("versions") or {}), **host}
     extra = ("dtype", "crop_pct", "crop_mode", "interpolation", "mean", "std")
     rows = [("checkpoint", run.get("checkpoint")), ("SHA-256", network.get("checkpoint_sha256")),
@@ -377,7 +378,7 @@ def describe(workdir: str, parts: Dict[str, Dict[str, Any]], given_names: Option
         "cards": accuracies(parts) + speed_cards(parts["perf"]), "gates": gates(parts),
         "comparison": comparison(parts, pictures, call), **answered(report, found, pictures, call),
         "plots": draw(parts, found), "left_out": (report.get("left_out") or [])[:LISTED],
-        "settings": settings(parts, workdir, results, pictures.header)}
+        "settings": settings(parts, workdir, results, pictures.header, pictures.versions)}
     page["state"], page["sentence"], page["points"] = verdict(page, parts)
     return page
 
@@ -420,20 +421,21 @@ def main() -> None:
     arguments = parser.parse_args()
     workdir, product = arguments.workdir, os.path.join(arguments.workdir, PAGE)
     parts, exported = read_parts(workdir), os.path.join(workdir, "tresnet.onnx")
-    parts["network"] = record.notes(exported)
+    parts["network"] = record.read(exported).notes
     texts = [os.path.join(workdir, name) for name in PARTS if name != "run.json"]
     texts += [TEMPLATE, SCRIPT] + [arguments.class_names] * bool(arguments.class_names)
-    results, prepared = (folders(parts["acc_report"], workdir, key) for key in ("result", "prep"))
+    results, images = (folders(parts["acc_report"], workdir, key) for key in ("result", "prep"))
     texts += map(record.path_of, [*results, exported])
     run = {key: value for key, value in parts["run"].items() if key in ("backend", "gates", "made", "data", "commands")}
-    made_by = record.recipe(__file__, {"run": run, "results": bool(results), "pictures": bool(prepared)},
+    made_by = recipe.make(__file__, {"run": run, "results": bool(results), "pictures": bool(images)},
                             ("numpy", "Pillow", "matplotlib", "Jinja2"), settings=filter(os.path.isfile, texts))
-    if not arguments.force and record.is_current(product, made_by):
+    before = record.read(product)
+    if not arguments.force and before.is_current(made_by):
         print(f"{shown(product)} is up to date")
         return
-    record.claim(product, [product])
+    before.refuse_others([os.path.basename(product)])
     page = render(describe(workdir, parts, arguments.class_names))
-    record.write_files(product, made_by, {product: page})
+    record.write(product, made_by, {product: page})
     print(f"wrote {shown(product)} ({len(page) / 1e3:,.0f} kB): open it in a browser")
 
 

@@ -58,7 +58,7 @@ def show(workdir: str, backend: str, exported: str, model: str, result: str, flo
     float32: the float32 model's results, if this one is quantised; compared, measured: what this run did (an earlier
     run's files are not named); note: the last line, if there is one.
     """
-    about = record.notes(exported)
+    about = record.read(exported).notes
     counts = read_json(os.path.join(workdir, "acc_report.json"))["counts"]
     size, kind = about["img_size"], ", int8" if float32 else ""
     lines = [("backend", backend),

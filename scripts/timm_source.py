@@ -19,7 +19,7 @@ from typing import List, Set
 from common import cli
 from common.cli import ROOT, Refusal, shown
 from common.environment import download, one_at_a_time, say
-from common.record import sha256
+from common.recipe import sha256
 
 TARGET = os.path.join(ROOT, "pytorch-image-models")
 PATCH = os.path.join(ROOT, "TResNet.patch")

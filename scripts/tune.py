@@ -10,24 +10,27 @@ Out: OUTPUT/tune.json, tune.md (a table), tune.png; what was compiled stays in O
 docs/ascend.md says what is tried and what cannot win.
 """
 import argparse
+import contextlib
 import json
 import os
 import sys
 from statistics import median
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from common import ascend, cli, files, onnx_file, record
+from common import ascend, cli, files, onnx_file, prepared, recipe, record
 from common.bench import complaint
 from common.cli import ROOT, Refusal, option_words, shown
 from common.evaluation import AIPP, Evaluation, aipp, from_json
 from common.images import list_inputs
 from common.inputs import Input, apply_aipp, input_of, read_aipp, read_batch
-from common.manifest import read_manifest
 from common.names import om_path, result_stem
 from common.plots import png
+from common.record import Draft, Recipe, Writer
 
 import numpy as np
 from matplotlib.figure import Figure
+
+TEMPORARY = Recipe({"tool": "tune.py"})  # of images that are for one run
 
 SCRIPTS = os.path.join(ROOT, "scripts")
 FIRST_SIZES = [8, 16]  # batch sizes at which the combinations are compared
@@ -76,10 +79,20 @@ def write_inputs(paths: List[str], sample: Input, evaluation: Evaluation, folder
     files.write_whole(os.path.join(folder, AIPP), aipp(evaluation))
     settings = read_aipp(os.path.join(folder, AIPP))
     names = [result_stem(path) + ".bin" for path in paths]
-    for kind in ("uint8", "float32"):
-        made = record.Folder(os.path.join(folder, kind), {"tool": "tune.py"}, [])
-        made.begin([], names)  # what an earlier run prepared goes
-        made.close()
+    with contextlib.ExitStack() as stack:
+        writers = {}
+        for kind in ("uint8", "float32"):
+            before = record.read(os.path.join(folder, kind))
+            expected = [f"{kind}/{name}" for name in names]
+            writers[kind] = stack.enter_context(record.begin_folder(before, TEMPORARY, expected))
+        write_each(paths, names, sample, evaluation, settings, writers)
+        for writer in writers.values():
+            writer.finish(synced=True)
+
+
+def write_each(paths: List[str], names: List[str], sample: Input, evaluation: Evaluation, settings: Dict[str, str],
+               writers: Dict[str, Writer]) -> None:
+    """The images one by one, for write_inputs()."""
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (evaluation.mean, evaluation.std))
     for path, name in zip(paths, names):
         image = read_batch([path], sample)
@@ -89,7 +102,8 @@ def write_inputs(paths: List[str], sample: Input, evaluation: Evaluation, folder
                           f"{evaluation.std}; prepare the images with TResNet_preprocess.py")
         raw = np.ascontiguousarray(pixels.astype(np.uint8).transpose(0, 2, 3, 1))
         for kind, data in (("uint8", raw), ("float32", apply_aipp(raw, settings))):
-            files.write_whole(os.path.join(folder, kind, name), data)
+            part = writers[kind].part(f"{kind}/{name}", np.ascontiguousarray(data), durable=False)
+            writers[kind].publish([Draft(name, [], [part])])
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
@@ -292,15 +306,15 @@ def main() -> None:
     output = ascend.safe_path(arguments.output)
     product = folder = os.path.join(output, "tune")
     targets = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]
-    record.claim(product, targets)
+    record.read(product).refuse_others(map(os.path.basename, targets))
     files.make_folder(folder, "--output")
-    evaluation = Evaluation(**dict(from_json(read_manifest(arguments.input)[0]), img_size=sample.shape[-1]))
+    evaluation = Evaluation(**dict(from_json(prepared.read(arguments.input).settings), img_size=sample.shape[-1]))
     write_inputs(paths, sample, evaluation, folder)
     report = tune(arguments, Bench(arguments, folder))
     table = markdown(report)
     contents = [(json.dumps(report, indent=1) + "\n").encode(), table.encode(), draw_plot(report)]
-    record.write_files(product, record.recipe(__file__, {"backend": arguments.backend}, (), arguments.models),
-                       dict(zip(targets, contents)))
+    made_by = recipe.make(__file__, {"backend": arguments.backend}, (), arguments.models)
+    record.write(product, made_by, dict(zip(targets, contents)))
     print(f"\n{table}\ntune.json, tune.md, tune.png in {shown(output)}")
     if not report["winner"]:
         raise Refusal("no combination runs and keeps the cosine and the agreement that are asked for; the table says "

@@ -181,7 +181,7 @@ def host_facts() -> Dict[str, Any]:
     code = f"""
 import importlib, json, sys
 sys.path.insert(0, {os.path.join(ROOT, 'scripts')!r})
-from common.record import versions
+from common.recipe import versions
 found, errors = {{}}, {{}}
 for package, module in (("ais_bench", "ais_bench.infer"), ("aclruntime", "aclruntime")):
     found[package] = errors[package] = ""

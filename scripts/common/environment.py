@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Dict, Iterator, List, Sequence, Set
 
-from common import files, native, progress, record
+from common import files, native, progress, recipe
 from common.cli import ROOT, Refusal, shown, why
 
 REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
@@ -117,7 +117,7 @@ def satisfied(requirements: Sequence[str]) -> bool:
         return False
     wanted = list(map(Requirement, asked_for(requirements)))
     wanted = [requirement for requirement in wanted if not requirement.marker or requirement.marker.evaluate()]
-    there = record.versions(requirement.name for requirement in wanted)
+    there = recipe.versions(requirement.name for requirement in wanted)
     return all(there[requirement.name] and (
         requirement.name == "torch" and serves(there["torch"])
         or requirement.specifier.contains(there[requirement.name], prereleases=True)) for requirement in wanted)
@@ -132,7 +132,7 @@ def serves(version: str) -> bool:
 
 def host_torch() -> str:
     """The version of a torch of the host's own Python that serves, "" if there is none."""
-    version = record.versions(["torch"])["torch"] if sys.prefix == sys.base_prefix else ""
+    version = recipe.versions(["torch"])["torch"] if sys.prefix == sys.base_prefix else ""
     return version if version and serves(version) else ""
 
 
@@ -181,7 +181,7 @@ def install(requirements: Sequence[str], python: str, from_host: str) -> None:
 def stamp_lines(requirements: Sequence[str]) -> Set[str]:
     """One line per requirements file: which Python, and the file's SHA-256."""
     python = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
-    return {f"{python} {record.sha256(path)}\n" for path in requirements}
+    return {f"{python} {recipe.sha256(path)}\n" for path in requirements}
 
 
 def folder() -> str:

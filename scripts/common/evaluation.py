@@ -11,6 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 from common import cli
 from common.cli import Refusal, shown
+from common.prepared import Prepared
 
 MULTIPLE = 32  # pixels: the network halves the image five times
 CROP_MODES = ("center", "squash")
@@ -154,13 +155,13 @@ def from_json(fields: Any) -> Dict[str, Any]:
             if name in Evaluation._fields}
 
 
-def check_prepared(header: Dict[str, Any], said: Any, prepared: str, model: str) -> None:
+def check_prepared(about: Prepared, said: Any, prepared: str, model: str) -> None:
     """Refuse .bin files that were made for another evaluation than the one that the model's checkpoint says.
 
-    header: of the prepared folder's manifest ({}: nothing is known); said: the model's notes. What was given to the
-    preprocessing as an option stands: whoever gave it was told.
+    about: what is known of the prepared folder; said: the model's notes. What was given to the preprocessing as an
+    option stands: whoever gave it was told.
     """
-    made, deliberate = from_json(header), header.get("given") or []
+    made, deliberate = from_json(about.settings), about.about.get("given") or []
     for name, value in from_json(said).items():
         if name in made and made[name] != value and name not in deliberate:
             raise Refusal(f"the images in {shown(prepared)} were made with {name} = {words(made[name])}, but the "

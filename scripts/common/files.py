@@ -1,6 +1,8 @@
 """Files that appear whole or not at all, folders that one run holds, and room on the disk.
 
-Standard library only.
+A file is written under a fresh name beside its own (a part) and then renamed, so that nobody ever sees half of it.
+A fresh name is made with O_EXCL and O_NOFOLLOW: whatever lies there already, a link or a hard link of somebody else's
+file among it, is never written into. Nothing that is not a regular file is opened to be read. Standard library only.
 """
 import contextlib
 import errno
@@ -8,13 +10,17 @@ import fcntl
 import os
 import re
 import stat
-from typing import Any, Iterable, Iterator, List, Tuple
+import zlib
+from typing import Any, Collection, Iterable, Iterator, List, Tuple
 
 from common.cli import Refusal, say, shown
 from common.names import SAFE_PATH
 
 LARGEST = 1 << 28  # bytes of a file that is read at once, unless said otherwise
 BLOCK = 4096  # bytes that a file takes up at least, and in steps of
+CHUNK = 1 << 20  # bytes that are read at a time where a file is not needed in one piece
+MODE = 0o640  # of files that are made, less what the umask takes away
+PART = re.compile(r"(.+)\.[0-9a-f]{8}\.part", re.DOTALL)  # the name of a part: that of its file, eight digits
 
 Stamp = Tuple[int, int, int]
 
@@ -27,13 +33,23 @@ def stamp(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+def part_path(path: str) -> str:
+    """A fresh name beside `path` for a file that is not finished."""
+    return f"{path}.{os.urandom(4).hex()}.part"
+
+
+def create(path: str) -> int:
+    """Make a file that is not there yet and open it for writing. Raises: FileExistsError for anything that is there."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
+
+
 @contextlib.contextmanager
-def whole(path: str) -> Iterator[str]:
-    """A path to write a file to, which gets the name `path` at the end, or is gone if an error ends the block."""
-    part = path + ".part"
+def removed_on_error(part: str, path: str) -> Iterator[None]:
+    """Remove a part if an error ends the block, and let the error name the file `path` that it was for."""
     try:
-        yield part
-        os.replace(part, path)
+        yield
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = path  # a full disk's error names no file
@@ -42,21 +58,42 @@ def whole(path: str) -> Iterator[str]:
         raise
 
 
-def write_whole(path: str, data: Any, durable: bool = False) -> Stamp:
-    """Write a file that appears whole under its name or not at all, with mode 0640 less what the umask takes away.
+@contextlib.contextmanager
+def whole(path: str) -> Iterator[str]:
+    """A fresh name to write a file to, which gets the name `path` at the end, or is gone if an error ends the block."""
+    part = part_path(path)
+    with removed_on_error(part, path):
+        yield part
+        os.replace(part, path)
 
-    `data` is bytes or any contiguous buffer. With `durable` it is on the disk before it appears: a power loss cannot
-    leave it empty. Returns its stamp(). Raises OSError; `path`.part is gone then.
+
+def write_part(path: str, data: Any, durable: bool = False) -> str:
+    """Write a file under a fresh name beside `path`; returns that name.
+
+    data: bytes or any contiguous buffer; durable: wait until the disk has it. Raises: OSError; the part is gone then.
     """
-    with whole(path) as part:
-        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o640)
+    part = part_path(path)
+    with removed_on_error(part, path):
+        file = create(part)
         try:
             append(file, data)
             if durable:
                 os.fsync(file)
         finally:
             os.close(file)
-    return stamp(os.stat(path))  # only now: taking its name has changed the last of the three
+    return part
+
+
+def write_whole(path: str, data: Any, durable: bool = False) -> Stamp:
+    """Write a file that appears whole under its name or not at all.
+
+    data: bytes or any contiguous buffer; durable: it is on the disk before it appears, so that a power loss cannot
+    leave it empty. Returns its stamp(). Raises: OSError; the part is gone then.
+    """
+    part = write_part(path, data, durable)
+    with removed_on_error(part, path):
+        os.replace(part, path)
+    return stamp(os.lstat(path))  # only now: taking its name has changed the last of the three
 
 
 def append(file: int, data: Any) -> None:
@@ -66,30 +103,94 @@ def append(file: int, data: Any) -> None:
         rest = rest[os.write(file, rest):]
 
 
+def is_part_of(name: str, names: Collection[str]) -> bool:
+    """Whether a file's name is that of a part of a file with one of these names."""
+    match = PART.fullmatch(name)
+    return bool(match) and match.group(1) in names  # type: ignore[union-attr]
+
+
+def remove_parts(folder: str, names: Iterable[str]) -> None:
+    """Remove the parts that killed runs left of files with these names."""
+    wanted = set(names)
+    with os.scandir(folder) as listing:
+        parts = [entry.path for entry in listing if is_part_of(entry.name, wanted)]
+    for path in parts:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def unused(path: str) -> str:
+    """The path itself, or with a number behind it, under which nothing lies yet."""
+    number, free = 1, path
+    while os.path.lexists(free):
+        number += 1
+        free = f"{path}.{number}"
+    return free
+
+
+def sync(path: str) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+            os.fsync(file)
+    finally:
+        os.close(file)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+def open_regular(path: str, follow_links: bool = True) -> int:
+    """Open a file for reading. Raises: OSError; Refusal for a FIFO, a device or a folder, which is not even opened."""
+    refusal = Refusal(f"{shown(path)} is not a regular file")
+    status = os.stat(path, follow_symlinks=follow_links)
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+        raise refusal
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    file = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(file).st_mode):  # it was replaced meanwhile
+        os.close(file)
+        raise refusal
+    return file
+
+
 def read_regular(path: str, follow_links: bool = True, largest: int = LARGEST) -> bytes:
     """The whole file. Raises: Refusal; a FIFO, a device or a folder is refused at once instead of waited for."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW))
-        with open(file, "rb", buffering=0) as stream:
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode):
-                raise Refusal(f"{shown(path)} is not a regular file")
-            if status.st_size > largest:
-                raise Refusal(f"{shown(path)} has {status.st_size:,} bytes; at most {largest:,} were expected")
+        with open(open_regular(path, follow_links), "rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > largest:
+                raise Refusal(f"{shown(path)} has {size:,} bytes; at most {largest:,} were expected")
             return stream.read()
     except OSError as error:
         what = "it is a symbolic link" if error.errno == errno.ELOOP and not follow_links else error.strerror
         raise Refusal(f"cannot read {shown(path)}: {what}") from None
 
 
-def remove_parts(folder: str, names: str = r".*") -> None:
-    """Remove what killed runs left half written of the files whose names match."""
-    with os.scandir(folder) as listing:
-        parts = [entry.path for entry in listing if re.fullmatch(f"(?:{names})\\.part", entry.name, re.DOTALL)]
-    for part in parts:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
+def chunks_of(path: str, follow_links: bool = True) -> Iterator[bytes]:
+    """The content of a file in pieces. Raises: OSError, and Refusal for what is not a regular file."""
+    with open(open_regular(path, follow_links), "rb", buffering=0) as stream:
+        for chunk in iter(lambda: stream.read(CHUNK), b""):
+            yield chunk
 
+
+def checksum(data: Any) -> str:
+    """CRC-32 of bytes or of a contiguous array, 8 hexadecimal digits: it tells damage and another content."""
+    return f"{zlib.crc32(data):08x}"
+
+
+def checksum_of(path: str) -> str:
+    """The checksum() of a regular file's content; "" if it cannot be read, or is a link."""
+    crc = 0
+    try:
+        for chunk in chunks_of(path, follow_links=False):
+            crc = zlib.crc32(chunk, crc)
+    except (OSError, Refusal):
+        return ""
+    return f"{crc:08x}"
+
+
+# ---- folders and disks -----------------------------------------------------------------------------------------------
 
 def existing_part(path: str) -> str:
     """The path itself, or the nearest folder above it that exists, absolute."""
@@ -163,7 +264,16 @@ def hold(path: str, waiting: str = "") -> int:
     there is a word to say about that. Raises: Refusal otherwise.
     """
     folder = os.path.isdir(path)
-    held = os.open(path, os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR | os.O_CREAT, 0o640)
+    try:
+        if folder:
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        elif os.path.lexists(path) and not os.path.islink(path) and not os.path.isfile(path):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        else:
+            held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, MODE)
+    except OSError as error:
+        what = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        raise Refusal(f"{shown(path)} cannot be locked: {what}; remove it, or name another folder") from None
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -176,17 +286,6 @@ def hold(path: str, waiting: str = "") -> int:
     except OSError:  # some network file systems have no locks
         return held
     return held
-
-
-def sync(path: str) -> None:
-    """Wait until a file is on the disk; where it was moved to another name, the folder's entry as well."""
-    for name in (path, os.path.dirname(os.path.abspath(path))):
-        file = os.open(name, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-                os.fsync(file)
-        finally:
-            os.close(file)
 
 
 def path_problem(path: str) -> Tuple[str, str]:

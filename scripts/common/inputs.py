@@ -1,10 +1,9 @@
 """Inputs of a network: which files, what one holds, and AIPP, the preparation of uint8 images on the card."""
-import functools
 import os
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from common import manifest
+from common import files, prepared
 from common.cli import Refusal, shown
 
 import numpy as np
@@ -92,24 +91,6 @@ def apply_aipp(pixels: np.ndarray, aipp: Dict[str, str]) -> np.ndarray:
     return np.ascontiguousarray((pixels.transpose(0, 3, 1, 2).astype(np.float32) - mean - low) * scale)
 
 
-@functools.lru_cache(maxsize=4)
-def multipliers(count: int) -> np.ndarray:
-    """Odd numbers, uint64 [count]: a word that changes always changes its product, and so the sum of all products."""
-    return np.random.RandomState(0).randint(0, 1 << 62, count).astype(np.uint64) * np.uint64(2) + np.uint64(1)
-
-
-def checksum(data: Any) -> str:
-    """16 hexadecimal digits that tell damage in an input: zeros, a flipped bit, another image.
-
-    data: bytes, or a contiguous array. A tenth of SHA-256's time, which would cost a fifth of a photo's preparation.
-    """
-    octets = np.frombuffer(data, np.uint8)
-    if octets.size % 8:
-        octets = np.pad(octets, (0, -octets.size % 8))
-    words = octets.view("<u8")
-    return f"{int(np.dot(words, multipliers(len(words)))):016x}"
-
-
 def read_sample(path: str, model: Input, into: np.ndarray) -> None:
     """Read one input file into `into` (uint8, [size]). Raises: Refusal if it is not exactly one sample."""
     kind = "uint8" if model.aipp else "float32"
@@ -135,23 +116,14 @@ def read_sample(path: str, model: Input, into: np.ndarray) -> None:
                   f"{several}; prepare the images with TResNet_preprocess.py --img-size {model.shape[-1]}{advice}")
 
 
-@functools.lru_cache(maxsize=4)
-def known_checksums(folder: str, _: int) -> Dict[str, str]:
-    """{base name: checksum()} as the folder's manifest of this time tells them."""
-    return manifest.checksums(folder)
-
-
 def check_content(path: str, row: np.ndarray) -> None:
-    """Refuse a .bin that is not as its manifest says; it is removed, so that the step that made it makes it again."""
+    """Refuse a .bin that is not as its manifest says; it is set aside, so that the step that made it does so again."""
     folder, name = os.path.split(path)
-    try:
-        written = os.stat(os.path.join(folder, manifest.MANIFEST)).st_mtime_ns
-    except OSError:
-        return  # prepared by somebody else
-    if known_checksums(folder, written).get(name, "") not in ("", checksum(row)):
-        os.unlink(path)
-        raise Refusal(f"{shown(path)} was damaged after TResNet_preprocess.py had made it, so it is removed; that step "
-                      "makes it again, as the same pipeline command does")
+    recorded = prepared.read(folder).checksums.get(name)
+    if recorded and recorded != files.checksum(row):
+        prepared.set_damaged_aside(path)
+        raise Refusal(f"{shown(path)} was damaged after TResNet_preprocess.py had made it; that step makes it again, "
+                      "as the same pipeline command does")
 
 
 def read_batch(paths: List[str], model: Input) -> np.ndarray:

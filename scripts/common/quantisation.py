@@ -5,15 +5,16 @@ A layer is a Conv or a Gemm, named by its node. Its input is quantised per tenso
 import argparse
 import functools
 import json
+import os
 from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from common import cli, onnx_file, operators, record
+from common import cli, onnx_file, operators, recipe, record
 from common.cli import shown
 from common.figures import NORMAL_95
 from common.images import list_inputs, spaced
 from common.inputs import Input, input_of, read_batch
-from common.manifest import true_classes
 from common.names import result_stem
+from common.prepared import true_classes
 from common.results import cosine_similarity
 
 import numpy as np
@@ -254,16 +255,17 @@ class Task:
         self.report_path = arguments.output[:-len(".onnx")] + ".json"  # which layers stayed in float, and why
         options = {"aipp": self.single.aipp, **{key: vars(arguments)[key] for key in OPTIONS}}
         inputs, settings = (self.chosen, []) if arguments.max_drop is None else (self.paths, [arguments.labels])
-        self.made_by = record.recipe(tool, options, ("onnxruntime", "onnx", "numpy"), [arguments.model, *inputs],
-                                     settings, **more)
+        self.made_by = recipe.make(tool, options, ("onnxruntime", "onnx", "numpy"),
+                                   [*onnx_file.all_files(arguments.model), *inputs], settings, **more)
 
     def is_current(self) -> bool:
         """Whether nothing is to be done, which is said then. Raises: Refusal for files that are not ours to replace."""
         output = self.arguments.output
-        if not self.arguments.force and record.is_current(output, self.made_by):
+        before = record.read(output)
+        if not self.arguments.force and before.is_current(self.made_by):
             print(f"{shown(output)} is up to date; --force quantises again")
             return True
-        record.claim(output, [output, self.report_path])
+        before.refuse_others([os.path.basename(path) for path in (output, self.report_path)])
         return False
 
     def make(self, model: onnx.ModelProto, groups: Groups, quantise: Callable[[List[str]], onnx.ModelProto],
@@ -292,10 +294,10 @@ class Task:
 
     def write(self, quantised_model: onnx.ModelProto, report: Dict[str, Any]) -> int:
         """Write the int8 model and its report, the JSON file; the size of the model in bytes."""
-        report = {"tool": self.made_by["tool"], "version": cli.VERSION, **report}
+        report = {"tool": self.made_by.row["tool"], "version": cli.VERSION, **report}
         onnx.helper.set_model_props(quantised_model, dict(self.described["metadata"], precision="int8"))
         data = quantised_model.SerializeToString()
         contents = {self.report_path: (json.dumps(report, indent=1) + "\n").encode(), self.arguments.output: data}
-        record.write_files(self.arguments.output, self.made_by, contents,
-                           evaluation=record.notes(self.arguments.model).get("evaluation", {}))
+        record.write(self.arguments.output, self.made_by, contents,
+                     evaluation=record.read(self.arguments.model).notes.get("evaluation", {}))
         return len(data)

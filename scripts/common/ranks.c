@@ -10,7 +10,7 @@
  * header     [before] how files of float32 values begin, or NULL for text
  * labels     [files] the class of each, 0 <= label < classes
  * ranks      [files] out: how many classes come before the label (greater, or equal and of lower index), or -1
- * changed    [files] out: the time of each file's last change in ns, where there is a rank
+ * checksums  [files] out: the CRC-32 of each file's content, as zlib computes it, where there is a rank
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,16 +29,48 @@
 #define LONGEST 18      /* characters: "-999999999.999999 "; float32 values take up less */
 #define PADDING 8       /* bytes behind the text that may be read, zero */
 
-/* The number of bytes of a regular file that were read, at most `room`; or -1. Sets the time of its last change. */
-static ptrdiff_t read_file(const char *path, char *text, ptrdiff_t room, int64_t *changed)
+/* Tables for the CRC-32 of eight bytes at a time; table k is for a byte that k more bytes follow. */
+static void make_tables(uint32_t tables[8][256])
 {
-    const int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
+    for (uint32_t byte = 0; byte < 256; byte++) {
+        uint32_t crc = byte;
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320u : 0);
+        tables[0][byte] = crc;
+    }
+    for (int k = 1; k < 8; k++)
+        for (int byte = 0; byte < 256; byte++)
+            tables[k][byte] = tables[k - 1][byte] >> 8 ^ tables[0][tables[k - 1][byte] & 0xFF];
+}
+
+static uint32_t crc32(const uint32_t tables[8][256], const char *data, ptrdiff_t size)
+{
+    uint32_t crc = 0xFFFFFFFFu;
+    for (; size >= 8; data += 8, size -= 8) {
+        uint64_t word;
+        memcpy(&word, data, 8);
+        word ^= crc;
+        crc = tables[7][word & 0xFF] ^ tables[6][word >> 8 & 0xFF] ^ tables[5][word >> 16 & 0xFF]
+            ^ tables[4][word >> 24 & 0xFF] ^ tables[3][word >> 32 & 0xFF] ^ tables[2][word >> 40 & 0xFF]
+            ^ tables[1][word >> 48 & 0xFF] ^ tables[0][word >> 56];
+    }
+    for (; size > 0; data++, size--)
+        crc = crc >> 8 ^ tables[0][(crc ^ (unsigned char)*data) & 0xFF];
+    return ~crc;
+}
+
+/* The number of bytes of a regular file that were read, at most `room`; or -1. Nothing else is opened. */
+static ptrdiff_t read_file(const char *path, char *text, ptrdiff_t room)
+{
     struct stat status;
     ptrdiff_t size = 0, more = -1;
+    int file;
+    if (lstat(path, &status) != 0 || !S_ISREG(status.st_mode))
+        return -1;
+    file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
     if (file < 0)
         return -1;
     if (fstat(file, &status) == 0 && S_ISREG(status.st_mode)) {
-        *changed = status.st_ctim.tv_sec * INT64_C(1000000000) + status.st_ctim.tv_nsec;
         room = status.st_size < room ? status.st_size : room;   /* saves the read that only finds the end */
         do {
             more = read(file, text + size, room - size);
@@ -94,14 +126,16 @@ static int parse_float32(const char *data, ptrdiff_t size, ptrdiff_t classes, do
 }
 
 void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const char *header, ptrdiff_t before,
-                 const int64_t *labels, int32_t *ranks, int64_t *changed)
+                 const int64_t *labels, int32_t *ranks, uint32_t *checksums)
 {
     const ptrdiff_t room = before + LONGEST * classes + 2;  /* a byte more than any good file has */
     double *values = malloc(sizeof *values * classes);
     char *data = malloc(room + PADDING);
+    uint32_t tables[8][256];
 
+    make_tables(tables);
     for (ptrdiff_t f = 0; f < files; f++, paths += strlen(paths) + 1) {
-        const ptrdiff_t size = values && data ? read_file(paths, data, room, &changed[f]) : -1;
+        const ptrdiff_t size = values && data ? read_file(paths, data, room) : -1;
         ranks[f] = -1;
         if (size < before || (header && memcmp(data, header, before)))
             continue;
@@ -116,6 +150,7 @@ void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const ch
         for (ptrdiff_t i = 0; i < labels[f]; i++)
             first += values[i] == own;
         ranks[f] = first;
+        checksums[f] = crc32((const uint32_t (*)[256])tables, data, size);
     }
     free(values);
     free(data);
