@@ -142,7 +142,7 @@ def sync(path: str) -> None:
 
 def open_regular(path: str, follow_links: bool = True) -> int:
     """Open a file for reading. Raises: OSError; Refusal for a FIFO, a device or a folder, which is not even opened."""
-    refusal = Refusal(f"{shown(path)} is not a regular file")
+    refusal = Refusal(f"{shown(path)} is not a regular file; remove it, or name another file")
     status = os.stat(path, follow_symlinks=follow_links)
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
         raise refusal

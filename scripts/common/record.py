@@ -311,15 +311,15 @@ class Record:
         if self.foreign:
             raise Refusal(f"{shown(self.path)} is not a record of this program; move it away, or name another place")
         mine = self.names()
+        for folder in {os.path.dirname(name) for name in {*names, *mine}} - {""}:
+            if os.path.islink(self.place(folder)):
+                raise Refusal(f"{shown(self.place(folder))} is a symbolic link, and nothing is made or removed through "
+                              f"one; name {shown(os.path.realpath(self.place(folder)))} itself, or remove the link")
         others = [name for name in names if name not in mine and os.path.lexists(self.place(name))]
         if others:
             listed = some((self.place(name) for name in others), 5)
             raise Refusal(f"{listed}: no record says that this program made it; move it away, or name another file "
                           "or folder")
-        for folder in {os.path.dirname(name) for name in {*names, *mine}} - {""}:
-            if os.path.islink(self.place(folder)):
-                raise Refusal(f"{shown(self.place(folder))} is a symbolic link, and nothing is made or removed through "
-                              f"one; name {shown(os.path.realpath(self.place(folder)))} itself, or remove the link")
 
     def clear(self, keep: Set[str]) -> None:
         """Take away what is ours and not in `keep`; a file of another content than the record says is set aside."""
@@ -489,10 +489,10 @@ def begin(before: Record, recipe: Recipe, expected: Iterable[str], kept: Iterabl
     kept, expected, spared = list(kept), list(expected), set(spared)
     before.refuse_others({*expected, *listed})
     keep = {made.name for piece in kept for made in piece.files} | spared
-    for folder in {os.path.dirname(before.place(name)) for name in {*expected, *before.names()}}:
-        if os.path.isdir(folder):
-            files.remove_parts(folder, {os.path.basename(name) for name in {*expected, *before.names()}}
-                               | {os.path.basename(before.path)})
+    own = {before.place(name) for name in {*expected, *before.names()}} | {before.path}
+    for folder in set(map(os.path.dirname, own)):
+        if os.path.isdir(folder or "."):
+            files.remove_parts(folder or ".", set(map(os.path.basename, own)))
     before.clear(keep)
     announced = [(name, size, checksum) for name in sorted(spared) for size, checksum in before.known.get(name, ())]
     first: List[Row] = [{"announced": announced}] if announced else []
