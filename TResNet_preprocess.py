@@ -170,7 +170,7 @@ def plan(args: argparse.Namespace, recipe: Recipe, images: Dict[str, files.Stamp
             todo.append(Job(source, stems[source], earlier))
         keep |= {earlier.name} if earlier else set()
     stale = sum(status.st_size for name, status in files_there(args.dst).items()
-                if name in before.known and name not in keep)
+                if name in before.made and name not in keep)
     return Plan(todo, kept, stale, 0.0 if start_again else seconds_taken(before))
 
 
