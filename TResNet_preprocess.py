@@ -22,7 +22,7 @@ import os
 import sys
 import time
 import warnings
-from typing import Callable, Dict, Generator, List, NamedTuple, Optional, Union
+from typing import Callable, Dict, Generator, List, NamedTuple, Optional, Set, Union
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
 from common import cli, evaluation, files, prepared, progress, record
@@ -160,7 +160,9 @@ def plan(args: argparse.Namespace, recipe: Recipe, images: Dict[str, files.Stamp
     Raises: Refusal if the folder was made with other settings.
     """
     start_again = starts_again(args, before, recipe)
-    todo, kept, keep = [], {}, set()  # type: List[Job], Dict[str, Piece], Set[str]
+    todo: List[Job] = []
+    kept: Dict[str, Piece] = {}
+    keep: Set[str] = set()
     for source, stamp in images.items():
         piece = None if start_again else before.pieces.get(source)
         earlier = whole_bin(before, piece, stems[source] + ".bin", bin_size(args)) if piece else None
@@ -263,10 +265,9 @@ def draft_of(outcome: Outcome) -> Draft:
 
 def outcomes(args: argparse.Namespace, todo: List[Job]) -> Generator[List[Outcome], None, None]:
     """What the workers made, in lists as they finish them."""
-    if not todo:
-        return iter(())
-    workers = min(args.workers, len(todo))
-    return run_workers(todo, make_work(args), workers, args.timeout, lambda job, why: Bad(job.source, why))
+    if todo:
+        workers = min(args.workers, len(todo))
+        yield from run_workers(todo, make_work(args), workers, args.timeout, lambda job, why: Bad(job.source, why))
 
 
 def is_done(before: Record, about: record.Row, task: Plan, beside: Dict[str, bytes], bad: Dict[str, str]) -> bool:
@@ -329,7 +330,8 @@ def main() -> int:
     labels = class_labels(args.src, images, stems, args.class_map)
 
     mine = set(sorted([*images, *bad])[args.shard[0] - 1::args.shard[1]])  # names and numbers are those of the whole
-    images, bad = ({source: value for source, value in found.items() if source in mine} for found in (images, bad))
+    images = {source: stamp for source, stamp in images.items() if source in mine}
+    bad = {source: why for source, why in bad.items() if source in mine}
     if not mine:
         raise Refusal(f"shard {args.shard[0]} of {args.shard[1]} of {shown(args.src)} has no image; take fewer shards")
     folders = class_folders(args.src) if labels is not None and not args.class_map else []  # numbered by their order
