@@ -27,11 +27,11 @@ from fractions import Fraction
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import accuracy, answers, class_names, cli, native, prepared, record
+from common import accuracy, class_names, cli, native, prepared, record
 from common.cli import Refusal, shown, some
 from common.files import checksum_of, make_folder, read_regular
-from common.labels import check_folders, match_labels
-from common.results import percent, read_result, result_files
+from common.labels import check_folders, label_offset, match_labels, read_label_file
+from common.results import chunks, percent, read_result, result_files
 
 import numpy as np
 
@@ -99,24 +99,25 @@ def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) 
     return found, checksums
 
 
-def count_hits(paths: Sequence[str], right: Sequence[Any], classes: int, workers: int, offset: int
-               ) -> Tuple[List[int], List[int], Dict[str, str]]:
-    """(how many predictions have a right class first, among the first two, … five (or all); each one's right class;
-    {file name: files.checksum() of its content}).
+def count_hits(paths: Sequence[str], right: Sequence[Tuple[int, ...]], classes: int, workers: int,
+               offset: int) -> Tuple[List[int], List[int], Dict[str, str]]:
+    """(how many predictions have a right class first, among the first two, … five (or all); the
+    right class of each; {file name: files.checksum() of its content}).
 
-    right: the class of each, or a tuple of them, of which the one that comes first counts.
+    right: the right classes of each, one or more, of which the one that comes first counts.
     """
-    each = [one if isinstance(one, tuple) else (one,) for one in right]
-    repeated = [path for path, one in zip(paths, each) for _ in one]
-    labels = np.array([label for one in each for label in one], np.int64) + offset
+    repeated = [path for path, labels in zip(paths, right) for _ in labels]
+    labels = np.array([label for image in right for label in image], np.int64) + offset
     found, checksums = ranks(repeated, labels, classes, workers)
-    owners = np.repeat(np.arange(len(each)), [len(one) for one in each])
-    best = np.lexsort((found, owners))[np.cumsum([0] + [len(one) for one in each[:-1]])]
+    counts = list(map(len, right))
+    owners = np.repeat(np.arange(len(right)), counts)
+    best = np.lexsort((found, owners))[np.cumsum([0, *counts[:-1]])]
     places = np.bincount(found[best][(0 <= found[best]) & (found[best] < classes)], minlength=classes)
     if places.sum() != len(paths):
-        raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of the program")
-    return [int(hits) for hits in np.cumsum(places)[:min(TOP, classes)]], labels[best].tolist(), checksums_of_names(
-        repeated, checksums)
+        raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of "
+                      "the program")
+    hits = np.cumsum(places)[:min(TOP, classes)].tolist()
+    return hits, labels[best].tolist(), checksums_of_names(repeated, checksums)
 
 
 def checksums_of_names(paths: Sequence[str], checksums: np.ndarray) -> Dict[str, str]:
@@ -141,22 +142,27 @@ def average_precision(scores: np.ndarray, right: np.ndarray) -> Optional[float]:
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
-def precision(paths: Sequence[str], right: Sequence[Sequence[int]], classes: int) -> Dict[str, Any]:
-    """The mean average precision, 0..1, over the classes that some image shows, and each class's, None without one.
+def precision(paths: Dict[str, str], right: Sequence[Sequence[int]], classes: int
+              ) -> Dict[str, Any]:
+    """The mean average precision, 0..1, over the classes that some image shows, and each class's.
 
-    right: the classes of each image. The order of the logits is that of their sigmoids.
+    It is None for a class that no image shows. paths: {stem: path} of the results; right: the classes
+    of each image, in the same order. The order of the logits is that of their sigmoids.
     """
-    scores, own = np.empty((len(paths), classes), np.float32), np.zeros((len(paths), classes), bool)
-    for place, (path, shown_classes) in enumerate(zip(paths, right)):
-        values = read_result(path)
-        if len(values) != classes:
-            raise Refusal(f"{shown(path)} holds {len(values)} values, but {shown(paths[0])} holds {classes}")
-        scores[place], own[place, list(shown_classes)] = values, True
+    scores = np.empty((len(paths), classes), np.float32)
+    own = np.zeros((len(paths), classes), bool)
+    place = 0
+    for rows in chunks(paths, list(paths)):
+        scores[place:place + len(rows)] = rows
+        place += len(rows)
+    for place, shown_classes in enumerate(right):
+        own[place, list(shown_classes)] = True
     if not own.any():
-        raise Refusal("no image has a label of any class, so there is no average precision; are these labels meant?")
+        raise Refusal("no image has a label of any class, so there is no average precision; are "
+                      "these labels meant?")
     each = [average_precision(scores[:, label], own[:, label]) for label in range(classes)]
-    return {"hits": [], "mAP": float(np.mean([value for value in each if value is not None])),
-            "average_precision": each}
+    known = [value for value in each if value is not None]
+    return {"hits": [], "mAP": float(np.mean(known)), "average_precision": each}
 
 
 # ---- every image accounted for ---------------------------------------------------------------------------------------
@@ -241,19 +247,20 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
     sources, bad = account(prep, results) if prep is not None else names_beside(result)
     stems, paths = list(results), list(results.values())
     classes = len(read_result(paths[0]))
-    lines = answers.read(labels, multi_label)
-    offset = answers.offset_of(lines, classes, labels, multi_label, asked_offset)
+    lines = read_label_file(labels, multi_label)
+    offset = label_offset(lines, classes, labels, multi_label, asked_offset)
     check_class_folders(labels, classes)
     images = {stem: sources.get(stem, stem) for stem in stems}
     matched = match_labels(images, lines, labels, [*sources.values(), *bad])
-    labelled = {name for name, _, _ in lines}
-    unpredicted = sorted(labelled.difference(name for name, _, _ in matched.values()))
-    right = {stem: matched[stem][1] for stem in stems}
+    labelled = {label.name for label in lines}
+    unpredicted = sorted(labelled.difference(label.name for label in matched.values()))
+    right = {stem: matched[stem].classes for stem in stems}
     if multi_label:
-        score, true = precision(paths, [[label + offset for label in one] for one in right.values()], classes), []
+        shifted = [np.array(labels_of_image, int) + offset for labels_of_image in right.values()]
+        score, true = precision(results, shifted, classes), []
         contents = {os.path.basename(path): checksum_of(path) for path in paths}
     else:
-        stems = [stem for stem in stems if right[stem] != ()]
+        stems = [stem for stem in stems if right[stem]]
         if not stems:
             raise Refusal(f"{shown(labels)} has no right class for any of the {len(paths)} images")
         hits, true, contents = count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes,

@@ -11,12 +11,21 @@ import argparse
 import contextlib
 import os
 import shutil
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from common import answers, ascend, cli, dataset, environment, evaluation, files, prepared, record
+from common import ascend, cli, dataset, environment, evaluation, files, prepared, record
 from common.cli import ROOT, Refusal, shown, some
 from common.images import class_folders, find_images
-from common.labels import check_folders, class_labels, match_labels, read_class_map
+from common.labels import (
+    Label,
+    check_folders,
+    class_labels,
+    is_real,
+    label_offset,
+    match_labels,
+    read_class_map,
+    read_label_file,
+)
 from common.names import SUFFIXES, name_bins
 
 VALUE_BYTES = {False: 4, True: 1}  # of a .bin: float32, or uint8 for --uint8
@@ -220,13 +229,13 @@ class Data:
         match_labels({stem: source for source, stem in stems.items()}, labels, self.labels)
         return f"{len(labels)} in {shown(self.labels)}"
 
-    def several_answers(self) -> bool:
+    def several_classes(self) -> bool:
         """Whether an image may have several right classes."""
-        return bool(self.arguments.multi_label or answers.is_real(self.labels))
+        return bool(self.arguments.multi_label or is_real(self.labels))
 
-    def read(self) -> List[Any]:
-        """(NAME, class or classes, line) of the labels file."""
-        return answers.read(self.labels, self.arguments.multi_label)
+    def read(self) -> List[Label]:
+        """The labels file's content."""
+        return read_label_file(self.labels, self.arguments.multi_label)
 
     def check_checkpoint(self) -> str:
         if not os.path.isfile(evaluation.weights_file(self.checkpoint)):
@@ -246,8 +255,8 @@ class Data:
         if self.is_sample and not self.arguments.labels:
             return
         if not self.from_folders():
-            answers.offset_of(self.read(), classes, self.labels, self.arguments.multi_label,
-                              self.arguments.label_offset)
+            label_offset(self.read(), classes, self.labels, self.arguments.multi_label,
+                         self.arguments.label_offset)
         elif class_map:
             names = set(map(os.path.dirname, self.sources))
             beyond = [name for name, index in read_class_map(class_map).items() if name in names and index >= classes]

@@ -17,10 +17,11 @@ import os
 from typing import Any, Dict, List, Optional
 
 from common import cli, progress, record
-from common.cli import Refusal, shown, why
-from common.files import read_regular, write_whole
+from common.cli import Refusal, shown
+from common.files import write_whole
 from common.names import natural_key
-from common.results import cosine_similarity, percent, read_result, result_files
+from common.results import chunks, cosine_similarity, percent, result_files
+from common.work_files import FORECAST
 
 import numpy as np
 
@@ -47,21 +48,22 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
                       "same images")
     cosines: List[float] = []
     differences, disagreements = [], []
-    classes = 0
+    names, classes = iter(common), 0
     with progress.Bar("comparing", len(common), "images") as bar:
-        for name in common:
-            a = read_result(files_a[name]).astype(np.float64)
-            b = read_result(files_b[name]).astype(np.float64)
-            if len(a) != len(b):
-                raise Refusal(f"{shown(files_a[name])} has {count(len(a), 'class', 'classes')}, but "
-                              f"{shown(files_b[name])} has {len(b)}; compare results of models with the same classes")
-            classes = len(a)
-            cosines.append(cosine_similarity(a, b))
-            differences.append(float(np.abs(a - b).max()))
-            top_a, top_b = int(a.argmax()), int(b.argmax())  # of equal scores the lower class counts, as in postprocess
-            if top_a != top_b:
-                disagreements.append({"image": name, "a": top_a, "b": top_b})
-            bar.advance()
+        for chunk_a, chunk_b in zip(chunks(files_a, common), chunks(files_b, common)):
+            classes = chunk_a.shape[1]
+            if chunk_a.shape != chunk_b.shape:
+                raise Refusal(f"{shown(files_a[common[0]])} has {count(classes, 'class', 'classes')}, "
+                              f"but {shown(files_b[common[0]])} has {chunk_b.shape[1]}; compare "
+                              "results of models with the same classes")
+            rows = zip(chunk_a.astype(np.float64), chunk_b.astype(np.float64), names)
+            for a, b, name in rows:
+                cosines.append(cosine_similarity(a, b))
+                differences.append(float(np.abs(a - b).max()))
+                top_a, top_b = int(a.argmax()), int(b.argmax())  # of equal scores the lower class
+                if top_a != top_b:
+                    disagreements.append({"image": name, "a": top_a, "b": top_b})
+            bar.advance(len(chunk_a))
     worst, furthest = int(np.argmin(cosines)), int(np.argmax(differences))
     return {"tool": "compare_results.py", "version": cli.VERSION,
             "a": os.path.abspath(folder_a), "b": os.path.abspath(folder_b),
@@ -77,14 +79,10 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
 def verdict(report: Dict[str, Any], path: str) -> str:
     """Whether the loss is the one that the forecast in the file `path` expects for the same images, in words.
 
-    Raises: Refusal if it is no forecast, or one of other images.
+    Raises: Refusal if it is not a forecast, or one of other images.
     """
-    try:
-        forecast = json.loads(read_regular(path))
-        expected = dict(zip(forecast["names"], map(float, forecast["cosines"])))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Refusal(f"{shown(path)} is no forecast of scripts/forecast_fp16.py ({why(error)}); make it "
-                      "anew") from None
+    forecast = FORECAST.read(path)
+    expected = dict(zip(forecast["names"], forecast["cosines"]))
     images = [(cosine, expected[name]) for name, cosine in zip(report["names"], report["cosines"]) if name in expected]
     if not images:
         raise Refusal(f"{shown(path)} is about other images than these, such as {shown(report['names'][0])}; make it "

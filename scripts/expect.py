@@ -16,14 +16,15 @@ import os
 from collections import Counter
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from common import cli, dataset, evaluation, files, onnx_file, operators, prepared, record
+from common import cli, dataset, evaluation, onnx_file, operators, prepared, record
 from common.cli import Refusal, shown, some
 from common.evaluation import Evaluation
 from common.figures import interval, share
 from common.images import spaced
 from common.inputs import Input, read_aipp, read_batch
 from common.published import EXPECTED, Weights
-from common.results import read_result, result_files
+from common.results import answers, result_files
+from common.work_files import EXPECT, REPORT
 
 import numpy as np
 
@@ -45,7 +46,12 @@ class Run(NamedTuple):
     notes: Dict[str, Any]  # of its record
     stems: List[str]  # of the results that are looked at
     truth: np.ndarray  # int64 [stems]: their right classes
-    found: np.ndarray  # int64 [stems]: their first answers
+    answers: np.ndarray  # int64 [stems]: the network's
+
+    @property
+    def img_size(self) -> int:
+        """Pixels, each side of the images that the model takes."""
+        return evaluation.recorded(self.notes.get("evaluation")).img_size
 
 
 # ---- the figure ------------------------------------------------------------------------------------------------------
@@ -77,7 +83,8 @@ def sentences(found: Dict[str, Any]) -> List[str]:
 # ---- what is tried on the results ------------------------------------------------------------------------------------
 
 def shifted(run: Run) -> List[Trial]:
-    return [(f"labels one {'higher' if by > 0 else 'lower'}", share(run.found == run.truth + by)) for by in (1, -1)]
+    return [("labels one higher", share(run.answers == run.truth + 1)),
+            ("labels one lower", share(run.answers == run.truth - 1))]
 
 
 def devkit_order(run: Run, devkit: str) -> List[Trial]:
@@ -88,19 +95,20 @@ def devkit_order(run: Run, devkit: str) -> List[Trial]:
     for first in (1, 0):
         by_id = {number - 1 + first: classes[wnid] for number, wnid in wnids.items()}
         truth = np.array([by_id.get(int(label), -1) for label in run.truth])
-        trials.append((f"labels are the devkit's ILSVRC2012_ID, counted from {first}", share(run.found == truth)))
+        trials.append((f"labels are the devkit's ILSVRC2012_ID, counted from {first}",
+                       share(run.answers == truth)))
     return trials
 
 
 def other_order(run: Run) -> List[Trial]:
     """How often an image gets the answer that most other images with its label get; [] without such images."""
     by_label: Dict[int, List[int]] = {}
-    for label, answer in zip(run.truth.tolist(), run.found.tolist()):
+    for label, answer in zip(run.truth.tolist(), run.answers.tolist()):
         by_label.setdefault(label, []).append(answer)
     hits = []
-    for answers in by_label.values():
-        counts = Counter(answers)
-        for answer in answers if len(answers) > 1 else ():
+    for own in by_label.values():
+        counts = Counter(own)
+        for answer in own if len(own) > 1 else ():
             others = counts - Counter([answer])
             hits.append(others[answer] == max(others.values()))
     return [(ANOTHER_ORDER, share(hits))] if len(hits) >= REPEATED else []
@@ -121,7 +129,7 @@ def top1(infer: Infer, images: Reader, stems: List[str], truth: np.ndarray) -> f
 def prepared_reader(run: Run) -> Reader:
     """Gives the prepared images as the network takes them."""
     prep = run.report["prep"]
-    aipp_path, size = os.path.join(prep, evaluation.AIPP), int(run.notes["img_size"])
+    aipp_path, size = os.path.join(prep, evaluation.AIPP), run.img_size
     aipp = read_aipp(aipp_path) if os.path.exists(aipp_path) else {}
     return lambda stems: read_batch([os.path.join(prep, stem + ".bin") for stem in stems],
                                     Input("image", (3, size, size), len(stems), aipp))
@@ -151,7 +159,7 @@ def other_lineage(run: Run, checkpoint: str) -> Tuple[str, Infer]:
     path = evaluation.weights_file(checkpoint)
     seen = Recognised(run.notes["variant"], int(run.notes["num_classes"]), other, "")
     network = load_network(find_state_dict(load_checkpoint(path), path).tensors, path, seen)
-    return other, operators.logits_of(build_model(network, int(run.notes["img_size"]), 11))
+    return other, operators.logits_of(build_model(network, run.img_size, 11))
 
 
 def settings_of(weights: Weights) -> List[Evaluation]:
@@ -167,8 +175,7 @@ def try_images(run: Run, weights: Weights, checkpoint: Optional[str]) -> Tuple[f
     read, infer = prepared_reader(run), operators.logits_of(onnx_file.load(run.model))
     trials.append(("red and blue swapped (BGR)", top1(infer, lambda names: np.ascontiguousarray(read(names)[:, ::-1]),
                                                       stems, truth)))
-    settings = prepared.read(run.report["prep"]).settings
-    made, _ = evaluation.resolve(evaluation.from_json(settings), {}, "")
+    made = evaluation.recorded(prepared.read(run.report["prep"]).settings)
     for setting in settings_of(weights):
         if setting != made:
             what = f"the published evaluation ({evaluation.describe(setting)}), not ({evaluation.describe(made)})"
@@ -183,7 +190,7 @@ def try_images(run: Run, weights: Weights, checkpoint: Optional[str]) -> Tuple[f
         trials.append((f"the weights read as {lineage} lineage", top1(other, read, stems, truth)))
     except Refusal as refusal:
         notes.append(f"the other lineage could not be tried: {refusal.sentence}")
-    return share(run.found[places] == truth), trials, notes
+    return share(run.answers[places] == truth), trials, notes
 
 
 # ---- which fits ------------------------------------------------------------------------------------------------------
@@ -204,14 +211,11 @@ def best_cause(weights: Weights, baseline: Dict[str, float], trials: List[Trial]
 
 def load(workdir: str) -> Run:
     """What the work folder knows. Raises: Refusal if something of it is not there."""
-    path, model = os.path.join(workdir, "acc_report.json"), os.path.join(workdir, "tresnet.onnx")
-    try:
-        report = json.loads(files.read_regular(path))
-        good = report["hits"] and report["prep"]
-    except (ValueError, LookupError, TypeError):
-        good = False
-    if not good:
-        raise Refusal(f"{shown(path)} should be of a run with --prep and one label an image; run the pipeline")
+    path, model = os.path.join(workdir, REPORT.name), os.path.join(workdir, "tresnet.onnx")
+    report = REPORT.read(path)
+    if not (report["hits"] and report["prep"] and report["result"]):
+        raise Refusal(f"{shown(path)} should be of a run with --prep and one label an image; run "
+                      "the pipeline")
     for key in ("result", "prep"):  # a work folder that was moved or copied since
         beside = os.path.join(workdir, os.path.basename(report[key]))
         report[key] = beside if os.path.isdir(beside) else report[key]
@@ -220,22 +224,21 @@ def load(workdir: str) -> Run:
     stems = [report["evaluated"][place] for place in places]
     missing = [stem for stem in stems if stem not in results]
     if missing:
-        raise Refusal(f"{shown(path)} tells of results that {shown(report['result'])} does not hold: {some(missing)}; "
-                      "run the pipeline again")
-    answers = [int(np.argmax(read_result(results[stem]))) for stem in stems]
+        raise Refusal(f"{shown(path)} tells of results that {shown(report['result'])} does not "
+                      f"hold: {some(missing)}; run the pipeline again")
     truth = np.array([report["true"][place] for place in places])
-    return Run(workdir, report, model, record.read(model).notes, stems, truth, np.array(answers))
+    return Run(workdir, report, model, record.read(model).notes, stems, truth, answers(results, stems))
 
 
 def explain(run: Run, weights: Weights, devkit: Optional[str], checkpoint: Optional[str]) -> Dict[str, Any]:
     """{"cause": the likeliest one or None, "tried": [{"what", "top1"}]}; also prints what could not be tried."""
     if run.notes.get("variant") != weights.variant:
         return {"cause": f"the network is {run.notes.get('variant')}, the figure is {weights.variant}'s", "tried": []}
-    if run.notes.get("img_size") != str(weights.img_size):
-        return {"cause": f"the images have {run.notes.get('img_size')} pixels, the figure is for {weights.img_size}",
-                "tried": []}
+    if run.img_size != weights.img_size:
+        cause = f"the images have {run.img_size} pixels, the figure is for {weights.img_size}"
+        return {"cause": cause, "tried": []}
     trials = (devkit_order(run, devkit) if devkit else []) + shifted(run) + other_order(run)
-    baseline = dict.fromkeys((what for what, _ in trials), share(run.found == run.truth))
+    baseline = dict.fromkeys((what for what, _ in trials), share(run.answers == run.truth))
     before, more, notes = try_images(run, weights, checkpoint)
     baseline.update(dict.fromkeys((what for what, _ in more), before))
     for note in notes:
@@ -262,7 +265,7 @@ def main() -> None:
         for trial in found["tried"]:
             print(f"tried: {trial['what']}: Top-1 {trial['top1']:.1f} %")
         print(f"likeliest cause: {found['cause'] or 'none of those that were tried fits'}")
-    path = os.path.join(arguments.workdir, "expect.json")
+    path = os.path.join(arguments.workdir, EXPECT.name)
     made_by = record.Recipe({"tool": os.path.basename(__file__)})
     record.write(path, made_by, {path: json.dumps(found, indent=1).encode("ascii")})
 

@@ -30,6 +30,7 @@ from common.inputs import Input, input_of, read_batch
 from common.names import result_stem
 from common.prepared import true_classes
 from common.results import cosine_similarity
+from common.work_files import FORECAST
 
 import numpy as np
 
@@ -40,8 +41,6 @@ WORST = 5  # operators that are named as losing most
 NOTICED = 1e-6  # of the cosine: an operator that loses less is not named; one rounding of a result costs about 4e-8
 HELPS = 0.9  # --keep_dtype is advised if it brings the loss below this share of what it was
 ROOM = 4.0  # a largest value less than so many times below 65,504 is close to overflow on other images
-WIDTH, HEIGHT, DPI = 960, 720, 100  # of the plot: pixels, pixels, pixels per inch
-VALUE, LOSS, LIMIT = "#4c78a8", "#e45756", "#111111"
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
@@ -83,7 +82,7 @@ def run_images(model: onnx.ModelProto, paths: List[str], sample: Input
 
     Returns ({tensor: what was seen of it}, logits of float32, of float16: each [images, classes]).
     """
-    from onnx import numpy_helper  # here, as matplotlib below: a forecast that is up to date needs neither
+    from onnx import numpy_helper  # here: a forecast that is up to date does not need it
     tensors, output = [node.output[0] for node in model.graph.node], model.graph.output[0].name
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     biases = {node.output[0]: numpy_helper.to_array(weights[node.input[2]]) for node in model.graph.node
@@ -190,32 +189,6 @@ def describe(report: Dict[str, Any], seconds: float) -> str:
     return "\n".join(lines)
 
 
-def draw_plot(report: Dict[str, Any]) -> bytes:
-    """PNG: over the operators in order the largest value with float16's limit, and below it what is lost so far."""
-    from common.plots import png
-
-    from matplotlib.figure import Figure
-    rows = report["operators"]
-    places = np.arange(1, len(rows) + 1)
-    figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    upper.semilogy(places, [max(row["largest"], 1e-6) for row in rows], color=VALUE, marker=".", markersize=3)
-    upper.axhline(float16.LARGEST, color=LIMIT, linestyle="--", linewidth=1)
-    upper.set_ylabel("largest value; dashed: 65,504", color=VALUE)
-    lower.semilogy(places, [max(1 - row["cosine"], 1e-9) for row in rows], color=LOSS, marker=".", markersize=3)
-    lower.set(xlabel="operator, in the order in which they run")
-    lower.set_ylabel("1 − cosine with float32", color=LOSS)
-    marked = [(place, row) for place, row in zip(places, rows) if row["name"] in report["overflow"][:3]
-              + report["worst"][:3]]
-    for place, row in marked:
-        lower.annotate(row["name"][:40].replace("$", r"\$"), (place, max(1 - row["cosine"], 1e-9)), fontsize=7,
-                       rotation=30)
-    figure.suptitle(f"float16 against float32, {report['images']} images: cosine of the logits "
-                    f"{report['cosine']['min']:.6f} at least", fontsize=12)
-    figure.tight_layout(rect=(0, 0, 1, 0.96))
-    return png(figure)
-
-
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 def parse_arguments() -> argparse.Namespace:
@@ -236,7 +209,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def compute(arguments: argparse.Namespace, product: str, made_by: record.Recipe, paths: List[str], sample: Input
             ) -> Dict[str, Any]:
-    import matplotlib  # noqa: F401 (draw_plot needs it: if it is missing, that is said now)
+    from common import plots  # here: a forecast that is up to date needs no matplotlib
     start, model, known = time.time(), onnx_file.load(arguments.model), None
     if arguments.labels:
         classes = operators.logits_of(model)(read_batch(paths[:1], sample)).shape[1]
@@ -244,7 +217,8 @@ def compute(arguments: argparse.Namespace, product: str, made_by: record.Recipe,
                                       arguments.label_offset))
     report = forecast(model, paths, sample, known)
     print(describe(report, time.time() - start))
-    contents = {"forecast.json": (json.dumps(report, indent=1) + "\n").encode(), "forecast.png": draw_plot(report)}
+    contents = {"forecast.json": (json.dumps(report, indent=1) + "\n").encode(),
+                "forecast.png": plots.forecast_png(report)}
     if report["keep_dtype"]:
         contents["keep_dtype.txt"] = "".join(name + "\n" for name in report["keep_dtype"]).encode()
     record.write(product, made_by, {os.path.join(arguments.output, name): data
@@ -264,7 +238,7 @@ def main() -> None:
     inputs = [*onnx_file.all_files(arguments.model), *paths]
     made_by = recipe.make(__file__, options, ("onnxruntime", "onnx", "numpy"), inputs, settings)
     if not arguments.force and record.read(product).is_current(made_by):
-        report = json.loads(files.read_regular(product + ".json"))
+        report = FORECAST.read(product + ".json")
         print(f"the forecast in {shown(product + '.json')} is up to date: cosine {report['cosine']['min']:.6f} at "
               "least; --force computes it again")
     else:

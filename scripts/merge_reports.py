@@ -9,35 +9,30 @@ Out: OUTPUT/acc.json, the bytes that one run over all images would have written,
      accounts for every image of all shards.
 Refused: shards that overlap, that are missing, or that were made with another model, other options or other labels.
 """
-import json
 import os
 from typing import Any, Dict, List
 
 from common import accuracy, cli, files, prepared, record
 from common.cli import Refusal, shown, some
+from common.work_files import ACCURACY, REPORT
 
 ON_CARD = "infer_om.py"
-REPORT, ACCURACY = "acc_report.json", "acc.json"
 VOLATILE = ("shard", "source", "given")  # what a prepared folder's settings may differ in
 SUMMED = ("images", "preprocessed", "bad", "inferred", "evaluated", "left_out")
 
 
 def read_report(workdir: str) -> Dict[str, Any]:
     """A shard's report. Raises: Refusal if there is none, or if it is of a whole run."""
-    path = os.path.join(workdir, REPORT)
-    try:
-        report = json.loads(files.read_regular(path).decode("ascii"))
-        whole = report["tool"] == accuracy.TOOL and {*report["counts"]} >= {*SUMMED}
-    except (ValueError, LookupError, TypeError, RecursionError):
-        whole = False
-    if not whole:
-        raise Refusal(f"{shown(path)} is not a report of TResNet_postprocess.py; name the work folders of pipeline.sh")
+    path = os.path.join(workdir, REPORT.name)
+    if not os.path.lexists(path):
+        raise Refusal(f"there is no {shown(path)}; name the work folders of pipeline.sh")
+    report = REPORT.read(path)
     if "shard" not in report:
         raise Refusal(f"{shown(path)} is of a whole run, not of a shard; make the shards with pipeline.sh --shard I/N")
     if "mAP" in report:
         raise Refusal(f"{shown(path)} is of labels with several classes an image, and the mean average precision of "
                       "parts cannot be put together; take all images in one run")
-    return dict(report)
+    return report
 
 
 def identity(workdir: str, report: Dict[str, Any]) -> Dict[str, Any]:
@@ -132,7 +127,7 @@ def main() -> None:
         raise Refusal(f"--output {shown(arguments.output)} is the work folder of a shard, whose files would be "
                       "replaced; name another")
     files.make_folder(arguments.output, "--output")
-    paths = [os.path.join(arguments.output, name) for name in (ACCURACY, REPORT)]
+    paths = [os.path.join(arguments.output, name) for name in (ACCURACY.name, REPORT.name)]
     accuracy.claim(*paths)
     accuracy.write(report, *paths)
     print(f"{len(reports)} shards; wrote {' and '.join(map(shown, paths))}")

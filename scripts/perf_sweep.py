@@ -26,12 +26,11 @@ from common import ascend, bench, cli, files, onnx_file, progress, recipe, recor
 from common.cli import Refusal, shown, why
 from common.names import om_path
 from common.published import CARD_CASE, CARD_SPEED
+from common.work_files import ACCURACY, PERF
 
 CPU_RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "infer_onnx.py")
 NOT_MEASURED = "-"
 TOGETHER = 0.5  # s for each of the --loop batches: 10 s, so that devices that start a second apart overlap
-WIDTH, HEIGHT, DPI = 960, 600, 100  # of the plot: pixels, pixels, pixels per inch
-BAR, LINE, MARK = "#4c78a8", "#e45756", "#111111"  # throughput, latency, published throughput
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -70,7 +69,7 @@ def measure(arguments: argparse.Namespace, batch_size: int, device: int, runs: s
             raise ValueError(f"it tells of {count} runs and {figures['throughput']:.1f} images/s, expected are "
                              f"{arguments.loop} runs and {expected:.1f} images/s")
         os.remove(summary)  # the next run must write its own
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (Refusal, OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"the runner ended well at batch size {batch_size}, but its summary is missing or of another run "
                       f"({type(error).__name__}: {why(error)}); see its output: {shown(log)}") from None
     os.remove(log)
@@ -101,7 +100,7 @@ def measure_together(arguments: argparse.Namespace, row: Dict[str, Any], alone: 
 
 def sweep(arguments: argparse.Namespace) -> Dict[str, Any]:
     """All runs: "rows", one per batch size, of the first device; where there are several, "devices" and "together"."""
-    import matplotlib  # noqa: F401 (draw_plot needs it: if it is missing, that is said now and not after the runs)
+    import matplotlib  # noqa: F401 (if it is missing, that is said now and not after the runs)
     found: Dict[Tuple[int, int], List[Dict[str, float]]] = {
         (device, size): [] for device in arguments.device for size in arguments.batch_sizes}
     with ascend.run_folder(os.path.join(arguments.output, "perf_runs")) as runs, progress.watched(
@@ -160,16 +159,12 @@ def make_recipe(arguments: argparse.Namespace, chip: str) -> record.Recipe:
 
 def read_accuracy(path: str) -> Dict[str, str]:
     """{"Top1 accuracy": "100.0%", ...}, or of several labels {"Mean average precision": …}, from an acc.json."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = {str(row["key"]): str(row["value"]) for row in json.load(file)["value"]}
-        accuracy = {key: value for key, value in rows.items() if value.endswith("%")}
-        if not accuracy:
-            raise KeyError("accuracy")
-        return accuracy
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refusal(f"{shown(path)} is not an accuracy file of TResNet_postprocess.py ({type(error).__name__}: "
-                      f"{why(error)}); name its acc.json by --accuracy") from None
+    advice = "name the acc.json of TResNet_postprocess.py by --accuracy"
+    rows = ACCURACY.read(path, advice)["value"]
+    accuracy = {row["key"]: row["value"] for row in rows if row["value"].endswith("%")}
+    if not accuracy:
+        raise Refusal(f"{shown(path)} holds no accuracy; {advice}")
+    return accuracy
 
 
 def short_accuracy(accuracy: Dict[str, str]) -> str:
@@ -231,36 +226,6 @@ def chips_markdown(report: Dict[str, Any]) -> str:
         f"alone, one after the other; at once, all were at work in {100 * least:.0f} % of the time at least.\n")
 
 
-def draw_plot(report: Dict[str, Any]) -> bytes:
-    """PNG: bars of throughput (left axis), lines of mean and p99 latency (right axis), over the batch sizes."""
-    from common.plots import png  # here: figures that are up to date need neither
-
-    from matplotlib.figure import Figure
-    rows = report["rows"]
-    places = list(range(len(rows)))
-    figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
-    left = figure.add_subplot()
-    right = left.twinx()
-    left.bar(places, [row["throughput"] for row in rows], width=0.6, color=BAR, label="throughput")
-    marks = [(row["reference"], place - 0.36, place + 0.36) for place, row in zip(places, rows) if "reference" in row]
-    if marks:
-        left.hlines(*zip(*marks), color=MARK, linewidth=3, label="published throughput")
-    for key, style, label in (("latency_mean", "o-", "mean"), ("latency_p99", "s--", "99th percentile")):
-        right.plot(places, [row[key] for row in rows], style, color=LINE, markeredgecolor="white",
-                   label=f"latency, {label}")
-    left.set(xticks=places, xlabel="batch size", xlim=(-0.75, len(rows) - 0.25))  # one bar does not fill the axes
-    left.set_xticklabels([f"{row['batch_size']}\n{row['throughput']:.1f} images/s\n{row['latency_mean']:.2f} ms"
-                          for row in rows], fontsize=min(10, 56 / len(rows)))
-    left.set_ylabel("throughput (images/s)", color=BAR)
-    right.set_ylabel("latency of a batch (ms)", color=LINE)
-    right.set_ylim(0, 1.08 * max(row["latency_p99"] for row in rows))
-    title = f"{report['variant']}, {report['img_size']} px" if report["variant"] else "Pure inference"
-    figure.suptitle(f"{title} on {report['chip']}"[:100].replace("$", r"\$"), fontsize=12)  # $ begins a formula
-    figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.95), ncol=4, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.93))
-    return png(figure)
-
-
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 def parse_arguments() -> argparse.Namespace:
@@ -319,7 +284,7 @@ def main() -> None:
     before.refuse_others(map(os.path.basename, paths))
     kept: Dict[str, Any] = {}
     if not arguments.force and before.is_current(made_by):
-        kept = json.loads(files.read_regular(paths[0]))
+        kept = PERF.read(paths[0])
         print(f"the figures in {shown(paths[0])} are up to date; --force measures again")
     report: Dict[str, Any] = {
         "tool": "perf_sweep.py", "version": cli.VERSION, "backend": arguments.backend, "chip": chip,
@@ -332,7 +297,9 @@ def main() -> None:
     report["best"] = best
     table = markdown(report)
     if report != kept:
-        contents = [(json.dumps(report, indent=1) + "\n").encode(), table.encode(), draw_plot(report)]
+        from common import plots  # here: figures that are up to date need no matplotlib
+        text = json.dumps(report, indent=1) + "\n"
+        contents = [text.encode(), table.encode(), plots.speed_png(report)]
         record.write(product, made_by, dict(zip(paths, contents)))
     print(f"\n{table}\nperf.json, perf.md, perf.png in {shown(arguments.output)} ({time.time() - started:.1f} s)")
     if arguments.min_throughput is not None and best["throughput"] < arguments.min_throughput:

@@ -21,6 +21,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Set, Tuple
 from common import ascend, class_names, cli, dataset, environment, evaluation, files, prepared, published, record
 from common.cli import ROOT, Refusal, option_words
 from common.names import FORMATS, STEMS, om_path
+from common.work_files import TUNE
 
 import check
 import summary
@@ -215,7 +216,7 @@ class Chain:
 
     def forecast(self) -> None:
         self.made.add("forecast")
-        labels = [] if self.data.several_answers() else ["--labels", self.data.labels, *self.given("label_offset")]
+        labels = [] if self.data.several_classes() else ["--labels", self.data.labels, *self.given("label_offset")]
         self.run("scripts/forecast_fp16.py", self.model, "--input", self.data.prepared, *labels, "--images",
                  str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp,
                  *self.given("force"))
@@ -289,7 +290,7 @@ class Chain:
 
     def say_best(self) -> None:
         """The command line of this run, as the tuning would have it."""
-        chosen = summary.read_json(self.place("tune.json"))["options"]
+        chosen = TUNE.read(self.place("tune.json"))["options"]
         words = [word for word in sys.argv[1:] if word not in ("--tune", "--uint8", "--small-channel")]
         command = ["bash", self.here + "scripts/pipeline.sh", *words, *chosen]
         print(f"\nthe best of them:\n\n    {' '.join(map(shlex.quote, command))}")
@@ -362,7 +363,7 @@ def contradictions(given: argparse.Namespace, data: check.Data, backend: str) ->
          "conv12"),
         (given.max_drop is not None and given.precision != "int8",
          "--max-drop is a promise about int8: give --precision int8 as well"),
-        (given.max_drop is not None and data.several_answers(),
+        (given.max_drop is not None and data.several_classes(),
          "--max-drop is about Top-1, and these labels give an image several classes; leave it out"),
         (given.max_drop is not None and given.tune,
          "--tune does not try --max-drop: leave it out here, and add it to the command of the best if that is int8"),

@@ -24,12 +24,13 @@ from common import class_names, cli, evaluation, figures, files, images, onnx_fi
 from common.cli import Refusal, say, shown
 from common.names import natural_key
 from common.pixels import convert_file, reason
-from common.results import read_result
+from common.results import chunks
+from common.work_files import REPORT
 
 import numpy as np
 
+AT_ONCE = 256  # images that are prepared: 150 MB of 224 pixels in a temporary folder
 RUNNERS = {".onnx": "infer_onnx.py", ".om": "infer_om.py"}
-CHUNK = 256  # images that are prepared at once: 150 MB of 224 pixels in a temporary folder
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------
@@ -102,11 +103,11 @@ def names_of(arguments: argparse.Namespace, classes: int) -> Optional[List[str]]
     """What the classes are called: as the option says, as in the run that the model belongs to, or ImageNet's names."""
     if arguments.class_names:
         return class_names.read(arguments.class_names, classes)
-    beside = os.path.join(os.path.dirname(arguments.model), "acc_report.json")
-    with contextlib.suppress(Refusal, ValueError, LookupError, TypeError, RecursionError):
-        names = json.loads(files.read_regular(beside))["class_names"]
-        if len(names) == classes:
-            return list(names)
+    beside = os.path.join(os.path.dirname(arguments.model), REPORT.name)
+    with contextlib.suppress(Refusal):
+        names: Optional[List[str]] = REPORT.read(beside)["class_names"]
+        if names and len(names) == classes:
+            return names
     class_names.fetch(classes)
     return class_names.find(classes)
 
@@ -144,17 +145,19 @@ def predict(arguments: argparse.Namespace, paths: List[str]) -> Iterator[Tuple[s
     """(path, its scores, float [classes], or the reason why it could not be read), for each image in order."""
     how, dtype = choose_evaluation(arguments), takes(arguments)
     with progress.Bar("predicting", len(paths), "images") as bar:
-        for start in range(0, len(paths), CHUNK):
-            chunk = paths[start:start + CHUNK]
+        for start in range(0, len(paths), AT_ONCE):
+            chunk = paths[start:start + AT_ONCE]
             with tempfile.TemporaryDirectory() as folder:
                 os.mkdir(os.path.join(folder, "in"), 0o750)
                 bad = prepare(chunk, os.path.join(folder, "in"), how, dtype)
                 result = infer(arguments, folder) if len(bad) < len(chunk) else ""
-                answers = [bad.get(path) or read_result(os.path.join(result, f"{place}_0.npy"))
-                           for place, path in enumerate(chunk)]
+                good = {path: os.path.join(result, f"{place}_0.npy")
+                        for place, path in enumerate(chunk) if path not in bad}
+                scores = next(chunks(good, list(good), AT_ONCE), ())
+            told: Dict[str, Any] = {**bad, **dict(zip(good, scores))}
             bar.advance(len(chunk))
             bar.erase()
-            yield from zip(chunk, answers)
+            yield from ((path, told[path]) for path in chunk)
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ from common import ascend, bench, cli, files, onnx_file, quantisation, record
 from common.cli import ROOT, Refusal, option_words, shown
 from common.inputs import read_batch
 from common.names import om_path
-from common.results import read_result, result_files
+from common.results import answers, result_files
 
 import numpy as np
 import onnx
@@ -71,7 +71,7 @@ def answers_on_card(task: quantisation.Task, model: onnx.ModelProto, folder: str
     for words in (compiling, inferring):
         ascend.run_or_refuse(words, given.output + ".run.log", os.path.basename(words[1]))
     results = result_files(os.path.join(folder, "result"))
-    return np.array([int(read_result(results[stem]).argmax()) for stem in task.stems])
+    return answers(results, task.stems)
 
 
 def make(task: quantisation.Task, folder: str) -> Tuple[onnx.ModelProto, Dict[str, Any]]:

@@ -10,22 +10,23 @@ In:  the work folder of pipeline.sh, or any folder with acc_report.json of TResN
 Out: WORKDIR/report.html, at most 1 MB; report.html.record.jsonl says what it was made of: what is up to date is kept.
 """
 import base64
+import functools
+import hashlib
 import io
-import json
 import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from common import accuracy, class_names, cli, figures, files, prepared, progress, published, recipe, record
-from common.cli import Refusal, shown, some, why
-from common.results import percent, read_result, result_files
+from common.cli import Refusal, shown, some
+from common.results import chunks, percent, result_files
+from common.work_files import ACCURACY, COMPARE, EXPECT, FORECAST, PERF, REPORT, RUN, WorkFile
 
 import numpy as np
 
 PAGE = "report.html"
 TEMPLATE, SCRIPT = (os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in (PAGE, "report.js"))
-PARTS = ("acc.json", "acc_report.json", "acc_float32.json", "acc_float16.json", "run.json", "perf.json",
-         "compare.json", "expect.json", "forecast.json")
-CHUNK = 256      # images that are summarised at once
+PARTS = (ACCURACY, ACCURACY._replace(name="acc_float32.json"),
+         ACCURACY._replace(name="acc_float16.json"), REPORT, RUN, PERF, COMPARE, EXPECT, FORECAST)
 MISTAKES = 24    # pictures of wrong answers
 CHANGED = 12     # pictures of answers that differ between two runtimes
 PAIRS = 15       # most confused pairs of classes
@@ -42,30 +43,21 @@ Call = Callable[[int], str]  # what caller() gives
 
 # ---- the work folder -------------------------------------------------------------------------------------------------
 
-def read_part(workdir: str, name: str) -> Dict[str, Any]:
-    """One JSON file of the work folder, {} if it is not there."""
-    path = os.path.join(workdir, name)
-    if not os.path.lexists(path):
-        return {}
-    try:
-        content = json.loads(files.read_regular(path).decode("utf-8", "surrogateescape"))
-        if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"{shown(path)} is damaged ({why(error)}); run what makes it again") from None
-    return content
+def read_part(workdir: str, part: WorkFile) -> Dict[str, Any]:
+    """One JSON file of the work folder, {} if it is not there. Raises: Refusal if it is damaged."""
+    return part.read_in(workdir) if os.path.lexists(os.path.join(workdir, part.name)) else {}
 
 
 def read_parts(workdir: str) -> Dict[str, Dict[str, Any]]:
     """{name less .json: content} of all PARTS; what an earlier run left and the last one did not make is {}.
 
-    Raises: Refusal if there is no acc_report.json.
+    Raises: Refusal if there is no acc_report.json, or if a file is damaged.
     """
-    parts = {name[:-len(".json")]: read_part(workdir, name) for name in PARTS}
-    if "counts" not in parts["acc_report"]:
+    parts = {part.name[:-len(".json")]: read_part(workdir, part) for part in PARTS}
+    if not parts["acc_report"]:
         raise Refusal(f"{shown(workdir)} should hold acc_report.json of TResNet_postprocess.py, but does not; run the "
                       "pipeline, or python3 TResNet_postprocess.py RESULT LABELS WORKDIR acc.json")
-    for name in set(parts) - set(parts["run"].get("made", parts)):
+    for name in set(parts) - {"acc_report", "run", *parts["run"].get("made", parts)}:
         parts[name] = {}
     return parts
 
@@ -83,7 +75,7 @@ def folders(report: Dict[str, Any], workdir: str, key: str) -> List[str]:
     """
     if "shards" not in report:
         return list(filter(None, [nearby(report.get(key), workdir)]))
-    places = [nearby(read_part(shard["folder"], "acc_report.json").get(key), shard["folder"])
+    places = [nearby(read_part(shard["folder"], REPORT).get(key), shard["folder"])
               for shard in report["shards"]]
     return places if all(places) else []
 
@@ -93,22 +85,21 @@ def predictions(report: Dict[str, Any], results: List[str]) -> Optional[figures.
 
     Raises: Refusal if they are not the results that acc_report.json was computed from.
     """
-    answers = report.get("true")
-    if not results or not answers or not report.get("hits"):
+    if not results or not report["hits"]:
         return None
     paths = {stem: path for folder in results for stem, path in result_files(folder).items()}
-    stems = report["evaluated"]
+    stems, right = report["evaluated"], [[label] for label in report["true"]]
     parts: List[figures.Predictions] = []
-    another = f"the results in {some(results)} are not those of acc_report.json; run TResNet_postprocess.py again"
-    if not paths.keys() >= set(stems) or len(answers) != len(stems):
+    done, another = 0, (f"the results in {some(results)} are not those of acc_report.json; run "
+                        "TResNet_postprocess.py again")
+    if not paths.keys() >= set(stems):
         raise Refusal(another)
     with progress.Bar("report", len(stems), "images") as bar:
-        for start in range(0, len(stems), CHUNK):
-            scores = [read_result(paths[stem]) for stem in stems[start:start + CHUNK]]
-            if {len(row) for row in scores} != {report["classes"]}:
+        for scores in chunks(paths, stems):
+            if scores.shape[1] != report["classes"]:
                 raise Refusal(another)
-            right = [one if isinstance(one, list) else [one] for one in answers[start:start + CHUNK]]
-            parts.append(figures.summarise(np.stack(scores), right))
+            parts.append(figures.summarise(scores, right[done:done + len(scores)]))
+            done += len(scores)
             bar.advance(len(scores))
     found = figures.join(parts)
     if [int((found.rank < k).sum()) for k in range(1, len(report["hits"]) + 1)] != report["hits"]:
@@ -397,19 +388,27 @@ def sentence(text: Any) -> str:
     return plain(text, 400).replace(" %", "\u00a0%")
 
 
-def render(page: Dict[str, Any]) -> bytes:
-    """The page as HTML: every text in it is escaped, and its own policy forbids it to load anything."""
-    import hashlib
-
+@functools.lru_cache(maxsize=None)
+def template() -> Any:
+    """The page's template, compiled: every text in it is escaped."""
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(os.path.dirname(TEMPLATE)), autoescape=True,
-                                     trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
-    environment.filters.update(name=plain, sentence=sentence, share=share, figure=figure, duration=progress.duration)
-    script = files.read_regular(SCRIPT).decode("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
-    return environment.get_template(PAGE).render(page, script=script, policy=policy).encode("utf-8", "backslashreplace")
+    loader = jinja2.FileSystemLoader(os.path.dirname(TEMPLATE))
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
+    environment.filters.update(name=plain, sentence=sentence, share=share, figure=figure,
+                               duration=progress.duration)
+    return environment.get_template(PAGE)
+
+
+def render(page: Dict[str, Any]) -> bytes:
+    """The page as HTML; its own policy forbids it to load anything."""
+    script = files.read_regular(SCRIPT)
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode("ascii")
+    policy = ("default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+              f"script-src 'sha256-{digest}'")
+    text: str = template().render(page, script=script.decode("utf-8"), policy=policy)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def main() -> None:
@@ -422,7 +421,7 @@ def main() -> None:
     workdir, product = arguments.workdir, os.path.join(arguments.workdir, PAGE)
     parts, exported = read_parts(workdir), os.path.join(workdir, "tresnet.onnx")
     parts["network"] = record.read(exported).notes
-    texts = [os.path.join(workdir, name) for name in PARTS if name != "run.json"]
+    texts = [os.path.join(workdir, part.name) for part in PARTS if part is not RUN]
     texts += [TEMPLATE, SCRIPT] + [arguments.class_names] * bool(arguments.class_names)
     results, images = (folders(parts["acc_report"], workdir, key) for key in ("result", "prep"))
     texts += map(record.path_of, [*results, exported])

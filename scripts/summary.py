@@ -1,10 +1,9 @@
 """What a run of the pipeline found and where its files are, in lines to read."""
-import json
 import os
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from common import record
-from common.files import read_regular
+from common.work_files import ACCURACY, COMPARE, INT8, REPORT, SUMMARY
 
 SAMPLE_NOTE = ("The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is right, and "
                "says nothing about TResNet's.")
@@ -12,13 +11,9 @@ PREPARED_OTHERWISE = ("The sample checkpoint was fitted to these 20 photos as it
                       "prepares them otherwise: the accuracy proves nothing.")
 
 
-def read_json(path: str) -> Any:
-    return json.loads(read_regular(path))
-
-
 def accuracy(workdir: str, name: str) -> Dict[str, str]:
     """{"Top1 accuracy": "93.75%", ...} of one of the work folder's accuracy files."""
-    rows = read_json(os.path.join(workdir, name))["value"]
+    rows = ACCURACY.read(os.path.join(workdir, name))["value"]
     return {row["key"]: row["value"] for row in rows if row["value"].endswith("%")}
 
 
@@ -29,7 +24,7 @@ def precision_before(backend: str) -> str:
 
 def put_back(model: str) -> List[Tuple[str, str]]:
     """(what, value) of the line about layers that --max-drop put back to float, if it was asked for."""
-    report = read_json(model[:-len(".onnx")] + ".json")
+    report = INT8.read(model[:-len(".onnx")] + ".json")
     if "held" not in report:
         return []
     layers = ", ".join(f"{row['name']} (alone it costs {row['cost']:.1e} of the cosine)" for row in report["put_back"])
@@ -40,8 +35,9 @@ def put_back(model: str) -> List[Tuple[str, str]]:
 
 def against_float32(workdir: str, result: str, float32: str, backend: str) -> List[Tuple[str, str]]:
     """(what, value) of the lines that set a quantised model beside the one it was made from."""
-    before, now = (read_json(folder + "_summary.json")["throughput"] for folder in (float32, result))
-    comparison = read_json(os.path.join(workdir, "compare.json"))
+    before, now = (SUMMARY.read(folder + "_summary.json")["throughput"]
+                   for folder in (float32, result))
+    comparison = COMPARE.read_in(workdir)
     speed = f"{now:.1f} images/s, {precision_before(backend)} {before:.1f}: {now / max(before, 1e-9):.2f} times as fast"
     if not now or not before:  # a run was stopped after its last image and had nothing left to measure
         speed = "not measured: nothing was left to infer after an interrupted run; --force measures it"
@@ -59,7 +55,7 @@ def show(workdir: str, backend: str, exported: str, model: str, result: str, flo
     run's files are not named); note: the last line, if there is one.
     """
     about = record.read(exported).notes
-    counts = read_json(os.path.join(workdir, "acc_report.json"))["counts"]
+    counts = REPORT.read_in(workdir)["counts"]
     size, kind = about["img_size"], ", int8" if float32 else ""
     lines = [("backend", backend),
              ("network", f"{about['variant']}, {about['num_classes']} classes, {size}×{size}, {about['lineage']} "
@@ -73,10 +69,10 @@ def show(workdir: str, backend: str, exported: str, model: str, result: str, flo
     other = precision_before(backend)
     before = accuracy(workdir, f"acc_{other}.json") if float32 else {}
     lines += [(key, value + (f", {other} {before[key]}" if float32 else ""))
-              for key, value in accuracy(workdir, "acc.json").items()]
+              for key, value in accuracy(workdir, ACCURACY.name).items()]
     lines += against_float32(workdir, result, float32, backend) + put_back(model) if float32 else []
-    names = [("report", "report.html"), ("accuracy", "acc.json"), ("each image", "acc_report.json")]
-    names += [("comparison", "compare.json")] if compared else []
+    names = [("report", "report.html"), ("accuracy", ACCURACY.name), ("each image", REPORT.name)]
+    names += [("comparison", COMPARE.name)] if compared else []
     names += [("throughput", "perf.md"), ("its plot", "perf.png")] if measured else []
     lines += [(what, os.path.join(workdir, name)) for what, name in names]
     lines += [("predictions", result), ("model", model)]

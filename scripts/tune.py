@@ -20,15 +20,14 @@ from typing import Any, Dict, List, NamedTuple, Optional
 from common import ascend, cli, files, onnx_file, prepared, recipe, record
 from common.bench import complaint
 from common.cli import ROOT, Refusal, option_words, shown
-from common.evaluation import AIPP, Evaluation, aipp, from_json
+from common.evaluation import AIPP, Evaluation, aipp, recorded
 from common.images import list_inputs
 from common.inputs import Input, apply_aipp, input_of, read_aipp, read_batch
 from common.names import om_path, result_stem
-from common.plots import png
 from common.record import Draft, Recipe, Writer
+from common.work_files import COMPARE, PERF
 
 import numpy as np
-from matplotlib.figure import Figure
 
 TEMPORARY = Recipe({"tool": "tune.py"})  # of images that are for one run
 
@@ -37,8 +36,6 @@ FIRST_SIZES = [8, 16]  # batch sizes at which the combinations are compared
 SMALL = "--enable_small_channel=1"
 FIRST_IS_CONVOLUTION = ("conv4", "conv12")  # stems whose first operator is a convolution of the image
 BYTE = 0.51 / 255  # how far a float32 pixel may be from a byte's value
-WIDTH, DPI = 960, 100
-BAR, REFUSED = "#4c78a8", "#bbbbbb"
 
 
 class Variant(NamedTuple):
@@ -158,10 +155,10 @@ class Bench:
                        outfmt="NPY", device=self.arguments.device)
         else:
             self.infer_on_cpu(self.model(variant), self.place(variant), "result")
-        report = self.place(variant, "compare.json")
+        report = self.place(variant, COMPARE.name)
         self.start("compare_results.py", reference, self.place(variant, "result"), json=report)
-        found = json.loads(files.read_regular(report))
-        return {"cosine": found["cosine"]["min"], "agreement": found["top1_agreement"]}
+        compared = COMPARE.read(report)
+        return {"cosine": compared["cosine"]["min"], "agreement": compared["top1_agreement"]}
 
     def speed(self, variant: Variant, sizes: List[int], repeat: int) -> List[Dict[str, Any]]:
         """perf_sweep.py's rows for these batch sizes."""
@@ -169,7 +166,7 @@ class Bench:
         on_card = {"om_dir": self.place(variant), "device": given.device} if self.on_card else {}
         self.start("perf_sweep.py", backend=given.backend, model=self.model(variant), batch_sizes=sizes,
                    loop=given.loop, repeat=repeat, output=self.place(variant), force=True, **on_card)
-        return list(json.loads(files.read_regular(self.place(variant, "perf.json")))["rows"])
+        return list(PERF.read_in(self.place(variant))["rows"])
 
 
 def measure(bench: Bench, tried: List[Variant], sizes: List[int], rounds: int
@@ -258,22 +255,6 @@ def markdown(report: Dict[str, Any]) -> str:
     return text
 
 
-def draw_plot(report: Dict[str, Any]) -> bytes:
-    """PNG: a bar per combination with its images/s, latency and cosine; grey: refused."""
-    rows = [row for row in report["rows"] if row["throughput"]][::-1]
-    figure = Figure(figsize=(WIDTH / DPI, 1.5 + 0.4 * len(rows)), dpi=DPI)
-    axes = figure.add_subplot()
-    axes.barh([row["name"] for row in rows], [row["throughput"] for row in rows],
-              color=[REFUSED if row["refused"] else BAR for row in rows])
-    for place, row in enumerate(rows):
-        axes.text(row["throughput"], place, f" {row['throughput']:.0f}, {row['latency']:.2f} ms, cosine "
-                  f"{row['cosine']:.5f}", va="center", fontsize=8)
-    axes.set(xlabel="images/s at the best batch size that was tried; grey: refused",
-             xlim=(0, 1.45 * max([row["throughput"] for row in rows], default=1)))
-    figure.tight_layout()
-    return png(figure)
-
-
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 def parse_arguments() -> argparse.Namespace:
@@ -299,6 +280,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    from common import plots  # here: if matplotlib is missing, that is said before the runs
     arguments = parse_arguments()
     sample = input_of(onnx_file.describe(arguments.models[0]), arguments.aipp)
     paths = list_inputs(arguments.input)[:arguments.images]
@@ -308,11 +290,12 @@ def main() -> None:
     targets = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]
     record.read(product).refuse_others(map(os.path.basename, targets))
     files.make_folder(folder, "--output")
-    evaluation = Evaluation(**dict(from_json(prepared.read(arguments.input).settings), img_size=sample.shape[-1]))
+    evaluation = recorded(prepared.read(arguments.input).settings, img_size=sample.shape[-1])
     write_inputs(paths, sample, evaluation, folder)
     report = tune(arguments, Bench(arguments, folder))
     table = markdown(report)
-    contents = [(json.dumps(report, indent=1) + "\n").encode(), table.encode(), draw_plot(report)]
+    text = json.dumps(report, indent=1) + "\n"
+    contents = [text.encode(), table.encode(), plots.ranking_png(report)]
     made_by = recipe.make(__file__, {"backend": arguments.backend}, (), arguments.models)
     record.write(product, made_by, dict(zip(targets, contents)))
     print(f"\n{table}\ntune.json, tune.md, tune.png in {shown(output)}")

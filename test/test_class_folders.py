@@ -2,7 +2,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List
 
 from common import labels, record
 from common.cli import Refusal
@@ -88,6 +88,26 @@ def test_headings_and_commas_in_a_labels_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("x.png,1\n")
     with pytest.raises(Refusal, match="put a space where the comma is"):
         labels.read_labels(str(tmp_path / "l.txt"))
+
+
+@pytest.mark.parametrize("text, multi_label, expected", (
+    ("a b.jpg 7\n\nc 0\n", False, [("a b.jpg", (7,), 1), ("c", (0,), 3)]),
+    ("a b.jpg 17 3 3\nc\n", True, [("a b.jpg", (3, 17), 1), ("c", (), 2)]),
+    ("[[395, 65], []]", False, [("ILSVRC2012_val_00000001", (65, 395), 1), ("ILSVRC2012_val_00000002", (), 2)])))
+def test_labels_of_any_form_say_name_classes_and_line(text: str, multi_label: bool, expected: List[Any],
+                                                      tmp_path: Path) -> None:
+    path = tmp_path / ("real.json" if text.startswith("[") else "labels.txt")
+    path.write_text(text)
+    found = labels.read_label_file(str(path), multi_label)
+    assert found == [labels.Label(*row) for row in expected]
+
+
+@pytest.mark.parametrize("classes, most, multi_label, offset", (
+    (1000, 999, False, 0), (1001, 999, False, 1), (1001, 1000, False, 0), (1001, 999, True, 0)))
+def test_the_background_class_shifts_labels_of_imagenet(classes: int, most: int, multi_label: bool,
+                                                        offset: int) -> None:
+    lines = [labels.Label("a", (0, most), 1), labels.Label("b", (), 2)]
+    assert labels.label_offset(lines, classes, "l.txt", multi_label) == offset
 
 
 def test_a_summary_that_is_the_users_stays(tmp_path: Path) -> None:

@@ -215,8 +215,9 @@ def test_images_made_for_another_evaluation_than_the_checkpoints_are_refused(
 
 
 @pytest.mark.parametrize("spoil, sentence", (
-    (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read as JSON"),
-    (lambda f: (f / "config.json").write_text("[]"), "config.json should hold a JSON object"),
+    (lambda f: (f / "config.json").write_text("{"), "config.json is damaged (Expecting property name"),
+    (lambda f: (f / "config.json").write_text("[]"),
+     "config.json is damaged (it is a list, an object was expected); copy it again"),
     (lambda f: (f / "pytorch_model.bin").unlink(), "should hold model.safetensors or pytorch_model.bin beside"),
 ))
 def test_a_broken_folder_is_refused(spoil: Any, sentence: str, tmp_path: Path) -> None:

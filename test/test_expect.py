@@ -3,13 +3,14 @@ import json
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Sequence
+from typing import Any, Callable, Iterator, List, Sequence
 
 from common import published
 from common.cli import Refusal
 
 import expect
 import infer_onnx
+import made_up
 import numpy as np
 import pytest
 from conftest import copy_products, run_here, small_network
@@ -190,8 +191,8 @@ def test_a_folder_without_a_judged_run_is_refused(tmp_path: Path, monkeypatch: A
     monkeypatch.setattr(sys, "argv", ["expect.py", str(tmp_path), "sample"])
     with pytest.raises(Refusal, match="cannot read .*acc_report.json"):
         expect.main()
-    reports: Dict[str, Dict[str, Any]] = {"hits": {"hits": [], "prep": "x"}, "prep": {"hits": [1], "prep": None}}
-    for report in reports.values():
+    for change in ({"hits": [], "true": [], "mAP": 0.5}, {"prep": None}, {"result": None}):
+        report = dict(made_up.report(["a"], [0]), **change)  # type: ignore[arg-type]
         (tmp_path / "acc_report.json").write_text(json.dumps(report))
         with pytest.raises(Refusal, match="should be of a run with --prep and one label an image"):
             expect.main()

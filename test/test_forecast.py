@@ -229,10 +229,17 @@ def test_the_comparison_says_whether_float16_explains_the_loss(fault: str, words
     assert report["verdict"].startswith(words) and len(report["cosines"]) == IMAGES
 
 
+OTHER: Dict[str, Any] = {
+    "images": 1, "cosine": {"min": 1.0, "mean": 1.0, "image": "other"}, "cosines": [1.0], "names": ["other"],
+    "top1_agreement": 100.0, "overflow": [], "operators": []}
+
+
 @pytest.mark.parametrize("content, complaint", (
-    ("{}", "is no forecast of scripts/forecast_fp16.py"), ("[", "is no forecast of scripts/forecast_fp16.py"),
-    pytest.param("[" * 100_000, "is no forecast of scripts/forecast_fp16.py", id="deep"),
-    ('{"names": ["other"], "cosines": [1]}', "is about other images than these, such as a")))
+    ("{}", "f.json is damaged (it lacks 'images'); run scripts/forecast_fp16.py again"),
+    ("[", "f.json is damaged (Expecting value"),
+    pytest.param("[" * 100_000, "f.json is damaged (it is nested too deeply)", id="deep"),
+    (json.dumps(dict(OTHER, cosines=[1.0, 1.0])), "f.json is damaged (it has 2 cosines of 1 images)"),
+    (json.dumps(OTHER), "is about other images than these, such as a")))
 def test_a_wrong_forecast_is_refused(content: str, complaint: str, tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "a_0.txt").write_text("1.0 2.0 \n")

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Dict, List
 
+from common import plots
+
 import numpy as np
 import perf_sweep
 import pytest
@@ -205,7 +207,7 @@ def test_figures_of_another_case_are_never_taken(machine: Machine, tmp_path: Pat
         folder.mkdir(parents=True)
     (packages / "ais_bench-0.0.2.dist-info" / "METADATA").write_text("Name: ais_bench\nVersion: 0.0.2\n")
     (cann / "version.cfg").write_text("version=7.0.1\n")
-    monkeypatch.setattr(perf_sweep, "draw_plot", lambda report: b"drawing takes time")
+    monkeypatch.setattr(plots, "speed_png", lambda report: b"drawing takes time")
     other_bench = {"PYTHONPATH": os.pathsep.join([environment["PYTHONPATH"], str(packages)])}
     path = fake_runner(machine, tmp_path / "fake", 50 * [1000.0])
 
@@ -268,7 +270,7 @@ def draw(throughputs: Dict[int, float], chip: str = "X") -> np.ndarray:
             for batch, throughput in throughputs.items()]
     report = {"chip": chip, "variant": "tresnet_m", "img_size": 224, "rows": rows}
     perf_sweep.add_reference(report)
-    with Image.open(io.BytesIO(perf_sweep.draw_plot(report))) as plot:
+    with Image.open(io.BytesIO(plots.speed_png(report))) as plot:
         assert plot.format == "PNG" and plot.size == (960, 600)
         return np.asarray(plot.convert("RGB"), int)
 
@@ -282,7 +284,7 @@ def where(pixels: np.ndarray, color: str) -> np.ndarray:
 @pytest.mark.parametrize("throughputs", [
     {8: 1000.0}, {1: 1000.0, 8: 3000.0}, {1: 600.0, 4: 1200.0, 8: 1800.0, 16: 2400.0, 32: 3000.0}])
 def test_plot_shows_a_bar_for_each_batch_size_in_proportion_to_throughput(throughputs: Dict[int, float]) -> None:
-    heights = where(draw(throughputs), perf_sweep.BAR).sum(axis=0)
+    heights = where(draw(throughputs), plots.FIRST).sum(axis=0)
     edges = np.flatnonzero(np.diff((heights > 0).astype(int))) + 1
     bars = [int(heights[start:end].max()) for start, end in zip(edges[::2], edges[1::2])]
     assert len(bars) == len(throughputs) and max(bars) > 300
@@ -293,11 +295,11 @@ def test_plot_shows_a_bar_for_each_batch_size_in_proportion_to_throughput(throug
 
 def test_plot_marks_published_figures_where_they_exist() -> None:
     throughputs = {8: 1579.0, 64: 3000.0}
-    assert not where(draw(throughputs, "910B4"), perf_sweep.MARK).any()
-    marked = where(draw(throughputs, "310P3"), perf_sweep.MARK)
+    assert not where(draw(throughputs, "910B4"), plots.INK).any()
+    marked = where(draw(throughputs, "310P3"), plots.INK)
     rows, columns = np.nonzero(marked)
     assert columns.max() < marked.shape[1] / 2 and columns.max() - columns.min() > 150, "only over batch size 8"
-    bar = where(draw(throughputs, "310P3"), perf_sweep.BAR)[:, :marked.shape[1] // 2].sum(axis=0).max()
+    bar = where(draw(throughputs, "310P3"), plots.FIRST)[:, :marked.shape[1] // 2].sum(axis=0).max()
     assert marked.shape[0] - rows.mean() == pytest.approx(2 * bar, rel=0.05), "at twice the height of the bar"
 
 
@@ -312,7 +314,7 @@ def test_plot_takes_any_name() -> None:
     (["--batch-sizes", "1", "--device", "7"], {}, "--device 7 was asked for, but there are 2, numbered from 0"),
     (["--batch-sizes", "1"], {"STANDIN_FAULT": "ais-crash=0"}, "507011"),
     (["--batch-sizes", "1"], {"STANDIN_NPU_SMI": "no_process_tail"}, "names no NPU"),
-    (["--batch-sizes", "1", "--accuracy", "net.onnx"], {}, "not an accuracy file"),
+    (["--batch-sizes", "1", "--accuracy", "net.onnx"], {}, "net.onnx is damaged"),
     (["--batch-sizes", "1", "--output", "a b"], {}, "ais_bench accept only"),
     (["--batch-sizes", "1", "--output", "net.onnx"], {}, "cannot be made or written"),
 ])

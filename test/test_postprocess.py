@@ -20,7 +20,7 @@ from common import native, record
 from common.accuracy import percentages
 from common.cli import Refusal, shown
 from common.journal import Journal
-from common.labels import match_labels
+from common.labels import Label, match_labels
 from common.names import hashed_stem
 from common.results import encode, read_result, result_files
 
@@ -532,10 +532,11 @@ def test_a_summary_that_tells_nothing_changes_nothing(data: Path, summary: bytes
 
 def matched(images: Dict[str, str], lines: str, others: Sequence[str] = ()) -> object:
     """match_labels() as {stem: class}, or its refusal."""
-    labels = [(line.rsplit(" ", 1)[0], int(line.rsplit(" ", 1)[1]), number)
+    labels = [Label(line.rsplit(" ", 1)[0], (int(line.rsplit(" ", 1)[1]),), number)
               for number, line in enumerate(lines.split("\n"), 1)]
     try:
-        return {stem: label[1] for stem, label in match_labels(images, labels, "labels.txt", others).items()}
+        found = match_labels(images, labels, "labels.txt", others)
+        return {stem: label.classes[0] for stem, label in found.items()}
     except Refusal as refusal:
         return refusal.sentence
 
@@ -590,7 +591,7 @@ def test_two_labels_for_one_image(lines: str) -> None:
                                           ("i{}.JPEG", "val/i{}")])
 def test_many_labels_are_matched_quickly(source: str, name: str) -> None:
     """Against making a dictionary of them; about 5 to 70 times as long."""
-    labels = [(name.format(i), i % 1000, i) for i in range(20000)]
+    labels = [Label(name.format(i), (i % 1000,), i) for i in range(20000)]
     images = {f"i{i}": source.format(i) for i in range(20000)}
     ratios = []
     for _ in range(3):

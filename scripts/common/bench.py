@@ -4,12 +4,12 @@ Three are known. 0.0.2 and later ones write option words with an underscore, the
 calls the percentile P99. So both are found out: the spelling from its --help, the key from the summary itself.
 """
 import functools
-import json
 import os
 import re
 import subprocess
 from typing import Any, Dict, List, Sequence, Tuple
 
+from common import json_file
 from common.cli import Refusal, why
 
 BENCH = ("python3", "-m", "ais_bench")  # in the host's own Python
@@ -73,10 +73,9 @@ def complaint(log: str) -> str:
 def read_summary(path: str) -> Dict[str, Any]:
     """A _summary.json, the same for each generation: throughput (images/s), mean, p99, times (ms), count.
 
-    Raises: OSError, ValueError, KeyError, TypeError if it is not there or is none.
+    Raises: Refusal, ValueError, KeyError, TypeError if it is not there or is none.
     """
-    with open(path, encoding="utf-8") as file:
-        summary = json.load(file)
+    summary = json_file.load(path)
     times = summary["NPU_compute_time"]
     key = next((key for key in PERCENTILES if key in times), PERCENTILES[0])
     return {"throughput": float(summary["throughput"]), "mean": float(times["mean"]), "p99": float(times[key]),

@@ -81,7 +81,7 @@ def parquet_files(path: str) -> List[str]:
     return sorted(chosen, key=natural_key)
 
 
-def find_images(path: str) -> Optional[Found]:
+def locate_images(path: str) -> Optional[Found]:
     """Where the images are (labels still unknown); None if nothing known is there."""
     alone = os.path.isfile(path)
     if alone and tarfile.is_tarfile(path):
@@ -101,10 +101,10 @@ def find_images(path: str) -> Optional[Found]:
     place = os.path.join(path, inner[0]) if len(inner) == 1 else path
     names = subfolders(place)
     flat = existing(path, CAFFE, SOLUTION, "val_label.txt")
-    return Found("folder", place) if flat or class_folders(place, names) else None
+    return Found("folder", place) if flat or kind_of_folders(place, names) else None
 
 
-def class_folders(place: str, names: List[str]) -> str:
+def kind_of_folders(place: str, names: List[str]) -> str:
     """The kind of class folders that these are: "v2", "wnids" or ""."""
     numbers = all(re.fullmatch("0|[1-9][0-9]{0,2}", name) for name in names)
     if names and numbers and (V2.fullmatch(os.path.basename(os.path.abspath(place))) or len(names) == IMAGENET_CLASSES):
@@ -121,7 +121,7 @@ def find_labels(found: Found, folder: str) -> Found:
         if source:
             return found._replace(labels=labels, source=source)
     names = subfolders(found.place) if found.images == "folder" else []
-    kind = class_folders(found.place, names)
+    kind = kind_of_folders(found.place, names)
     if kind == "wnids" and len(names) != IMAGENET_CLASSES and not list_of_wnids(places):
         kind = ""  # a part of ImageNet with classes of its own, numbered in the folders' order
     return found._replace(labels=kind or "folders", source=found.place)
@@ -142,7 +142,7 @@ def find(path: str) -> Found:
     known = "; ".join(KNOWN)
     if not os.path.exists(path):
         raise Refusal(f"{shown(path)} is not there; it should hold a folder val_union/, or be or hold one of: {known}")
-    found = find_images(path)
+    found = locate_images(path)
     if not found:
         raise Refusal(f"{shown(path)} is no data set of a known form; it should hold a folder val_union/, or be or "
                       f"hold one of: {known}")
@@ -268,7 +268,7 @@ def numbers_of(found: Found, folder: str, images: Iterable[str]) -> Numbers:
         return by_kaggle(found, folder)
     if found.labels in ("wnids", "v2"):
         return by_folders(found, folder, images)
-    return {name: label for name, label, _ in read_labels(found.source)}
+    return {label.name: label.classes[0] for label in read_labels(found.source)}
 
 
 def plain_names(images: Iterable[str]) -> Dict[str, str]:

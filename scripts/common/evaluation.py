@@ -4,12 +4,11 @@ The command line has the first word; then what the checkpoint says of itself (`a
 `config.json` of a Hugging Face folder); then timm's figures for TResNet. Standard library only.
 """
 import argparse
-import json
 import math
 import os
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from common import cli
+from common import cli, json_file
 from common.cli import Refusal, shown
 from common.prepared import Prepared
 
@@ -155,6 +154,15 @@ def from_json(fields: Any) -> Dict[str, Any]:
             if name in Evaluation._fields}
 
 
+def recorded(fields: Any, **others: Any) -> Evaluation:
+    """The evaluation that a model's record, its metadata or a prepared folder's settings tell.
+
+    fields: as from_json() takes them; others: what takes the place of some. What they do not say is
+    timm's. Raises: Refusal if they say what cannot be done.
+    """
+    return resolve({}, {**from_json(fields), **others}, "a record of the evaluation")[0]
+
+
 def check_prepared(about: Prepared, said: Any, prepared: str, model: str) -> None:
     """Refuse .bin files that were made for another evaluation than the one that the model's checkpoint says.
 
@@ -217,15 +225,8 @@ def read_config(weights: str) -> Dict[str, Any]:
     path = config_path(weights)
     if not path:
         return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise Refusal(f"{shown(path)} cannot be read as JSON ({cli.why(error)}); copy it again, or move it away and "
-                      "give the evaluation by options") from None
-    if not isinstance(config, dict):
-        raise Refusal(f"{shown(path)} should hold a JSON object with `architecture` and `pretrained_cfg`; copy it "
-                      "again")
+    config: Dict[str, Any] = json_file.read(path, {}, "copy it again, or move it away and give the "
+                                            "evaluation by options")
     return config
 
 

@@ -29,10 +29,10 @@ class Predictions(NamedTuple):
         return self.probability[:, 0]
 
 
-def summarise(scores: np.ndarray, answers: Sequence[Sequence[int]]) -> Predictions:
+def summarise(scores: np.ndarray, right: Sequence[Sequence[int]]) -> Predictions:
     """Predictions of a few images.
 
-    scores: float [n, classes], logits; answers: the right classes of each image, one or more.
+    scores: float [n, classes], logits; right: the right classes of each image, one or more.
     """
     rows = np.arange(len(scores))
     order = np.empty((len(scores), min(TOP, scores.shape[1])), np.int32)
@@ -42,7 +42,8 @@ def summarise(scores: np.ndarray, answers: Sequence[Sequence[int]]) -> Predictio
     for place in range(order.shape[1]):  # a few searches are quicker than sorting all classes
         order[:, place] = rest.argmax(1)
         rest[rows, order[:, place]] = -np.inf
-    true = np.array([max(right, key=lambda label: (row[label], -label)) for row, right in zip(scores, answers)])
+    true = np.array([max(classes, key=lambda label: (row[label], -label))
+                     for row, classes in zip(scores, right)])
     own = scores[rows, true][:, None]
     before = (scores > own).sum(1) + ((scores == own) & (np.arange(scores.shape[1]) < true[:, None])).sum(1)
     return Predictions(order, shares[rows[:, None], order].astype(np.float32), true.astype(np.int32),

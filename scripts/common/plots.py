@@ -1,15 +1,22 @@
-"""Plots: as PNG files, or as SVG in a page: small, without fonts of their own, in its colours, dark mode included."""
+"""Plots: PNG files, and SVG in a page, where they take its colours, dark mode included.
+
+matplotlib takes long to import: programs import this module only when they draw.
+"""
 import functools
 import io
 import re
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
+from common import float16
+
 import matplotlib
 from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 4.6, 3.1  # inches; at 72 units an inch, shown 330 to 460 pixels wide: on a phone, too, it is legible
-# What a colour of the plot is called in the page's style sheet: --ink and so on.
-INK, MUTED, GRID, PAPER, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+WIDTH, HEIGHT = 4.6, 3.1  # inches of an SVG; 330 to 460 pixels wide it is legible on a phone too
+PNG_WIDTH, DPI = 9.6, 100  # inches, pixels an inch
+# One palette: report.html has it as well, --ink and so on, and there each colour follows the page.
+INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6673", "#dfe3e8", "#ffffff"
+FIRST, SECOND = "#1f6cb0", "#d9731a"
 NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "card", FIRST: "first", SECOND: "second"}
 STYLE = {"svg.fonttype": "none", "font.size": 12, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
          "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
@@ -17,14 +24,122 @@ STYLE = {"svg.fonttype": "none", "font.size": 12, "axes.edgecolor": MUTED, "axes
          "grid.color": GRID, "hatch.color": PAPER, "hatch.linewidth": 0.7, "legend.frameon": False,
          "legend.fontsize": 11, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
          "path.simplify": True, "axes.formatter.useoffset": False}
+ON_PAPER = {"font.size": 10, "legend.fontsize": 10, "savefig.facecolor": PAPER}
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    return data.getvalue()
+# ---- PNG files -----------------------------------------------------------------------------------
 
+def png(draw: Callable[..., None], height: float, *data: Any) -> bytes:
+    """A PNG file of what draw(figure, *data) draws, 960 pixels wide.
+
+    height: in inches of 100 pixels.
+    """
+    image = io.BytesIO()
+    with matplotlib.rc_context({**STYLE, **ON_PAPER}):
+        figure = Figure(figsize=(PNG_WIDTH, height), dpi=DPI)
+        draw(figure, *data)
+        figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+def plain(text: str, most: int) -> str:
+    """Text that stays as it is in a plot, where $ begins a formula."""
+    return text[:most].replace("$", r"\$")
+
+
+def speed_png(report: Dict[str, Any]) -> bytes:
+    """Throughput (bars, left axis) and latency (lines, right axis) over the batch sizes.
+
+    report: perf.json's content.
+    """
+    return png(draw_speed, 6.0, report)
+
+
+def draw_speed(figure: Figure, report: Dict[str, Any]) -> None:
+    rows = report["rows"]
+    places = list(range(len(rows)))
+    left = figure.add_subplot()
+    right = left.twinx()
+    right.grid(False)
+    left.bar(places, [row["throughput"] for row in rows], width=0.6, color=FIRST,
+             label="throughput")
+    marks = [(row["reference"], place - 0.36, place + 0.36)
+             for place, row in zip(places, rows) if "reference" in row]
+    if marks:
+        left.hlines(*zip(*marks), color=INK, linewidth=3, label="published throughput")
+    lines = ("latency_mean", "o-", "mean"), ("latency_p99", "s--", "99th percentile")
+    for key, style, label in lines:
+        right.plot(places, [row[key] for row in rows], style, color=SECOND, markeredgecolor=PAPER,
+                   label=f"latency, {label}")
+    names = [f"{row['batch_size']}\n{row['throughput']:.1f} images/s\n{row['latency_mean']:.2f} ms"
+             for row in rows]
+    left.set(xlabel="batch size", xlim=(-0.75, len(rows) - 0.25))  # one bar does not fill the axes
+    left.set_xticks(places)
+    left.set_xticklabels(names, fontsize=min(10, 56 / len(rows)))
+    left.set_ylabel("throughput (images/s)", color=FIRST)
+    right.set_ylabel("latency of a batch (ms)", color=SECOND)
+    right.set_ylim(0, 1.08 * max(row["latency_p99"] for row in rows))
+    title = "Pure inference"
+    if report["variant"]:
+        title = f"{report['variant']}, {report['img_size']} px"
+    figure.suptitle(plain(f"{title} on {report['chip']}", 100), fontsize=12)
+    figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.95), ncol=4)
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
+
+
+def forecast_png(report: Dict[str, Any]) -> bytes:
+    """Over the operators in order: the largest value with float16's limit, and what is lost so far.
+
+    report: forecast.json's content.
+    """
+    return png(draw_forecast, 7.2, report)
+
+
+def draw_forecast(figure: Figure, report: Dict[str, Any]) -> None:
+    rows = report["operators"]
+    places = range(1, len(rows) + 1)
+    losses = [max(1 - row["cosine"], 1e-9) for row in rows]
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    largest = [max(row["largest"], 1e-6) for row in rows]
+    upper.semilogy(places, largest, color=FIRST, marker=".", markersize=3)
+    upper.axhline(float16.LARGEST, color=INK, linestyle="--", linewidth=1)
+    upper.set_ylabel("largest value; dashed: 65,504", color=FIRST)
+    lower.semilogy(places, losses, color=SECOND, marker=".", markersize=3)
+    lower.set(xlabel="operator, in the order in which they run")
+    lower.set_ylabel("1 − cosine with float32", color=SECOND)
+    marked = {*report["overflow"][:3], *report["worst"][:3]}
+    for place, row, loss in zip(places, rows, losses):
+        if row["name"] in marked:
+            lower.annotate(plain(row["name"], 40), (place, loss), fontsize=7, rotation=30)
+    figure.suptitle(f"float16 against float32, {report['images']} images: cosine of the logits "
+                    f"{report['cosine']['min']:.6f} at least", fontsize=12)
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
+
+
+def ranking_png(report: Dict[str, Any]) -> bytes:
+    """A bar for each combination with its images/s, latency and cosine; grey: refused.
+
+    report: tune.json's content.
+    """
+    rows = [row for row in report["rows"] if row["throughput"]][::-1]
+    return png(draw_ranking, 1.5 + 0.4 * len(rows), rows)
+
+
+def draw_ranking(figure: Figure, rows: List[Dict[str, Any]]) -> None:
+    axes = figure.add_subplot()
+    speeds = [row["throughput"] for row in rows]
+    colours = [MUTED if row["refused"] else FIRST for row in rows]
+    axes.barh([row["name"] for row in rows], speeds, color=colours)
+    for place, row in enumerate(rows):
+        figures = f" {row['throughput']:.0f}, {row['latency']:.2f} ms, cosine {row['cosine']:.5f}"
+        axes.text(row["throughput"], place, figures, va="center", fontsize=8)
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="images/s at the best batch size that was tried; grey: refused",
+             xlim=(0, 1.45 * max(speeds, default=1)))
+    figure.tight_layout()
+
+
+# ---- SVG in a page -------------------------------------------------------------------------------
 
 def svg(figure: Figure, words: str) -> str:
     """The figure as an <svg> element whose alternative text is `words`, plain text of ours."""

@@ -115,8 +115,8 @@ def true_classes(labels: str, folder: str, stems: List[str], classes: int, offse
     doubtful one, or one that is no class.
     """
     lines = read_labels(labels)
-    shift = label_offset(lines, classes, labels, offset)
+    shift = label_offset(lines, classes, labels, asked=offset)
     about = read(folder)
     matched = match_labels({stem: about.sources.get(stem, stem) for stem in stems}, lines, labels,
                            [*about.sources.values(), *about.bad])
-    return [matched[stem][1] + shift for stem in stems]
+    return [matched[stem].classes[0] + shift for stem in stems]

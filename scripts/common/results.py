@@ -3,7 +3,7 @@ import contextlib
 import io
 import os
 import re
-from typing import Dict, NoReturn, Sequence
+from typing import Dict, Iterator, NoReturn, Sequence
 
 from common.cli import Refusal, shown, some
 from common.files import read_regular
@@ -14,6 +14,7 @@ import numpy as np
 NUMBER = re.compile(rb"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 ENDINGS = {f"_0.{outfmt.lower()}" for outfmt in FORMATS}  # of results, all of one length
 ENDING = len("_0.txt")
+CHUNK = 256  # results that are read at once
 
 
 # ---- one result file -------------------------------------------------------------------------------------------------
@@ -98,10 +99,10 @@ def read_result(path: str) -> np.ndarray:
     return values
 
 
-def percent(part: float, whole: float) -> float:
+def percent(part: float, total: float) -> float:
     """Per cent, rounded to two decimals; 100 only if it is all of them."""
-    value = round(100 * part / whole, 2)
-    return value if part == whole else min(value, 99.99)
+    value = round(100 * part / total, 2)
+    return value if part == total else min(value, 99.99)
 
 
 # ---- a folder of them ------------------------------------------------------------------------------------------------
@@ -141,6 +142,35 @@ def result_files(folder: str) -> Dict[str, str]:
         refuse_foreign(folder, names)
     start = os.path.join(folder, "")
     return {name[:-ENDING]: start + name for name in names}
+
+
+def chunks(paths: Dict[str, str], stems: Sequence[str], size: int = CHUNK) -> Iterator[np.ndarray]:
+    """The results of the stems in their order: arrays [up to `size`, classes].
+
+    They are float32, or float64 where the files hold more digits (TXT is read as float64).
+    paths: {stem: path}, as result_files() gives them.
+    Raises: Refusal as read_result() does, and for a result with another number of classes than the
+    first one has.
+    """
+    classes = 0
+    for start in range(0, len(stems), size):
+        rows = []
+        for stem in stems[start:start + size]:
+            row = read_result(paths[stem])
+            classes = classes or len(row)
+            if len(row) != classes:
+                raise Refusal(f"{shown(paths[stem])} holds {len(row)} values, but "
+                              f"{shown(paths[stems[0]])} holds {classes}")
+            rows.append(row)
+        yield np.stack(rows)
+
+
+def answers(paths: Dict[str, str], stems: Sequence[str]) -> np.ndarray:
+    """int64 [stems]: the network's answer for each image, the class of the highest score.
+
+    Of equal scores the lower class counts. Arguments and errors: as for chunks().
+    """
+    return np.concatenate([scores.argmax(1) for scores in chunks(paths, stems)])
 
 
 # ---- two of them -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Several right answers for an image: ReaL's labels, and the multi-label head's mean average precision."""
+"""Several right classes for an image: ReaL's labels, and the multi-label head's mean average precision."""
 import json
 import sys
 from pathlib import Path
@@ -9,6 +9,7 @@ from common.cli import Refusal
 
 import check
 import expect
+import made_up
 import numpy as np
 import pytest
 from conftest import refusal
@@ -63,16 +64,20 @@ def test_any_of_several_right_classes_counts_and_images_without_one_are_left_out
 
 
 @pytest.mark.parametrize("content, sentence", (
-    ("{", "is no JSON file"), ("{}", "is not of the form of ReaL's real.json: entry 1"),
-    ("[[1], [2], [-1]]", "entry 3 is no list of classes"), ("[[1], 2]", "entry 2"), ("[[true]]", "entry 1"),
+    ("{", "real.json is damaged (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); "
+          "ReaL's real.json was expected, a list of lists of classes such as [65, 395]"),
+    ("{}", "real.json is damaged (it is an object, a list was expected)"),
+    ("[[1], [2], [-1]]", "(entry 1 of entry 3 is -1, a whole number from 0 to 1,000,000,000 was expected)"),
+    ("[[1], 2]", "(entry 2 is 2, a list was expected)"), ("[[true]]", "(entry 1 of entry 1 is true, "),
+    ("[]", "(it is empty)"), ("\udc80", "(it is not UTF-8 text"),
     ("[[10], [1], [1], [1], [1], [1]]", "line 1: label 10 is outside the classes 0 to 9"),
     ("[[1], [1]]", "4 of 6 images have no label"), ("[[], [], [], [], [], []]", "has no right class for any of the 6"),
-    ("[" * 100000, "is no JSON file"),
+    ("[" * 100000, "is damaged (it is nested too deeply)"),
 ))
 def test_a_real_json_of_another_form_is_refused(content: str, sentence: str, tmp_path: Path,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, np.zeros((6, 10)))
-    (tmp_path / "real.json").write_text(content)
+    (tmp_path / "real.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(Refusal) as error:
         call(tmp_path, "real.json", monkeypatch)
     assert sentence in error.value.sentence and not (tmp_path / "acc.json").exists()
@@ -81,8 +86,9 @@ def test_a_real_json_of_another_form_is_refused(content: str, sentence: str, tmp
 # ---- a run held against a published figure ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize("content, sentence", (
-    ("{", "should be of a run with --prep"), ("[]", "should be of a run with --prep"),
-    (json.dumps({"hits": [1], "prep": "prep", "result": "result", "evaluated": ["a", "b"], "true": [0, 1]}),
+    ("{", r"acc_report.json is damaged \(Expecting .*; run TResNet_postprocess.py again"),
+    ("[]", r"acc_report.json is damaged \(it is a list, an object was expected"),
+    (json.dumps(made_up.report(["a", "b"], [0, 1])),
      "tells of results that .*result does not hold: b; run the pipeline again")))
 def test_a_report_of_other_results_is_refused(content: str, sentence: str, tmp_path: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +165,7 @@ def test_a_perfect_order_has_a_mean_average_precision_of_100_percent(tmp_path: P
     ("", "holds no labels"), ("a\nb\n", "holds no labels"),
     ("".join(f"{stem} 1 10\n" for stem in STEMS), "line 1: label 10 is outside the classes 0 to 9"),
     ("".join(f"{stem}\n" for stem in STEMS) + "other 3\n", "no image has a label of any class"),
-    (f"{STEMS[0]} 1\n{STEMS[0]} 1 2\n", "gives ILSVRC2012_val_00000001 two labels: (1,) in line 1 and (1, 2) in line"),
+    (f"{STEMS[0]} 1\n{STEMS[0]} 1 2\n", "gives ILSVRC2012_val_00000001 two labels: 1 in line 1 and 1 2 in line 2"),
     (f"{STEMS[0]} 1 2\n", "5 of 6 images have no label"),
 ))
 def test_multi_labels_that_cannot_be_meant_are_refused(text: str, sentence: str, tmp_path: Path,
