@@ -27,7 +27,12 @@ from fractions import Fraction
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import accuracy, class_names, cli, native, prepared, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import accuracy, class_names, native, options, prepared, record
 from common.cli import Refusal, shown, some
 from common.files import checksum_of, make_folder, read_regular
 from common.labels import check_folders, label_offset, match_labels, read_label_file
@@ -326,27 +331,18 @@ def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("result", metavar="RESULT", type=cli.path, help="folder of results, one file per image")
-    add("labels", metavar="LABELS", type=cli.path, help='text file of lines "NAME[.suffix] INT", or real.json')
-    add("out_dir", metavar="OUT_DIR", type=cli.path, help="folder for the output; made if missing")
-    add("out_name", metavar="OUT_NAME", type=cli.file_name, help="name of the output, such as acc.json")
-    add("--prep", metavar="DIR", type=cli.path, help="prepared folder: account for every image in its manifest")
-    add("--multi-label", action="store_true",
-        help='LABELS has lines "NAME INT INT …"; the figure is the mean average precision')
-    add("-j", "--workers", type=cli.whole(1, 1024), metavar="N", default=len(os.sched_getaffinity(0)),
-        help="threads (default: %(default)s, the cores)")
-    add("--label-offset", type=int, choices=(-1, 0, 1), metavar="N",
-        help="what to add to each label to have the network's class: -1, 0 or 1 (default: 1 for 1,001 "
-        "classes, where class 0 is \"background\", unless a label is 1000; else 0)")
-    add("--class-names", type=cli.path, metavar="FILE",
-        help="for the report: one name a line, or `FOLDER NAME` (default: class folders', ImageNet's)")
-    for k in (1, 5):
-        add(f"--min-top{k}", type=cli.real(0, 100), metavar="P",
-            help=f"exit status 3 if Top-{k} is below P per cent")
-    arguments = parser.parse_args()
-    if arguments.multi_label and not arguments.min_top1 is arguments.min_top5 is None:
-        parser.error("--min-top1 and --min-top5 are not for --multi-label, whose figure is the mean average precision")
-    return arguments
+    add("result", metavar="RESULT", type=options.path, help="folder of results, one file per image")
+    add("labels", metavar="LABELS", type=options.path,
+        help='text file of lines "NAME[.suffix] INT", or real.json')
+    add("out_dir", metavar="OUT_DIR", type=options.path,
+        help="folder for the output; made if missing")
+    add("out_name", metavar="OUT_NAME", type=options.file_name,
+        help="name of the output, such as acc.json")
+    options.add(parser, "prep", "multi_label", "workers", "label_offset", "class_names",
+                "min_top1", "min_top5",
+                help={"multi_label": 'LABELS has lines "NAME INT INT …"; the figure is the mean '
+                                     "average precision"})
+    return options.parse(parser)
 
 
 def main() -> None:

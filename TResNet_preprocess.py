@@ -25,14 +25,19 @@ import warnings
 from typing import Callable, Dict, Generator, List, NamedTuple, Optional, Set, Union
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, evaluation, files, prepared, progress, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import evaluation, files, options, prepared, progress, record
 from common.cli import Refusal, shown
 from common.evaluation import AIPP, Evaluation
 from common.images import class_folders, find_images
 from common.labels import class_labels
 from common.names import INPUT_SUFFIXES, SUFFIXES, name_bins
 from common.pixels import BYTES, convert_file, fast_path, reason
-from common.prepared import ALL_IMAGES, BESIDE, LABELS
+from common.prepared import BESIDE, LABELS
 from common.record import MANIFEST, Draft, Made, Part, Piece, Recipe, Record
 from common.workers import run_workers
 
@@ -84,25 +89,17 @@ class Plan(NamedTuple):
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("src", metavar="SRC", type=cli.path, help="folder of images, or of class folders of images")
-    add("dst", metavar="DST", type=cli.path, help="folder for the .bin files; made if need be")
-    add("-j", "--workers", type=cli.whole(1, 4096), metavar="N", default=len(os.sched_getaffinity(0)),
-        help="processes (default: one for each core, here %(default)s)")
-    evaluation.add_options(parser, cli.whole(1, 4096))
-    add("--model", metavar="FILE.onnx", type=cli.path,
-        help="take from this model's record what its checkpoint says of the six above")
-    add("--dtype", choices=sorted(BYTES), default="float32",
-        help="float32 CHW, or uint8 HWC for a model with AIPP (default: %(default)s)")
-    add("--skip-bad", action="store_true", help="bad images are a warning, not a failure")
-    add("--force", action="store_true", help="make every .bin again, finished or not")
-    add("--shard", type=cli.shard, default=ALL_IMAGES, metavar="I/N",
-        help="only every N-th image, from the I-th on (default: all of them)")
-    add("--class-map", metavar="FILE", type=cli.path,
-        help="`CLASS_FOLDER INT` lines, or one class folder a line (default: folders in natural order)")
-    add("--timeout", type=cli.real(0, 1e6, above=True), metavar="SECONDS", default=TIMEOUT,
-        help="an image that takes longer is bad (default: %(default)s)")
-    return parser.parse_args()
+    parser.add_argument("src", metavar="SRC", type=options.path,
+                        help="folder of images, or of class folders of images")
+    parser.add_argument("dst", metavar="DST", type=options.path,
+                        help="folder for the .bin files; made if need be")
+    options.add(parser, "workers", "pixels", *options.EVALUATION, "model", "dtype", "skip_bad",
+                "force", "shard", "class_map", "timeout",
+                default={"dtype": "float32", "timeout": TIMEOUT},
+                help={"model": "take from this model's record what its checkpoint says of the six "
+                               "above",
+                      "timeout": "an image that takes longer is bad (default: %(default)s)"})
+    return options.parse(parser)
 
 
 def choose_evaluation(args: argparse.Namespace) -> Evaluation:

@@ -25,11 +25,15 @@ from collections import Counter
 from typing import Any, Dict, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli, evaluation, onnx_file, operators, progress, recipe, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import evaluation, onnx_file, operators, options, progress, recipe, record
 from common.checkpoint import AVERAGED, find_state_dict, load_checkpoint
 from common.cli import Refusal, shown
-from common.evaluation import MULTIPLE
-from common.names import REFLECTIONS, STEMS
+from common.names import STEMS
 from common.network import FAMILY, PATCH, TRACKED, load_network, recognise
 
 OPSETS = range(11, 19)  # the graph is the same in all of them
@@ -73,31 +77,18 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("checkpoint", type=cli.path, help=".pth, .pth.tar, .pt or .safetensors, or a folder as Hugging Face's are")
-    add("output", type=cli.path, help="the .onnx file")
-    add("--model", choices=sorted(FAMILY), help="insist on this variant")
-    add("--lineage", choices=("ascend", "miil"),
-        help=f"insist on this lineage of weights (needed only for `ascend` weights whose {TRACKED} were stripped)")
-    add("--ema", action="store_true", help="take the averaged weights, such as state_dict_ema")
-    add("--key", type=cli.path, metavar="NAME", help="which of several state dicts to take, such as teacher")
-    add("--img-size", type=evaluation.network_size, metavar="N",
-        help=f"height and width in pixels, a multiple of {MULTIPLE} (default: what the checkpoint says, or "
-             f"{evaluation.DEFAULT.img_size})")
-    add("--opset", type=int, choices=OPSETS, default=11,
-        help=f"ONNX operator set (default: %(default)s, which every CANN reads; CANN 6 reads up to {CANN_6_OPSET})")
-    add("-b", "--batch-size", type=cli.whole(1, 4096), help="fix the batch size (default: open)")
-    add("--stem", choices=(*STEMS, "conv"), default=STEMS[0],
-        help="the first operators, the same function in each way: conv4, a 4×4 convolution of stride 4 and a 3×3 one; "
-             "conv12 (once called conv), one 12×12 of stride 4; space-to-depth, SpaceToDepth and a 3×3 convolution "
-             "(default: %(default)s)")
-    add("--reflect", choices=REFLECTIONS, default=REFLECTIONS[0],
-        help="reflect padding (miil weights): slice, row 1 and column 1 put in front, which an NPU does in its own "
-             "format; pad, one Pad (default: %(default)s)")
-    add("--force", action="store_true", help="export again even if the output is up to date")
-    arguments = parser.parse_args()
-    if not arguments.output.endswith(".onnx"):
-        parser.error(f"the output must end in .onnx, not {arguments.output}")
+    parser.add_argument("checkpoint", type=options.path,
+                        help=".pth, .pth.tar, .pt or .safetensors, or a folder as Hugging Face's "
+                             "are")
+    parser.add_argument("output", type=options.onnx_path, help="the .onnx file")
+    options.add(parser, "variant", "lineage", "ema", "key", "img_size", "opset", "batch_size",
+                "stem", "reflect", "force",
+                choices={"variant": sorted(FAMILY), "opset": OPSETS, "stem": (*STEMS, "conv")},
+                help={"lineage": "insist on this lineage of weights (needed only for `ascend` "
+                                 f"weights whose {TRACKED} were stripped)",
+                      "opset": "ONNX operator set (default: %(default)s, which every CANN reads; "
+                               f"CANN 6 reads up to {CANN_6_OPSET})"})
+    arguments = options.parse(parser)
     arguments.stem = "conv12" if arguments.stem == "conv" else arguments.stem
     return arguments
 
@@ -122,14 +113,14 @@ def said_by(checkpoint: Any, config: Dict[str, Any]) -> Dict[str, Any]:
 
 def choose_size(given: Optional[int], said: Dict[str, Any], path: str) -> int:
     """The image size in pixels: the option's, else the checkpoint's, else timm's."""
-    options = {} if given is None else {"img_size": given}
-    chosen, contradictions = evaluation.resolve(options, {k: v for k, v in said.items() if k == "img_size"},
+    asked = {} if given is None else {"img_size": given}
+    chosen, contradictions = evaluation.resolve(asked, {k: v for k, v in said.items() if k == "img_size"},
                                                 shown(path))
     for sentence in contradictions:
         print(f"note: {sentence}")
-    if chosen.img_size % MULTIPLE:
+    if chosen.img_size % options.MULTIPLE:
         raise Refusal(f"{shown(path)} says img_size = {chosen.img_size}, but the network halves the image five times, "
-                      f"so a multiple of {MULTIPLE} is needed; say --img-size")
+                      f"so a multiple of {options.MULTIPLE} is needed; say --img-size")
     return chosen.img_size
 
 

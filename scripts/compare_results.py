@@ -16,7 +16,12 @@ import json
 import os
 from typing import Any, Dict, List, Optional
 
-from common import cli, progress, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import options, progress, record
 from common.cli import Refusal, shown
 from common.files import write_whole
 from common.names import natural_key
@@ -143,17 +148,13 @@ def shortfalls(report: Dict[str, Any], min_cosine: Optional[float], min_agreemen
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("a", metavar="A", type=cli.path, help="folder of results, e.g. of the NPU")
-    add("b", metavar="B", type=cli.path, help="folder of results, e.g. of the CPU runner")
-    add("--first", type=cli.whole(1), metavar="N", help="only the first N common images, in natural order")
-    add("--json", type=cli.path, metavar="FILE", help="write all figures and all disagreeing images to FILE")
-    add("--forecast", type=cli.path, metavar="FILE",
-        help="forecast.json of the same images: says whether float16 explains the loss")
-    add("--min-cosine", type=cli.real(-1, 1), metavar="X",
-        help="exit with 3 if the similarity of an image is lower (-1 to 1)")
-    add("--min-agreement", type=cli.real(0, 100), metavar="P", help="exit with 3 if fewer per cent of the images agree")
-    return parser.parse_args()
+    parser.add_argument("a", metavar="A", type=options.path,
+                        help="folder of results, e.g. of the NPU")
+    parser.add_argument("b", metavar="B", type=options.path,
+                        help="folder of results, e.g. of the CPU runner")
+    options.add(parser, "first", "json_file", "forecast_file", "min_cosine", "min_agreement",
+                help={"first": "only the first N common images, in natural order"})
+    return options.parse(parser)
 
 
 def main() -> None:

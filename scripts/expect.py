@@ -16,7 +16,12 @@ import os
 from collections import Counter
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from common import cli, dataset, evaluation, onnx_file, operators, prepared, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import dataset, evaluation, onnx_file, operators, options, prepared, record
 from common.cli import Refusal, shown, some
 from common.evaluation import Evaluation
 from common.figures import interval, share
@@ -249,13 +254,12 @@ def explain(run: Run, weights: Weights, devkit: Optional[str], checkpoint: Optio
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("workdir", metavar="WORKDIR", type=cli.path, help="work folder of pipeline.sh")
+    parser.add_argument("workdir", metavar="WORKDIR", type=options.path,
+                        help="work folder of pipeline.sh")
     parser.add_argument("name", metavar="NAME", choices=sorted(EXPECTED), help=", ".join(sorted(EXPECTED)))
-    parser.add_argument("--checkpoint", metavar="FILE", type=cli.path,
-                        help="the weights, to try them in the other lineage")
-    parser.add_argument("--devkit", metavar="FILE", type=cli.path,
-                        help="ILSVRC2012_devkit_t12.tar.gz, to try labels in its order")
-    arguments = parser.parse_args()
+    options.add(parser, "checkpoint", "devkit",
+                help={"checkpoint": "the weights, to try them in the other lineage"})
+    arguments = options.parse(parser)
     run, weights = load(arguments.workdir), EXPECTED[arguments.name]
     found = compare(arguments.name, run.report)
     for line in sentences(found):

@@ -15,11 +15,17 @@ import copy
 import json
 import os
 import shutil
+import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from common import ascend, bench, cli, files, float16, onnx_file, operators, recipe, record
-from common.cli import ROOT, Refusal, option_words, shown
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import ascend, bench, files, float16, onnx_file, operators, options, recipe, record
+from common.cli import ROOT, Refusal, shown
 from common.graph import unshuffled
 from common.images import list_inputs
 from common.inputs import Input, input_of, read_batch
@@ -67,19 +73,21 @@ class Card:
     def start(self, words: List[str], what: str) -> None:
         ascend.run_or_refuse(words, os.path.join(self.arguments.output, "find_layer.log"), what, cwd=self.folder)
 
-    def values(self, model: onnx.ModelProto, tensors: List[str], options: List[str]) -> List[Dict[str, np.ndarray]]:
+    def values(self, model: onnx.ModelProto, tensors: List[str], for_atc: List[str]
+               ) -> List[Dict[str, np.ndarray]]:
         """{tensor: its value} for each image, of a model that is compiled so that it hands these tensors out.
 
-        options: for atc. Raises: Refusal with what onnx2om.sh or ais_bench said.
+        for_atc: options for atc. Raises: Refusal with what onnx2om.sh or ais_bench said.
         """
         self.compilations += 1
         path, result = (os.path.join(self.folder, f"{name}{self.compilations}") for name in ("variant", "result"))
         onnx.save(model, path + ".onnx")
         aipp = self.arguments.aipp and os.path.abspath(self.arguments.aipp)
         nodes = ";".join(f"{operators.name_of(node_of(model, tensor))}:0" for tensor in tensors)
-        self.start(["bash", os.path.join(ROOT, "scripts", "onnx2om.sh"), path + ".onnx", *option_words(
-            batch_sizes=1, soc_version=self.arguments.soc_version, aipp=aipp), "--", "--output_type=FP32",
-            f"--out_nodes={nodes}", *options], f"compilation {self.compilations}")
+        words = options.words(batch_sizes=1, soc_version=self.arguments.soc_version, aipp=aipp)
+        self.start([sys.executable, os.path.join(ROOT, "scripts", "onnx2om.py"), path + ".onnx",
+                    *words, "--", "--output_type=FP32", f"--out_nodes={nodes}", *for_atc],
+                   f"compilation {self.compilations}")
         # ais_bench looks at --output_dirname from the current folder.
         self.start(bench.command(om_path(path + ".onnx", 1), bench.spelling(), input=self.input, output=".",
                                  output_dirname=os.path.basename(result), outfmt="NPY", device=self.arguments.device),
@@ -288,15 +296,11 @@ def describe(report: Dict[str, Any]) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("model", type=cli.path, metavar="MODEL.onnx", help="the ONNX file, as it was compiled")
-    add("--input", required=True, type=cli.path, metavar="FOLDER", help="prepared images")
-    add("--images", type=cli.whole(1, 64), default=4, metavar="N", help="the first N of them (default: %(default)s)")
-    add("--aipp", type=cli.path, metavar="FILE", help="AIPP configuration, if the images are uint8")
-    add("--output", type=cli.path, default=".", metavar="FOLDER", help="where find_layer.json goes (default: here)")
-    add("--soc-version", default="", metavar="NAME", help="e.g. Ascend310P3 (default: what `npu-smi info` names)")
-    add("--device", type=cli.whole(0, 255), metavar="N", help="the NPU to use (default: ais_bench's, 0)")
-    return parser.parse_args()
+    parser.add_argument("model", type=options.path, metavar="MODEL.onnx",
+                        help="the ONNX file, as it was compiled")
+    options.add(parser, "input", "few_images", "aipp", "output", "soc_version", "device",
+                required=["input"], help={"output": "where find_layer.json goes (default: here)"})
+    return options.parse(parser)
 
 
 def main() -> None:

@@ -22,7 +22,12 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
-from common import cli, files, float16, onnx_file, operators, progress, recipe, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import files, float16, onnx_file, operators, options, progress, recipe, record
 from common.cli import Refusal, shown, some
 from common.figures import share
 from common.images import list_inputs
@@ -193,18 +198,11 @@ def describe(report: Dict[str, Any], seconds: float) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("model", type=cli.path, help="the float32 .onnx file")
-    add("--input", required=True, type=cli.path, metavar="FOLDER", help="prepared images (.bin)")
-    add("--images", type=cli.whole(1), metavar="N", default=64,
-        help="the first N of them, in natural order (default: %(default)s)")
-    add("--aipp", type=cli.path, metavar="FILE", help="AIPP configuration, if the images are uint8")
-    add("--labels", type=cli.path, metavar="FILE", help="labels of the images: predicts the Top-1 accuracy as well")
-    add("--label-offset", type=int, choices=(-1, 0, 1), metavar="N", help="as for TResNet_postprocess.py")
-    add("--output", type=cli.path, default=".", metavar="FOLDER", help="where the files go (default: %(default)s)")
-    add("--min-cosine", type=cli.real(-1, 1), metavar="X", help="exit with 3 if the similarity of an image is lower")
-    add("--force", action="store_true", help="compute again what is up to date")
-    return parser.parse_args()
+    parser.add_argument("model", type=options.path, help="the float32 .onnx file")
+    options.add(parser, "input", "images", "aipp", "labels", "label_offset", "output", "min_cosine",
+                "force", required=["input"],
+                help={"labels": "labels of the images: predicts the Top-1 accuracy as well"})
+    return options.parse(parser)
 
 
 def compute(arguments: argparse.Namespace, product: str, made_by: record.Recipe, paths: List[str], sample: Input

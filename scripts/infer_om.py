@@ -20,10 +20,15 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from common import ascend, bench, cli, evaluation, files, prepared, progress, recipe, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import ascend, bench, evaluation, files, options, prepared, progress, recipe, record
 from common.cli import Refusal, shown, some
 from common.images import list_inputs
-from common.names import FORMATS, om_batch, result_names
+from common.names import om_batch, result_names
 from common.record import Draft, Part, Piece, Recipe, Writer
 from common.slices import Sizes
 
@@ -41,17 +46,12 @@ class Slice(NamedTuple):
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    parser.add_argument("--model", "-m", required=True, type=cli.path, help="the .om file")
-    parser.add_argument("--input", "-i", required=True, type=cli.path, help="folder of .bin or .npy files")
-    parser.add_argument("--output", "-o", required=True, type=cli.path, help="folder for result folder and summary")
-    parser.add_argument("--output_dirname", required=True, type=cli.file_name, help="name of the result folder in it")
-    parser.add_argument("--outfmt", choices=FORMATS, default="TXT", help="format of the results (default: %(default)s)")
-    parser.add_argument("--device", type=ascend.devices, metavar="N[,N…]|all",
-                        help="the chips to use, one ais_bench each (default: 0)")
-    parser.add_argument("--slice", type=cli.whole(1), default=0, metavar="N",
-                        help="images for ais_bench at once (default: so many that its start costs less than a tenth)")
-    parser.add_argument("--force", action="store_true", help="infer again even what is up to date")
-    return parser.parse_args()
+    options.add(parser, "model", "input", "output", "output_dirname", "outfmt", "devices", "slice",
+                "host_facts", "force", required=["model", "input", "output", "output_dirname"],
+                default={"outfmt": "TXT"},
+                help={"model": "the .om file", "output": "folder for result folder and summary",
+                      "devices": "the chips to use, one ais_bench each (default: 0)"})
+    return options.parse(parser)
 
 
 # ---- one slice -------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def main() -> None:
                               arguments.input, arguments.model)
     prefix = os.path.join(arguments.output, arguments.output_dirname)
     made_by = recipe.make(__file__, {"outfmt": arguments.outfmt}, inputs=[arguments.model],
-                          host=ascend.host_versions())
+                          host=ascend.host_versions(arguments.host_facts))
     before = record.read(prefix)
     earlier = before.kept(made_by, arguments.force)
     states = {path: record.state(path) for path in paths}

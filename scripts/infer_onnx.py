@@ -22,11 +22,16 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional
 
-from common import bench, cli, evaluation, files, onnx_file, operators, prepared, progress, recipe, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import bench, evaluation, files, onnx_file, operators, options, prepared, progress, recipe, record
 from common.cli import Refusal, shown
 from common.images import list_inputs
 from common.inputs import Input, read_aipp, read_batch
-from common.names import FORMATS, result_names
+from common.names import result_names
 from common.record import Part, Recipe, Writer
 from common.results import encode
 
@@ -133,33 +138,21 @@ def infer(arguments: argparse.Namespace, session: "onnxruntime.InferenceSession"
     return times
 
 
-def switch(text: str) -> bool:
-    if text.lower() not in ("0", "1", "true", "false"):
-        raise argparse.ArgumentTypeError(f"1 or 0 is expected, not {text!r}")
-    return text.lower() in ("1", "true")
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("--model", "-m", required=True, type=cli.path, help="the .onnx file")
-    add("--input", "-i", type=cli.path, help="folder of .bin or .npy files, or one of them; without it, pure inference")
-    add("--output", "-o", type=cli.path, help="folder for the results' folder and the summary; without it, none")
-    add("--output_dirname", type=cli.file_name, help="name of the result folder (default: the time of the start)")
-    add("--outfmt", choices=FORMATS, default="BIN", help="format of the results (default: %(default)s)")
-    add("--loop", type=cli.whole(1), default=1, help="how often each batch runs (default: %(default)s)")
-    add("--batchsize", type=cli.whole(1), help="batch that runs, for a model whose batch is open (default: 1)")
-    add("--device", type=cli.whole(0), default=0, help="accepted as ais_bench does; there is only the CPU here")
-    add("--warmup_count", type=cli.whole(0), default=1, help="runs that do not count, first (default: %(default)s)")
-    add("--pure_data_type", choices=("zero", "random"), default="zero", help="in pure inference (default: %(default)s)")
-    add("--display_all_summary", type=switch, nargs="?", const=True, default=False, help="print copying times as well")
-    add("--first", type=cli.whole(1), help="take only so many inputs, in natural order")
-    add("--aipp", type=cli.path, help="AIPP configuration for uint8 inputs, the file that atc gets")
-    add("--force", action="store_true", help="run all inputs again, even those that an earlier run finished")
-    arguments = parser.parse_args()
-    if arguments.output_dirname and not arguments.output:
-        parser.error("--output_dirname goes with --output, which says where that folder is")
-    return arguments
+    options.add(parser, "model", "input", "output", "output_dirname", "outfmt", "loop", "batchsize",
+                "device", "warmup_count", "pure_data_type", "display_all_summary", "first", "aipp",
+                "force", required=["model"],
+                default={"output": None, "outfmt": "BIN", "loop": 1, "device": 0},
+                help={"input": "folder of .bin or .npy files, or one of them; without it, pure "
+                               "inference",
+                      "output": "folder for the results' folder and the summary; without it, none",
+                      "output_dirname": "name of the result folder (default: the time of the "
+                                        "start)",
+                      "loop": "how often each batch runs (default: %(default)s)",
+                      "device": "accepted as ais_bench does; there is only the CPU here",
+                      "first": "take only so many inputs, in natural order"})
+    return options.parse(parser)
 
 
 def report(arguments: argparse.Namespace, model: Input, times: List[float], folder: str,

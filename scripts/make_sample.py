@@ -17,7 +17,12 @@ import zipfile
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Dict, List
 
-from common import cli, files, progress, recipe, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import files, options, progress, recipe, record
 from common.cli import ROOT, Refusal, shown, why
 from common.environment import download
 from common.evaluation import DEFAULT
@@ -115,8 +120,9 @@ def make_checkpoint(labels: Dict[str, int], path: str) -> None:
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("folder", metavar="FOLDER", type=cli.path, help="made if it is not there")
-    folder = parser.parse_args().folder
+    parser.add_argument("folder", metavar="FOLDER", type=options.path,
+                        help="made if it is not there")
+    folder = options.parse(parser).folder
     product = os.path.join(folder, "sample")
     made_by = recipe.make(__file__, {"seed": SEED}, packages=("torch", "numpy", "Pillow"), package=PACKAGE,
                           wheel=WHEEL_SHA256, settings=[os.path.join(ROOT, "TResNet.patch")])

@@ -12,7 +12,12 @@ Refused: shards that overlap, that are missing, or that were made with another m
 import os
 from typing import Any, Dict, List
 
-from common import accuracy, cli, files, prepared, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import accuracy, files, options, prepared, record
 from common.cli import Refusal, shown, some
 from common.work_files import ACCURACY, REPORT
 
@@ -116,9 +121,10 @@ def merge(folders: List[str], reports: List[Dict[str, Any]]) -> Dict[str, Any]:
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("folders", nargs="+", type=cli.path, metavar="WORKDIR", help="the work folders of all shards")
-    parser.add_argument("--output", type=cli.path, default=".", metavar="DIR", help="where they go (default: here)")
-    arguments = parser.parse_args()
+    parser.add_argument("folders", nargs="+", type=options.path, metavar="WORKDIR",
+                        help="the work folders of all shards")
+    options.add(parser, "output")
+    arguments = options.parse(parser)
     reports = [read_report(folder) for folder in arguments.folders]
     check_complete(arguments.folders, reports)
     check_same(arguments.folders, reports)

@@ -10,16 +10,20 @@ Standard library only: it must run in the host's own Python.
 import json
 
 from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import options
 from common.ascend import TIMEOUT, find_chips, soc_version, the_chip
 
 
 def main() -> None:
     parser = cli.parser(__doc__)
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--soc-version", action="store_true", help="print the name in atc's form, e.g. Ascend310P3")
-    form.add_argument("--json", action="store_true", help="print all chips as JSON")
-    parser.add_argument("--timeout", type=cli.real(0, above=True), default=TIMEOUT, help="default %(default)g seconds")
-    arguments = parser.parse_args()
+    options.add(form, "as_soc_version", "as_json", help={"as_json": "print all chips as JSON"})
+    options.add(parser, "timeout", default={"timeout": TIMEOUT})
+    arguments = options.parse(parser)
     chips = find_chips(arguments.timeout)
     if arguments.json:
         print(json.dumps(chips))

@@ -23,34 +23,25 @@ import sys
 import time
 from typing import Any, Dict, List
 
-from common import ascend, cli, files, onnx_file, progress, recipe, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start("onnx2om.sh")  # before what may be missing
+
+from common import ascend, files, onnx_file, options, progress, recipe, record
 from common.cli import Refusal, shown
 from common.names import om_path
 from common.record import Recipe
 
 
-def chip_name(text: str) -> str:
-    if not re.fullmatch("[A-Za-z0-9_-]*", text):
-        raise argparse.ArgumentTypeError(f"a name such as Ascend310P3 is expected, not {text!r}")
-    return text
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__, usage=f"bash {cli.program()} MODEL.onnx [options] [-- ARGUMENTS]")
-    add = parser.add_argument
-    add("model", type=cli.path, metavar="MODEL.onnx", help="the ONNX file")
-    add("--batch-sizes", type=cli.batch_sizes, default=ascend.BATCH_SIZES, metavar="LIST", help="default %(default)s")
-    add("--soc-version", type=chip_name, default="", metavar="NAME",
-        help="e.g. Ascend310P3 (default: the chip that `npu-smi info` names)")
-    add("--output-dir", type=cli.path, metavar="FOLDER",
-        help="where MODEL_bs1.om, MODEL_bs4.om, ... go (default: beside the ONNX file)")
-    add("--aipp", type=cli.path, metavar="FILE",
-        help="AIPP settings (atc's --insert_op_conf), for models that are to be fed with uint8")
-    add("--force", action="store_true", help="compile also what is up to date")
-    add("--dry-run", action="store_true", help="print the commands, run none")
+    parser.add_argument("model", type=options.path, metavar="MODEL.onnx", help="the ONNX file")
+    options.add(parser, "batch_sizes", "soc_version", "output_dir", "aipp", "force", "dry_run",
+                help={"batch_sizes": "of the models (default: %(default)s)"})
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
-    arguments = parser.parse_args(words[:end])
+    arguments = options.parse(parser, words[:end])
     arguments.for_atc = words[end + 1:]
     return arguments
 
@@ -183,5 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "onnx2om.sh"  # what its users type
     cli.run(main, "the model being compiled is dropped, finished ones are kept")

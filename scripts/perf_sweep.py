@@ -22,7 +22,12 @@ import sys
 import time
 from typing import Any, Dict, List, Tuple
 
-from common import ascend, bench, cli, files, onnx_file, progress, recipe, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import ascend, bench, files, onnx_file, options, progress, recipe, record
 from common.cli import Refusal, shown, why
 from common.names import om_path
 from common.published import CARD_CASE, CARD_SPEED
@@ -146,12 +151,12 @@ def processor_name() -> str:
 
 def make_recipe(arguments: argparse.Namespace, chip: str) -> record.Recipe:
     """All that the figures depend on."""
-    options = {key: getattr(arguments, key) for key in ("backend", "device", "loop", "repeat", "batch_sizes")}
+    given = {key: getattr(arguments, key) for key in ("backend", "device", "loop", "repeat", "batch_sizes")}
     settings = [arguments.aipp] if arguments.aipp else []
     if arguments.backend == "ascend":
-        return recipe.make(__file__, options, (), arguments.models.values(), settings, chip=chip,
-                           host=ascend.host_versions())
-    return recipe.make(__file__, options, ("onnxruntime", "numpy"), onnx_file.all_files(arguments.model), settings,
+        return recipe.make(__file__, given, (), arguments.models.values(), settings, chip=chip,
+                           host=ascend.host_versions(arguments.host_facts))
+    return recipe.make(__file__, given, ("onnxruntime", "numpy"), onnx_file.all_files(arguments.model), settings,
                        chip=chip, processor=processor_name(), runner=recipe.sources(CPU_RUNNER))
 
 
@@ -230,23 +235,18 @@ def chips_markdown(report: Dict[str, Any]) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("--backend", required=True, choices=["ascend", "cpu"])
-    add("--model", required=True, type=cli.path, metavar="MODEL.onnx", help="on ascend MODEL_bs1.om, ... must exist")
-    add("--batch-sizes", type=cli.batch_sizes, default=ascend.BATCH_SIZES, metavar="LIST", help="default %(default)s")
-    add("--om-dir", type=cli.path, metavar="DIR", help="where MODEL_bs1.om, ... are (default: beside the ONNX file)")
-    add("--aipp", type=cli.path, metavar="FILE", help="AIPP settings for the CPU runner (an .om has them inside)")
-    add("--output", type=cli.path, default=".", metavar="DIR", help="where perf.json, perf.md, perf.png go")
-    add("--loop", type=cli.whole(1), default=20, help="batches in a run (default %(default)s)")
-    add("--repeat", type=cli.whole(1), default=3, help="runs per batch size (default %(default)s)")
-    add("--device", type=ascend.devices, metavar="N[,N…]|all",
-        help="the chips to measure, each alone and then all at once (default: 0)")
-    add("--chip", metavar="NAME", help="for the table (default: what npu-smi or the system says)")
-    add("--data-set", metavar="NAME", help="for the table: what the accuracy was measured on")
-    add("--accuracy", type=cli.path, metavar="acc.json", help="for the table: TResNet_postprocess.py's file")
-    add("--force", action="store_true", help="measure again even what is up to date")
-    add("--min-throughput", type=cli.real(0), metavar="X", help="exit with 3 if the best has fewer images/s")
-    return parser.parse_args()
+    options.add(parser, "backend", "model", "batch_sizes", "om_dir", "aipp", "output", "loop",
+                "repeat", "devices", "chip", "data_set", "accuracy", "host_facts", "force",
+                "min_throughput", required=["backend", "model"],
+                choices={"backend": ("ascend", "cpu")},
+                help={"backend": "what computes",
+                      "batch_sizes": "to measure (default: %(default)s)",
+                      "model": "on ascend MODEL_bs1.om, ... must exist",
+                      "aipp": "AIPP settings for the CPU runner (an .om has them inside)",
+                      "output": "where perf.json, perf.md, perf.png go (default: here)",
+                      "devices": "the chips to measure, each alone and then all at "
+                                 "once (default: 0)"})
+    return options.parse(parser)
 
 
 def check_before_start(arguments: argparse.Namespace) -> Dict[str, Any]:

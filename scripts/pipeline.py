@@ -4,11 +4,13 @@
     bash scripts/pipeline.sh
     bash scripts/pipeline.sh --data ./ImageNet --checkpoint model_best.pth.tar
 
-Without options: 20 sample photos and a sample checkpoint go through every step, on the NPU if there is one, else on the
-CPU. Environment: PYTHON names another Python than python3 for the virtual environment.
+Without options: 20 sample photos and a sample checkpoint go through every step, on the NPU if there
+is one, else on the CPU. Environment: PYTHON names another Python than python3 for the virtual
+environment.
 Exit status: 0 good, 1 a step failed, 2 wrong usage, 3 a gate (a --min-… option), 130 Ctrl-C.
 """
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -16,11 +18,16 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List, NoReturn, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Set, Tuple
 
-from common import ascend, class_names, cli, dataset, environment, evaluation, files, prepared, published, record
-from common.cli import ROOT, Refusal, option_words
-from common.names import FORMATS, STEMS, om_path
+from common import cli
+
+if __name__ == "__main__":
+    cli.start("pipeline.sh")  # what its user typed
+
+from common import ascend, class_names, dataset, environment, evaluation, files, options, published, record
+from common.cli import ROOT, Refusal
+from common.names import STEMS, om_path
 from common.work_files import TUNE
 
 import check
@@ -28,61 +35,42 @@ import summary
 import timm_source
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-sys.argv[0] = "pipeline.sh"  # what its user typed, and what messages are signed with
+GATES = ("min_top1", "min_top5", "min_throughput", "min_cosine")
+HOST_FACTS = ".host.json"  # in the work folder while a run on the card lasts: ascend.host_facts()
+Command = List[str]
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     check.add_options(parser)
-    add, percent = parser.add_argument, cli.real(0, 100)
-    add("--lineage", choices=("ascend", "miil"), help="of the weights, where the checkpoint does not tell")
-    add("--ema", action="store_true", help="take the checkpoint's averaged weights")
-    add("--key", metavar="NAME", help="which of several state dicts in the checkpoint to take, such as teacher")
-    add("--skip-bad", action="store_true", help="leave out images that cannot be read")
-    add("--class-names", metavar="FILE", type=cli.path,
-        help="names of the classes, one a line or lines `FOLDER NAME` (default: class folders' or ImageNet's)")
-    add("--batch-size", metavar="N", type=cli.whole(1, 4096), default=8, help="batch of the accuracy run (default: 8)")
-    add("--outfmt", choices=FORMATS, default="NPY", help="format of the results (default: NPY, the fastest)")
-    add("--precision", choices=("float32", "int8"), default="float32",
-        help="int8: quantised, on ascend by AMCT; measured beside float32, on ascend beside float16 (default: float32)")
-    add("--max-drop", metavar="P", type=percent,
-        help="with int8: put layers back to float until Top-1 is at most P percentage points below float32's")
-    add("--perf", action="store_true", help="measure throughput per batch size (on ascend always)")
-    add("--loop", metavar="N", type=cli.whole(1), default=20, help="batches per measurement (default: 20)")
-    add("--repeat", metavar="N", type=cli.whole(1), default=3,
-        help="measurements per batch size, of which the median counts (default: 3)")
-    add("--compare", metavar="N", type=cli.whole(0), default=64,
-        help="images to compare with ONNX Runtime after an ascend run, 0 for none (default: 64)")
-    add("--tune", action="store_true",
-        help="instead of a run: measure stems, input types and precisions (on the CPU batch sizes and precisions) and "
-             "print the command of the best")
-    add("--stem", choices=STEMS, default=STEMS[0], help="how the first operators are exported (default: %(default)s)")
-    add("--small-channel", action="store_true",
-        help="compile with atc's --enable_small_channel=1; with --uint8, and a stem that begins with a convolution")
-    add("--forecast", action="store_true",
-        help="forecast on the CPU what float16 will cost on the card (on ascend always, with --compare's images)")
-    add("--min-top1", metavar="PERCENT", type=percent, help="a gate: exit status 3 and one sentence if it is lower")
-    add("--min-top5", metavar="PERCENT", type=percent, help="likewise")
-    add("--min-throughput", metavar="X", type=cli.real(0), help="likewise, images/s at the best batch size")
-    add("--min-cosine", metavar="X", type=cli.real(-1, 1),
-        help="likewise, of an image's logits compared with ONNX Runtime's, or of int8 with float32")
-    add("--expect", metavar="NAME", choices=sorted(published.EXPECTED),
-        help="hold the accuracy against the published one and look for the cause if it is another: "
-             f"{', '.join(sorted(published.EXPECTED))}")
-    add("--check", action="store_true", help="say what is there and what is missing for each backend, run nothing")
-    add("--force", action="store_true", help="do everything again, even what is up to date")
-    add("--dry-run", action="store_true", help="print the commands and run nothing")
-    return parser.parse_args()
+    options.add(
+        parser, "lineage", "ema", "key", "skip_bad", "class_names", "batch_size", "outfmt",
+        "precision", "max_drop", "perf", "loop", "repeat", "compare", "tune", "stem",
+        "small_channel", "forecast", *GATES, "expect", "check", "force", "dry_run",
+        default={"batch_size": 8, "outfmt": "NPY"}, choices={"expect": sorted(published.EXPECTED)},
+        help={"batch_size": "batch of the accuracy run (default: 8)",
+              "outfmt": "format of the results (default: NPY, the fastest)",
+              "stem": "how the first operators are exported (default: %(default)s)",
+              "min_cosine": "a gate: the cosine similarity of an image's logits compared with ONNX "
+                            "Runtime, or of int8 with float32",
+              "expect": "hold the accuracy against the published one and look for the cause if it "
+                        f"is another: {', '.join(sorted(published.EXPECTED))}"})
+    return parser.parse_args()  # contradictions: main(), when the backend is known
 
 
-# ---- running a step --------------------------------------------------------------------------------------------------
+# ---- running commands ----------------------------------------------------------------------------
 
-class Steps:
-    """Runs the steps one after the other, each in a process group of its own, so that a signal ends all of it."""
+class Runner:
+    """Runs commands one after the other, each in a process group of its own, which a signal ends.
+
+    name: the current step's. commands, times and made say what was done: for the report.
+    """
 
     def __init__(self, dry_run: bool) -> None:
         self.dry_run, self.name, self.lock = dry_run, "set-up", -1
         self.commands: List[str] = []
+        self.times: List[Dict[str, Any]] = []  # of each step
+        self.made: Set[str] = set()  # what the report may show; other files are an earlier run's
         for number in SIGNALS:
             signal.signal(number, self.stop)
 
@@ -94,16 +82,18 @@ class Steps:
 
     def header(self, name: str, place: int = 0, total: int = 0) -> None:
         self.name = name
-        print(f"\n== {name}{f' (step {place} of {total})' if total else ''} ==", flush=True)
+        which = f" (step {place} of {total})" if total else ""
+        print(f"\n== {name}{which} ==", flush=True)
 
-    def run(self, *command: str) -> None:
+    def run(self, command: Command) -> None:
         """Show the current step's command, run it to its end. Raises: Refusal if it fails."""
         self.commands.append(" ".join(map(shlex.quote, command)))
         print(f"$ {self.commands[-1]}", flush=True)
         if self.dry_run:
             return
         start = time.time()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child is known, nothing may end this alone
+        # Until the child is known, nothing may end this process alone.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         child = subprocess.Popen(command, preexec_fn=lead_group, pass_fds=(self.lock,))
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -114,7 +104,8 @@ class Steps:
         if status == cli.BELOW_MINIMUM:
             sys.exit(status)  # a gate: the step has said its sentence
         if status:
-            raise Refusal(f"the step '{self.name}' failed with exit status {status}; what it said stands above")
+            raise Refusal(f"the step '{self.name}' failed with exit status {status}; what it said "
+                          "stands above")
         print(f"({time.time() - start:.0f} s)", flush=True)
 
 
@@ -124,293 +115,435 @@ def lead_group() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-# ---- the chain -------------------------------------------------------------------------------------------------------
+# ---- a run ---------------------------------------------------------------------------------------
 
-class Chain:
-    """The commands of one run: what goes where, and what each step is told."""
-
-    def __init__(self, arguments: argparse.Namespace, data: check.Data, backend: str, reason: str, python: str,
-                 steps: Steps) -> None:
-        self.arguments, self.data, self.backend, self.steps = arguments, data, backend, steps
-        self.reason, self.began, self.note = reason, time.time(), ""
-        if data.is_sample and not arguments.checkpoint:
-            usual = evaluation.DEFAULT._replace(**evaluation.given(arguments)) == evaluation.DEFAULT
-            self.note = summary.SAMPLE_NOTE if usual else summary.PREPARED_OTHERWISE
-        self.times: List[Dict[str, Any]] = []  # of each step
-        self.made: Set[str] = set()  # what the report may show; other files are an earlier run's
-        self.here = "" if os.getcwd() == ROOT else ROOT + "/"  # commands are as short as they can be pasted
-        self.python = os.path.relpath(python, ROOT) if not self.here and python.startswith(ROOT + "/") else python
-        self.model, self.result = self.place("tresnet.onnx"), self.place("result")
-        self.devices, self.chip = [0], ""
-        if backend == "ascend":
-            self.devices, self.chip = ascend.choose_devices(arguments.device, arguments.soc_version)
-            os.environ[ascend.HOST_FACTS] = json.dumps(ascend.host_facts())
-        self.device = option_words(device=None if self.devices == [0] else self.devices)
-        self.names_chip = bool(arguments.soc_version) or arguments.device is not None
-        self.judged, self.judged_model = self.result, self.model
-        if arguments.precision == "int8":
-            self.judged, self.judged_model = self.place("result_int8"), self.place("tresnet_int8.onnx")
+class Run(NamedTuple):
+    """All that decides what the steps are told; nothing in it changes."""
+    given: argparse.Namespace  # the options
+    data: check.Data
+    backend: str  # "ascend" or "cpu"
+    reason: str  # why this one
+    python: str  # the interpreter of the steps
+    began: float  # s
+    devices: List[int] = [0]
+    chip: str = ""  # as npu-smi names it; "" on the CPU
 
     @property
-    def aipp(self) -> List[str]:
-        return option_words(aipp=self.arguments.uint8 and os.path.join(self.data.prepared, evaluation.AIPP))
+    def on_card(self) -> bool:
+        return self.backend == "ascend"
+
+    @property
+    def quantised(self) -> bool:
+        return bool(self.given.precision == "int8")
+
+    @property
+    def model(self) -> str:
+        return self.place("tresnet.onnx")
+
+    @property
+    def result(self) -> str:
+        return self.place("result")
+
+    @property
+    def judged_model(self) -> str:
+        """The model whose accuracy and speed are the run's."""
+        return self.place("tresnet_int8.onnx") if self.quantised else self.model
+
+    @property
+    def judged(self) -> str:
+        """Its results."""
+        return self.place("result_int8") if self.quantised else self.result
+
+    @property
+    def note(self) -> str:
+        """What the summary says of the sample's accuracy."""
+        if self.given.data or self.given.checkpoint:
+            return ""
+        given = evaluation.given(self.given)
+        usual = evaluation.DEFAULT._replace(**given) == evaluation.DEFAULT
+        return summary.SAMPLE_NOTE if usual else summary.PREPARED_OTHERWISE
 
     def place(self, name: str) -> str:
-        return os.path.join(self.arguments.workdir, name)
+        return os.path.join(self.given.workdir, name)
 
-    def run(self, script: str, *words: str) -> None:
-        self.steps.run(self.python, self.here + script, *words)
+    def command(self, script: str, *words: str) -> Command:
+        return [self.python, script_path(script), *words]
 
-    def given(self, *options: str) -> List[str]:
-        """Those of the options that were given, for a step that has them too."""
-        return option_words(**{option: getattr(self.arguments, option) for option in options})
+    def words(self, *names: str, **instead: Any) -> List[str]:
+        """The words of these options for a step: as they were given, or as this run has them.
 
-    def export_as(self, model: str, stem: str) -> None:
-        self.run("TResNet_pth2onnx.py", self.data.checkpoint, model, *self.given("img_size", "lineage", "key"),
-                 *option_words(stem=stem if stem != STEMS[0] else None), *self.given("ema", "force"))
-
-    def export(self) -> None:
-        self.export_as(self.model, self.arguments.stem)
-        if not self.steps.dry_run:
-            classes = int(record.read(self.model).notes["num_classes"])
-            self.data.check_classes(classes)
-            self.data.find_prepared()
-            if self.arguments.class_names:
-                class_names.read(self.arguments.class_names, classes)
-            else:
-                class_names.fetch(classes)
-
-    def preprocess(self) -> None:
-        given = self.arguments
-        shard = "/".join(map(str, given.shard)) if given.shard != prepared.ALL_IMAGES else None
-        self.run("TResNet_preprocess.py", self.data.images, self.data.prepared, "--model", self.model, *option_words(
-            **evaluation.given(given), dtype="uint8" if given.uint8 else None, shard=shard),
-            *self.given("class_map", "skip_bad", "force"))
-
-    def soc_version(self) -> List[str]:
-        named = self.arguments.soc_version or ascend.soc_version(self.chip)
-        return option_words(soc_version=self.names_chip and named)
-
-    def compile(self, model: str = "") -> None:
-        sizes = sorted({self.arguments.batch_size, *self.arguments.batch_sizes})
-        os.environ["TRESNET_PYTHON"] = os.path.abspath(os.path.join(ROOT, self.python))
-        self.steps.run("bash", self.here + "scripts/onnx2om.sh", model or self.model, *option_words(batch_sizes=sizes),
-                       *self.soc_version(), *self.aipp, *self.given("force"),
-                       *["--", "--enable_small_channel=1"] * self.arguments.small_channel)
-
-    def infer_on_cpu(self, model: str, name: str, *more: str, batch_size: int = 0) -> None:
-        self.run("scripts/infer_onnx.py", "--model", model, *self.inferring(name), "--batchsize",
-                 str(batch_size or self.arguments.batch_size), *self.aipp, *self.given("force"), *more)
-
-    def infer(self, model: str = "", name: str = "result") -> None:
-        model = model or self.model
-        if self.backend == "cpu":
-            self.infer_on_cpu(model, name)
-        else:
-            self.run("scripts/infer_om.py", "--model", om_path(model, self.arguments.batch_size),
-                     *self.inferring(name), *self.device, *self.given("force"))
-
-    def inferring(self, name: str) -> List[str]:
-        return ["--input", self.data.prepared, "--output", self.arguments.workdir, "--output_dirname", name,
-                *self.given("outfmt")]
-
-    def forecast(self) -> None:
-        self.made.add("forecast")
-        labels = [] if self.data.several_classes() else ["--labels", self.data.labels, *self.given("label_offset")]
-        self.run("scripts/forecast_fp16.py", self.model, "--input", self.data.prepared, *labels, "--images",
-                 str(self.arguments.compare or 64), "--output", self.arguments.workdir, *self.aipp,
-                 *self.given("force"))
-
-    def compare(self, other: str, result: str, *more: str) -> None:
-        self.made.add("compare")
-        self.run("scripts/compare_results.py", other, result, "--json", self.place("compare.json"), *more,
-                 *self.given("min_cosine"))
-
-    def quantise(self) -> None:
-        given, on_card = self.arguments, self.backend == "ascend"
-        promise = [] if given.max_drop is None else [*self.given("max_drop"), "--labels", self.data.labels,
-                                                     *self.given("label_offset")]
-        self.made.add("tresnet_int8")
-        self.run(f"scripts/quantize_{'amct' if on_card else 'onnx'}.py", self.model, self.judged_model, "--calibrate",
-                 self.data.prepared, *promise, *(self.soc_version() + self.device) * on_card, *self.aipp,
-                 *self.given("force"))
-        if on_card:
-            self.compile(self.judged_model)
-        self.infer(self.judged_model, "result_int8")
-
-    def judge(self) -> None:
-        if self.judged != self.result:
-            self.evaluate(self.result, f"acc_{summary.precision_before(self.backend)}")
-        self.made.add("acc_report")
-        self.evaluate(self.judged, "acc", "min_top1", "min_top5")
-
-    def evaluate(self, result: str, name: str, *gates: str) -> None:
-        self.made.add(name)
-        self.run("TResNet_postprocess.py", result + "/", self.data.labels, self.arguments.workdir, name + ".json",
-                 "--prep", self.data.prepared, *self.given("class_names", "multi_label", "label_offset", *gates))
-
-    def expect(self) -> None:
-        self.made.add("expect")
-        beside = dataset.list_of_wnids([dataset.folder_of(self.data.folder)])
-        devkit = beside if os.path.basename(beside).startswith(dataset.DEVKIT) else None
-        self.run("scripts/expect.py", self.arguments.workdir, self.arguments.expect,
-                 *option_words(checkpoint=self.data.checkpoint, devkit=devkit))
-
-    def compare_with_cpu(self) -> None:
-        self.infer_on_cpu(self.model, "result_onnx", "--first", str(self.arguments.compare), batch_size=8)
-        forecast = ["--forecast", self.place("forecast.json")]
-        if self.judged != self.result:  # int8's comparison is the run's; float16's is printed beside it
-            self.run("scripts/compare_results.py", self.place("result_onnx"), self.result, *forecast)
-            forecast = []
-        self.compare(self.place("result_onnx"), self.judged, *forecast)
-
-    def measure(self) -> None:
-        given = self.arguments
-        self.made.add("perf")
-        data_set = "20 sample photos" if self.data.is_sample else os.path.basename(os.path.abspath(self.data.folder))
-        sizes = sorted({given.batch_size, *given.batch_sizes}) if self.backend == "ascend" else given.batch_sizes
-        self.run("scripts/perf_sweep.py", "--backend", self.backend, "--model", self.judged_model, *option_words(
-            batch_sizes=sizes, loop=given.loop, repeat=given.repeat, data_set=data_set, accuracy=self.place("acc.json"),
-            output=given.workdir), *self.device, *option_words(chip=self.names_chip and self.chip), *self.aipp,
-            *self.given("force", "min_throughput"))
-
-    def tune(self) -> None:
-        """Measure the combinations; the best one's command is in tune.json."""
-        given, on_card = self.arguments, self.backend == "ascend"
-        models = [self.place(f"tune/{stem}.onnx") for stem in STEMS] if on_card else [self.model]
-        if on_card:
-            files.make_folder(self.place("tune"), "--workdir")
-            for model, stem in zip(models, STEMS):
-                self.export_as(model, stem)
-        precision = "int8" if given.precision == "int8" else None
-        self.run("scripts/tune.py", *models, "--backend", self.backend, "--input", self.data.prepared, *self.aipp,
-                 *option_words(images=given.compare or 64, precision=precision, batch_sizes=given.batch_sizes,
-                               loop=given.loop, repeat=given.repeat, device=self.devices[0] if self.device else None),
-                 *self.soc_version() * on_card, "--output", given.workdir, *self.given("min_cosine"))
-
-    def say_best(self) -> None:
-        """The command line of this run, as the tuning would have it."""
-        chosen = TUNE.read(self.place("tune.json"))["options"]
-        words = [word for word in sys.argv[1:] if word not in ("--tune", "--uint8", "--small-channel")]
-        command = ["bash", self.here + "scripts/pipeline.sh", *words, *chosen]
-        print(f"\nthe best of them:\n\n    {' '.join(map(shlex.quote, command))}")
-
-    def report(self) -> None:
-        """The page, made from the work folder and from what only this program knows: run.json."""
-        given, path = self.arguments, self.place("run.json")
-        gates = ("min_top1", "min_top5", "min_throughput", "min_cosine")
-        about = {"tool": cli.program(), "version": cli.VERSION, "backend": self.backend, "reason": self.reason,
-                 "precision": given.precision, "note": self.note,
-                 "data": os.path.abspath(self.data.folder), "checkpoint": os.path.abspath(self.data.checkpoint),
-                 "gates": {gate: getattr(given, gate) for gate in gates if getattr(given, gate) is not None},
-                 "made": ["run", *sorted(self.made)], "commands": list(self.steps.commands),
-                 "steps": self.times, "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(self.began)),
-                 "seconds": time.time() - self.began}
-        if not self.steps.dry_run:
-            content = json.dumps(about, indent=1).encode("ascii")
-            record.write(path, record.Recipe({"tool": cli.program()}), {path: content})
-        self.run("scripts/report.py", given.workdir, *self.given("force"))
-
-    def plan(self) -> List[Tuple[str, Callable[[], None]]]:
-        """The steps of this run: (name, what does it)."""
-        given, on_card = self.arguments, self.backend == "ascend"
-        measured = given.perf or given.min_throughput is not None or on_card and given.shard[0] == 1
-        before = [("Sample data", lambda: self.run("scripts/make_sample.py", self.data.folder), self.data.is_sample),
-                  ("Data", lambda: self.run("scripts/prepare_data.py", self.data.folder, self.data.unpacked),
-                   self.data.to_prepare()), ("Export", self.export, True), ("Preprocess", self.preprocess, True),
-                  ("Tuning", self.tune, given.tune)]
-        steps = [("Forecast for float16", self.forecast, given.forecast or on_card and given.compare),
-                 ("Compile", self.compile, on_card), ("Inference", self.infer, True),
-                 ("Quantise", self.quantise, given.precision == "int8"), ("Accuracy", self.judge, True),
-                 ("Published accuracy", self.expect, given.expect),
-                 ("Comparison with ONNX Runtime", self.compare_with_cpu, on_card and given.compare),
-                 (f"Comparison with {summary.precision_before(self.backend)}",
-                  lambda: self.compare(self.result, self.judged),
-                  given.precision == "int8" and not (on_card and given.compare)),
-                 ("Performance", self.measure, measured), ("Report", self.report, True)]
-        return [(name, step) for name, step, wanted in [*before, *([] if given.tune else steps)] if wanted]
-
-    def all(self) -> None:
-        """Every step, and the summary. If a figure is below a minimum, what is known of the accuracy is reported."""
-        plan = self.plan()
-        for place, (name, step) in enumerate(plan, 1):
-            start = time.time()
-            self.steps.header(name, place, len(plan))
-            try:
-                step()
-            except SystemExit as end:
-                if end.code == cli.BELOW_MINIMUM and "acc" in self.made:
-                    self.steps.header("Report", len(plan), len(plan))
-                    self.report()
-                raise
-            self.times.append({"name": name, "seconds": time.time() - start})
-        if self.arguments.tune and not self.steps.dry_run:
-            self.say_best()
-        elif not self.steps.dry_run:
-            self.steps.name = "summary"
-            print(f"\n== Summary ({time.time() - self.began:.0f} s) ==")
-            float32 = self.result if self.judged != self.result else None
-            summary.show(self.arguments.workdir, self.backend, self.model, self.judged_model, self.judged, float32,
-                         "compare" in self.made, "perf" in self.made, self.note)
+        instead: those that have another value for this step, after the others.
+        """
+        values = {**vars(self.given), **told(self), **instead}
+        return options.words(**{name: values[name] for name in (*names, *instead)})
 
 
-def contradictions(given: argparse.Namespace, data: check.Data, backend: str) -> List[Tuple[bool, str]]:
-    """(whether options contradict each other in this way, how, and what to do) for each way."""
-    compared = given.tune or (given.compare if backend == "ascend" else given.precision == "int8")
-    return [
-        (given.small_channel and not (given.uint8 and given.stem != "space-to-depth" and backend == "ascend"),
-         "--small-channel is for a first convolution behind AIPP on the card: give --uint8, and --stem conv4 or "
-         "conv12"),
-        (given.max_drop is not None and given.precision != "int8",
-         "--max-drop is a promise about int8: give --precision int8 as well"),
-        (given.max_drop is not None and data.several_classes(),
-         "--max-drop is about Top-1, and these labels give an image several classes; leave it out"),
-        (given.max_drop is not None and given.tune,
-         "--tune does not try --max-drop: leave it out here, and add it to the command of the best if that is int8"),
-        (given.multi_label and given.shard[1] > 1,
-         "--multi-label takes all images in one run: the mean average precision of parts cannot be put together; leave "
-         "out --shard"),
-        (given.multi_label and not given.min_top1 is given.min_top5 is given.expect is None,
-         "--min-top1, --min-top5 and --expect are not for --multi-label, whose figure is the mean average precision; "
-         "leave them out"),
-        (given.min_cosine is not None and not compared,
-         "--min-cosine needs a comparison, which this run does not make: on the CPU it takes --precision int8, on "
-         "ascend --compare with 1 image or more")]
+def script_path(script: str) -> str:
+    """A path below ROOT, as short as it can be pasted."""
+    return script if os.getcwd() == ROOT else os.path.join(ROOT, script)
 
 
-def prepare(arguments: argparse.Namespace, steps: Steps) -> str:
+def told(run: Run) -> Dict[str, Any]:
+    """{option: value} where the steps are told something else than the pipeline was."""
+    given, data = run.given, run.data
+    aipp = os.path.join(data.prepared, evaluation.AIPP) if given.uint8 else None
+    part = "/".join(map(str, given.shard)) if given.shard != options.ALL_IMAGES else None
+    sizes = {*given.batch_sizes, given.batch_size} if run.on_card else given.batch_sizes
+    found = {**evaluation.given(given), "aipp": aipp, "dtype": "uint8" if given.uint8 else None,
+             "shard": part, "stem": given.stem if given.stem != STEMS[0] else None,
+             "batch_sizes": sorted(sizes), "labels": data.labels, "checkpoint": data.checkpoint,
+             "input": data.prepared, "output": given.workdir, "prep": data.prepared,
+             "backend": run.backend, "device": None, "chip": None, "soc_version": None,
+             "host_facts": None}
+    if run.on_card:
+        found["host_facts"] = run.place(HOST_FACTS)
+        found["device"] = run.devices if run.devices != [0] else None
+        if given.soc_version or given.device is not None:
+            found.update(chip=run.chip, soc_version=given.soc_version
+                         or ascend.soc_version(run.chip))
+    return found
+
+
+# ---- the commands of each step -------------------------------------------------------------------
+
+def sample(run: Run) -> List[Command]:
+    return [run.command("scripts/make_sample.py", run.data.folder)]
+
+
+def unpack(run: Run) -> List[Command]:
+    return [run.command("scripts/prepare_data.py", run.data.folder, run.data.unpacked)]
+
+
+def export(run: Run) -> List[Command]:
+    return [export_command(run, run.model)]
+
+
+def export_command(run: Run, model: str, **stem: Any) -> Command:
+    names = ("img_size", "lineage", "key", "stem", "ema", "force")
+    return run.command("TResNet_pth2onnx.py", run.data.checkpoint, model,
+                       *run.words(*names, **stem))
+
+
+def preprocess(run: Run) -> List[Command]:
+    names = ("img_size", *options.EVALUATION, "dtype", "shard", "class_map", "skip_bad", "force")
+    return [run.command("TResNet_preprocess.py", run.data.images, run.data.prepared,
+                        *run.words(model=run.model), *run.words(*names))]
+
+
+def tune(run: Run) -> List[Command]:
+    """Measure the combinations; the best one's command is in tune.json."""
+    given, models, commands = run.given, [run.model], []
+    if run.on_card:
+        models = [run.place(f"tune/{stem}.onnx") for stem in STEMS]
+        commands = [export_command(run, model, stem=None if stem == STEMS[0] else stem)
+                    for model, stem in zip(models, STEMS)]
+    device = run.devices[0] if run.on_card and run.devices != [0] else None
+    return [*commands, run.command(
+        "scripts/tune.py", *models, *run.words("backend", "input", "aipp"),
+        *run.words(images=given.compare or 64, precision="int8" if run.quantised else None,
+                   batch_sizes=given.batch_sizes),
+        *run.words("loop", "repeat"), *run.words(device=device),
+        *run.words("soc_version", "output", "host_facts", "min_cosine"))]
+
+
+def forecast(run: Run) -> List[Command]:
+    labels = [] if check.has_several_classes(run.data) else ["labels", "label_offset"]
+    return [run.command("scripts/forecast_fp16.py", run.model, *run.words("input", *labels),
+                        *run.words(images=run.given.compare or 64),
+                        *run.words("output", "aipp", "force"))]
+
+
+def compile_models(run: Run) -> List[Command]:
+    return [compile_command(run, run.model)]
+
+
+def compile_command(run: Run, model: str) -> Command:
+    for_atc = ["--", "--enable_small_channel=1"] if run.given.small_channel else []
+    return run.command("scripts/onnx2om.py", model,
+                       *run.words("batch_sizes", "soc_version", "aipp", "force"), *for_atc)
+
+
+def infer(run: Run) -> List[Command]:
+    return [infer_command(run, run.model, "result")]
+
+
+def infer_command(run: Run, model: str, name: str) -> Command:
+    if not run.on_card:
+        return infer_on_cpu(run, model, name, run.given.batch_size)
+    return run.command("scripts/infer_om.py",
+                       *run.words(model=om_path(model, run.given.batch_size)),
+                       *run.words("input", "output", output_dirname=name),
+                       *run.words("outfmt", "device", "host_facts", "force"))
+
+
+def infer_on_cpu(run: Run, model: str, name: str, batch_size: int, **first: int) -> Command:
+    return run.command("scripts/infer_onnx.py", *run.words(model=model),
+                       *run.words("input", "output", output_dirname=name),
+                       *run.words("outfmt", batchsize=batch_size),
+                       *run.words("aipp", "force", **first))
+
+
+def quantise(run: Run) -> List[Command]:
+    promise = [] if run.given.max_drop is None else ["max_drop", "labels", "label_offset"]
+    words = [run.model, run.judged_model, *run.words(calibrate=run.data.prepared),
+             *run.words(*promise, "soc_version", "device", "host_facts", "aipp", "force")]
+    inference = infer_command(run, run.judged_model, "result_int8")
+    if run.on_card:
+        return [run.command("scripts/quantize_amct.py", *words),
+                compile_command(run, run.judged_model), inference]
+    return [run.command("scripts/quantize_onnx.py", *words), inference]
+
+
+def judge(run: Run) -> List[Command]:
+    before = []
+    if run.quantised:
+        before = [evaluate(run, run.result, f"acc_{summary.precision_before(run.backend)}.json")]
+    return [*before, evaluate(run, run.judged, "acc.json", "min_top1", "min_top5")]
+
+
+def evaluate(run: Run, result: str, name: str, *gates: str) -> Command:
+    return run.command("TResNet_postprocess.py", result + "/", run.data.labels, run.given.workdir,
+                       name, *run.words("prep", "class_names", "multi_label", "label_offset",
+                                        *gates))
+
+
+def expect(run: Run) -> List[Command]:
+    beside = dataset.list_of_wnids([dataset.folder_of(run.data.folder)])
+    devkit = beside if os.path.basename(beside).startswith(dataset.DEVKIT) else None
+    return [run.command("scripts/expect.py", run.given.workdir, run.given.expect,
+                        *run.words("checkpoint", devkit=devkit))]
+
+
+def compare_with_cpu(run: Run) -> List[Command]:
+    """float16 with float32; if the run is int8's, its comparison is, and float16's is printed."""
+    cpu, forecast_file = run.place("result_onnx"), ["--forecast", run.place("forecast.json")]
+    inference = infer_on_cpu(run, run.model, "result_onnx", 8, first=run.given.compare)
+    if not run.quantised:
+        return [inference, compare_command(run, cpu, run.judged, *forecast_file)]
+    return [inference, run.command("scripts/compare_results.py", cpu, run.result, *forecast_file),
+            compare_command(run, cpu, run.judged)]
+
+
+def compare_with_float(run: Run) -> List[Command]:
+    return [compare_command(run, run.result, run.judged)]
+
+
+def compare_command(run: Run, other: str, result: str, *more: str) -> Command:
+    return run.command("scripts/compare_results.py", other, result, "--json",
+                       run.place("compare.json"), *more, *run.words("min_cosine"))
+
+
+def measure(run: Run) -> List[Command]:
+    data_set = os.path.basename(os.path.abspath(run.data.folder))
+    if run.data.is_sample:
+        data_set = "20 sample photos"
+    return [run.command(
+        "scripts/perf_sweep.py", *run.words("backend", model=run.judged_model),
+        *run.words("batch_sizes", "loop", "repeat", data_set=data_set,
+                   accuracy=run.place("acc.json")),
+        *run.words("output", "device", "chip", "host_facts", "aipp", "force", "min_throughput"))]
+
+
+def report(run: Run) -> List[Command]:
+    return [run.command("scripts/report.py", run.given.workdir, *run.words("force"))]
+
+
+# ---- what this program does itself before and after a step ---------------------------------------
+
+def make_tune_folder(run: Run, runner: Runner) -> None:
+    if run.on_card and not runner.dry_run:
+        files.make_folder(run.place("tune"), "--workdir")
+
+
+def write_run(run: Run, runner: Runner) -> None:
+    """run.json: what only this program knows, for the report."""
+    if runner.dry_run:
+        return
+    gates = {gate: getattr(run.given, gate) for gate in GATES}
+    about = {"tool": cli.program(), "version": cli.VERSION, "backend": run.backend,
+             "reason": run.reason, "precision": run.given.precision, "note": run.note,
+             "data": os.path.abspath(run.data.folder),
+             "checkpoint": os.path.abspath(run.data.checkpoint),
+             "gates": {gate: value for gate, value in gates.items() if value is not None},
+             "made": ["run", *sorted(runner.made)], "commands": runner.commands,
+             "steps": runner.times,
+             "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began)),
+             "seconds": time.time() - run.began}
+    path = run.place("run.json")
+    content = json.dumps(about, indent=1).encode("ascii")
+    record.write(path, record.Recipe({"tool": cli.program()}), {path: content})
+
+
+def know_the_network(run: Run, runner: Runner) -> Run:
+    """After the export: the labels must fit the classes, and the evaluation is known."""
+    if runner.dry_run:
+        return run
+    classes = int(record.read(run.model).notes["num_classes"])
+    check.check_classes(run.data, classes)
+    if run.given.class_names:
+        class_names.read(run.given.class_names, classes)
+    else:
+        class_names.fetch(classes)
+    return run._replace(data=check.choose_prepared(run.data))
+
+
+# ---- the chain -----------------------------------------------------------------------------------
+
+class Step(NamedTuple):
+    """One step. before() and after() are done by this program; after() gives what is known then."""
+    name: str
+    wanted: bool
+    commands: Callable[[Run], List[Command]]
+    makes: Tuple[str, ...] = ()  # what the report may show of it
+    before: Callable[[Run, Runner], None] = lambda run, runner: None
+    after: Callable[[Run, Runner], Run] = lambda run, runner: run
+
+
+REPORT = Step("Report", True, report, before=write_run)
+
+
+def plan(run: Run) -> List[Step]:
+    """The steps of a run, in their order."""
+    given, data, on_card = run.given, run.data, run.on_card
+    compared = bool(on_card and given.compare)
+    measured = given.perf or given.min_throughput is not None or (on_card and given.shard[0] == 1)
+    before = summary.precision_before(run.backend)
+    accuracies = ("acc", "acc_report", f"acc_{before}") if run.quantised else ("acc", "acc_report")
+    whole = not given.tune
+    steps = [
+        Step("Sample data", data.is_sample, sample),
+        Step("Data", data.to_prepare, unpack),
+        Step("Export", True, export, after=know_the_network),
+        Step("Preprocess", True, preprocess),
+        Step("Tuning", given.tune, tune, before=make_tune_folder),
+        Step("Forecast for float16", whole and (given.forecast or compared), forecast,
+             makes=("forecast",)),
+        Step("Compile", whole and on_card, compile_models),
+        Step("Inference", whole, infer),
+        Step("Quantise", whole and run.quantised, quantise, makes=("tresnet_int8",)),
+        Step("Accuracy", whole, judge, makes=accuracies),
+        Step("Published accuracy", whole and bool(given.expect), expect, makes=("expect",)),
+        Step("Comparison with ONNX Runtime", whole and compared, compare_with_cpu,
+             makes=("compare",)),
+        Step(f"Comparison with {before}", whole and run.quantised and not compared,
+             compare_with_float, makes=("compare",)),
+        Step("Performance", whole and measured, measure, makes=("perf",)),
+        REPORT._replace(wanted=whole),
+    ]
+    return [step for step in steps if step.wanted]
+
+
+def take(step: Step, run: Run, runner: Runner) -> Run:
+    """Carry out one step; what is known of the run after it."""
+    runner.made.update(step.makes)
+    step.before(run, runner)
+    for command in step.commands(run):
+        runner.run(command)
+    return step.after(run, runner)
+
+
+def carry_out(run: Run, runner: Runner) -> None:
+    """Every step, and the summary.
+
+    If a figure is below a minimum, what is known of the accuracy is reported.
+    """
+    steps = plan(run)
+    for place, step in enumerate(steps, 1):
+        start = time.time()
+        runner.header(step.name, place, len(steps))
+        try:
+            run = take(step, run, runner)
+        except SystemExit as end:
+            if end.code == cli.BELOW_MINIMUM and "acc" in runner.made:
+                runner.header(REPORT.name, len(steps), len(steps))
+                take(REPORT, run, runner)
+            raise
+        runner.times.append({"name": step.name, "seconds": time.time() - start})
+    if runner.dry_run:
+        return
+    if run.given.tune:
+        say_best(run)
+        return
+    runner.name = "summary"
+    print(f"\n== Summary ({time.time() - run.began:.0f} s) ==")
+    summary.show(run.given.workdir, run.backend, run.model, run.judged_model, run.judged,
+                 run.result if run.quantised else None, "compare" in runner.made,
+                 "perf" in runner.made, run.note)
+
+
+def say_best(run: Run) -> None:
+    """The command line of this run, as the tuning would have it."""
+    chosen = TUNE.read(run.place("tune.json"))["options"]
+    dropped = ("--tune", "--uint8", "--small-channel")
+    words = [word for word in sys.argv[1:] if word not in dropped]
+    command = ["bash", script_path("scripts/pipeline.sh"), *words, *chosen]
+    print(f"\nthe best of them:\n\n    {' '.join(map(shlex.quote, command))}")
+
+
+# ---- the program ---------------------------------------------------------------------------------
+
+def prepare(runner: Runner) -> str:
     """The interpreter of the steps, with all they need; a dry run only names it."""
-    if arguments.dry_run:
-        steps.header("Set-up")
-        here = "" if os.getcwd() == ROOT else ROOT + "/"
+    if runner.dry_run:
+        runner.header("Set-up")
         for script in ("scripts/setup_env.py", "scripts/timm_source.py"):
-            steps.run(os.environ.get("PYTHON") or "python3", here + script)
+            runner.run([os.environ.get("PYTHON") or "python3", script_path(script)])
         return environment.python(dry_run=True)
     python = environment.python()
     timm_source.prepare()
     return python
 
 
+def describe(given: argparse.Namespace, data: check.Data, backend: str, reason: str,
+             python: str) -> Run:
+    """The run that these options ask for. Raises: Refusal if there are no such devices."""
+    if os.getcwd() == ROOT and python.startswith(ROOT + "/"):
+        python = os.path.relpath(python, ROOT)
+    run = Run(given, data, backend, reason, python, time.time())
+    if run.on_card:
+        devices, chip = ascend.choose_devices(given.device, given.soc_version)
+        run = run._replace(devices=devices, chip=chip)
+    return run
+
+
+@contextlib.contextmanager
+def known_host(run: Run, runner: Runner) -> Iterator[None]:
+    """Meanwhile what the host's Python has lies in the work folder, so that no step asks again."""
+    if runner.dry_run or not run.on_card:
+        yield
+        return
+    path = run.place(HOST_FACTS)
+    files.write_whole(path, json.dumps(ascend.host_facts()).encode("ascii"))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
 def main() -> int:
-    arguments = parse_arguments()
-    if arguments.check:
-        return check.print_table(arguments)
-    if arguments.class_names:
-        files.read_regular(arguments.class_names)  # refused now if it cannot be read; its lines, later
+    given = parse_arguments()
+    if given.check:
+        return check.print_table(given)
+    if given.class_names:
+        files.read_regular(given.class_names)  # refused now if it cannot be read; its lines, later
     os.umask(0o027)  # later versions of ais_bench refuse folders that others can enter
-    steps, data = Steps(arguments.dry_run), check.Data(arguments)
-    backend, why, rows = check.examine(arguments, data)
+    runner, data = Runner(given.dry_run), check.locate(given)
+    backend, reason, rows = check.examine(given, data)
     for row in check.lacks(backend, rows):
         raise Refusal(f"{row.item}: {row.found}; {row.mend}; `--check` shows all that is missing")
-    for wrong, sentence in contradictions(arguments, data, backend):
-        if wrong:
-            raise Refusal(sentence, cli.USAGE)
-    if not arguments.dry_run:
-        files.make_folder(arguments.workdir, "--workdir")
-        steps.lock = files.hold(os.path.join(arguments.workdir, ".lock"))
-    python = prepare(arguments, steps)
-    print(f"backend: {backend}: {why}", flush=True)
-    Chain(arguments, data, backend, why, python, steps).all()
+    broken = options.contradiction(given, backend=backend,
+                                   several_classes=check.has_several_classes(data))
+    if broken:
+        raise Refusal(broken.sentence, cli.USAGE)
+    if not given.dry_run:
+        files.make_folder(given.workdir, "--workdir")
+        runner.lock = files.hold(os.path.join(given.workdir, ".lock"))
+    python = prepare(runner)
+    print(f"backend: {backend}: {reason}", flush=True)
+    run = describe(given, data, backend, reason, python)
+    with known_host(run, runner):
+        carry_out(run, runner)
     return 0
 
 

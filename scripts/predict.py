@@ -20,7 +20,12 @@ import sys
 import tempfile
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from common import class_names, cli, evaluation, figures, files, images, onnx_file, progress, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import class_names, evaluation, figures, files, images, onnx_file, options, progress, record
 from common.cli import Refusal, say, shown
 from common.names import natural_key
 from common.pixels import convert_file, reason
@@ -35,21 +40,24 @@ RUNNERS = {".onnx": "infer_onnx.py", ".om": "infer_om.py"}
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------
 
+def model_path(text: str) -> str:
+    """argparse type: the path of a model that there is a runner for."""
+    if os.path.splitext(options.path(text))[1] not in RUNNERS:
+        raise argparse.ArgumentTypeError("a file that ends in .onnx or .om is expected, not "
+                                         f"{os.path.basename(text)!r}")
+    return text
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("model", metavar="MODEL", type=cli.path, help="an .onnx or .om file")
-    add("images", metavar="IMAGE", type=cli.path, nargs="+", help="an image, a folder of images, or a pattern")
-    add("--json", action="store_true", help="print JSON")
-    add("--class-names", metavar="FILE", type=cli.path,
-        help="names of the classes (default: those of acc_report.json beside the model, or ImageNet's)")
-    add("--dtype", choices=("float32", "uint8"), help="what an .om takes (default: uint8 if it was compiled with AIPP)")
-    add("--device", metavar="N", type=cli.whole(0, 255), help="the NPU to use (default: 0)")
-    evaluation.add_options(parser, cli.whole(1, 4096))
-    arguments = parser.parse_args()
-    if os.path.splitext(arguments.model)[1] not in RUNNERS:
-        parser.error(f"MODEL should end in .onnx or .om, not {os.path.basename(arguments.model)!r}")
-    return arguments
+    parser.add_argument("model", metavar="MODEL", type=model_path, help="an .onnx or .om file")
+    parser.add_argument("images", metavar="IMAGE", type=options.path, nargs="+",
+                        help="an image, a folder of images, or a pattern")
+    options.add(parser, "as_json", "class_names", "dtype", "device", "pixels", *options.EVALUATION,
+                help={"class_names": "names of the classes (default: those of acc_report.json "
+                                     "beside the model, or ImageNet's)",
+                      "dtype": "what an .om takes (default: uint8 if it was compiled with AIPP)"})
+    return options.parse(parser)
 
 
 def find(words: List[str]) -> List[str]:

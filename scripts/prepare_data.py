@@ -17,7 +17,12 @@ import tarfile
 from collections import Counter
 from typing import Dict, Iterator, List, NamedTuple, Tuple
 
-from common import cli, dataset, files, progress, recipe, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import dataset, files, options, progress, recipe, record
 from common.cli import Refusal, shown, some
 from common.dataset import Found
 from common.images import find_images
@@ -158,9 +163,11 @@ def label_lines(found: Found, source: str, members: List[Member]) -> Dict[str, i
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("source", metavar="SRC", type=cli.path, help="the data set: a folder or an archive")
-    parser.add_argument("target", metavar="DST", type=cli.path, help="folder for val_label.txt; made if need be")
-    arguments = parser.parse_args()
+    parser.add_argument("source", metavar="SRC", type=options.path,
+                        help="the data set: a folder or an archive")
+    parser.add_argument("target", metavar="DST", type=options.path,
+                        help="folder for val_label.txt; made if need be")
+    arguments = options.parse(parser)
     found = dataset.find(arguments.source)
     print(f"recognised: {dataset.describe(found)}")
     if found.native:

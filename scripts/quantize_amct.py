@@ -20,8 +20,13 @@ import sys
 import time
 from typing import Any, Dict, List, Tuple
 
-from common import ascend, bench, cli, files, onnx_file, quantisation, record
-from common.cli import ROOT, Refusal, option_words, shown
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import ascend, bench, files, onnx_file, options, quantisation, record
+from common.cli import ROOT, Refusal, shown
 from common.inputs import read_batch
 from common.names import om_path
 from common.results import answers, result_files
@@ -63,11 +68,12 @@ def answers_on_card(task: quantisation.Task, model: onnx.ModelProto, folder: str
     """int [images]: compile the deploy model and run it over all images; the class that each is taken for."""
     given, path, size = task.arguments, os.path.join(folder, "int8.onnx"), task.several.batch_size
     onnx.save(model, path)
-    compiling = ["bash", os.path.join(SCRIPTS, "onnx2om.sh"), path, *option_words(
+    compiling = [sys.executable, os.path.join(SCRIPTS, "onnx2om.py"), path, *options.words(
         batch_sizes=size, aipp=given.aipp and os.path.abspath(given.aipp), soc_version=given.soc_version)]
-    inferring = [sys.executable, os.path.join(SCRIPTS, "infer_om.py"), *option_words(
-        model=om_path(path, size), input=given.calibrate, output=folder), "--output_dirname", "result",
-        *option_words(outfmt="NPY", device="all" if given.device == [] else given.device)]
+    inferring = [sys.executable, os.path.join(SCRIPTS, "infer_om.py"), *options.words(
+        model=om_path(path, size), input=given.calibrate, output=folder, output_dirname="result",
+        outfmt="NPY", device="all" if given.device == [] else given.device,
+        host_facts=given.host_facts)]
     for words in (compiling, inferring):
         ascend.run_or_refuse(words, given.output + ".run.log", os.path.basename(words[1]))
     results = result_files(os.path.join(folder, "result"))
@@ -91,12 +97,10 @@ def make(task: quantisation.Task, folder: str) -> Tuple[onnx.ModelProto, Dict[st
 
 def parse_arguments() -> argparse.Namespace:
     parser = quantisation.parser(__doc__, IMAGES)
-    add = parser.add_argument
-    add("--all-layers", action="store_true", help="quantise all layers that AMCT can")
-    add("--soc-version", default="", metavar="NAME", help="e.g. Ascend310P3 (default: what `npu-smi info` names)")
-    add("--device", type=ascend.devices, metavar="N[,N…]|all",
-        help="the chips to use for --max-drop, as for infer_om.py (default: 0)")
-    return quantisation.parse(parser)
+    options.add(parser, "all_layers", "soc_version", "devices", "host_facts",
+                help={"devices": "the chips to use for --max-drop, as for infer_om.py "
+                                 "(default: 0)"})
+    return options.parse(parser)
 
 
 def check_tools(model: str) -> None:
@@ -118,7 +122,8 @@ def main() -> None:
     arguments.output = ascend.safe_path(arguments.output)
     amct = os.path.realpath(shutil.which("amct_onnx") or "amct_onnx")
     task = quantisation.Task(__file__, arguments, all_layers=arguments.all_layers,
-                             host=dict(ascend.host_versions(), amct=record.state(amct, amct)))
+                             host=dict(ascend.host_versions(arguments.host_facts),
+                                       amct=record.state(amct, amct)))
     if task.is_current():
         return
     with ascend.run_folder(arguments.output + "-run") as folder:

@@ -17,7 +17,12 @@ import tempfile
 import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from common import cli, onnx_file, progress, quantisation
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import onnx_file, options, progress, quantisation
 from common.cli import Refusal, shown
 from common.inputs import read_batch
 
@@ -69,7 +74,7 @@ def make(task: quantisation.Task) -> Tuple[onnx.ModelProto, Dict[str, Any]]:
 
 
 def main() -> None:
-    arguments = quantisation.parse(quantisation.parser(__doc__, IMAGES))
+    arguments = options.parse(quantisation.parser(__doc__, IMAGES))
     start = time.time()
     task = quantisation.Task(__file__, arguments)
     if task.is_current():

@@ -16,7 +16,12 @@ import io
 import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from common import accuracy, class_names, cli, figures, files, prepared, progress, published, recipe, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import accuracy, class_names, figures, files, options, prepared, progress, published, recipe, record
 from common.cli import Refusal, shown, some
 from common.results import chunks, percent, result_files
 from common.work_files import ACCURACY, COMPARE, EXPECT, FORECAST, PERF, REPORT, RUN, WorkFile
@@ -413,11 +418,12 @@ def render(page: Dict[str, Any]) -> bytes:
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("workdir", metavar="WORKDIR", type=cli.path, help="the work folder of a run")
-    parser.add_argument("--class-names", metavar="FILE", type=cli.path,
-                        help="names of the classes, one a line, or `FOLDER NAME` (default: acc_report.json's)")
-    parser.add_argument("--force", action="store_true", help="write it again even if it is up to date")
-    arguments = parser.parse_args()
+    parser.add_argument("workdir", metavar="WORKDIR", type=options.path,
+                        help="the work folder of a run")
+    options.add(parser, "class_names", "force",
+                help={"class_names": "names of the classes, one a line or lines `FOLDER NAME` "
+                                     "(default: acc_report.json's)"})
+    arguments = options.parse(parser)
     workdir, product = arguments.workdir, os.path.join(arguments.workdir, PAGE)
     parts, exported = read_parts(workdir), os.path.join(workdir, "tresnet.onnx")
     parts["network"] = record.read(exported).notes

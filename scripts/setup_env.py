@@ -13,15 +13,19 @@ if it fails.
 """
 import os
 
-from common import cli, environment
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import environment, options
 
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("-r", "--requirements", action="append", metavar="FILE", type=cli.path,
-                        help="a requirements file; may be given several times (default: requirements.txt)")
-    parser.add_argument("--dry-run", action="store_true", help="make nothing, print the interpreter that would be used")
-    arguments = parser.parse_args()
+    options.add(parser, "requirements", "dry_run",
+                help={"dry_run": "make nothing, print the interpreter that would be used"})
+    arguments = options.parse(parser)
     requirements = [os.path.abspath(path) for path in arguments.requirements or [environment.REQUIREMENTS]]
     print(environment.python(requirements, arguments.dry_run))
 

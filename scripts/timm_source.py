@@ -17,6 +17,11 @@ import tempfile
 from typing import List, Set
 
 from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import options
 from common.cli import ROOT, Refusal, shown
 from common.environment import download, one_at_a_time, say
 from common.recipe import sha256
@@ -139,10 +144,8 @@ def prepare(source: str = "registry", url: str = GIT_URL) -> None:
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("--from", dest="source", choices=("registry", "git"), default="registry",
-                        help="where the source comes from (default: %(default)s)")
-    parser.add_argument("--url", default=GIT_URL, help="repository for --from git (default: %(default)s)")
-    arguments = parser.parse_args()
+    options.add(parser, "from", "url", default={"url": GIT_URL})
+    arguments = options.parse(parser)
     prepare(arguments.source, arguments.url)
 
 

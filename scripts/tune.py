@@ -17,9 +17,14 @@ import sys
 from statistics import median
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from common import ascend, cli, files, onnx_file, prepared, recipe, record
+from common import cli
+
+if __name__ == "__main__":
+    cli.start()  # before what may be missing
+
+from common import ascend, files, onnx_file, options, prepared, recipe, record
 from common.bench import complaint
-from common.cli import ROOT, Refusal, option_words, shown
+from common.cli import ROOT, Refusal, shown
 from common.evaluation import AIPP, Evaluation, aipp, recorded
 from common.images import list_inputs
 from common.inputs import Input, apply_aipp, input_of, read_aipp, read_batch
@@ -112,14 +117,18 @@ class Bench:
         self.arguments, self.folder, self.on_card = arguments, folder, arguments.backend == "ascend"
         self.models = {os.path.splitext(os.path.basename(path))[0]: os.path.abspath(path) for path in arguments.models}
 
+    @property
+    def host_facts(self) -> Optional[str]:
+        return self.arguments.host_facts if self.on_card else None
+
     def place(self, variant: Variant, *names: str) -> str:
         return os.path.join(self.folder, variant.name, *names)
 
-    def start(self, script: str, *words: str, **options: Any) -> None:
+    def start(self, script: str, *words: str, **given: Any) -> None:
         """Run one of our scripts. Raises: Refusal with the end of what it said."""
-        starter = ["bash"] if script.endswith(".sh") else [sys.executable]
         log = os.path.join(self.folder, "tune.log")
-        if ascend.run_tool([*starter, os.path.join(SCRIPTS, script), *words, *option_words(**options)], log):
+        command = [sys.executable, os.path.join(SCRIPTS, script), *words, *options.words(**given)]
+        if ascend.run_tool(command, log):
             raise Refusal(f"{script} failed and said {complaint(log)!a}")
 
     def model(self, variant: Variant) -> str:
@@ -129,21 +138,22 @@ class Bench:
         """Quantise and compile. Raises: Refusal if that is not possible."""
         files.make_folder(self.place(variant), "--output")
         if variant.precision == "int8":
-            self.start("quantize_amct.py" if self.on_card else "quantize_onnx.py", self.models[variant.stem],
-                       self.model(variant), calibrate=os.path.join(self.folder, "float32"))
+            script = "quantize_amct.py" if self.on_card else "quantize_onnx.py"
+            self.start(script, self.models[variant.stem], self.model(variant),
+                       calibrate=os.path.join(self.folder, "float32"), host_facts=self.host_facts)
         if self.on_card:
             self.compile(variant, FIRST_SIZES)
 
     def compile(self, variant: Variant, sizes: List[int]) -> None:
-        words = option_words(output_dir=self.place(variant), batch_sizes=sizes,
+        words = options.words(output_dir=self.place(variant), batch_sizes=sizes,
                              soc_version=self.arguments.soc_version,
                              aipp=os.path.join(self.folder, AIPP) if variant.uint8 else None)
-        self.start("onnx2om.sh", self.model(variant), *words, *["--", SMALL] * variant.small)
+        self.start("onnx2om.py", self.model(variant), *words, *["--", SMALL] * variant.small)
 
     def infer_on_cpu(self, model: str, folder: str, name: str) -> str:
         """Results of ONNX Runtime for the float32 images; their folder FOLDER/NAME."""
-        self.start("infer_onnx.py", "--output_dirname", name, model=model, input=os.path.join(self.folder, "float32"),
-                   output=folder, outfmt="NPY", batchsize=8)
+        self.start("infer_onnx.py", model=model, input=os.path.join(self.folder, "float32"),
+                   output=folder, output_dirname=name, outfmt="NPY", batchsize=8)
         return os.path.join(folder, name)
 
     def compare(self, variant: Variant, reference: str) -> Dict[str, Any]:
@@ -151,12 +161,13 @@ class Bench:
         if self.on_card:
             om = om_path(self.model(variant), FIRST_SIZES[0], self.place(variant))
             inputs = os.path.join(self.folder, "uint8" if variant.uint8 else "float32")
-            self.start("infer_om.py", "--output_dirname", "result", model=om, input=inputs, output=self.place(variant),
-                       outfmt="NPY", device=self.arguments.device)
+            self.start("infer_om.py", model=om, input=inputs, output=self.place(variant),
+                       output_dirname="result", outfmt="NPY", device=self.arguments.device,
+                       host_facts=self.host_facts)
         else:
             self.infer_on_cpu(self.model(variant), self.place(variant), "result")
         report = self.place(variant, COMPARE.name)
-        self.start("compare_results.py", reference, self.place(variant, "result"), json=report)
+        self.start("compare_results.py", reference, self.place(variant, "result"), json_file=report)
         compared = COMPARE.read(report)
         return {"cosine": compared["cosine"]["min"], "agreement": compared["top1_agreement"]}
 
@@ -165,7 +176,8 @@ class Bench:
         given = self.arguments
         on_card = {"om_dir": self.place(variant), "device": given.device} if self.on_card else {}
         self.start("perf_sweep.py", backend=given.backend, model=self.model(variant), batch_sizes=sizes,
-                   loop=given.loop, repeat=repeat, output=self.place(variant), force=True, **on_card)
+                   loop=given.loop, repeat=repeat, output=self.place(variant), force=True,
+                   host_facts=self.host_facts, **on_card)
         return list(PERF.read_in(self.place(variant))["rows"])
 
 
@@ -259,24 +271,23 @@ def markdown(report: Dict[str, Any]) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("models", nargs="+", type=cli.path, metavar="STEM.onnx", help="ONNX files, named after their stems")
-    add("--backend", choices=("ascend", "cpu"), default="ascend", help="(default: %(default)s)")
-    add("--input", required=True, type=cli.path, metavar="FOLDER", help="prepared images")
-    add("--aipp", type=cli.path, metavar="FILE", help="AIPP configuration, if they are uint8")
-    add("--images", type=cli.whole(1), default=64, metavar="N", help="to compare (default: the first %(default)s)")
-    add("--precision", choices=("float", "int8"), default="float", help="int8: try that as well, on ascend by AMCT")
-    add("--batch-sizes", type=cli.batch_sizes, default=ascend.BATCH_SIZES, metavar="LIST", help="default %(default)s")
-    add("--loop", type=cli.whole(1), default=20, help="batches in a run (default %(default)s)")
-    add("--repeat", type=cli.whole(1), default=3, help="rounds (default %(default)s)")
-    add("--min-cosine", type=cli.real(-1, 1), default=0.95, metavar="X",
-        help="a combination with a lower cosine cannot win (default %(default)s)")
-    add("--min-agreement", type=cli.real(0, 100), default=95.0, metavar="P",
-        help="nor can one that gives fewer per cent of the images float32's class (default %(default)s)")
-    add("--soc-version", default="", metavar="NAME", help="e.g. Ascend310P3 (default: what `npu-smi info` names)")
-    add("--device", type=cli.whole(0, 255), metavar="N", help="the NPU to use")
-    add("--output", type=cli.path, default=".", metavar="FOLDER", help="where the files go (default: here)")
-    return parser.parse_args()
+    parser.add_argument("models", nargs="+", type=options.path, metavar="STEM.onnx",
+                        help="ONNX files, named after their stems")
+    options.add(parser, "backend", "input", "aipp", "images", "precision", "batch_sizes", "loop",
+                "repeat", "min_cosine", "min_agreement", "soc_version", "device", "output",
+                "host_facts",
+                required=["input"],
+                choices={"backend": ("ascend", "cpu"), "precision": ("float", "int8")},
+                default={"backend": "ascend", "precision": "float", "min_cosine": 0.95,
+                         "min_agreement": 95.0},
+                help={"backend": "(default: %(default)s)",
+                      "images": "to compare (default: the first %(default)s)",
+                      "precision": "int8: try that as well, on ascend by AMCT",
+                      "min_cosine": "a combination with a lower cosine cannot win (default: "
+                                    "%(default)s)",
+                      "min_agreement": "nor can one that gives fewer per cent of the images "
+                                       "float32's class (default: %(default)s)"})
+    return options.parse(parser)
 
 
 def main() -> None:

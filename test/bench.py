@@ -38,7 +38,7 @@ from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "scripts")]
-from common import cli, operators, record  # noqa: E402
+from common import cli, operators, options, record  # noqa: E402
 from common.cli import Refusal  # noqa: E402
 from common.evaluation import DEFAULT  # noqa: E402
 from common.files import write_whole  # noqa: E402
@@ -649,12 +649,12 @@ def main() -> None:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("contests", nargs="*", metavar="contest", help=f"of {', '.join(CONTESTS)} (default: all)")
-    add("--rounds", type=cli.whole(1), default=5, help="runs of each contestant (default: %(default)s)")
-    add("--images", type=cli.whole(1), default=2000, help="JPEGs of preprocess and chain (default: %(default)s)")
-    add("--results", type=cli.whole(1), default=50_000, help="result files of postprocess (default: %(default)s)")
-    add("--workdir", type=cli.path, default=os.path.join(ROOT, "work", "bench"),
+    add("--rounds", type=options.whole(1), default=5, help="runs of each contestant (default: %(default)s)")
+    add("--images", type=options.whole(1), default=2000, help="JPEGs of preprocess and chain (default: %(default)s)")
+    add("--results", type=options.whole(1), default=50_000, help="result files of postprocess (default: %(default)s)")
+    add("--workdir", type=options.path, default=os.path.join(ROOT, "work", "bench"),
         help="for the data, 4 GB (default: work/bench)")
-    add("--json", type=cli.path, metavar="FILE", help="write all figures there")
+    add("--json", type=options.path, metavar="FILE", help="write all figures there")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.contests if name not in CONTESTS]
     if unknown:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Dict, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts"))
-from common import cli
+from common import cli, options
 
 import make_sample
 from browser import browser
@@ -100,7 +100,7 @@ def screenshot(page: Path) -> bytes:
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("folder", type=cli.path, help="where the data set and the work folder go")
+    parser.add_argument("folder", type=options.path, help="where the data set and the work folder go")
     folder = Path(parser.parse_args().folder)
     if not (folder / "model_best.pth.tar").exists():
         make_data(folder)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict
 
-from common import cli, native
+from common import cli, native, options
 
 import pytest
 from conftest import ROOT
@@ -19,7 +19,8 @@ from conftest import ROOT
 def program(folder: Path, body: str) -> Path:
     """A program of ours whose main() is this."""
     script = folder / "tool.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'scripts')!r})\nfrom common import cli\n"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+                      f"from common import cli\ncli.start()\n"
                       f"def main():\n    {body}\nif __name__ == '__main__':\n    cli.run(main, 'nothing was lost')\n")
     return script
 
@@ -143,7 +144,7 @@ def test_a_name_is_shown_as_it_is_if_that_is_plain(name: str, text: str) -> None
 
 
 def test_options_become_the_words_that_give_them_to_another_program() -> None:
-    words = cli.option_words(img_size=448, mean=(0.5, 0.5, 0.25), device=0, min_top1=0.0, batch_sizes=[1, 8],
+    words = options.words(img_size=448, mean=(0.5, 0.5, 0.25), device=0, min_top1=0.0, batch_sizes=[1, 8],
                              force=True, key=None, aipp="", ema=False, label_offset=-1)
     assert " ".join(words) == ("--img-size 448 --mean 0.5 0.5 0.25 --device 0 --min-top1 0.0 --batch-sizes 1,8 --force "
                                "--label-offset=-1")
@@ -154,11 +155,11 @@ def test_of_many_names_the_first_are_shown() -> None:
 
 
 @pytest.mark.parametrize("kind, good, bad", (
-    (cli.whole(1, 99), {"1": 1, "99": 99}, ("0", "100", "-1", "1e1", "1.0", "", " 1", "１", "9" * 30)),
-    (cli.real(0), {"1e9": 1e9, "0": 0.0, ".5": 0.5, "7.": 7.0}, ("-0.1", "nan", "inf", "1e999", "high", "", "1_0")),
-    (cli.real(0, 100, above=True), {"100": 100.0}, ("0", "100.1")),
-    (cli.batch_sizes, {"8,1,8": [1, 8]}, ("1,,2", "0", "", "1,a", "1 2")),
-    (cli.path, {"a b": "a b"}, ("",))))
+    (options.whole(1, 99), {"1": 1, "99": 99}, ("0", "100", "-1", "1e1", "1.0", "", " 1", "１", "9" * 30)),
+    (options.real(0), {"1e9": 1e9, "0": 0.0, ".5": 0.5, "7.": 7.0}, ("-0.1", "nan", "inf", "1e999", "high", "", "1_0")),
+    (options.real(0, 100, above=True), {"100": 100.0}, ("0", "100.1")),
+    (options.batch_sizes, {"8,1,8": [1, 8]}, ("1,,2", "0", "", "1,a", "1 2")),
+    (options.path, {"a b": "a b"}, ("",))))
 def test_argument_types(kind: Any, good: Dict[str, Any], bad: Any) -> None:
     for text, value in good.items():
         assert kind(text) == value

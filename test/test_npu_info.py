@@ -82,7 +82,7 @@ def test_npu_info_reads_or_refuses_any_answer() -> None:
 
 def test_the_host_tells_its_versions(machine: Machine, tmp_path: Path) -> None:
     """Of CANN's two kinds of version files, of an importable package, and none of what is not there."""
-    from common.ascend import cann_version, host_facts, set_env
+    from common.ascend import cann_version, host_facts, host_versions, set_env
     cann = tmp_path / "toolkit" / "latest"
     (cann / "x86_64-linux").mkdir(parents=True)
     (cann / "x86_64-linux" / "ascend_toolkit_install.info").write_text("package_name=x\nversion=6.0.RC1\n")
@@ -97,6 +97,11 @@ def test_the_host_tells_its_versions(machine: Machine, tmp_path: Path) -> None:
         (cann / "version.cfg").write_text("# version: 1.0\nversion=[8.0.RC1:x]\n")
         assert cann_version() == "8.0.RC1"
         assert host_facts()["versions"] == {"ais_bench": "0.0.2", "aclruntime": "version unknown"}
+        known = tmp_path / "host.json"
+        assert host_facts(str(known)) == host_facts(), "there is none: the host is asked"
+        known.write_text(json.dumps({"versions": {"ais_bench": "9.9"}}))
+        host_facts.cache_clear()
+        assert host_versions(str(known))["ais_bench"] == "9.9"
 
 
 def test_a_killed_run_of_the_same_process_id_leaves_its_folder_in_nobodys_way(tmp_path: Path) -> None:

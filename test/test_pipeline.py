@@ -146,8 +146,8 @@ def test_the_samples_accuracy_is_a_proof_only_where_it_is_prepared_as_it_should_
         words: Tuple[str, ...], note: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["pipeline.sh", *words])
     arguments = chain.parse_arguments()
-    made = chain.Chain(arguments, chain.check.Data(arguments), "cpu", "", sys.executable, None)  # type: ignore[arg-type]
-    assert made.note == note
+    run = chain.describe(arguments, chain.check.locate(arguments), "cpu", "", sys.executable)
+    assert run.note == note
 
 
 # ---- a user's own data -----------------------------------------------------------------------------------------------
@@ -303,7 +303,8 @@ def test_outside_the_environment_each_script_says_which_package_is_missing(scrip
         return
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     packages = "numpy|onnx|Pillow|onnxruntime|matplotlib"
-    assert re.match(rf"{Path(script).name}: the package ({packages}) is not installed for \S+; take the environment "
+    name = Path(script).name.replace("onnx2om.py", "onnx2om.sh")  # what its user types
+    assert re.match(rf"{name}: the package ({packages}) is not installed for \S+; take the environment "
                     r"that has it: ", done.stderr), done.stderr
 
 

@@ -104,6 +104,10 @@ def test_without_a_word_the_card_is_taken_every_command_is_the_contracts_and_a_s
     assert len(bench) == 1 + len(BATCH_SIZES)
     assert not any(".venv" in call["python"] for call in found), "atc and ais_bench run in the host's own Python"
 
+    commands = json.loads((machine.work / "run.json").read_text())["commands"]
+    told = [words for words in commands if f" --host-facts {work}/.host.json" in words]
+    assert len(told) == 2 and not (machine.work / ".host.json").exists(), "the inference and the sweep, for this run"
+
     before = stamps(machine, "*.om"), stamps(machine, "result/*.npy")
     done = pipeline(machine, PYTHONPROFILEIMPORTTIME="1")
     assert (stamps(machine, "*.om"), stamps(machine, "result/*.npy")) == before

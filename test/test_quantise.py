@@ -100,7 +100,7 @@ def run_tool(machine: Machine) -> Any:
             done = atc_here(here, *words[1:])
         elif words[0] == "amct_onnx":
             done = amct_here(here, *words[1:])
-        elif words[1].endswith("onnx2om.sh"):
+        elif words[1].endswith("onnx2om.py"):
             done = start_here(onnx2om.main, machine[0], machine[1], "onnx2om.sh", *words[2:])
         else:
             done = start_here(infer_om.main, machine[0], machine[1], "infer_om.py", *words[2:])

@@ -104,7 +104,7 @@ def test_the_pipeline_refuses_what_multi_label_has_no_figure_for_before_it_begin
                                                                                   ) -> None:
     said = refusal("scripts/pipeline.py", "--backend", "cpu", "--workdir", tmp_path / "work", "--multi-label", *words,
                    status=2)
-    assert "are not for --multi-label" in said and not (tmp_path / "work").exists()
+    assert "not for --multi-label, whose figure" in said and not (tmp_path / "work").exists()
 
 
 def test_a_file_of_a_run_at_work_may_go_while_the_room_is_reckoned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,7 +118,7 @@ def test_int8_takes_more_room_its_own_models_and_results(tmp_path: Path) -> None
     parser = cli.parser("")
     check.add_options(parser)
     arguments = parser.parse_args(["--workdir", str(tmp_path / "work")])
-    data = check.Data(arguments)
+    data = check.locate(arguments)
     before = check.needed_room(data, 1000, True)
     arguments.precision = "int8"
     more = 1000 * files.occupied([check.RESULT_BYTES]) + (1 + len(arguments.batch_sizes)) * check.MODEL_BYTES

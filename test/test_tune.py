@@ -29,12 +29,13 @@ from ascend.helpers import (
     save_tiny_tresnet,
     start_here,
 )
+from conftest import ROOT
 
 machine = pytest.fixture(make_machine)
 pytestmark = pytest.mark.slow
 STEMS = ("conv4", "conv12", "space-to-depth")
 MAINS = {"compare_results.py": compare_results, "infer_om.py": infer_om, "infer_onnx.py": infer_onnx,
-         "onnx2om.sh": onnx2om, "perf_sweep.py": perf_sweep, "quantize_amct.py": quantize_amct,
+         "onnx2om.py": onnx2om, "perf_sweep.py": perf_sweep, "quantize_amct.py": quantize_amct,
          "quantize_onnx.py": quantize_onnx}
 
 
@@ -145,7 +146,7 @@ def test_images_of_an_earlier_tuning_are_not_compared(stems: Path, machine: Mach
 def test_a_combination_that_atc_refuses_stands_in_the_table_with_the_reason(stems: Path, machine: Machine) -> None:
     with mock.patch.object(tune, "variants", lambda names, *_: [tune.Variant("conv4", False, False, "float16")]):
         done = run_tune(machine, stems, {}, fault="atc-fail")
-    assert done.returncode == 3 and "onnx2om.sh failed and said" in report(machine)["rows"][0]["refused"]
+    assert done.returncode == 3 and "onnx2om.py failed and said" in report(machine)["rows"][0]["refused"]
 
 
 def test_on_the_cpu_it_tries_batch_sizes_and_precisions(stems: Path, machine: Machine) -> None:
@@ -170,7 +171,8 @@ def test_the_pipelines_command_of_the_best_can_be_pasted(tmp_path: Path, capsys:
     (tmp_path / "tune.json").write_text(json.dumps({"options": ["--stem", "conv4", "--uint8", "--batch-size", "16"]}))
     words = ["pipeline.sh", "--data", "my images", "--workdir", str(tmp_path), "--tune", "--uint8"]
     monkeypatch.setattr("sys.argv", words)
-    chain = mock.Mock(here="", place=lambda name: str(tmp_path / name))
-    pipeline.Chain.say_best(chain)
+    monkeypatch.chdir(ROOT)
+    given = pipeline.parse_arguments()
+    pipeline.say_best(pipeline.describe(given, pipeline.check.locate(given), "cpu", "", "python3"))
     expected = f"bash scripts/pipeline.sh --data 'my images' --workdir {tmp_path} --stem conv4 --uint8 --batch-size 16"
     assert f"    {expected}\n" in capsys.readouterr().out

@@ -3,7 +3,6 @@
 Standard library only: it must run in a bare host Python. npu-smi prints one table of chips, two lines for each, and
 after it (not always) one of processes, which looks much the same; only the first is read.
 """
-import argparse
 import contextlib
 import functools
 import glob
@@ -15,10 +14,9 @@ import subprocess
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from common.cli import ROOT, Refusal, end_group, shown, why
+from common.files import read_regular
 from common.names import SAFE_PATH
 
-BATCH_SIZES = "1,4,8,16,32"  # those of the published figures
-HOST_FACTS = "TRESNET_HOST_FACTS"  # environment variable: host_facts() as the pipeline found them, for its steps
 TIMEOUT = 30.0  # s; npu-smi answers within a few, but waits for ever if the driver hangs
 NAME_LINE = re.compile(r"\|\s*(\d+)\s+([A-Za-z0-9_-]+)\s*\|\s*(\S+)\s*\|.*\|$")  # NPU, name | health | power, ...
 BUS_LINE = re.compile(r"\|\s*(\d+)(?:\s+\d+)?\s*\|\s*([0-9A-Fa-f]+:[0-9A-Fa-f:.]+)\s*\|.*\|$")  # chip | bus id
@@ -30,6 +28,19 @@ ATC_NEEDS = ("attrs", "cython", "numpy", "decorator", "sympy", "cffi", "pyyaml",
              "scipy", "requests", "absl-py")
 NUMPY_BELOW = (((8, 0), (1, 25)), ((8, 5), (2, 0)))  # (CANN, NumPy): for this CANN and older ones
 LAST_PYTHON = ((8, 0), (3, 11, 4))  # the newest Python that this CANN and older ones take
+
+
+class ChipProblem(Refusal):
+    """Why there is no chip to take: what was found, and what to do about it."""
+
+    def __init__(self, code: str, fact: str, action: str = "") -> None:
+        super().__init__(f"{fact}; {action}" if action else fact)
+        self.code, self.fact = code, fact
+
+
+UNANSWERED = "npu-smi"  # codes of problems: npu-smi does not say which chips there are
+KINDS = "kinds"  # there are chips of different kinds, and none was chosen
+BEYOND = "beyond"  # a chip was chosen that is not there
 
 
 def parse_npu_smi(answer: str) -> List[Dict[str, Any]]:
@@ -63,69 +74,67 @@ def parse_npu_smi(answer: str) -> List[Dict[str, Any]]:
 
 @functools.lru_cache(maxsize=None)
 def find_chips(timeout: float = TIMEOUT) -> List[Dict[str, Any]]:
-    """The chips of this machine, at least one (see parse_npu_smi). Raises: Refusal, also after `timeout` s."""
+    """The chips of this machine, at least one (see parse_npu_smi).
+
+    Raises: ChipProblem, also after `timeout` s.
+    """
     try:
         answer = subprocess.check_output(["npu-smi", "info"], stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
                                          timeout=timeout)
         chips = parse_npu_smi(answer.decode(errors="replace"))
         if chips:
             return chips
-        problem = ("the answer of npu-smi info names no NPU; check that the card is seated and visible here (lspci, "
-                   "container options)")
+        problem = "the answer of npu-smi info names no NPU"
+        action = "check that the card is seated and visible here (lspci, container options)"
     except subprocess.CalledProcessError as error:
         said = " ".join(error.output.decode(errors="replace").split())[:200] or "nothing"
-        problem = (f"npu-smi info failed with status {error.returncode} and said {said!a}; check that the driver is "
-                   "loaded and that you may use the card")
+        problem = f"npu-smi info failed with status {error.returncode} and said {said!a}"
+        action = "check that the driver is loaded and that you may use the card"
     except FileNotFoundError:
-        problem = "there is no npu-smi on the PATH; install the Ascend driver, or set it up"
+        problem = "there is no npu-smi on the PATH"
+        action = "install the Ascend driver, or set it up"
     except OSError as error:
-        problem = f"npu-smi cannot be started ({why(error)}); mend the driver's installation"
+        problem = f"npu-smi cannot be started ({why(error)})"
+        action = "mend the driver's installation"
     except subprocess.TimeoutExpired:
-        problem = f"npu-smi info gave no answer within {timeout:g} s; check the driver (dmesg)"
+        problem = f"npu-smi info gave no answer within {timeout:g} s"
+        action = "check the driver (dmesg)"
     except ValueError as error:
-        problem = f"the answer of npu-smi info cannot be read: {error}; report it"
-    raise Refusal(f"{problem}, or name the chip yourself (--soc-version)")
+        problem, action = f"the answer of npu-smi info cannot be read: {error}", "report it"
+    raise ChipProblem(UNANSWERED, problem, f"{action}, or name the chip yourself (--soc-version)")
 
 
 def the_chip(chips: List[Dict[str, Any]], devices: Sequence[int] = ()) -> str:
     """The name, as npu-smi writes it, of the chips with these numbers (none: of all).
 
-    Raises: Refusal if they are of different kinds.
+    Raises: ChipProblem if they are of different kinds.
     """
     first = {chips[device]["name"]: device for device in reversed(devices or range(len(chips)))}
     names = sorted(first)
     if len(names) > 1:
         which = " or ".join(f"--device {first[name]} ({name})" for name in names)
-        raise Refusal(f"this machine has chips of different kinds ({', '.join(names)}), and a model is compiled for "
-                      f"one: choose it by {which}, or by --soc-version {soc_version(names[0])}")
+        raise ChipProblem(KINDS, f"this machine has chips of different kinds ({', '.join(names)}), "
+                          f"and a model is compiled for one: choose it by {which}, or by "
+                          f"--soc-version {soc_version(names[0])}")
     return names[0]
-
-
-def devices(text: str) -> List[int]:
-    """argparse type: device ids joined by commas, each once; or all, which is []."""
-    if text == "all":
-        return []
-    words = text.split(",")
-    if not all(re.fullmatch("[0-9]{1,3}", word) and int(word) <= 255 for word in words):
-        raise argparse.ArgumentTypeError(f"a device (0 to 255), several joined by commas, or all is expected, not "
-                                         f"{text!r}")
-    return sorted(set(map(int, words)))
 
 
 def choose_devices(wanted: Optional[List[int]], soc: str = "") -> Tuple[List[int], str]:
     """(devices, their chip's name) for a run that asks for `wanted` (None: one, []: all) and a soc version ("": any).
 
-    Raises: Refusal if there are none such, or if they are of different kinds. Without npu-smi a named chip is believed.
+    Raises: ChipProblem if there are none such, or if they are of different kinds.
+    Without npu-smi a named chip is believed.
     """
     try:
         chips = find_chips()
-    except Refusal:
+    except ChipProblem:
         if not soc or wanted == []:
             raise
         return wanted or [0], re.sub("^Ascend", "", soc)
     beyond = [device for device in wanted or [] if device >= len(chips)]
     if beyond:
-        raise Refusal(f"--device {beyond[0]} was asked for, but there are {len(chips)}, numbered from 0")
+        raise ChipProblem(BEYOND, f"--device {beyond[0]} was asked for, but there are "
+                          f"{len(chips)}, numbered from 0")
     fitting = [device for device, chip in enumerate(chips) if soc in ("", soc_version(chip["name"]))]
     if soc and not fitting:  # names of one chip differ between npu-smi and atc: the user knows
         fitting = list(range(len(chips)))
@@ -169,15 +178,16 @@ def set_env() -> str:
 
 
 @functools.lru_cache(maxsize=None)
-def host_facts() -> Dict[str, Any]:
+def host_facts(known: str = "") -> Dict[str, Any]:
     """What the host's own python3 is and has; {} if there is none.
 
     "python": its version; "versions" and "errors" of ais_bench and aclruntime: one of them is "" for each; "packages":
-    the versions of ATC_NEEDS, "" for what is not installed. A step of the pipeline is told what that has found, since
-    ais_bench takes its time to be imported.
+    the versions of ATC_NEEDS, "" for what is not installed.
+    known: the file in which the pipeline has written this for its steps, since ais_bench takes its
+    time to be imported; without it, or if it is not there, the host is asked.
     """
-    if HOST_FACTS in os.environ:
-        return dict(json.loads(os.environ[HOST_FACTS]))
+    if known and os.path.exists(known):
+        return dict(json.loads(read_regular(known)))
     code = f"""
 import importlib, json, sys
 sys.path.insert(0, {os.path.join(ROOT, 'scripts')!r})
@@ -200,9 +210,9 @@ print(json.dumps({{"python": sys.version.split()[0], "versions": found, "errors"
     return {}
 
 
-def host_versions() -> Dict[str, str]:
-    """The versions of all that computes on the card: for records."""
-    found = host_facts().get("versions", {})
+def host_versions(known: str = "") -> Dict[str, str]:
+    """The versions of all that computes on the card: for records. known: see host_facts()."""
+    found = host_facts(known).get("versions", {})
     return {"ais_bench": found.get("ais_bench", ""), "aclruntime": found.get("aclruntime", ""), "CANN": cann_version(),
             "driver": version_in([DRIVER_INFO])}
 

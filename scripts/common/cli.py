@@ -1,7 +1,7 @@
-"""How every program here speaks and ends: refusals, signals, missing packages, how a name is shown, argparse types.
+"""How every program here begins, speaks and ends: refusals, signals, packages, names in messages.
 
-Standard library only: it must run in a bare host Python. Importing it first makes an uncaught error, a missing package
-among them, one sentence on stderr instead of a traceback.
+Standard library only: it must run in a bare host Python. A program calls start() before it imports
+what may be missing, and run() at its end.
 """
 import argparse
 import contextlib
@@ -25,16 +25,7 @@ USAGE, BELOW_MINIMUM = 2, 3  # exit statuses, beside 0 good, 1 failure, 128 + nu
 # The signals that ended this process. PyTorch 1.6, and modules whose import is interrupted, make another error of them,
 # and then no file is damaged and no package missing.
 SIGNALLED: List[int] = []
-
-
-def interrupt(number: int, _: Any) -> None:
-    """SIGINT's handler, as Python's own, and it is noted."""
-    SIGNALLED.append(number)
-    raise KeyboardInterrupt
-
-
-if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # ignored in the background, and that stays
-    signal.signal(signal.SIGINT, interrupt)
+NAMED: List[str] = []  # the program, where its user typed another name than that of its file
 
 
 class Refusal(SystemExit):
@@ -50,7 +41,7 @@ class Refusal(SystemExit):
 
 def program() -> str:
     """The name of the program that runs, as its user typed it."""
-    return os.path.basename(sys.argv[0] or "python")
+    return NAMED[0] if NAMED else os.path.basename(sys.argv[0] or "python")
 
 
 def say(sentence: str) -> None:
@@ -80,7 +71,37 @@ def why(error: BaseException) -> str:
     return " ".join(str(text).split())[:300]
 
 
-# ---- how a program ends ----------------------------------------------------------------------------------------------
+# ---- how a program begins and ends ---------------------------------------------------------------
+
+def interrupt(number: int, _: Any) -> None:
+    """SIGINT's handler, as Python's own, and it is noted."""
+    SIGNALLED.append(number)
+    raise KeyboardInterrupt
+
+
+def start(name: str = "") -> None:
+    """Make of an uncaught error or missing package one sentence; see to signals and streams.
+
+    For programs alone, before they import what may be missing.
+    name: what the program's user typed, if that is not the file's name.
+    """
+    if name:
+        NAMED[:] = [name]
+    sys.excepthook = end_uncaught
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)  # in the background it is ignored, and that stays
+    for number, stream in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, stream) is None:
+            # Closed (`>&-`): the next file that is opened would get its number, and its output.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, stream, open(number, "w" if number else "r", encoding="utf-8"))
+
+
+def parser(doc: Optional[str], **options: Any) -> argparse.ArgumentParser:
+    """An argument parser whose --help begins with the program's docstring."""
+    return argparse.ArgumentParser(prog=program(), description=doc,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
 
 def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was written") -> None:
     """Run main() as a program: exits with its status, or with one sentence and the status that fits.
@@ -91,6 +112,7 @@ def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was writt
         SIGNALLED.append(number)
         raise SystemExit(128 + number)
 
+    start()
     signal.signal(signal.SIGTERM, terminate)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup has it ignored, and that stays
         signal.signal(signal.SIGHUP, terminate)
@@ -165,13 +187,6 @@ def end_uncaught(kind: Type[BaseException], error: BaseException, trace: Optiona
     os._exit(status)  # Python itself would make 1 of every status
 
 
-sys.excepthook = end_uncaught
-for number, name in enumerate(("stdin", "stdout", "stderr")):
-    if getattr(sys, name) is None:  # closed (`>&-`): the next file that is opened would get its number, and its output
-        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-        setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))
-
-
 def end_group(leader: "subprocess.Popen[bytes]") -> None:
     """End a process that leads a process group with all that it started: politely, after GRACE seconds not."""
     with contextlib.suppress(ProcessLookupError):  # raised as soon as none of them is left
@@ -185,77 +200,3 @@ def end_group(leader: "subprocess.Popen[bytes]") -> None:
         finally:
             os.killpg(leader.pid, signal.SIGKILL)
             leader.wait()
-
-
-# ---- types for argparse ----------------------------------------------------------------------------------------------
-
-def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
-    """A whole number in plain digits."""
-    def convert(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"a whole number from {least} to {most:,} is expected, not {text!r}")
-        return int(text)
-    return convert
-
-
-def real(least: float, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
-    """A finite number, with or without a decimal point or an exponent; with `above` more than `least`."""
-    def convert(text: str) -> float:
-        plain = re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text)
-        value = float(text) if plain else float("nan")
-        if not least <= value <= most or value == float("inf") or (above and value == least):
-            bounds = f"{'more than' if above else 'at least'} {least:g}" + ("" if most == float("inf")
-                                                                             else f" and at most {most:g}")
-            raise argparse.ArgumentTypeError(f"a number of {bounds} is expected, not {text!r}")
-        return value
-    return convert
-
-
-def batch_sizes(text: str) -> List[int]:
-    """Batch sizes joined by commas, in rising order, each once."""
-    if not re.fullmatch(r"[1-9][0-9]{0,4}(,[1-9][0-9]{0,4})*", text):
-        raise argparse.ArgumentTypeError(f"batch sizes joined by commas are expected, such as 1,4,8, not {text!r}")
-    return sorted({int(word) for word in text.split(",")})
-
-
-def shard(text: str) -> List[int]:
-    """argparse type of --shard I/N: [I, N], every N-th image from the I-th on."""
-    found = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text)
-    if not found or int(found.group(1)) > int(found.group(2)):
-        raise argparse.ArgumentTypeError(f"I/N is expected, the I-th of N parts, such as 1/4, not {text!r}")
-    return [int(found.group(1)), int(found.group(2))]
-
-
-def path(text: str) -> str:
-    """A path, not an empty one: that is what an unset shell variable leaves."""
-    if not text:
-        raise argparse.ArgumentTypeError("a path is expected, but it is empty; is a shell variable unset?")
-    return text
-
-
-def file_name(text: str) -> str:
-    """The name of a file or folder without a path before it."""
-    if text in ("", ".", "..") or os.path.basename(text) != text:
-        raise argparse.ArgumentTypeError(f"a plain file name is expected, not {text!r}")
-    return text
-
-
-def option_words(**options: Any) -> List[str]:
-    """The words that give options to another program: img_size=448 is --img-size 448, and True an option alone.
-
-    One that is None, False or "" is left out; a list is joined by commas, a tuple is several words.
-    """
-    words: List[str] = []
-    for name, value in options.items():
-        if value is not None and value is not False and value != "":
-            option = "--" + name.replace("_", "-")
-            value = ",".join(map(str, value)) if isinstance(value, list) else value
-            values = () if value is True else value if isinstance(value, tuple) else (value,)
-            words += [f"{option}={value}"] if str(value).startswith("-") else [option, *map(str, values)]
-    return words
-
-
-def parser(doc: Optional[str], **options: Any) -> argparse.ArgumentParser:
-    """An argument parser whose --help begins with the program's docstring."""
-    return argparse.ArgumentParser(prog=program(), description=doc,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter, **options)

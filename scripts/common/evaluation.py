@@ -8,13 +8,11 @@ import math
 import os
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from common import cli, json_file
+from common import json_file
 from common.cli import Refusal, shown
+from common.options import CROP_MODES, INTERPOLATIONS
 from common.prepared import Prepared
 
-MULTIPLE = 32  # pixels: the network halves the image five times
-CROP_MODES = ("center", "squash")
-INTERPOLATIONS = ("bilinear", "bicubic")
 AIPP = "aipp.cfg"  # in a prepared folder of bytes: how the card is to scale them
 CONFIG = "config.json"
 FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
@@ -45,31 +43,6 @@ DEFAULT = Evaluation()
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
-
-def network_size(text: str) -> int:
-    """argparse type: the size of an image that the network takes, in pixels."""
-    size = cli.whole(MULTIPLE, 4096)(text)
-    if size % MULTIPLE:
-        raise argparse.ArgumentTypeError(f"it must be a multiple of {MULTIPLE}, because the network halves the image "
-                                         f"five times, not {text}")
-    return size
-
-
-def add_options(parser: argparse.ArgumentParser, img_size: Any) -> None:
-    """The options, each None unless it is given; img_size: the argparse type of that one."""
-    add = parser.add_argument
-    add("--img-size", type=img_size, metavar="N",
-        help=f"height and width in pixels (default: what the checkpoint says, or {DEFAULT.img_size})")
-    add("--crop-pct", type=cli.real(0, 1, above=True), metavar="X",
-        help=f"--img-size is so much of the resized image (default: likewise, or {DEFAULT.crop_pct})")
-    add("--crop-mode", choices=CROP_MODES, help="center: the shorter side is resized, the image keeps its shape; "
-        f"squash: both sides are (default: likewise, or {DEFAULT.crop_mode})")
-    add("--interpolation", choices=INTERPOLATIONS, help=f"(default: likewise, or {DEFAULT.interpolation})")
-    add("--mean", type=cli.real(0, 1), nargs=3, metavar=("R", "G", "B"), help="subtracted from pixels in 0..1 "
-        "(default: likewise, or 0 0 0)")
-    add("--std", type=cli.real(0, 1e6, above=True), nargs=3, metavar=("R", "G", "B"), help="what they are divided by "
-        "then (default: likewise, or 1 1 1)")
-
 
 def given(arguments: argparse.Namespace) -> Dict[str, Any]:
     """{field: value} of the options that were given."""

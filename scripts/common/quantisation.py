@@ -8,7 +8,7 @@ import json
 import os
 from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from common import cli, onnx_file, operators, recipe, record
+from common import cli, onnx_file, operators, options, recipe, record
 from common.cli import shown
 from common.figures import NORMAL_95
 from common.images import list_inputs, spaced
@@ -214,29 +214,17 @@ def keep_promise(max_drop: float, right: np.ndarray, judge: Callable[[List[str]]
 # ---- what every tool that quantises does -----------------------------------------------------------------------------
 
 def parser(doc: Optional[str], images: int) -> argparse.ArgumentParser:
-    """The command line; images: for the calibration, unless told otherwise."""
+    """The command line; images: for the calibration, unless the user says otherwise."""
     made = cli.parser(doc)
-    add = made.add_argument
-    add("model", type=cli.path, help="float32 .onnx file")
-    add("output", type=cli.path, help="the int8 .onnx file")
-    add("--calibrate", required=True, type=cli.path, metavar="FOLDER", help="prepared images (.bin)")
-    add("--images", type=cli.whole(1), default=images, help="how many of them, evenly spaced (default: %(default)s)")
-    add("--aipp", type=cli.path, metavar="FILE", help="AIPP configuration, if the images are uint8")
-    add("--max-drop", type=cli.real(0, 100), metavar="P",
-        help="put layers back until Top-1 is at most P percentage points below float32's; takes --labels")
-    add("--labels", type=cli.path, metavar="FILE", help="labels of the images, for --max-drop")
-    add("--label-offset", type=int, choices=(-1, 0, 1), metavar="N", help="as for TResNet_postprocess.py")
-    add("--force", action="store_true", help="quantise again even if the output is up to date")
+    made.add_argument("model", type=options.path, help="float32 .onnx file")
+    made.add_argument("output", type=options.onnx_path, help="the int8 .onnx file")
+    options.add(made, "calibrate", "images", "aipp", "max_drop", "labels", "label_offset", "force",
+                required=["calibrate"], default={"images": images},
+                help={"images": "how many of them, evenly spaced (default: %(default)s)",
+                      "max_drop": "put layers back until Top-1 is at most P percentage points "
+                                  "below float32's; takes --labels",
+                      "labels": "labels of the images, for --max-drop"})
     return made
-
-
-def parse(command_line: argparse.ArgumentParser) -> argparse.Namespace:
-    arguments = command_line.parse_args()
-    if (arguments.max_drop is None) != (arguments.labels is None):
-        command_line.error("--max-drop and --labels go together: the promise is about labelled images")
-    if not arguments.output.endswith(".onnx"):
-        command_line.error(f"the output must end in .onnx, not {arguments.output}")
-    return arguments
 
 
 class Task:
@@ -253,9 +241,9 @@ class Task:
         self.stems = list(map(result_stem, self.paths))
         self.chosen = spaced(self.paths, arguments.images)
         self.report_path = arguments.output[:-len(".onnx")] + ".json"  # which layers stayed in float, and why
-        options = {"aipp": self.single.aipp, **{key: vars(arguments)[key] for key in OPTIONS}}
+        given = {"aipp": self.single.aipp, **{key: vars(arguments)[key] for key in OPTIONS}}
         inputs, settings = (self.chosen, []) if arguments.max_drop is None else (self.paths, [arguments.labels])
-        self.made_by = recipe.make(tool, options, ("onnxruntime", "onnx", "numpy"),
+        self.made_by = recipe.make(tool, given, ("onnxruntime", "onnx", "numpy"),
                                    [*onnx_file.all_files(arguments.model), *inputs], settings, **more)
 
     def is_current(self) -> bool:
