@@ -95,11 +95,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_recipe(arguments: argparse.Namespace) -> record.Recipe:
     """What the ONNX file depends on; the checkpoint by its content."""
-    options = {name: getattr(arguments, name) for name in (
+    given = {name: getattr(arguments, name) for name in (
         "model", "lineage", "ema", "key", "img_size", "opset", "batch_size", "stem", "reflect")}
     config = evaluation.config_path(arguments.checkpoint)
     settings = [arguments.checkpoint, PATCH, *([config] if config else [])]
-    return recipe.make(__file__, options, ("torch", "onnx", "onnxruntime", "numpy", "safetensors"), settings=settings)
+    packages = ("torch", "onnx", "onnxruntime", "numpy", "safetensors")
+    return recipe.make(__file__, given, packages, settings=settings)
 
 
 def said_by(checkpoint: Any, config: Dict[str, Any]) -> Dict[str, Any]:

@@ -7,12 +7,15 @@ import os
 import pathlib
 import pickle
 import random
+import re
 import struct
+import subprocess
+import sys
 import types
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Sequence
 from unittest import mock
 
 from common import network
@@ -21,7 +24,9 @@ from common.cli import Refusal
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
+from conftest import ROOT
 
 NAMES = ["body.conv1.0.weight", *(f"body.layer1.{index}.conv1.0.weight" for index in range(28)), "head.fc.weight"]
 
@@ -232,3 +237,100 @@ def test_whether_the_lineage_was_told_is_known() -> None:
     assert not network.recognise(plain, "x.pth", None, None, None).told
     assert network.recognise(plain, "x.pth", None, None, "ascend").told
     assert network.recognise(tracked, "x.pth", None, None, None).told
+
+
+# ---- .safetensors --------------------------------------------------------------------------------
+
+def entry(begin: int, end: int, shape: Sequence[int] = (1,), dtype: str = "F32") -> Dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+def by_hand(path: Path, header: Any, data: bytes) -> str:
+    """Write a .safetensors file by the format's description; the header a dict, or its bytes."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind, dtype", (
+    ("float64", torch.float64), ("float32", torch.float32), ("float16", torch.float16),
+    ("int64", torch.int64), ("int32", torch.int32)))
+def test_a_file_that_the_safetensors_package_wrote_is_read_to_the_bit(
+        kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    generator = np.random.RandomState(1)
+    arrays = {"b": generator.randint(-9, 9, (3, 1, 5)), "a": np.array(7), "none": np.zeros((0, 4))}
+    arrays = {name: array.astype(kind) for name, array in arrays.items()}
+    path = str(tmp_path / "x.safetensors")
+    safetensors.numpy.save_file(arrays, path, {"format": "pt"})
+    read = load_checkpoint(path)
+    assert list(read) == ["a", "b", "none"]
+    for name, array in arrays.items():
+        assert read[name].dtype == dtype and tuple(read[name].shape) == array.shape
+        assert read[name].numpy().tobytes() == array.tobytes()
+        read[name] += 1  # memory of its own
+
+
+ONE = entry(0, 4)
+DAMAGED = {  # name: header, data
+    "truncated data": ({"a": entry(0, 8, (2,))}, bytes(7)),
+    "more data than tensors": ({"a": ONE}, bytes(5)),
+    "beyond the end": ({"a": entry(0, 16, (4,))}, b""),
+    "overlap": ({"a": ONE, "b": entry(2, 6)}, bytes(6)),
+    "hole": ({"a": ONE, "b": entry(6, 10)}, bytes(10)),
+    "end before begin": ({"a": entry(4, 0)}, bytes(4)),
+    "negative offset": ({"a": entry(-4, 0)}, bytes(4)),
+    "another size than its shape": ({"a": entry(0, 4, (2,))}, bytes(4)),
+    "shape that overflows": ({"a": entry(0, 4, (1 << 62, 1 << 62))}, bytes(4)),
+    "empty, and as wide as no array": ({"a": entry(0, 0, (0, (1 << 63) - 1))}, b""),
+    "one name twice": (b'{"a": %s, "a": %s}' % (
+        json.dumps(ONE).encode(), json.dumps(entry(4, 8)).encode()), bytes(8)),
+    "type that does not exist": ({"a": entry(0, 4, dtype="Q7")}, bytes(4)),
+    "no offsets": ({"a": {"dtype": "F32", "shape": [1]}}, bytes(4)),
+    "a list": ([], b""),
+    "nested too deep": (b'{"a":' * 100000, b""),
+    "not UTF-8": (b'{"\xff": 1}', b""),
+    "metadata that are no text": ({"__metadata__": {"epoch": 5}, "a": ONE}, bytes(4)),
+    "too large a header": (b'{"a":{"dtype":"F32","shape":[0' + b",0" * (1 << 23) + b"]}}", b""),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_safetensors_file_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+    path = by_hand(tmp_path / "x.safetensors", *DAMAGED[name])
+    with pytest.raises(Refusal) as refusing:
+        load_checkpoint(path)
+    assert re.fullmatch(re.escape(path) + r" cannot be read as a checkpoint \([^\n]+\); it is damaged "
+                        "or incomplete: copy it again", refusing.value.sentence)
+
+
+def test_a_truncated_safetensors_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    content = Path(by_hand(path, {"a": ONE}, bytes(4))).read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(Refusal, match="cannot be read as a checkpoint .*copy it again"):
+            load_checkpoint(str(path))
+    path.write_bytes(content)
+    assert load_checkpoint(str(path))["a"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("kind", ("U8", "BOOL", "I8", "F8_E4M3"))
+def test_a_type_that_is_no_weights_is_named(kind: str, tmp_path: Path) -> None:
+    path = by_hand(tmp_path / "x.safetensors", {"a": entry(0, 4, (4,), kind)}, bytes(4))
+    with pytest.raises(Refusal, match=f"the tensor a has the type {kind}; save the network's plain"):
+        load_checkpoint(path)
+
+
+def test_too_little_memory_for_a_safetensors_file_is_told(tmp_path: Path) -> None:
+    """The package itself ends in a panic there."""
+    path = by_hand(tmp_path / "x.safetensors", {"a": entry(0, 1 << 28, (1 << 26,))}, b"")
+    os.truncate(path, os.path.getsize(path) + (1 << 28))
+    code = ("import resource, sys, numpy, torch\nfrom common.checkpoint import load_checkpoint\n"
+            "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)\n"
+            "load_checkpoint(sys.argv[1])")
+    done = subprocess.run([sys.executable, "-c", code, path], stderr=subprocess.PIPE,
+                          env=dict(os.environ, PYTHONPATH=str(ROOT / "scripts")), timeout=120)
+    assert done.returncode == 1
+    assert re.fullmatch(f"there is not enough memory to load {re.escape(path)} .*\n",
+                        done.stderr.decode())

@@ -251,7 +251,7 @@ def test_the_progress_bar_is_only_for_terminals(tmp_path: Path) -> None:
         while True:
             seen += os.read(ours, 10000)
     os.close(ours)
-    assert b"2 of 2 images" in seen and seen.endswith(b"\x1b[K")
+    assert b"2 of 2 images" in seen and seen.endswith(b" \r"), "drawn, then erased"
     assert b"2 of 2" not in done.stdout
     assert prepare(tmp_path / "src", tmp_path / "prep", "--force").stderr == ""
 

@@ -2,12 +2,10 @@
 import argparse
 import builtins
 import datetime
-import json
 import os
 import pathlib
 import pickle
 import re
-import struct
 import types
 import zipfile
 from collections import OrderedDict
@@ -25,6 +23,9 @@ PREFIX = re.compile(r"^((module|_orig_mod|model|net|backbone)\.)+")  # put befor
 PLAIN_TYPES = ("bool", "int", "float", "complex", "str", "list", "tuple", "dict", "set", "frozenset")
 NAMES_GLOBALS = (2, 8)  # PyTorch whose safe_globals() takes (object, name) for certain; 2.5 does not
 PLAIN = "save the network's plain state_dict() in float32"
+NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+LARGEST_HEADER = 1 << 24  # bytes, of a .safetensors file; a tensor takes 100, read ones 15 times more
+ROOM = 1 << 24  # bytes of memory for a .safetensors file beyond its copy in the tensors
 EXPANDED = 1 << 24  # values that a tensor may have beyond those that are stored, as a view that repeats them
 
 
@@ -101,35 +102,33 @@ def load_weights_only(path: str) -> Any:
 
 
 def load_safetensors(path: str) -> Tensors:
-    """Tensors of a .safetensors file: 8 bytes length, a JSON header {name: {dtype, shape, data_offsets}}, raw data.
+    """Tensors of a .safetensors file, {name: torch.Tensor} by rising name; bfloat16 as float32.
 
+    The safetensors package checks that the tensors cover the data without holes or overlaps.
     Source: https://huggingface.co/docs/safetensors/index (format).
-    Raises: ValueError, KeyError, … where the file is broken.
+    Raises: Refusal for a type that is not in NUMPY_TYPES; ValueError or what the package raises for
+    a damaged file.
     """
     import numpy as np
     import torch
-    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+    from safetensors import deserialize
     with open(path, "rb") as file:
-        size, = struct.unpack("<Q", file.read(8))
-        if size > os.path.getsize(path):
-            raise ValueError(f"its header should have {size} bytes, which is more than the file has")
-        header = json.loads(file.read(size).decode())
-        data = file.read()
+        content = file.read()
+    size = int.from_bytes(content[:8], "little")
+    if size > len(content):
+        raise ValueError(f"its header should have {size} bytes, which is more than the file has")
+    if size > LARGEST_HEADER:
+        raise ValueError(f"its header has {size} bytes, more than that of any state dict")
+    bytearray(len(content) + ROOM)  # a MemoryError now: in the package it would end the process
     tensors = OrderedDict()
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in kinds:
-            raise Refusal(f"{shown(path)}: the tensor {shown(name)} has the type {entry['dtype']}; {PLAIN}")
-        begin, end = entry["data_offsets"]
-        count = int(np.prod(entry["shape"], dtype=np.int64))
-        kind = np.dtype(kinds[entry["dtype"]])
-        if not 0 <= begin <= end <= len(data) or end - begin != count * kind.itemsize:
-            raise ValueError(f"{name} lies outside the file's data")
-        array = np.frombuffer(data, kind, count, begin)
-        if entry["dtype"] == "BF16":  # the upper half of a float32
+    for name, entry in sorted(deserialize(content), key=lambda item: item[0]):
+        kind = entry["dtype"]
+        if kind not in NUMPY_TYPES:
+            raise Refusal(f"{shown(path)}: the tensor {shown(name)} has the type {kind}; {PLAIN}")
+        array = np.frombuffer(entry["data"], NUMPY_TYPES[kind])
+        if kind == "BF16":  # the upper half of a float32
             array = (array.astype("<u4") << 16).view("<f4")
-        tensors[name] = torch.from_numpy(array.reshape(entry["shape"]).copy())
+        tensors[name] = torch.from_numpy(array.reshape(entry["shape"]))
     return tensors
 
 

@@ -1,29 +1,37 @@
-"""How far a long piece of work is, and how long it will take: one line, redrawn on a terminal, from two seconds on.
+"""How far a long piece of work is, and how long it will take.
 
     with progress.Bar("inference", len(paths), "images", kept, lines_every=10) as bar:
         for batch in batches:
             bar.advance(len(batch))
 
-    with progress.watched("inference on the card", len(paths), "images", lambda: len(os.listdir(folder))):
+    with progress.watched("inference on the card", len(paths), "images",
+                          lambda: len(os.listdir(folder))):
         status = child.wait()
 
-Where stderr is no terminal nothing is shown, so that nothing of it is in a log; or, where a step asks for that, a plain
-line every `lines_every` seconds. Standard library only: the set-up runs before there is any package.
+On a terminal tqdm draws a bar, from two seconds on, and erases it at the end. Where stderr is not a
+terminal nothing is shown, so that nothing of it is in a log; or, where a step asks for that, a
+plain line every `lines_every` seconds. The set-up runs before there is any package: without tqdm,
+plain lines are shown on a terminal, too.
 """
 import contextlib
 import os
-import shutil
 import sys
 import threading
 import time
 from types import TracebackType
-from typing import Callable, Iterator, Optional, Type
+from typing import Any, Callable, Iterator, Optional, Type
 
-PATIENCE = 2.0  # seconds before anything is shown: what takes less needs no bar
+PATIENCE = 2.0  # seconds before anything is drawn: what takes less needs no bar
 REDRAW = 0.1    # seconds between two pictures on a terminal
 TICK = 0.5      # seconds between two looks of watched()
-BLOCKS = 12     # characters of the bar itself
-ERASE = "\r\x1b[K"  # back to the line's begin, and delete to its end
+LINES_EVERY = 10.0  # seconds between two lines on a terminal without tqdm, unless said otherwise
+
+# What tqdm draws: of a known total, of an unknown one, where nothing is counted. A {bar} without a
+# total is blank, and tqdm cuts only lines that have one at the terminal's width.
+COUNTED = ("{desc}: {percentage:3.0f} %|{bar}| {n:,.0f} of {total:,.0f}{unit} "
+           "[{elapsed}<{remaining}, {rate_noinv_fmt}]")
+OPEN_ENDED = "{desc}: {n:,.0f}{unit} [{elapsed}, {rate_noinv_fmt}]{bar}"
+TIMED = "{desc} [{elapsed}]{bar}"
 
 
 def on_terminal() -> bool:
@@ -33,32 +41,47 @@ def on_terminal() -> bool:
 
 def duration(seconds: float) -> str:
     """A time in words that fit into a line: 42 s, 3:05 min, 2:07 h."""
-    whole = int(seconds + 0.5)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60}:{whole % 60:02d} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+    rounded = int(seconds + 0.5)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60}:{rounded % 60:02d} min"
+    return f"{rounded // 3600}:{rounded % 3600 // 60:02d} h"
 
 
 class Bar:
-    """Counts what is done of `total` units (0: nobody knows how many; no unit: only the time is told) and shows it.
+    """Counts what is done of `total` units and shows it.
 
-    done: how many were finished before this run; lines_every: seconds between plain lines where stderr is no terminal,
-    0 for none.
+    total: 0 if nobody knows; unit: "" if nothing is counted and only the time is shown;
+    done: how many were finished before this run; lines_every: seconds between plain lines where
+    stderr is not a terminal, 0 for none.
     """
 
-    def __init__(self, what: str, total: float, unit: str, done: float = 0, lines_every: float = 0) -> None:
-        self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
-        self.terminal, self.lines_every = on_terminal(), lines_every
+    def __init__(self, what: str, total: float, unit: str, done: float = 0, lines_every: float = 0
+                 ) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = self.before = done
+        self.lines_every = lines_every
         self.began = time.monotonic()
-        self.next = self.began + (PATIENCE if self.terminal else lines_every or float("inf"))
-        self.drawn, self.lock = False, threading.RLock()  # watched() looks from another thread
+        self.terminal = on_terminal()
+        if self.terminal:
+            self.next = self.began + PATIENCE
+        elif lines_every:
+            self.next = self.began + lines_every
+        else:
+            self.next = float("inf")
+        self.drawn: Any = None  # tqdm's bar, once there is something to draw
+        self.lock = threading.RLock()  # watched() looks from another thread
 
     def __enter__(self) -> "Bar":
         return self
 
     def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
                  trace: Optional[TracebackType]) -> None:
-        self.erase()
+        with self.lock:
+            if self.drawn is not None:
+                self.drawn.close()
+                self.drawn = None
 
     def advance(self, count: float = 1) -> None:
         """So many units more are done."""
@@ -72,14 +95,38 @@ class Bar:
             now = time.monotonic()
             if now < self.next:
                 return
-            text = self.text(now - self.began)
-            if self.terminal:
-                sys.stderr.write(ERASE + text[:shutil.get_terminal_size().columns - 1])
-                self.drawn, self.next = True, now + REDRAW
+            if self.terminal and self.draw(now):
+                self.next = now + REDRAW
             else:
-                sys.stderr.write(text + "\n")
-                self.next = now + self.lines_every
-            sys.stderr.flush()
+                print(self.text(now - self.began), file=sys.stderr, flush=True)
+                self.next = now + (self.lines_every or LINES_EVERY)
+
+    def draw(self, now: float) -> bool:
+        """Bring tqdm's bar up to date. Returns: False if there is no tqdm."""
+        if self.drawn is None:
+            try:
+                from tqdm import tqdm  # here: most runs draw nothing
+            except ImportError:
+                return False
+            tqdm.monitor_interval = 0  # no thread of its own: workers are forked
+            tqdm.set_lock(threading.RLock())
+            picture = OPEN_ENDED if self.unit else TIMED
+            if self.total:
+                picture = COUNTED
+            self.drawn = tqdm(total=self.total or None, initial=self.before, file=sys.stderr,
+                              unit=f" {self.unit}", bar_format=picture, dynamic_ncols=True,
+                              leave=False, delay=PATIENCE)
+            self.drawn.start_t -= now - self.began
+        self.drawn.n = self.done
+        self.drawn.set_description_str(self.what, refresh=False)
+        self.drawn.refresh()
+        return True
+
+    def erase(self) -> None:
+        """Take the bar off the terminal until it is drawn again, to print something else."""
+        with self.lock:
+            if self.drawn is not None:
+                self.drawn.clear()
 
     def say(self, sentence: str) -> None:
         """Print a line to stdout, which the bar must not stand in."""
@@ -88,46 +135,42 @@ class Bar:
             print(sentence, flush=True)
 
     def text(self, seconds: float) -> str:
-        """The line after so many seconds: what, how much of how much, how fast, how long still."""
-        new = self.done - self.before
-        speed = new / seconds if seconds else 0.0
-        of_total = f" of {self.total:,.0f}" if self.total else ""
-        parts = [f"{self.done:,.0f}{of_total} {self.unit}"] if self.unit else []
-        parts += [f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s"] * (speed >= 0.1)
-        parts += [f"about {duration((self.total - self.done) / speed)} left" if self.total > self.done and speed
-                  else f"{duration(seconds)} so far"]
-        picture = self.picture() + " " if self.terminal and self.total else ""
-        return f"{self.what}: {picture}{', '.join(parts)}"
-
-    def picture(self) -> str:
-        share = min(1.0, self.done / self.total)
-        full, empty = "█░" if (sys.stderr.encoding or "").lower().replace("-", "") == "utf8" else "#."
-        return f"{full * int(BLOCKS * share)}{empty * (BLOCKS - int(BLOCKS * share))} {100 * share:3.0f} %"
-
-    def erase(self) -> None:
-        """Take the line off the terminal, for instance before something else is printed."""
-        with self.lock:
-            if self.drawn:
-                sys.stderr.write(ERASE)
-                sys.stderr.flush()
-                self.drawn = False
+        """The plain line after so many seconds: what, how much, how fast, how long still."""
+        speed = (self.done - self.before) / seconds if seconds else 0.0
+        parts = []
+        if self.unit and self.total:
+            parts.append(f"{self.done:,.0f} of {self.total:,.0f} {self.unit}")
+        elif self.unit:
+            parts.append(f"{self.done:,.0f} {self.unit}")
+        if speed >= 10:
+            parts.append(f"{speed:,.0f}/s")
+        elif speed >= 0.1:
+            parts.append(f"{speed:.1f}/s")
+        if self.total > self.done and speed:
+            parts.append(f"about {duration((self.total - self.done) / speed)} left")
+        else:
+            parts.append(f"{duration(seconds)} so far")
+        return f"{self.what}: {', '.join(parts)}"
 
 
 @contextlib.contextmanager
-def watched(what: str, total: float, unit: str, look: Optional[Callable[[], float]], done: float = 0,
-            lines_every: float = 0) -> Iterator[Bar]:
-    """A bar for work that another program does: look() says every half second how many units are done by now.
+def watched(what: str, total: float, unit: str, look: Optional[Callable[[], float]],
+            done: float = 0, lines_every: float = 0) -> Iterator[Bar]:
+    """A bar for work that another program does.
 
-    look: None if the block itself counts, by advance(), and only the time goes on meanwhile.
-
-    A thread looks, so the block must not fork (subprocess is fine). An OSError of look() means: not known at present.
+    look: says every half second how many units are done by now; an OSError of it means: not known
+    at present. None if the block itself counts, by advance(), and only the time goes on meanwhile.
+    A thread looks, so the block must not fork (subprocess is fine).
     """
     ended = threading.Event()
     with Bar(what, total, unit, done, lines_every) as bar:
         def watch() -> None:
             while not ended.wait(TICK):
                 with contextlib.suppress(OSError):
-                    bar.reach(look()) if look else bar.advance(0)
+                    if look:
+                        bar.reach(look())
+                    else:
+                        bar.advance(0)
 
         watcher = threading.Thread(target=watch, daemon=True)
         if bar.terminal or lines_every:
