@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 from unittest import mock
 
-from common import ascend, cli, evaluation, manifest, options, quantisation
+from common import ascend, cli, evaluation, options, prepared, quantisation
 from common.cli import Refusal
 
 import check
@@ -80,7 +80,7 @@ def test_the_defaults_that_the_help_names_are_timms() -> None:
     for name in evaluation.Evaluation._fields:
         value = evaluation.words(getattr(evaluation.DEFAULT, name))
         assert f" {value})" in options.OPTIONS[name].settings["help"], name
-    assert options.OPTIONS["shard"].settings["default"] == manifest.WHOLE
+    assert options.OPTIONS["shard"].settings["default"] == prepared.ALL_IMAGES
 
 
 # ---- contradictions --------------------------------------------------------------------------------------------------
