@@ -43,7 +43,6 @@ from common.workers import run_workers
 
 TIMEOUT = 60.0  # seconds for one image
 AHEAD = 60 * 10**9  # ns; a .bin from further in the future would always be younger than its result
-BESIDE_NAMES = (LABELS, AIPP)  # what DST may hold beside the .bin files and the manifest
 LISTED = 20  # bad images that are listed on stderr
 GOES_ON = "run the same command again, it goes on from here"
 
@@ -142,10 +141,10 @@ def check_folders(source: str, target: str) -> None:
 
 
 def files_there(folder: str) -> Dict[str, os.stat_result]:
-    """{name: status} of what a later step would read from the folder, by whomever it was made."""
+    """{name: status} of what the inference would read from the folder, by whomever it was made."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as listing:
         return {entry.name: entry.stat(follow_symlinks=False) for entry in listing
-                if entry.name.lower().endswith(INPUT_SUFFIXES) or entry.name in BESIDE_NAMES}
+                if entry.name.lower().endswith(INPUT_SUFFIXES)}
     return {}
 
 
@@ -191,10 +190,11 @@ def starts_again(args: argparse.Namespace, before: Record, recipe: Recipe) -> bo
     """Whether nothing in DST can be kept. Raises: Refusal if only other settings are the reason, without --force."""
     if args.force:
         return True
-    if before.older:
-        print(f"everything is made again: {before.differences(recipe)}", file=sys.stderr)
     if not before.recipe:
-        return False
+        reason_to_start = before.differences(recipe)
+        if reason_to_start:
+            print(f"everything is made again: {reason_to_start}", file=sys.stderr)
+        return bool(reason_to_start)
     settings, program = prepared.changed_settings(before, recipe), prepared.changed_program(before, recipe)
     count = sum(bool(piece.files) for key, piece in before.pieces.items() if key != BESIDE)
     seconds = seconds_taken(before)

@@ -50,8 +50,8 @@ def identity(workdir: str, report: Dict[str, Any]) -> Dict[str, Any]:
     everything = {**images.settings, **images.about, "versions": images.versions}
     model = made_by["inputs"]
     if made_by["tool"] == ON_CARD:  # the compiler need not give the same bytes on another machine
-        onnx = record.read(os.path.join(workdir, "tresnet.onnx")).files
-        model = [[name for name, _ in model], [[made.size, made.checksum] for made in onnx]]
+        exported = record.read(os.path.join(workdir, "tresnet.onnx")).made.values()
+        model = [[name for name, _ in model], [[made.size, made.checksum] for made in exported]]
     return {"model": model, "program": made_by["sources"], "backend": made_by["tool"],
             "ais_bench, CANN or driver": made_by.get("host"),
             "options": made_by["options"], "versions": made_by["versions"], "classes": report["classes"],

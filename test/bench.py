@@ -38,7 +38,7 @@ from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "scripts")]
-from common import cli, operators, options, record  # noqa: E402
+from common import cli, operators, options, recipe  # noqa: E402
 from common.cli import Refusal  # noqa: E402
 from common.evaluation import DEFAULT  # noqa: E402
 from common.files import write_whole  # noqa: E402
@@ -580,7 +580,7 @@ def machine() -> Dict[str, Any]:
     """CPU, cores and versions."""
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         names = re.findall(r"^model name\s*: (.*)$", file.read(), re.MULTILINE)
-    found = record.versions(("torch", "onnxruntime", "openvino", "numpy", "Pillow", "simplejpeg"))
+    found = recipe.versions(("torch", "onnxruntime", "openvino", "numpy", "Pillow", "simplejpeg"))
     versions = {"python": platform.python_version(), **{name: version for name, version in found.items() if version}}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": names[0] if names else platform.machine(), "cores": CORES, "memory_gb": round(memory / 1e9, 1),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
+import records
 
 SIDE = 32  # pixels of the prepared images
 CARD_ROWS = [{"batch_size": size, "throughput": speed, "reference": reference, "ratio": speed / reference,
@@ -51,16 +52,13 @@ def write_results(folder: Path, stems: List[str], logits: np.ndarray) -> None:
 def write_prepared(folder: Path, sources: Dict[str, str], different: int) -> None:
     """The prepared folder of images, {stem: source}; of them so many differ, the others are links to them."""
     folder.mkdir(mode=0o750)
-    rows: List[Dict[str, Any]] = [{"tool": "TResNet_preprocess.py", "img_size": SIDE, "dtype": "uint8", "boot_id": "-"}]
     stems = list(sources)
-    for place, (stem, source) in enumerate(sources.items()):
+    for place, stem in enumerate(stems):
         if place < different:
             (folder / f"{stem}.bin").write_bytes(picture(place).tobytes())
         else:
             os.link(str(folder / f"{stems[place % different]}.bin"), str(folder / f"{stem}.bin"))
-        rows.append({"bin": f"{stem}.bin", "source": source, "size": 1, "mtime_ns": 1, "bin_mtime_ns": 1})
-    rows.append({"synced": len(rows) - 1})
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records.write_prepared(folder, sources, img_size=SIDE, dtype="uint8")
 
 
 def run(work: Path, images: int, classes: int, top1: int, top5: int, names: Optional[List[str]] = None,

@@ -1,6 +1,5 @@
 """What the tests of the preprocessing step share: images, a quick way to run the step, and what it made."""
 import contextlib
-import json
 import os
 import signal
 import struct
@@ -128,11 +127,6 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 def bins(folder: Path) -> Dict[str, str]:
     """{name: SHA-256} of all .bin files of a folder."""
     return {path.name: sha256(path) for path in folder.glob("*.bin")}
-
-
-def rows(folder: Path) -> List[Dict[str, Any]]:
-    """The lines of a folder's manifest."""
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
 
 def labels(folder: Path) -> Dict[str, str]:

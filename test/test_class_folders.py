@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Dict, List
 
-from common import labels, record
+from common import labels, recipe, record
 from common.cli import Refusal
 from common.images import class_folders, find_images
 from common.names import name_bins
@@ -112,23 +112,20 @@ def test_the_background_class_shifts_labels_of_imagenet(classes: int, most: int,
 
 def test_a_summary_that_is_the_users_stays(tmp_path: Path) -> None:
     (tmp_path / "result_summary.json").write_text("mine")
-    folder = record.Folder(str(tmp_path / "result"), record.recipe(record.__file__, {}),
-                           [str(tmp_path / "result_summary.json")])
-    with pytest.raises(Refusal, match="result_summary.json is there already, and no record says"):
-        folder.begin([], ["a_0.txt"])
+    before, made_by = record.read(str(tmp_path / "result")), recipe.make(record.__file__, {})
+    with pytest.raises(Refusal, match="result_summary.json: no record says that this program made it"):
+        record.begin_folder(before, made_by, ["result/a_0.txt", "result_summary.json"])
     assert os.listdir(str(tmp_path)) == ["result_summary.json"]
 
 
 def test_a_model_that_is_not_what_its_record_says_is_refused_where_it_is_used(tmp_path: Path) -> None:
     model = tmp_path / "net.onnx"
-    model.write_bytes(np.arange(1000, dtype=np.uint8).tobytes())
-    made_by = record.recipe(record.__file__, {})
-    record.begin(str(model), made_by, [])
-    record.write(str(model), made_by, [str(model)])
-    assert record.is_current(str(model), made_by)
+    made_by = recipe.make(record.__file__, {})
+    record.write(str(model), made_by, {str(model): np.arange(1000, dtype=np.uint8).tobytes()})
+    assert record.read(str(model)).is_current(made_by)
     status = model.stat()
     model.write_bytes(bytes(1000))
     os.utime(str(model), ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert not record.is_current(str(model), made_by)
+    assert not record.read(str(model)).is_current(made_by)
     with pytest.raises(Refusal, match="net.onnx is not what it was when it was made: it is damaged"):
-        record.recipe(record.__file__, {}, inputs=[str(model)])
+        recipe.make(record.__file__, {}, inputs=[str(model)])

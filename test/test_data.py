@@ -9,16 +9,18 @@ import sys
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List
 
 from common import dataset
 from common.cli import Refusal
+from common.record import Part, Writer
 
 import numpy as np
 import prepare_data
 import pytest
 from conftest import ROOT, SMALL, copy_products, run
 from pictures import pattern
+from records import change_rows
 
 NUMBERS = [1, 7, 12, 400, 999, *range(30, 55)]  # of the 30 images among the 50,000 (here: among 1,000)
 WNIDS = [f"n{number:08d}" for number in np.unique(np.random.RandomState(1).randint(0, 10**8, 1100))[:1000]]
@@ -235,21 +237,23 @@ def test_a_run_that_was_stopped_goes_on(form: Any, jpegs: Dict[str, bytes], tmp_
     (tmp_path / "data").mkdir()
     form(tmp_path / "data", jpegs)
     written: List[str] = []
-    whole = prepare_data.files.write_whole
+    write_part = Writer.part
 
-    def stopping(path: str, data: Any, **options: Any) -> Tuple[int, int]:
+    def counting(writer: Writer, name: str, data: Any, durable: bool = True) -> Part:
+        written.append(os.path.basename(name))
+        return write_part(writer, name, data, durable)
+
+    def stopping(writer: Writer, name: str, data: Any, durable: bool = True) -> Part:
         if len(written) == 11:
             raise KeyboardInterrupt
-        written.append(os.path.basename(path))
-        return whole(path, data, **options)
+        return counting(writer, name, data, durable)
 
-    monkeypatch.setattr(prepare_data.files, "write_whole", stopping)
+    monkeypatch.setattr(Writer, "part", stopping)
     with pytest.raises(KeyboardInterrupt):
         program(tmp_path / "data", tmp_path / "out")
     assert not (tmp_path / "out" / "val_label.txt").exists(), "labels appear when all images are there"
     assert len(written) == 11
-    monkeypatch.setattr(prepare_data.files, "write_whole", lambda path, data, **options: (
-        written.append(os.path.basename(path)), whole(path, data, **options))[1])
+    monkeypatch.setattr(Writer, "part", counting)
     assert "30 images unpacked into" in program(tmp_path / "data", tmp_path / "out")
     assert sorted(written[:30]) == sorted(jpegs) and written[30:] == ["val_label.txt"], "none was unpacked twice"
     assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "val_union").iterdir()} == jpegs
@@ -283,7 +287,7 @@ def test_an_archive_that_is_unpacked_beside_itself_goes_on(jpegs: Dict[str, byte
     labels.unlink()
     for number in NUMBERS[10:]:
         (tmp_path / "val_union" / name(number)).unlink()
-    record.write_text("".join(record.read_text().splitlines(True)[:12]))
+    change_rows(record, lambda rows: rows.__setitem__(slice(22, None), []))
     assert "30 images unpacked into" in program(tmp_path, tmp_path)
     assert labels.read_bytes() == finished and len(os.listdir(str(tmp_path / "val_union"))) == 30
 

@@ -11,13 +11,14 @@ from typing import Any, Dict, List
 from common import evaluation, inputs, pixels, record
 from common.cli import Refusal
 from common.evaluation import DEFAULT, Evaluation
+from common.prepared import Prepared, read
 
 import numpy as np
 import onnxruntime
 import pytest
 import timm_today
 from conftest import ROOT, Shared, refusal, run_here, small_network
-from pictures import bins, pattern, prepare, refused, rows
+from pictures import bins, pattern, prepare, refused
 from PIL import Image
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -103,7 +104,7 @@ def test_aipp_subtracts_whole_numbers_and_their_rests() -> None:
     assert "var_reci_chn_2 : 0.017429193899782\n" in lines  # 1 / (0.225 · 255)
 
 
-def test_other_settings_are_named_and_make_everything_anew_if_that_is_wanted(pictures: Path, tmp_path: Path) -> None:
+def test_other_settings_are_named_and_make_everything_again_if_that_is_wanted(pictures: Path, tmp_path: Path) -> None:
     prepare(pictures, tmp_path / "prep", "--img-size", 32)
     before = bins(tmp_path / "prep")
     said = prepare(pictures, tmp_path / "prep", "--img-size", 32, "--crop-mode", "squash", status=1).stderr
@@ -193,8 +194,9 @@ def test_a_hugging_face_folders_own_evaluation_is_the_default_down_to_the_images
     with Image.open(str(pictures / "wide.jpg")) as image:
         expected = np.asarray(image.resize((64, 64), Image.BICUBIC), np.float32).transpose(2, 0, 1) / np.float32(255)
     assert (tmp_path / "prep" / "wide.bin").read_bytes() == expected.tobytes("C")
-    assert {name: rows(tmp_path / "prep")[0][name] for name in ("img_size", "crop_pct", "crop_mode", "interpolation")
-            } == {"img_size": 64, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
+    settings = read(str(tmp_path / "prep")).settings
+    expected_settings = {"img_size": 64, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
+    assert {**settings, **expected_settings} == settings
     said = prepare(pictures, tmp_path / "other", "--model", exported, "--crop-mode", "center").stdout
     assert (f"note: --crop-mode center contradicts the checkpoint of {exported}, which says squash; the option is "
             "followed\n") in said
@@ -208,10 +210,10 @@ def test_images_made_for_another_evaluation_than_the_checkpoints_are_refused(
     said = refusal(*runner)
     assert f"the images in {tmp_path}/prep were made with crop_mode = center, but the checkpoint of {exported} says " \
            "squash; make them again: python3 TResNet_preprocess.py SRC" in said
-    header = {"crop_pct": 0.875, "given": ["crop_pct"]}
-    evaluation.check_prepared(header, {"crop_pct": 1.0}, "prep", "m.onnx")  # whoever gave it was told
+    about = Prepared({"crop_pct": 0.875}, {"given": ["crop_pct"]}, {}, {}, {}, {})
+    evaluation.check_prepared(about, {"crop_pct": 1.0}, "prep", "m.onnx")  # whoever gave it was told
     with pytest.raises(Refusal, match="crop_pct = 0.875"):
-        evaluation.check_prepared(dict(header, given=[]), {"crop_pct": 1.0}, "prep", "m.onnx")
+        evaluation.check_prepared(about._replace(about={"given": []}), {"crop_pct": 1.0}, "prep", "m.onnx")
 
 
 @pytest.mark.parametrize("spoil, sentence", (
@@ -249,7 +251,7 @@ def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refus
         torch.save(checkpoint, str(tmp_path / "m.pth"))
         with small_network():
             run_here(export.main, tmp_path / "m.pth", target, *options)
-        assert record.notes(str(target))["evaluation"] == {
+        assert record.read(str(target)).notes["evaluation"] == {
             "img_size": 96 if options else 64, "crop_pct": 0.9, "mean": [0.5, 0.5, 0.5]}
     with small_network(), pytest.raises(Refusal, match="says img_size = 100, but the network halves the image five "):
         run_here(export.main, tmp_path / "m.pth", target)

@@ -195,7 +195,7 @@ def test_an_operator_that_overflows_is_named_and_atc_takes_the_file_that_helps(t
 
 
 def test_the_file_for_atc_goes_when_it_would_not_help_any_more(tiny: Path, tmp_path: Path) -> None:
-    """What lies there otherwise is of another model, and the next forecast would take it for somebody else's."""
+    """What lies there otherwise is of another model; what somebody has changed is set aside."""
     words = ("--input", tiny / "in", "--images", 1, "--output", tmp_path)
     overflowing(tmp_path / "tiny.onnx", tiny / "tiny.onnx", "body.layer3.0.conv2.0.0")
     bad, sound = (tmp_path / "tiny.onnx").read_bytes(), (tiny / "tiny.onnx").read_bytes()
@@ -206,7 +206,10 @@ def test_the_file_for_atc_goes_when_it_would_not_help_any_more(tiny: Path, tmp_p
         assert (tmp_path / "keep_dtype.txt").exists() == written
     (tmp_path / "keep_dtype.txt").write_text("mine")
     (tmp_path / "tiny.onnx").write_bytes(sound)
-    assert forecast(tmp_path, *words).returncode == 0 and (tmp_path / "keep_dtype.txt").read_text() == "mine"
+    done = forecast(tmp_path, *words)
+    assert done.returncode == 0 and not (tmp_path / "keep_dtype.txt").exists()
+    assert (tmp_path / "forecast.aside" / "keep_dtype.txt").read_text() == "mine"
+    assert f"keep_dtype.txt is not what this program made there, and lies in {tmp_path}/forecast.aside" in done.stderr
 
 
 # ---- the verdict after a run on the card -----------------------------------------------------------------------------

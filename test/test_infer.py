@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List
 
-from common.journal import boot_id
-
 import infer_onnx
 import numpy as np
 import onnx
@@ -21,6 +19,7 @@ from ascend.helpers import start_here
 from conftest import ROOT, refusal, sha256, succeed
 from onnx import TensorProto, helper, numpy_helper
 from pictures import fill
+from records import change_file, change_recipe, restart, rows_of, unfinish
 
 RUNNER = "scripts/infer_onnx.py"
 SIDE = 4  # pixels of the small model's input
@@ -242,7 +241,7 @@ def test_wrong_usage(options: Any, status: int, sentence: str, model: Path) -> N
 def test_models_that_are_not_there_broken_or_of_another_kind(tmp_path: Path) -> None:
     assert "is not there" in refuses("--model", tmp_path / "nowhere.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    assert "is not an ONNX model" in refuses("--model", tmp_path / "broken.onnx")
+    assert "broken.onnx is no ONNX file, or not whole" in refuses("--model", tmp_path / "broken.onnx")
     value = helper.make_tensor_value_info("x", TensorProto.INT64, [2])
     copy = helper.make_tensor_value_info("y", TensorProto.INT64, [2])
     constant = helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(np.zeros(2, np.int64)))
@@ -336,44 +335,45 @@ def test_damaged_results_are_inferred_again_by_the_same_command(damage: str, mod
 @pytest.mark.parametrize("key, value, said", (
     ("sources", "0" * 64, "this program was updated"), ("versions", {"onnxruntime": "1.14.1"}, "other versions"),
     ("tool", "infer_om.py", "another program made it"), ("device", 1, "other device")))
-def test_an_update_of_what_computes_makes_everything_anew(key: str, value: Any, said: str, model: Path,
-                                                          tmp_path: Path) -> None:
+def test_an_update_of_what_computes_makes_everything_again(key: str, value: Any, said: str, model: Path,
+                                                           tmp_path: Path) -> None:
     images = put_images(tmp_path / "images", ["a.bin", "b.bin"])
     infer(model, images)
-    path = tmp_path / "result.record.jsonl"
-    header, *rows = path.read_text().splitlines()
-    path.write_text("\n".join([json.dumps(dict(json.loads(header), **{key: value})), *rows]) + "\n")
+    change_recipe(tmp_path / "result.record.jsonl", **{key: value})
     again = infer(model, images).stdout
-    assert f"everything is inferred anew: {said}" in again and "2 images inferred" in again
+    assert f"everything is inferred again: {said}" in again and "2 images inferred" in again
 
 
 def test_the_record_names_what_computed(model: Path, tmp_path: Path) -> None:
     infer(model, put_images(tmp_path / "images", ["a.bin"]))
-    header = json.loads((tmp_path / "result.record.jsonl").read_text().splitlines()[0])
-    assert header["versions"] == {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
-    assert header["tool"] == "infer_onnx.py" and re.fullmatch("[0-9a-f]{64}", header["sources"])
-    assert header["inputs"] == [["model.onnx", sha256(model)]]
+    recipe = rows_of(tmp_path / "result.record.jsonl")[0]["recipe"]
+    assert recipe["versions"] == {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    assert recipe["tool"] == "infer_onnx.py" and re.fullmatch("[0-9a-f]{64}", recipe["sources"])
+    assert recipe["inputs"] == [["model.onnx", sha256(model)]]
 
 
-def test_after_a_power_loss_what_the_disk_may_not_have_had_counts_only_if_it_is_whole(
+def overwrite(path: Path, content: bytes) -> None:
+    """Other bytes in the same file, with its time of modification as it was."""
+    status = path.stat()
+    path.write_bytes(content)
+    os.utime(str(path), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_after_a_restart_an_unfinished_run_is_believed_only_where_the_content_agrees(
         model: Path, tmp_path: Path) -> None:
-    """Files of the right size and time may hold nothing then."""
+    """Files of the right size and time may hold nothing after a power loss."""
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(4)])
     infer(model, images)
     path = tmp_path / "result.record.jsonl"
-    lines = path.read_text().replace(boot_id(), "another boot").splitlines()
-    path.write_text("\n".join(lines) + "\n")
+    restart(path)
     assert "are up to date" in infer(model, images).stdout, "a finished run has told the disk"
-    lines = [line for line in lines if "synced" not in line]
-    path.write_text("\n".join(lines) + "\n" + '{"synced": 2}\n')
+    unfinish(path)
     (tmp_path / "result_summary.json").write_bytes(b"")
     result = tmp_path / "result" / "2_0.txt"
-    status = result.stat()
-    result.write_bytes(b"\0" * status.st_size)
-    os.utime(str(result), ns=(1, status.st_mtime_ns))
-    lines = [line.replace(str(status.st_ctime_ns), str(result.stat().st_ctime_ns)) for line in lines]
-    path.write_text("\n".join(lines) + "\n" + '{"synced": 2}\n')
+    overwrite(result, b"\0" * result.stat().st_size)
+    change_file(path, "result/2_0.txt", ctime_ns=result.stat().st_ctime_ns)  # as if nothing but the content told it
     assert "1 images inferred" in infer(model, images).stdout
+    assert result.read_bytes() == b"2.000000 0.500000 -2.000000 \n"
     assert json.loads((tmp_path / "result_summary.json").read_text())["filesinfo"]
 
 
@@ -382,11 +382,11 @@ def test_files_that_no_record_accounts_for_are_refused_and_stay(model: Path, tmp
     (tmp_path / "result").mkdir()
     (tmp_path / "result" / "a_0.txt").write_text("somebody's")
     command = (RUNNER, "--model", model, "--input", images, "--output", tmp_path, "--output_dirname", "result")
-    assert "holds a_0.txt, and no record says that this program made it" in refusal(*command)
+    assert "result/a_0.txt: no record says that this program made it; move it away" in refusal(*command)
     (tmp_path / "result" / "a_0.txt").rename(tmp_path / "kept")
     succeed(*command)
     (tmp_path / "result" / "notes.txt").write_text("mine")
-    assert "holds notes.txt" in refusal(*command, "--force")
+    assert "result/notes.txt: no record says that this program made it" in refusal(*command, "--force")
     assert sorted(os.listdir(str(tmp_path / "result"))) == ["a_0.bin", "notes.txt"]
 
 
@@ -402,13 +402,16 @@ def test_inputs_are_taken_in_ais_benchs_order_and_suffixes_in_any_case(model: Pa
     assert len(results(tmp_path / "result")) == 6
 
 
-def test_a_prepared_image_that_was_damaged_is_refused_removed_and_made_again(tmp_path: Path) -> None:
+def test_a_prepared_image_that_was_damaged_is_refused_set_aside_and_made_again(tmp_path: Path) -> None:
     fill(tmp_path / "src", ["a.png", "b.png"])
     command = ("TResNet_preprocess.py", tmp_path / "src", tmp_path / "prep", "--img-size", SIDE)
     succeed(*command)
     (tmp_path / "prep" / "b.bin").write_bytes(b"\0" * (3 * SIDE * SIDE * 4))
     run = (RUNNER, "--model", make_model(tmp_path / "model.onnx"), "--input", tmp_path / "prep", "--output", tmp_path,
            "--output_dirname", "result")
-    assert "b.bin was damaged after TResNet_preprocess.py had made it, so it is removed" in refusal(*run)
+    said = refusal(*run)
+    assert "b.bin was damaged after TResNet_preprocess.py had made it; that step makes it again" in said
+    assert f"b.bin is not what this program made there, and lies in {tmp_path}/prep/aside now" in said
+    assert (tmp_path / "prep" / "aside" / "b.bin").read_bytes() == b"\0" * (3 * SIDE * SIDE * 4)
     assert "1 made" in succeed(*command).stdout
     succeed(*run)

@@ -165,7 +165,7 @@ def test_only_what_changed_is_inferred_again(machine: Machine, compiled: Path) -
     after = results(machine)
     assert {name for name in after if after[name] != before[name]} == {"i1_0.npy"}
     assert "other device" in passed(machine, "--device", 1).stdout, "another chip's results are not this one's"
-    assert "everything is inferred anew: other options" in passed(machine, "--outfmt", "BIN").stdout
+    assert "everything is inferred again: other options" in passed(machine, "--outfmt", "BIN").stdout
 
 
 def test_inputs_that_ais_bench_refuses_as_they_are_are_lent_as_copies(machine: Machine, compiled: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import pytest
 from ascend.helpers import Done, save_network, start_here
 from conftest import Shared, refusal, succeed
+from records import change_recipe
 
 SHARDS = (1, 2, 3)
 
@@ -86,9 +87,7 @@ def other_report(runs: Path, change: Callable[[Dict[str, Any]], None]) -> None:
 
 
 def other_record(runs: Path, key: str, value: Any) -> None:
-    path = runs / "work-2" / "result.record.jsonl"
-    header, *rows = path.read_text().splitlines()
-    path.write_text("\n".join([json.dumps(dict(json.loads(header), **{key: value})), *rows]) + "\n")
+    change_recipe(runs / "work-2" / "result.record.jsonl", **{key: value})
 
 
 REFUSED: List[Tuple[str, Callable[[Path], None], Tuple[str, ...], str]] = [

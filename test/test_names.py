@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from common.images import find_images
-from common.manifest import read_manifest
 from common.names import bin_stem, hashed_stem
 
 import pytest
 from conftest import ROOT
-from pictures import bins, fill, labels, prepare, refused, rows
+from pictures import bins, fill, labels, prepare, refused
+from records import prepared_sources
 
 
 def test_hostile_and_equal_names_each_get_a_bin_of_their_own(tmp_path: Path) -> None:
@@ -22,13 +22,13 @@ def test_hostile_and_equal_names_each_get_a_bin_of_their_own(tmp_path: Path) -> 
              "$(touch pwned).png"]
     done = prepare(fill(tmp_path / "src", names), tmp_path / "prep", cwd=str(tmp_path))
     assert done.stdout.startswith(f"{len(names)} images in ") and not (tmp_path / "pwned").exists()
-    entries = read_manifest(str(tmp_path / "prep"))[1]
-    assert set(entries) == set(names)
-    assert {entry["bin"] for entry in entries.values()} == set(bins(tmp_path / "prep"))
+    made = prepared_sources(tmp_path / "prep")
+    assert set(made) == set(names)
+    assert set(made.values()) == set(bins(tmp_path / "prep"))
     assert len(bins(tmp_path / "prep")) == len(names)
-    for name, entry in entries.items():
-        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*\.bin", entry["bin"]) and len(entry["bin"]) < 210
-        assert entry["bin"] == (bin_stem(name, False) if name == "plain.jpg" else hashed_stem(name)) + ".bin"
+    for name, bin_name in made.items():
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*\.bin", bin_name) and len(bin_name) < 210
+        assert bin_name == (bin_stem(name, False) if name == "plain.jpg" else hashed_stem(name)) + ".bin"
 
 
 def test_stems_are_as_agreed_between_the_steps() -> None:
@@ -42,7 +42,7 @@ def test_stems_are_as_agreed_between_the_steps() -> None:
 def test_suffixes_in_any_case_are_found_and_other_files_are_not(tmp_path: Path) -> None:
     fill(tmp_path / "src", ["a.JPG", "b.Jpeg", "c.PnG", "deep/er/d.jpeg", "notes.txt", "e.jpg.txt", "f"])
     prepare(tmp_path / "src", tmp_path / "prep")
-    assert set(read_manifest(str(tmp_path / "prep"))[1]) == {"a.JPG", "b.Jpeg", "c.PnG", "deep/er/d.jpeg"}
+    assert set(prepared_sources(tmp_path / "prep")) == {"a.JPG", "b.Jpeg", "c.PnG", "deep/er/d.jpeg"}
     assert not (tmp_path / "prep" / "val_label.txt").exists()
 
 
@@ -55,13 +55,14 @@ def test_link_loops_end_and_linked_folders_are_read_once(tmp_path: Path) -> None
     (source / "linked").symlink_to(tmp_path / "elsewhere")
     (source / "again").symlink_to(tmp_path / "elsewhere")
     assert refused(source, tmp_path / "prep") == "bad image self.jpg: broken link\n"
-    assert {row["source"] for row in rows(tmp_path / "prep") if "bin" in row} == {"a/1.png", "again/2.png"}
+    assert set(prepared_sources(tmp_path / "prep")) == {"a/1.png", "again/2.png"}
 
 
 def test_images_and_manifests_are_read_without_any_package(tmp_path: Path) -> None:
     prepare(fill(tmp_path / "src", ["a.png", "b/c.PNG"]), tmp_path / "prep")
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); from common import images, labels, manifest, names;"
-            "print(sorted(images.find_images(sys.argv[2])[0]) == sorted(manifest.read_manifest(sys.argv[3])[1]))")
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); from common import images, labels, names, prepared;"
+            "made = prepared.read(sys.argv[3]).sources.values();"
+            "print(sorted(images.find_images(sys.argv[2])[0]) == sorted(made))")
     done = subprocess.run([sys.executable, "-E", "-S", "-c", code, str(ROOT / "scripts"), str(tmp_path / "src"),
                            str(tmp_path / "prep")], stdout=subprocess.PIPE, check=True)
     assert done.stdout == b"True\n"

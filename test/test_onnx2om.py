@@ -103,14 +103,14 @@ def test_onnx2om_never_replaces_a_model_that_it_did_not_make(machine: Machine) -
     for words in ((), ("--force",)):
         done = compile_here(machine, "--batch-sizes", "1,4", *words)
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-        assert f"onnx2om.sh: {work}/net_bs4.om is there already, and no record says" in done.stderr
+        assert f"onnx2om.sh: {work}/net_bs4.om: no record says that this program made it" in done.stderr
     assert (work / "net_bs4.om").read_bytes() == b"precious"
     assert all("bs1" in row["argv"][3] for row in calls(environment, "atc")), "atc was not even started"
 
 
 def test_onnx2om_goes_on_where_it_was_killed_between_model_and_record(machine: Machine) -> None:
     """Its own first model, of which the record does not yet say that it is finished, is no stranger's."""
-    with mock.patch("common.record.write", side_effect=SystemExit(137)):
+    with mock.patch("common.record.row_of", side_effect=SystemExit(137)):
         assert compile_here(machine, "--batch-sizes", "1").returncode == 137
     assert (machine[1] / "net_bs1.om").exists()
     done = compile_here(machine, "--batch-sizes", "1")

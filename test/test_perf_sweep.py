@@ -233,14 +233,15 @@ def test_figures_of_another_onnx_runtime_are_never_taken(machine: Machine, monke
     words = ["--batch-sizes", "4", "--repeat", 1, "--loop", 1]
     sweep(machine, *words, backend="cpu")
     assert "up to date" in sweep(machine, *words, backend="cpu").stdout
-    monkeypatch.setattr(perf_sweep.record, "versions", lambda packages: {name: "1.2.3" for name in packages})
+    monkeypatch.setattr(perf_sweep.recipe, "versions", lambda packages: {name: "1.2.3" for name in packages})
     assert "up to date" not in sweep(machine, *words, backend="cpu").stdout
 
 
 def test_a_file_that_it_did_not_write_is_not_replaced(machine: Machine, compiled: Path) -> None:
     prepare(machine, compiled)
     (machine[1] / "perf.md").write_text("my notes")
-    assert "perf.md is there already" in sweep(machine, "--batch-sizes", "4", "--force", status=1).stderr
+    said = sweep(machine, "--batch-sizes", "4", "--force", status=1).stderr
+    assert "perf.md: no record says that this program made it" in said
     assert (machine[1] / "perf.md").read_text() == "my notes" and not calls(machine[0], "ais_bench")
 
 

@@ -13,6 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 import pytest
 from ascend.environment import HOST_PYTHON, ascend_environment, give_host_packages
 from conftest import ROOT, SMALL, Shared, copy_products, heavy_imports
+from records import rows_of
 
 pytestmark = pytest.mark.slow
 WITHOUT = ("PYTHONPATH", "VIRTUAL_ENV")
@@ -118,9 +119,9 @@ def test_without_a_word_the_card_is_taken_every_command_is_the_contracts_and_a_s
 
 def kept_figures(machine: Machine) -> Dict[str, Any]:
     """Who made the results and the table of the last run."""
-    record = json.loads((machine.work / "result.record.jsonl").read_text().splitlines()[0])
+    recipe = rows_of(machine.work / "result.record.jsonl")[0]["recipe"]
     perf = json.loads((machine.work / "perf.json").read_text())
-    return {"tool": record["tool"], "chip": perf["chip"], "perf": perf["backend"]}
+    return {"tool": recipe["tool"], "chip": perf["chip"], "perf": perf["backend"]}
 
 
 def test_in_one_work_folder_each_runs_figures_are_that_runs(machine: Machine) -> None:
@@ -142,11 +143,11 @@ def test_in_one_work_folder_each_runs_figures_are_that_runs(machine: Machine) ->
 
 def test_another_device_infers_again_and_results_of_the_users_are_never_removed(machine: Machine) -> None:
     out = passed(machine, *ONE, "--device", "1")
-    assert "everything is inferred anew: other device" in out and "20 results, one for each image" in out
+    assert "everything is inferred again: other device" in out and "20 results, one for each image" in out
     notes = machine.work / "result" / "notes.txt"
     notes.write_text("mine")
     done = pipeline(machine, *ONE)
-    assert done.returncode == 1 and "holds notes.txt, and no record says that this program made it" in done.stderr
+    assert done.returncode == 1 and "result/notes.txt: no record says that this program made it" in done.stderr
     assert notes.read_text() == "mine"
 
 
@@ -222,7 +223,7 @@ def test_what_atc_needs_of_the_hosts_python_is_looked_at(machine: Machine) -> No
         return pipeline(machine, "--check", "--backend", "ascend", PYTHONUSERBASE=str(user),
                         ASCEND_TOOLKIT_HOME=str(machine.home)).stdout
     assert "which has what atc needs" in check() and "can run" in check()
-    code = "import sys; sys.path.append(sys.argv[1]); from common import record as r; print(r.versions(sys.argv[2:]))"
+    code = "import sys; sys.path.append(sys.argv[1]); from common import recipe as r; print(r.versions(sys.argv[2:]))"
     names = ("decorator", "pathlib2")
     own = subprocess.check_output([HOST_PYTHON, "-s", "-c", code, str(ROOT / "scripts"), *names])
     lacking = [name for name in names if f"'{name}': ''" in own.decode()]

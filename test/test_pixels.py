@@ -16,9 +16,10 @@ from common.evaluation import DEFAULT
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT, listed_sha256, succeed
-from pictures import SCRIPT, bins, fill, pattern, prepare, rows
+from conftest import GOLDEN, ROOT, listed_sha256, sha256, succeed
+from pictures import SCRIPT, bins, fill, pattern, prepare
 from PIL import Image, ImageFile
+from records import prepared_sources
 
 
 def need_fast(img_size: int = 224, dtype: str = "float32") -> Callable[..., Any]:
@@ -48,8 +49,7 @@ def test_sample_photos_become_the_bytes_of_the_original_environment(photos: Path
 
 def test_odd_images_become_the_bytes_of_the_original_environment(tmp_path: Path) -> None:
     prepare(GOLDEN / "odd", tmp_path / "prep")
-    made = {row["source"]: hashlib.sha256((tmp_path / "prep" / row["bin"]).read_bytes()).hexdigest()
-            for row in rows(tmp_path / "prep") if "bin" in row}
+    made = {source: sha256(tmp_path / "prep" / name) for source, name in prepared_sources(tmp_path / "prep").items()}
     assert made == listed_sha256("odd.sha256")
 
 

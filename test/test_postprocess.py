@@ -16,10 +16,9 @@ import unittest.mock
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from common import native, record
+from common import native
 from common.accuracy import percentages
 from common.cli import Refusal, shown
-from common.journal import Journal
 from common.labels import Label, match_labels
 from common.names import hashed_stem
 from common.results import encode, read_result, result_files
@@ -29,6 +28,7 @@ import pytest
 from conftest import GOLDEN, ROOT, refusal, succeed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from records import write_finished, write_prepared
 
 import TResNet_postprocess as post
 
@@ -134,13 +134,10 @@ def prepare(folder: Path, sources: Dict[str, str], bad: Sequence[str] = ()) -> P
     """A prepared folder with a .bin of long ago for each {stem: source}, and images that could not be read."""
     prep = folder / "prep"
     prep.mkdir()
-    rows = []
-    for stem, source in sources.items():
+    for stem in sources:
         (prep / (stem + ".bin")).write_bytes(b"\0" * 8)
         os.utime(str(prep / (stem + ".bin")), ns=(10 ** 18, 10 ** 18))
-        rows.append({"bin": stem + ".bin", "source": source, "size": 1, "mtime_ns": 1})
-    rows += [{"source": source, "error": "truncated"} for source in bad]
-    Journal(str(prep / "manifest.jsonl"), {"tool": "TResNet_preprocess.py"}, rows, len(rows)).close()
+    write_prepared(prep, sources, bad)
     return prep
 
 
@@ -300,14 +297,10 @@ def test_outputs_replace_only_outputs(data: Path) -> None:
 
 def test_results_among_those_of_another_run_are_named(tmp_path: Path) -> None:
     """Wherever they come from: the record of the folder knows which it is of."""
-    made_by = record.recipe(record.__file__, {})
     for name, top in (("result", 0), ("other", 1)):
-        folder = record.Folder(str(tmp_path / name), made_by, [])
-        folder.begin([], [f"{stem}_0.txt" for stem in "abc"])
         write(tmp_path / name, {stem: scores(9, top) for stem in "abc"})
-        folder.add([], [record.made(str(tmp_path / name / f"{stem}_0.txt")) for stem in "abc"])
-        folder.finish()
-        folder.close()
+        write_finished(tmp_path / f"{name}.record.jsonl", {"tool": "infer_onnx.py"},
+                       {stem: [f"{name}/{stem}_0.txt"] for stem in "abc"})
     (tmp_path / "labels.txt").write_text("a 0\nb 0\nc 0\n")
     assert call(tmp_path)[0] == 0 and accuracy(tmp_path)["Top1 accuracy"] == "100.0%"
     shutil.copytree(str(tmp_path / "result"), str(tmp_path / "copied"))
@@ -650,7 +643,7 @@ def test_labels_missing_a_folder_or_a_pipe(data: Path) -> None:
     (data / "labels.txt").unlink()
     assert "No such file or directory" in refused(data)
     (data / "labels.txt").mkdir()
-    assert "Is a directory" in refused(data)
+    assert "labels.txt is not a regular file" in refused(data)
     (data / "labels.txt").rmdir()
     os.mkfifo(str(data / "labels.txt"))
     assert "is not a regular file" in refused(data)
@@ -728,7 +721,7 @@ def test_a_large_file_is_not_read(data: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name, said", [
     ("notes.txt", "what is not a result"), ("result_summary.json", "what is not a result"),
-    ("a_0.txt.part", ".part is half a file of an interrupted run"),
+    ("a_0.txt.0123abcd.part", ".part is half a file of an interrupted run"),
     (".b_0.txt", "what is not a result"), ("_0.txt", "what is not a result"), ("a_0.TXT", "what is not a result"),
     ("a_00.txt", "what is not a result"), ("a.txt", "what is not a result"), ("a_1.txt", "several outputs per image"),
     ("e_12.txt", "several outputs per image"), ("e_0.bin", "several formats"), ("e_0.npy", "several formats"),
@@ -743,7 +736,7 @@ def test_folders_links_and_pipes_named_like_results_are_refused(data: Path) -> N
     stranger = data / "result" / "c_0.txt"
     stranger.unlink()
     stranger.mkdir()
-    assert "c_0.txt: Is a directory" in refused(data)
+    assert "c_0.txt is not a regular file" in refused(data)
     stranger.rmdir()
     stranger.symlink_to("a_0.txt")
     assert "c_0.txt: it is a symbolic link" in refused(data)

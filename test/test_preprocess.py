@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator
 
 from common.files import stamp, write_whole
-from common.manifest import read_manifest
+from common.prepared import read
 
 import pytest
 from conftest import ROOT, listed_sha256
@@ -81,8 +81,7 @@ def test_bad_images_are_listed_with_the_reason_and_all_others_made(photos: Path,
         assert listed[name].startswith(why), name
     golden = listed_sha256("sample.sha256")
     assert bins(tmp_path / "prep") == {path.stem + ".bin": golden[path.stem + ".bin"] for path in good}
-    entries = read_manifest(str(tmp_path / "prep"))[1]
-    assert {name: entry["error"] for name, entry in entries.items() if "error" in entry} == listed
+    assert read(str(tmp_path / "prep")).bad == listed
 
     done = prepare(source, tmp_path / "prep", "--skip-bad")  # and now as a warning
     assert "3 images in" in done.stdout and "(3 were there already), 11 bad ones left out" in done.stdout
@@ -156,7 +155,7 @@ def test_a_disk_that_fills_up_ends_in_one_sentence_and_resumes(tiny_disk: Any, t
     assert re.fullmatch(r"TResNet_preprocess\.py: cannot write to \S+: No space left on device; make room and run the "
                         r"same command again, it goes on from here\n", said)
     assert not list((disk / "prep").glob("*.part"))
-    there = len(read_manifest(str(disk / "prep"))[1])
+    there = len(read(str(disk / "prep")).sources)
     tiny_disk("size=20m,nr_inodes=100")
     done = prepare(source, disk / "prep")
     assert f"({there} were there already)" in done.stdout if there else "20 made" in done.stdout
@@ -181,7 +180,7 @@ def test_folders_that_cannot_be_meant_are_refused_before_anything_is_written(tmp
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "readme.txt").write_text("x")
     before = sorted(tmp_path.rglob("*"))
-    for src, dst, message in ((source, source, "same folder"), (source, tmp_path / "link", "same folder"),
+    for src, dst, message in ((source, source, "same folder"), (source, tmp_path / "link", "is a symbolic link"),
                               (source, source / "prep", "DST is inside SRC"),
                               (source, tmp_path / "link" / "prep", "DST is inside SRC"),
                               (source, tmp_path, "SRC is inside DST"), (tmp_path / "gone", "out", "does not exist"),
@@ -260,7 +259,7 @@ def test_a_run_with_nothing_to_do_starts_nothing(tmp_path: Path, monkeypatch: py
     fill(tmp_path / "src", ["a.png"])
     (tmp_path / "src" / "gone.png").symlink_to("nowhere")
     prepare(tmp_path / "src", tmp_path / "prep", "--skip-bad")
-    for part in ("TResNet_preprocess.fast_path", "TResNet_preprocess.run_workers", "common.journal.Journal.start_sync"):
+    for part in ("TResNet_preprocess.fast_path", "TResNet_preprocess.run_workers", "common.record.begin"):
         monkeypatch.setattr(part, None)
     done = prepare(tmp_path / "src", tmp_path / "prep", "--skip-bad")
     assert done.stderr == "bad image gone.png: broken link\n" and "(1 were there already)" in done.stdout

@@ -1,7 +1,6 @@
 """The patch and the export: whose network it is, what is accepted, what is refused, and what the graph is made of."""
 import argparse
 import functools
-import json
 import os
 import pickle
 import shutil
@@ -28,6 +27,7 @@ from ascend.helpers import onnx_scores
 from conftest import GOLDEN, ROOT, SMALL, refusal, run_here, sha256, small_network
 from fill import fill
 from make_sample import load_images
+from records import change_recipe, rows_of
 
 import TResNet_pth2onnx as export
 
@@ -217,7 +217,7 @@ def test_any_number_of_classes_and_a_larger_image(state: Tensors, tmp_path: Path
     keys = ("variant", "num_classes", "lineage", "img_size", "version", "checkpoint_sha256")
     assert [metadata[key] for key in keys] == [
         "tresnet_m", "7", "ascend", "448", cli.VERSION, sha256(tmp_path / "tuned.pth")]
-    assert record.notes(str(tmp_path / "tuned.onnx"))["num_classes"] == "7"
+    assert record.read(str(tmp_path / "tuned.onnx")).notes["num_classes"] == "7"
 
 
 def test_ascend_weights_whose_counters_were_stripped_need_a_word_from_the_user(state: Tensors) -> None:
@@ -375,15 +375,16 @@ def test_a_second_export_finds_the_first_unless_something_changed(
     assert "verified" in run_again() and target.read_bytes() == first
 
 
-@pytest.mark.parametrize("changed", ("sources", "versions", "patch"))
+@pytest.mark.parametrize("changed", ("sources", "versions", "settings"))
 def test_an_update_of_the_program_exports_again(changed: str, small: Path, tmp_path: Path,
                                                 capsys: pytest.CaptureFixture) -> None:
     command = (export.main, small, tmp_path / "network.onnx", "--img-size", SMALL)
     run_here(*command)
-    notes = tmp_path / "network.onnx.record.jsonl"
-    header, *rows = notes.read_text().splitlines()
-    assert torch.__version__.startswith(json.loads(header)["versions"]["torch"].split("+")[0])
-    notes.write_text("\n".join([json.dumps(dict(json.loads(header), **{changed: "0"})), *rows]) + "\n")
+    path = tmp_path / "network.onnx.record.jsonl"
+    recipe = rows_of(path)[0]["recipe"]
+    assert torch.__version__.startswith(recipe["versions"]["torch"].split("+")[0])
+    assert ["TResNet.patch", sha256(ROOT / "TResNet.patch")] in recipe["settings"]
+    change_recipe(path, **{changed: "0"})
     capsys.readouterr()
     run_here(*command)
     assert "verified" in capsys.readouterr().out
@@ -392,7 +393,7 @@ def test_an_update_of_the_program_exports_again(changed: str, small: Path, tmp_p
 def test_a_file_that_this_program_did_not_make_is_not_overwritten(small: Path, tmp_path: Path) -> None:
     (tmp_path / "network.onnx").write_text("somebody's")
     for force in ((), ("--force",)):
-        with pytest.raises(cli.Refusal, match="is there already, and no record says"):
+        with pytest.raises(cli.Refusal, match="no record says that this program made it"):
             run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, *force)
     assert (tmp_path / "network.onnx").read_text() == "somebody's"
 

@@ -31,6 +31,7 @@ from ascend.helpers import (
 )
 from conftest import copy_products, refusal, succeed
 from onnx import numpy_helper
+from records import write_finished
 
 machine = pytest.fixture(make_machine)
 IMAGES = 20
@@ -269,10 +270,12 @@ def test_a_model_with_a_fixed_batch_is_quantised(tiny: Path, tmp_path: Path) -> 
 
 def test_the_int8_model_belongs_to_the_evaluation_of_the_model_that_it_was_made_of(tiny: Path, tmp_path: Path) -> None:
     shutil.copy(str(tiny / "tiny.onnx"), str(tmp_path))
-    model, said = str(tmp_path / "tiny.onnx"), {"img_size": 64, "crop_pct": 0.95}
-    record.write(model, {"tool": "TResNet_pth2onnx.py"}, [model], evaluation=said)
+    model, said = tmp_path / "tiny.onnx", {"img_size": 64, "crop_pct": 0.95}
+    write_finished(Path(f"{model}.record.jsonl"), {"tool": "TResNet_pth2onnx.py"}, {"": ["tiny.onnx"]},
+                   notes={"": {"evaluation": said}})
     assert quantise_here(tmp_path, "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 2).returncode == 0
-    assert record.notes(str(tmp_path / "int8.onnx"))["evaluation"] == said, "infer_onnx.py holds the images against it"
+    notes = record.read(str(tmp_path / "int8.onnx")).notes
+    assert notes["evaluation"] == said, "infer_onnx.py holds the images against it"
 
 
 def test_aipp_settings_for_another_size_are_refused(tiny: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
-from common import cli, figures, record
+from common import cli, figures
 from common.cli import Refusal
 
 import made_up
@@ -17,6 +17,7 @@ import pytest
 import report
 from browser import PROGRAM, Page, browser
 from conftest import ROOT, Shared, refusal
+from records import write_finished, write_prepared
 
 HOSTILE = ["<script>alert(1)</script>", "\"quotes' and `ticks`", "right\u202eto left\u2066", "&amp;&#60;b&#62;",
            "{{ 7 * 7 }}", "x" * 255, "</title></style><img src=x onerror=alert(2)>", "línea\x1b[31m",
@@ -209,9 +210,29 @@ def test_a_network_of_two_classes_is_not_always_worth_a_look(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_a_rotten_bit_in_any_row_of_its_record_costs_no_more_than_making_the_page_again(
+        copy: Path, capsys: pytest.CaptureFixture) -> None:
+    path = copy / "report.html.record.jsonl"
+    before, again = text(make(copy)), []
+    for place in range(5):
+        whole = path.read_bytes()
+        lines = whole.splitlines(keepends=True)
+        lines[place] = lines[place].replace(b'"', b"#", 1)
+        path.write_bytes(b"".join(lines))
+        capsys.readouterr()
+        assert text(make(copy)) == before
+        again.append("wrote " in capsys.readouterr().out)
+        if not again[-1]:
+            path.write_bytes(whole)
+    assert again == [True, False, False, True, True], "without a name that is known otherwise too nothing is lost"
+    assert not (copy / "report.html.aside").exists()
+
+
+@pytest.mark.slow
 def test_another_export_is_seen(copy: Path) -> None:
     make(copy)
-    record.write(str(copy / "tresnet.onnx"), {"tool": "x"}, [], variant="tresnet_l", lineage="miil")
+    write_finished(copy / "tresnet.onnx.record.jsonl", {"tool": "x"}, {},
+                   notes={"": {"variant": "tresnet_l", "lineage": "miil"}})
     assert "TResNet-L" in text(make(copy))
 
 
@@ -288,8 +309,8 @@ def test_joined_shards_have_one_report(tmp_path: Path) -> None:
         for name in ("result", "prep_dataset"):  # other names than the other shard's
             for path in sorted((work / name).glob("i*")):
                 path.rename(path.with_name(f"s{number}{path.name}"))
-        manifest = work / "prep_dataset" / "manifest.jsonl"
-        manifest.write_text(manifest.read_text().replace('"i0', f'"s{number}i0'))
+        stems = {path.stem: f"{path.stem}.jpg" for path in sorted((work / "prep_dataset").glob("*.bin"))}
+        write_prepared(work / "prep_dataset", stems, img_size=made_up.SIDE, dtype="uint8")
         report_of = json.loads((work / "acc_report.json").read_text())
         report_of.update(shard=[number, 2], evaluated=[f"s{number}{stem}" for stem in report_of["evaluated"]])
         (work / "acc_report.json").write_text(json.dumps(report_of))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 from unittest import mock
 
-from common import manifest
+from common.prepared import place_for
 
 import infer_onnx
 import pytest
@@ -52,7 +52,7 @@ def run(inputs: Path, work: Path, options: Dict[str, Any]) -> Dict[str, str]:
     """The chain with these options; {name: SHA-256} of the results and the accuracy."""
     side, data = options["side"], inputs / options["data"]
     settings = {"img_size": side, "dtype": options["dtype"], "crop_mode": options["crop"], "source": str(data)}
-    prepared = manifest.place_for(str(work), settings)
+    prepared = place_for(str(work), settings)
     prepare(data, prepared, "--img-size", side, "--dtype", options["dtype"], "--crop-mode", options["crop"])
     aipp = ["--aipp", os.path.join(prepared, "aipp.cfg")] if options["dtype"] == "uint8" else []
     call(infer_onnx.main, "infer_onnx.py", "--model", inputs / f"{side}.onnx", "--input", prepared, "--output", work,

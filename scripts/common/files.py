@@ -73,8 +73,8 @@ def write_part(path: str, data: Any, durable: bool = False) -> str:
     data: bytes or any contiguous buffer; durable: wait until the disk has it. Raises: OSError; the part is gone then.
     """
     part = part_path(path)
+    file = create(part)
     with removed_on_error(part, path):
-        file = create(part)
         try:
             append(file, data)
             if durable:
@@ -179,11 +179,11 @@ def checksum(data: Any) -> str:
     return f"{zlib.crc32(data):08x}"
 
 
-def checksum_of(path: str) -> str:
-    """The checksum() of a regular file's content; "" if it cannot be read, or is a link."""
+def checksum_of(path: str, follow_links: bool = False) -> str:
+    """The checksum() of a regular file's content; "" if it cannot be read, or is a link that is not to be followed."""
     crc = 0
     try:
-        for chunk in chunks_of(path, follow_links=False):
+        for chunk in chunks_of(path, follow_links):
             crc = zlib.crc32(chunk, crc)
     except (OSError, Refusal):
         return ""

@@ -34,9 +34,8 @@ def read_aipp(path: str) -> Dict[str, str]:
     Raises: Refusal for what this runner cannot do: other formats than RGB888_U8, colour conversion, several operators.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            text = re.sub(r"#.*", "", file.read())
-    except (OSError, UnicodeDecodeError) as error:
+        text = re.sub(r"#.*", "", files.read_regular(path).decode("utf-8"))
+    except UnicodeDecodeError as error:
         raise Refusal(f"the AIPP configuration {shown(path)} cannot be read ({error}); give a text file such as "
                       "scripts/aipp.cfg")
     body = re.fullmatch(r"\s*aipp_op\s*\{([^{}]*)\}\s*", text)

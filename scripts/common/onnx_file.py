@@ -19,6 +19,7 @@ def load(path: str, external_data: bool = True) -> Any:
     import onnx  # here: with the model it takes a quarter of a second, and what is up to date does not need it
     from google.protobuf.message import DecodeError
     try:
+        os.stat(path)  # so that of a file that is not there is told how to make it
         model = onnx.load_model_from_string(files.read_regular(path, largest=LARGEST))
         if external_data:
             onnx.load_external_data_for_model(model, os.path.dirname(os.path.abspath(path)))

@@ -10,11 +10,11 @@ import json
 import os
 import re
 import zlib
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Set
+from typing import Any, Dict, Iterable, Iterator, List, Set
 
 from common import files, record
 from common.cli import ROOT, Refusal, shown
-from common.record import Recipe
+from common.record import Content, Recipe
 
 SCRIPTS = os.path.join(ROOT, "scripts")
 # What these modules say reaches a recipe by other ways: the values of options stand in it, and progress makes nothing.
@@ -98,13 +98,6 @@ def versions(packages: Iterable[str]) -> Dict[str, str]:
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
-class Content(NamedTuple):
-    """What a file held when it was read."""
-    sha256: str
-    checksum: str
-    identity: record.Identity
-
-
 @functools.lru_cache(maxsize=256)
 def read_once(path: str, _: record.Identity) -> Content:
     digest, crc = hashlib.sha256(), 0
@@ -140,7 +133,7 @@ def input_content(path: str) -> Content:
 
 def make(program: str, options: Dict[str, Any], packages: Iterable[str] = (), inputs: Iterable[str] = (),
          settings: Iterable[str] = (), **more: Any) -> Recipe:
-    """What a product depends on, as JSON gives it back, and the identity of the files that were read for it.
+    """What a product depends on, as JSON gives it back, and the content of the files that were read for it.
 
     program: its file; packages: those that compute; inputs: files that other tools make, settings: other files, both
     by content; more: versions of other programs, the device, and so on.
@@ -152,5 +145,4 @@ def make(program: str, options: Dict[str, Any], packages: Iterable[str] = (), in
            "versions": versions(packages),
            "inputs": [[os.path.basename(path), content.sha256] for path, content in found.items()],
            "settings": [[os.path.basename(path), content.sha256] for path, content in others.items()], **more}
-    identities = {path: content.identity for path, content in {**found, **others}.items()}
-    return Recipe(dict(json.loads(json.dumps(row))), identities)
+    return Recipe(dict(json.loads(json.dumps(row))), {**found, **others})

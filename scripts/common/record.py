@@ -4,13 +4,14 @@ Beside a product X (a file, several files under one name, or a folder) lies X.re
 called manifest.jsonl. Its rows are JSON objects:
 
     {"recipe": {…}, "about": {…}, "boot_id": …}   what every piece depends on; what else is to be known of the whole
+    {"expected": [name, …]}                       files that the run is to make, whatever their content will be
     {"announced": [[name, size, checksum], …]}    files that are about to get their names, or to be removed
     {"key": …, "inputs": […], "files": [[name, size, mtime_ns, ctime_ns, checksum], …], "notes": {…}}   a finished piece
-    {"finished": true, …}                         the run came to its end, and the disk has all of it
+    {"finished": true, "pieces": n, …}            the run came to its end, and the disk has all of its n pieces
 
 A product that is made at once has one piece, with the key "". Each row ends with the CRC-32 of the rest of it: a
 damaged row is no row. A name stands in the record, with its content's checksum, before a file appears under it, so
-whatever a killed run leaves is known by its content.
+whatever a killed run leaves is known by its content; after a power loss, which may take the checksums, by its name.
 
 A record may be somebody else's. So its names are plain, nothing is done through a symbolic link, and no file is
 removed or replaced whose content is not what a row says of it: such a file is set aside, into X.aside.
@@ -42,13 +43,22 @@ MANIFEST = "manifest.jsonl"  # a prepared folder's record, which lies in it
 LARGEST = 1 << 33  # bytes of a record
 SUM = re.compile(rb', "crc": "([0-9a-f]{8})"}\n?$')  # how a row ends
 SUM_LENGTH = len(', "crc": "01234567"}')
-PLAIN = re.compile(r"(?!\.\.?(?:/|$))[^/\0]+(?:/(?!\.\.?$)[^/\0]+)?", re.DOTALL)  # NAME or FOLDER/NAME
+SHA256_DIGITS = 64
+WORD = r"[^/\0\ud800-\udc7f\udd00-\udfff]+"  # what a file can be called
+PLAIN = re.compile(rf"(?!\.\.?(?:/|$)){WORD}(?:/(?!\.\.?$){WORD})?")  # NAME or FOLDER/NAME
+
+
+class Content(NamedTuple):
+    """What a file held when it was read."""
+    sha256: str
+    checksum: str  # files.checksum()
+    identity: Identity
 
 
 class Recipe(NamedTuple):
     """What a product depends on, and which files that was read from (see recipe.make)."""
     row: Row
-    files: Dict[str, Identity] = {}
+    files: Dict[str, Content] = {}
 
 
 class Made(NamedTuple):
@@ -161,9 +171,10 @@ def piece_of(row: Row) -> Piece:
 
 def announced_of(row: Row) -> List[Tuple[str, int, str]]:
     """Raises: TypeError or ValueError for a row that this program would not write."""
-    entries = [(name, int(size), str(checksum)) for name, size, checksum in row["announced"]]
-    if not all(PLAIN.fullmatch(name) for name, _, _ in entries):
-        raise ValueError("it has a name that leads out of the record's folder")
+    entries = [(name, size, checksum) for name, size, checksum in row["announced"]]
+    for name, size, checksum in entries:
+        if type(size) is not int or type(checksum) is not str or not PLAIN.fullmatch(name):
+            raise ValueError("it is not a file of a record")
     return entries
 
 
@@ -209,6 +220,9 @@ class Record:
         if "recipe" in row:
             self.recipe, self.about = dict(row["recipe"]), dict(row.get("about", {}))
             self.begun_at = str(row.get("boot_id"))
+        elif "expected" in row:
+            for name in filter(PLAIN.fullmatch, row["expected"]):
+                self.announced.setdefault(name, set())
         elif "announced" in row:
             for name, size, checksum in announced_of(row):
                 self.announced.setdefault(name, set()).add((size, checksum))
@@ -222,7 +236,8 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        return self.ending is not None
+        """Whether the run came to its end, and no row of a piece was lost since."""
+        return self.ending is not None and self.ending.get("pieces") == len(self.pieces)
 
     @property
     def notes(self) -> Row:
@@ -265,8 +280,9 @@ class Record:
 
     def is_current(self, recipe: Recipe) -> bool:
         """Whether a product that is made at once would be made again as it is: the content of its files is read."""
-        return self.finished and self.recipe == recipe.row and all(
-            self.holds(piece, read=True) for piece in self.pieces.values())
+        if not self.finished or not self.pieces or self.recipe != recipe.row:
+            return False
+        return all(self.holds(piece, read=True) for piece in self.pieces.values())
 
     def kept(self, recipe: Recipe, force: bool = False) -> Dict[str, Piece]:
         """The pieces that may stay if the product is made by this recipe; none with `force`."""
@@ -279,7 +295,7 @@ class Record:
         if self.older:
             return "an earlier version of this program made it"
         if not self.recipe:
-            return ""
+            return "its record is damaged" if self.pieces else ""
         if self.recipe.get("tool") != recipe.row.get("tool"):
             return "another program made it"
         words = {"sources": "this program was updated"}
@@ -385,8 +401,9 @@ def files_of_older_version(lines: List[bytes]) -> Dict[str, Older]:
             if place == 0 and "boot_id" not in row:
                 return {}
             for entry in row.get("files", []):
-                found[entry[0]] = Older(entry[2], entry[3], entry[4])
-            if "bin" in row:
+                if len(entry[4]) == SHA256_DIGITS:
+                    found[entry[0]] = Older(entry[2], entry[3], entry[4])
+            if "bin" in row and row["bin"].endswith(".bin"):
                 found[row["bin"]] = Older(row["bin_mtime_ns"], row["bin_ctime_ns"], "")
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             continue
@@ -423,6 +440,8 @@ class Writer:
     def __init__(self, path: str, recipe: Recipe, about: Row, first: Iterable[Row]) -> None:
         self.path, self.folder, self.recipe = path, os.path.dirname(path), recipe
         head = {"recipe": recipe.row, "about": about, "boot_id": boot_id()}
+        first = list(first)
+        self.keys = {row["key"] for row in first if "key" in row}
         part = files.write_part(path, encode([head, *first]), durable=True)
         self.file = os.open(part, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         with files.removed_on_error(part, path):
@@ -455,6 +474,7 @@ class Writer:
                 made.append(Made(part.name, part.size, modified, changed, part.checksum))
             pieces.append(Piece(draft.key, draft.inputs, made, draft.notes))
         files.append(self.file, encode(map(row_of, pieces)))
+        self.keys.update(piece.key for piece in pieces)
         return pieces
 
     def finish(self, synced: bool = False, **notes: Any) -> None:
@@ -466,7 +486,7 @@ class Writer:
             files.sync(self.folder or ".")
         else:
             sync_file_system(self.folder or ".")
-        files.append(self.file, encode([{"finished": True, **notes}]))
+        files.append(self.file, encode([{"finished": True, "pieces": len(self.keys), **notes}]))
         os.fsync(self.file)
 
 
@@ -492,14 +512,16 @@ def begin(before: Record, recipe: Recipe, expected: Iterable[str], kept: Iterabl
     """
     kept, expected, spared = list(kept), list(expected), set(spared)
     before.refuse_others({*expected, *listed})
-    keep = {made.name for piece in kept for made in piece.files} | spared
+    kept_names = {made.name for piece in kept for made in piece.files}
     own = {before.place(name) for name in {*expected, *before.names()}} | {before.path}
     for folder in set(map(os.path.dirname, own)):
         if os.path.isdir(folder or "."):
             files.remove_parts(folder or ".", set(map(os.path.basename, own)))
-    before.clear(keep)
+    before.clear(kept_names | spared)
     announced = [(made.name, made.size, made.checksum) for made in map(before.made.get, sorted(spared)) if made]
-    first: List[Row] = [{"announced": announced}] if announced else []
+    first: List[Row] = [{"expected": sorted(set(expected) - kept_names)}]
+    if announced:
+        first.append({"announced": announced})
     return Writer(before.path, recipe, about or {}, [*first, *map(row_of, kept)])
 
 
@@ -515,14 +537,24 @@ def begin_folder(before: Record, recipe: Recipe, expected: Iterable[str], kept: 
     return begin(before, recipe, expected, kept, listed=listed)
 
 
+def is_unchanged(path: str, before: Content) -> bool:
+    """Whether a path still is the file that was read, with the same content.
+
+    Only the time of a change may be another one, as after a hard link or a chmod: then the content decides.
+    """
+    try:
+        now = identity(os.stat(path))
+    except OSError:
+        return False
+    if now == before.identity:
+        return True
+    return now[:-1] == before.identity[:-1] and files.checksum_of(path, follow_links=True) == before.checksum
+
+
 def check_unchanged(recipe: Recipe) -> None:
     """Refuse to go on if a file that the recipe was read from is another one by now."""
     for path, before in recipe.files.items():
-        try:
-            now: Identity = identity(os.stat(path))
-        except OSError:
-            now = ()
-        if now != before:
+        if not is_unchanged(path, before):
             raise Refusal(f"{shown(path)} was changed while it was in use, so what was made from it does not count; "
                           "run the same command again")
 
@@ -598,4 +630,4 @@ def check_results(folder: str, found: Dict[str, str]) -> None:
             pretended.append(name)
     if strange and (pretended or len(strange) < len(found)):
         raise Refusal(f"{len(strange)} results in {shown(folder)} are not those of the run that made the others: "
-                      f"{some(strange)}; run the inference again")
+                      f"{some(strange)}; run the inference again, with --force if it says that they are up to date")

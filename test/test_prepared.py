@@ -1,21 +1,22 @@
 """What is made again, and what is not: after a change, after a kill at any moment, after a power loss."""
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from common import journal, manifest, record
-from common.manifest import read_manifest
+from common import prepared as folders
+from common import recipe, record
+from common.prepared import Prepared, read
+from common.record import Row
 
 import pytest
 from conftest import ROOT, Shared, refusal
-from pictures import bins, children, fill, pattern, prepare, refused, rows, start, until, write_slow_images
+from pictures import bins, children, fill, pattern, prepare, refused, start, until, write_slow_images
+from records import change_file, change_rows, manifest_of, prepared_sources, restart, rows_of, unfinish, write_finished
+from test_record import irregular, new_record, old_record, somebodys
 
 ALL = [f"{letter}.bin" for letter in "abcde"]
 
@@ -39,7 +40,7 @@ def prepared(tmp_path: Path) -> Path:
 
 
 def made_by(tmp_path: Path, *options: object) -> List[str]:
-    """Run once more; the names of the .bin files that were made anew (by inode)."""
+    """Run once more; the names of the .bin files that were made again (by inode)."""
     before = {path.name: path.stat().st_ino for path in (tmp_path / "prep").glob("*.bin")}
     keep = [open(str(path), "rb") for path in (tmp_path / "prep").glob("*.bin")]  # so that no inode is used again
     prepare(tmp_path / "src", tmp_path / "prep", *options)
@@ -49,25 +50,18 @@ def made_by(tmp_path: Path, *options: object) -> List[str]:
     return sorted(name for name, inode in after.items() if inode != before.get(name))
 
 
-def rewrite(folder: Path, change: Callable[[List[Dict[str, Any]]], Any]) -> None:
-    """Change the lines of a folder's manifest; the first one is the header."""
-    lines = rows(folder)
-    change(lines)
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def power_loss(folder: Path, pieces: int) -> List[str]:
+    """As if the machine had started again when the record held so many images; names of the .bin of the others."""
+    path = manifest_of(folder)
+    unfinish(path)
+    restart(path)
+    there = [row for row in rows_of(path) if row.get("files") and row["key"] != folders.BESIDE]
 
+    def forget(rows: List[Row]) -> None:
+        rows[:] = [row for row in rows if row not in there[pieces:]]
 
-def power_loss(folder: Path, synced: int) -> List[str]:
-    """As if the machine had started anew when the disk had got so many .bin files; the names of the others."""
-    there = [row for row in rows(folder) if "bin" in row]
-
-    def forget(lines: List[Dict[str, Any]]) -> None:
-        lines[:] = [line for line in lines if "synced" not in line]
-        first = lines.index(there[0])
-        lines[first + synced:first + synced] = [{"synced": first - 1 + synced}]
-        lines[0]["boot_id"] = "another boot"
-
-    rewrite(folder, forget)
-    return sorted(row["bin"] for row in there[synced:])
+    change_rows(path, forget)
+    return sorted(row["files"][0][0] for row in there[pieces:])
 
 
 # ---- after a change --------------------------------------------------------------------------------------------------
@@ -83,7 +77,7 @@ def test_a_changed_image_is_done_again_and_a_removed_one_is_removed(prepared: Pa
     (prepared / "prep" / "e.bin").write_bytes(b"half")
     assert made_by(prepared) == ["b.bin", "e.bin"]
     assert sorted(bins(prepared / "prep")) == ["a.bin", "b.bin", "c.bin", "e.bin"]
-    assert sorted(read_manifest(str(prepared / "prep"))[1]) == ["a.png", "b.png", "c.png", "e.png"]
+    assert sorted(prepared_sources(prepared / "prep")) == ["a.png", "b.png", "c.png", "e.png"]
 
 
 def in_place(path: Path, content: bytes) -> None:
@@ -126,16 +120,19 @@ def test_a_bin_from_the_future_is_made_again(prepared: Path) -> None:
     """Its result would be older for ever."""
     tomorrow = time.time_ns() + 86400 * 10**9
     os.utime(str(prepared / "prep" / "b.bin"), ns=(tomorrow, tomorrow))
-    rewrite(prepared / "prep", lambda lines: [line.update(bin_mtime_ns=tomorrow) for line in lines
-                                              if line.get("bin") == "b.bin"])
+    change_file(manifest_of(prepared / "prep"), "b.bin", mtime_ns=tomorrow)
     assert made_by(prepared) == ["b.bin"]
     assert (prepared / "prep" / "b.bin").stat().st_mtime_ns < time.time_ns()
 
 
-@pytest.mark.parametrize("row", [{"source": 5, "bin": []}, {"source": "a.png"}, {"bin": "a.bin"}, {"expected": 7},
-                                 {"expected": [1]}, {"error": {}}, {"synced": "x"}, {"seconds": "1"}, {"files": 3}])
-def test_malformed_rows_of_a_manifest_are_passed_over(row: Dict[str, Any], prepared: Path) -> None:
-    rewrite(prepared / "prep", lambda lines: lines.append(row))
+@pytest.mark.parametrize("row", [
+    {"key": 5, "inputs": [], "files": []}, {"key": "a.png"}, {"key": "a.png", "inputs": [], "files": 3},
+    {"key": "a.png", "inputs": [], "files": [["a.bin"]]}, {"key": "a.png", "inputs": 1, "files": []},
+    {"key": "a.png", "inputs": [], "files": [], "notes": []}, {"expected": 7}, {"expected": [1, "../x"]},
+    {"announced": "x"}, {"announced": [[1]]}, {"announced": [["../x", 1, "0"]]},
+    {"announced": [["x.bin", float("inf"), "0"]]}, {"recipe": 7}, {"recipe": [["a"]]}, {}])
+def test_malformed_rows_of_a_manifest_are_passed_over(row: Row, prepared: Path) -> None:
+    change_rows(manifest_of(prepared / "prep"), lambda rows: rows.append(row))
     assert made_by(prepared) == []
 
 
@@ -145,9 +142,10 @@ def test_a_bin_that_is_not_as_it_was_recorded_is_made_again(prepared: Path) -> N
     (prepared / "prep" / "c.bin").unlink()
     (prepared / "prep" / "d.bin").unlink()
     (prepared / "prep" / "d.bin").symlink_to("a.bin")
-    entry = read_manifest(str(prepared / "prep"))[1]["a.png"]
-    assert set(entry) == {"bin", "source", "size", "mtime_ns", "ctime_ns", "bin_mtime_ns", "bin_ctime_ns", "checksum"}
-    assert entry["bin_mtime_ns"] == (prepared / "prep" / "a.bin").stat().st_mtime_ns
+    piece = folders.open_record(str(prepared / "prep")).pieces["a.png"]
+    source, made = (prepared / "src" / "a.png").stat(), (prepared / "prep" / "a.bin").stat()
+    assert piece.inputs == [["a.png", source.st_size, source.st_mtime_ns, source.st_ctime_ns]]
+    assert [made[:4] for made in piece.files] == [("a.bin", 602112, made.st_mtime_ns, made.st_ctime_ns)]
     assert made_by(prepared) == ["b.bin", "c.bin", "d.bin"]
     assert bins(prepared / "prep") == good
 
@@ -156,7 +154,7 @@ def test_a_bin_that_is_not_as_it_was_recorded_is_made_again(prepared: Path) -> N
                                              (("--dtype", "uint8"), "dtype was float32")])
 def test_other_settings_keep_what_is_there_unless_forced(option: Any, changed: str, prepared: Path) -> None:
     before = bins(prepared / "prep")
-    rewrite(prepared / "prep", lambda lines: [line.update(seconds=7200.0) for line in lines if "seconds" in line])
+    change_rows(manifest_of(prepared / "prep"), lambda rows: rows[-1].update(seconds=7200.0))
     said = refused(prepared / "src", prepared / "prep", *option)
     assert f"holds 5 images, which took 7200 s, made with other settings: {changed}; to keep them, name" in said
     assert bins(prepared / "prep") == before
@@ -165,46 +163,39 @@ def test_other_settings_keep_what_is_there_unless_forced(option: Any, changed: s
     assert sizes == [3 * 64 * 64 * 4 if "64" in option else 150528] * 5
 
 
-def old_program(header: Dict[str, Any]) -> None:
-    """What version 1.0.0 wrote."""
-    for name in ("sources", "versions"):
-        del header[name]
-    header.update(version="1.0.0", pid=1)
-
-
 @pytest.mark.parametrize("change, changed", [
-    (lambda header: header.update(sources="0" * 64), "this program was updated"),
-    (old_program, "this program was updated"),
-    (lambda header: header["versions"].update(Pillow="9.4.9"), "Pillow was 9.4.9"),
-    (lambda header: header["versions"].update(simplejpeg=""), "simplejpeg was missing")])
+    (lambda recipe: recipe.update(sources="0" * 64), "this program was updated"),
+    (lambda recipe: recipe["versions"].update(Pillow="9.4.9"), "Pillow was 9.4.9"),
+    (lambda recipe: recipe["versions"].update(simplejpeg=""), "simplejpeg was missing")])
 def test_another_program_or_another_package_does_all_again(
-        change: Callable[[Dict[str, Any]], None], changed: str, prepared: Path) -> None:
-    def another(lines: List[Dict[str, Any]]) -> None:
-        change(lines[0])
-        for line in lines:
-            line.update({"seconds": 0.1} if "seconds" in line else {})  # on a busy machine it took longer, and is told
+        change: Callable[[Row], None], changed: str, prepared: Path) -> None:
+    def another(rows: List[Row]) -> None:
+        change(rows[0]["recipe"])
+        rows[-1].update(seconds=0.1)  # on a busy machine it took longer, and is told
 
-    rewrite(prepared / "prep", another)
+    change_rows(manifest_of(prepared / "prep"), another)
     done = prepare(prepared / "src", prepared / "prep")
-    assert "5 made" in done.stdout and done.stderr == f"everything is made anew (5 images): {changed}\n"
+    assert "5 made" in done.stdout and done.stderr == f"everything is made again (5 images): {changed}\n"
     assert made_by(prepared) == []
 
 
-def test_the_header_says_what_decides_over_the_bytes(prepared: Path) -> None:
-    header, _ = read_manifest(str(prepared / "prep"))
-    assert header == {
-        "tool": "TResNet_preprocess.py", "sources": record.sources(str(ROOT / "TResNet_preprocess.py")),
-        "versions": record.versions(["numpy", "Pillow", "simplejpeg"]), "img_size": 224, "crop_pct": 0.875,
-        "crop_mode": "center", "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1], "dtype": "float32",
-        "source": str(prepared / "src"), "given": [], "labels": False, "class_folders": [],
-        "shard": [1, 1]}
-    assert header["versions"]["numpy"] and header["versions"]["Pillow"]
+def test_the_recipe_says_what_decides_over_the_bytes(prepared: Path) -> None:
+    about, program = folders.open_record(str(prepared / "prep")), str(ROOT / "TResNet_preprocess.py")
+    assert about.recipe == {
+        "tool": "TResNet_preprocess.py", "sources": recipe.sources(program),
+        "versions": recipe.versions(["numpy", "Pillow", "simplejpeg"]), "inputs": [], "settings": [],
+        "options": {"img_size": 224, "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bilinear",
+                    "mean": [0, 0, 0], "std": [1, 1, 1], "dtype": "float32", "source": str(prepared / "src"),
+                    "shard": [1, 1]}}
+    assert about.about == {"given": [], "labels": False, "class_folders": []}
+    assert about.recipe["versions"]["numpy"] and about.recipe["versions"]["Pillow"]
 
 
-def test_a_manifest_of_another_program_is_none(tmp_path: Path) -> None:
-    assert read_manifest(str(tmp_path)) == read_manifest(str(tmp_path / "gone")) == ({}, {})
-    journal.Journal(str(tmp_path / "manifest.jsonl"), {"tool": "another"}, [{"source": "a"}], 0).close()
-    assert read_manifest(str(tmp_path)) == ({}, {})
+def test_of_a_manifest_of_another_program_nothing_is_believed(tmp_path: Path) -> None:
+    nothing = Prepared({}, {}, {}, {}, {}, {})
+    assert read(str(tmp_path)) == read(str(tmp_path / "gone")) == nothing
+    write_finished(tmp_path / "manifest.jsonl", {"tool": "another"}, {"a.png": []})
+    assert read(str(tmp_path)) == nothing
 
 
 @pytest.mark.parametrize("force", ([], ["--force"]))
@@ -213,82 +204,118 @@ def test_a_manifest_of_another_program_is_not_replaced(force: List[str], tmp_pat
     (tmp_path / "prep").mkdir()
     (tmp_path / "prep" / "manifest.jsonl").write_text('{"audio": "a.wav"}\n')
     said = refusal("TResNet_preprocess.py", tmp_path / "src", tmp_path / "prep", *force)
-    assert "did not make or cannot account for (manifest.jsonl); move them away" in said
+    assert "prep/manifest.jsonl is not a record of this program; move it away, or name another place" in said
     assert (tmp_path / "prep" / "manifest.jsonl").read_text() == '{"audio": "a.wav"}\n'
 
 
 def test_a_torn_manifest_costs_only_what_was_torn(prepared: Path) -> None:
-    last = [row for row in rows(prepared / "prep") if "bin" in row][-1]["bin"]
-    text = (prepared / "prep" / "manifest.jsonl").read_text()
-    (prepared / "prep" / "manifest.jsonl").write_text(text[:text.index(f'"bin": "{last}"') + 20])
+    path = manifest_of(prepared / "prep")
+    lines = path.read_bytes().splitlines(keepends=True)
+    last = rows_of(path)[-2]["files"][0][0]
+    path.write_bytes(b"".join(lines[:-2]) + lines[-2][:60])
     assert made_by(prepared) == [last]
-    assert len(rows(prepared / "prep")) >= 7  # header, names, images: the manifest is whole again
+    assert len(prepared_sources(prepared / "prep")) == 5 and "finished" in rows_of(path)[-1], "it is whole again"
+
+
+def test_without_its_recipe_nothing_of_a_manifest_is_kept(prepared: Path) -> None:
+    """The images may have been made with any settings."""
+    path = manifest_of(prepared / "prep")
+    path.write_bytes(path.read_bytes().replace(b'"crop_mode": "center"', b'"crop_mode": "cente2"'))
+    done = prepare(prepared / "src", prepared / "prep", "--crop-mode", "squash")
+    assert "5 made" in done.stdout and done.stderr == "everything is made again: its record is damaged\n"
+    assert read(str(prepared / "prep")).settings["crop_mode"] == "squash"
+
+
+def test_a_removed_image_alone_takes_its_bin_away(prepared: Path) -> None:
+    (prepared / "src" / "d.png").unlink()
+    assert made_by(prepared) == []
+    assert sorted(bins(prepared / "prep")) == ["a.bin", "b.bin", "c.bin", "e.bin"]
 
 
 def test_labels_of_ours_go_with_the_class_folders(tmp_path: Path) -> None:
     fill(tmp_path / "src", ["cat/1.png"])
     prepare(tmp_path / "src", tmp_path / "prep")
-    assert read_manifest(str(tmp_path / "prep"))[0]["labels"] and (tmp_path / "prep" / "val_label.txt").exists()
+    assert read(str(tmp_path / "prep")).about["labels"] and (tmp_path / "prep" / "val_label.txt").exists()
     fill(tmp_path / "src", ["2.png"])
     prepare(tmp_path / "src", tmp_path / "prep")
-    assert not read_manifest(str(tmp_path / "prep"))[0]["labels"]
+    assert not read(str(tmp_path / "prep")).about["labels"]
     assert not (tmp_path / "prep" / "val_label.txt").exists()
+
+
+def test_a_second_run_with_nothing_to_do_rewrites_nothing(prepared: Path) -> None:
+    def states() -> Dict[str, Any]:
+        return {path.name: (path.stat().st_ino, path.stat().st_ctime_ns) for path in (prepared / "prep").iterdir()}
+
+    before = states()
+    assert "(5 were there already)" in prepare(prepared / "src", prepared / "prep").stdout
+    assert states() == before
 
 
 # ---- after a power loss ----------------------------------------------------------------------------------------------
 
-def test_after_a_power_loss_what_the_disk_may_not_have_had_is_read_and_made_again_if_it_is_not_whole(
+def test_after_a_restart_nothing_of_an_unfinished_run_is_believed_before_the_step_has_run_again(
         prepared: Path) -> None:
     lost = power_loss(prepared / "prep", 2)
-    assert len(read_manifest(str(prepared / "prep"))[1]) == 2
-    assert len(lost) == 3
-    (prepared / "prep" / lost[0]).write_bytes(b"")
-    in_place(prepared / "prep" / lost[1], b"\0" * 602112)
-    rewrite(prepared / "prep", lambda lines: [  # as if nothing but the content told it
-        line.update(bin_ctime_ns=(prepared / "prep" / lost[1]).stat().st_ctime_ns)
-        for line in lines if line.get("bin") == lost[1]])
-    assert made_by(prepared) == lost[:2]
-    power_loss(prepared / "prep", 2)
+    assert read(str(prepared / "prep")).sources == {} and len(lost) == 3
+    assert made_by(prepared) == lost
+    assert len(prepared_sources(prepared / "prep")) == 5
+
+
+def test_after_a_restart_content_decides_over_what_an_unfinished_run_made(prepared: Path) -> None:
+    power_loss(prepared / "prep", 5)
+    (prepared / "prep" / "b.bin").write_bytes(b"")
+    in_place(prepared / "prep" / "d.bin", b"\0" * 602112)
+    change_file(manifest_of(prepared / "prep"), "d.bin",  # as if nothing but the content told it
+                ctime_ns=(prepared / "prep" / "d.bin").stat().st_ctime_ns)
+    assert made_by(prepared) == ["b.bin", "d.bin"]
+    power_loss(prepared / "prep", 5)
     assert made_by(prepared) == []
 
 
 def test_a_finished_run_is_on_the_disk(prepared: Path) -> None:
-    rewrite(prepared / "prep", lambda lines: lines[0].update(boot_id="another boot"))
-    assert len(read_manifest(str(prepared / "prep"))[1]) == 5
+    restart(manifest_of(prepared / "prep"))
+    assert len(prepared_sources(prepared / "prep")) == 5
     assert made_by(prepared) == []
 
 
 def test_after_a_power_loss_all_files_of_ours_are_known_still(prepared: Path) -> None:
-    power_loss(prepared / "prep", 2)
+    """Even if the disk has the names of all files, of some no content, and of the record only its beginning."""
+    power_loss(prepared / "prep", 1)
+    path = manifest_of(prepared / "prep")
+    change_rows(path, lambda rows: rows.__setitem__(slice(3, None), []))
+    (prepared / "prep" / "c.bin").write_bytes(b"")
     for name in "abcde":
         (prepared / "src" / f"{name}.png").rename(prepared / "src" / f"{name}2.png")
-    assert "5 images" in prepare(prepared / "src", prepared / "prep").stdout
+    done = prepare(prepared / "src", prepared / "prep")
+    assert "5 images" in done.stdout
     assert sorted(bins(prepared / "prep")) == [f"{letter}2.bin" for letter in "abcde"]
-
-
-@pytest.mark.slow
-def test_during_a_long_run_the_disk_is_told_to_keep_what_is_done(slow_images: Path, tmp_path: Path) -> None:
-    program = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import TResNet_preprocess as p;"
-               "from common import journal, workers; journal.SYNC_EVERY = 0.1; workers.MAX_BATCH = 1; p.main()")
-    for attempt in range(5):  # a busy disk may take longer to sync than a run lasts
-        target = tmp_path / str(attempt)
-        subprocess.run([sys.executable, "-c", program, str(ROOT), str(slow_images), str(target)], check=True,
-                       stdout=subprocess.PIPE)
-        lines = rows(target)[1:]
-        synced = [(index, line["synced"]) for index, line in enumerate(lines) if "synced" in line]
-        if len(synced) > 2:
-            break
-    assert synced[0][1] == 2 and synced[-1][1] == 27 and len(synced) > 2  # in the beginning, in the end, in between
-    assert all(count <= sum("synced" not in line for line in lines[:index]) for index, count in synced)
 
 
 # ---- after a kill ----------------------------------------------------------------------------------------------------
 
 def test_leftovers_of_a_killed_run_are_removed(prepared: Path) -> None:
-    for name in ("a.bin", "manifest.jsonl", "val_label.txt", "mine.txt"):
-        (prepared / "prep" / f"{name}.part").write_bytes(b"half")
+    """Those of names that this program makes, with its own ending."""
+    (prepared / "src" / "b.png").unlink()
+    others = ["a.bin.part", "a.bin.0123ABCD.part", "mine.txt.0123abcd.part"]
+    for name in (*others, "a.bin.0123abcd.part", "b.bin.89abcdef.part", "manifest.jsonl.00000000.part"):
+        (prepared / "prep" / name).write_bytes(b"half")
     prepare(prepared / "src", prepared / "prep")
-    assert [path.name for path in (prepared / "prep").glob("*.part")] == ["mine.txt.part"]
+    assert sorted(path.name for path in (prepared / "prep").glob("*.part")) == sorted(others)
+
+
+def test_what_a_killed_run_was_to_make_is_known_to_a_run_with_other_images(prepared: Path) -> None:
+    """Its record holds nothing of it but the names."""
+    path = manifest_of(prepared / "prep")
+    unfinish(path)
+    change_rows(path, lambda rows: rows.__setitem__(slice(2, None), []))
+    assert {"expected": ALL} in rows_of(path)
+    for name in ALL:
+        (prepared / "prep" / name).rename(prepared / "prep" / f"{name}.0123abcd.part")
+    for name in "abcde":
+        (prepared / "src" / f"{name}.png").rename(prepared / "src" / f"{name}2.png")
+    prepare(prepared / "src", prepared / "prep")
+    assert sorted(path.name for path in (prepared / "prep").iterdir()) == [
+        *(f"{letter}2.bin" for letter in "abcde"), "manifest.jsonl"]
 
 
 @pytest.mark.alone
@@ -334,19 +361,58 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(slow_images: Path,
         process = start(slow_images, target)
         end = time.monotonic() + 10
         while number % 2 and process.poll() is None and time.monotonic() < end:  # in the middle of the work
-            if len(read_manifest(str(target))[1]) > finished:
+            if len(prepared_sources(target)) > finished:
                 break
         time.sleep(generator.random() * (0.1 if number % 2 else 0.6))
         kills += process.poll() is None
         process.send_signal(generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
         process.communicate()
-        done = len(read_manifest(str(target))[1]) if target.exists() else 0
+        done = len(prepared_sources(target)) if target.exists() else 0
         assert done >= finished, f"kill {number} lost finished images"
         finished = done
         assert all(path.stat().st_size == 602112 for path in target.glob("*.bin"))
     assert kills >= 3
     assert finished > 0 and f"({finished} were there already)" in prepare(slow_images, target).stdout
     assert bins(target) == slow_bins and not list(target.glob("*.part"))
+
+
+# ---- what is not a regular file, links -------------------------------------------------------------------------------
+
+@irregular
+def test_a_manifest_that_is_not_a_regular_file_is_refused_at_once(
+        make: Callable[[str], Any], prepared: Path) -> None:
+    before = bins(prepared / "prep")
+    manifest_of(prepared / "prep").unlink()
+    make(str(manifest_of(prepared / "prep")))
+    for options in ([], ["--force"]):
+        said = refused(prepared / "src", prepared / "prep", *options)
+        assert said == f"TResNet_preprocess.py: {prepared}/prep/manifest.jsonl is not a regular file\n"
+    assert bins(prepared / "prep") == before
+
+
+@irregular
+def test_what_is_not_a_regular_file_in_the_place_of_a_bin_is_set_aside(
+        make: Callable[[str], Any], prepared: Path) -> None:
+    before = bins(prepared / "prep")
+    (prepared / "prep" / "b.bin").unlink()
+    make(str(prepared / "prep" / "b.bin"))
+    done = prepare(prepared / "src", prepared / "prep")
+    assert "1 made" in done.stdout
+    assert f"b.bin is not what this program made there, and lies in {prepared}/prep/aside now" in done.stderr
+    assert bins(prepared / "prep") == before and os.listdir(str(prepared / "prep" / "aside")) == ["b.bin"]
+
+
+@pytest.mark.parametrize("craft", [old_record, new_record])
+def test_a_prepared_folder_that_is_a_link_is_refused(craft: Callable[[Path, Path, str], None], tmp_path: Path) -> None:
+    """Its manifest, which lies there as well, may call somebody's files this program's own."""
+    fill(tmp_path / "src", ["a.png"])
+    contents = somebodys(tmp_path / "home")
+    craft(tmp_path / "home" / "manifest.jsonl", tmp_path / "home", "")
+    (tmp_path / "prep").symlink_to("home")
+    for name in ("prep", "prep/"):
+        said = refused(tmp_path / "src", f"{tmp_path}/{name}", "--force")
+        assert "is a symbolic link, and nothing is made or removed through one; name " in said
+    assert {name: (tmp_path / "home" / name).read_bytes() for name in contents} == contents
 
 
 # ---- two runs --------------------------------------------------------------------------------------------------------
@@ -381,4 +447,4 @@ def test_a_foreign_label_file_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_the_names_of_the_manifest_and_of_the_labels_are_those_of_readme() -> None:
-    assert (manifest.MANIFEST, manifest.LABELS) == ("manifest.jsonl", "val_label.txt")
+    assert (record.MANIFEST, folders.LABELS) == ("manifest.jsonl", "val_label.txt")

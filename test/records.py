@@ -1,0 +1,93 @@
+"""Records in tests: they are read, changed and written through the program's own module, never by hand."""
+import os
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List
+
+from common import files, prepared, record
+from common.record import Draft, Made, Recipe, Row
+
+PREPROCESS = "TResNet_preprocess.py"
+
+
+def manifest_of(folder: Path) -> Path:
+    """The record of a prepared folder."""
+    return folder / record.MANIFEST
+
+
+def rows_of(path: Path) -> List[Row]:
+    """All rows of a record; each of its lines must be a good one."""
+    rows = [record.decode(line) for line in path.read_bytes().splitlines(keepends=True)]
+    assert rows and None not in rows, path
+    return rows  # type: ignore[return-value]
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a record of these rows, as a new file."""
+    files.write_whole(str(path), record.encode(rows))
+
+
+def change_rows(path: Path, change: Callable[[List[Row]], Any]) -> None:
+    """Let `change` work on the list of a record's rows; the first of a new record is the recipe."""
+    rows = rows_of(path)
+    change(rows)
+    write_rows(path, rows)
+
+
+def change_recipe(path: Path, **fields: Any) -> None:
+    """Give fields of a record's recipe other values."""
+    change_rows(path, lambda rows: rows[0]["recipe"].update(fields))
+
+
+def change_file(path: Path, name: str, **fields: Any) -> None:
+    """Let a record say something else of one of its files; fields: of record.Made."""
+    def change(rows: List[Row]) -> None:
+        for row in rows:
+            for place, entry in enumerate(row.get("files", [])):
+                if entry[0] == name:
+                    row["files"][place] = list(Made(*entry)._replace(**fields))
+    change_rows(path, change)
+
+
+def unfinish(path: Path) -> None:
+    """As if the run had been killed after its last piece."""
+    change_rows(path, lambda rows: rows.remove(next(row for row in rows if "finished" in row)))
+
+
+def restart(path: Path) -> None:
+    """As if the machine had been started again since a record was written."""
+    change_rows(path, lambda rows: rows[0].update(boot_id="another boot"))
+
+
+def made(folder: Path, name: str) -> Made:
+    """What a record is to say of a file that is there. name: below the folder of the record."""
+    size, modified, changed = files.stamp(os.lstat(str(folder / name)))
+    return Made(name, size, modified, changed, files.checksum_of(str(folder / name)))
+
+
+def write_finished(path: Path, recipe: Row, pieces: Dict[str, List[str]], about: Row = {},  # noqa: B006
+                   notes: Dict[str, Row] = {}) -> None:  # noqa: B006
+    """Write the finished record of files that are there already.
+
+    pieces: {key: names of its files}; notes: {key: notes of its piece}; a key that is only in `notes` has no file.
+    """
+    before = record.read_path(str(path))
+    with record.Writer(before.path, Recipe(recipe), about, []) as writer:
+        writer.publish([
+            Draft(key, [], [], notes.get(key, {}), [made(path.parent, name) for name in pieces.get(key, ())])
+            for key in {**pieces, **notes}])
+        writer.finish(synced=True)
+
+
+def write_prepared(folder: Path, sources: Dict[str, str], bad: Iterable[str] = (), **settings: Any) -> None:
+    """Write the manifest of a prepared folder whose .bin files are there.
+
+    sources: {stem: source}; bad: sources that could not be read; settings: of prepared.make_recipe().
+    """
+    write_finished(manifest_of(folder), {"tool": PREPROCESS, "options": {"dtype": "float32", **settings}},
+                   {source: [f"{stem}.bin"] for stem, source in sources.items()},
+                   notes={source: {"error": "truncated"} for source in bad})
+
+
+def prepared_sources(folder: Path) -> Dict[str, str]:
+    """{source: name of its .bin} of a prepared folder."""
+    return {source: f"{stem}.bin" for stem, source in prepared.read(str(folder)).sources.items()}
