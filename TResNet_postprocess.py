@@ -27,16 +27,18 @@ from fractions import Fraction
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import accuracy, class_names, native, options, prepared, record
-from common.cli import Refusal, shown, some
-from common.files import checksum_of, make_folder, read_regular
-from common.labels import check_folders, label_offset, match_labels, read_label_file
-from common.results import chunks, percent, read_result, result_files
+from common.core import native, options, record
+from common.core.cli import Refusal, shown, some
+from common.core.files import checksum_of, make_folder, read_regular
+from common.data import class_names, prepared
+from common.data.labels import check_folders, label_offset, match_labels, read_label_file
+from common.results import accuracy
+from common.results.results import chunks, percent, read_result, result_files
 
 import numpy as np
 
@@ -60,7 +62,7 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
         if b"'<f4'" not in header:
             return found, checksums
     try:
-        kernel = native.load("ranks.c").label_ranks
+        kernel = native.load("results/ranks.c").label_ranks
     except RuntimeError as error:
         if len(paths) * classes >= SLOW_FROM:
             print(f"note: the fast way is not used, Python reads all results: {error}", file=sys.stderr)

@@ -25,21 +25,22 @@ import warnings
 from typing import Callable, Dict, Generator, List, NamedTuple, Optional, Set, Union
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import evaluation, files, options, prepared, progress, record
-from common.cli import Refusal, shown
-from common.evaluation import AIPP, Evaluation
-from common.images import class_folders, find_images
-from common.labels import class_labels
-from common.names import INPUT_SUFFIXES, SUFFIXES, name_bins
-from common.pixels import BYTES, convert_file, fast_path, reason
-from common.prepared import BESIDE, LABELS
-from common.record import MANIFEST, Draft, Made, Part, Piece, Recipe, Record
-from common.workers import run_workers
+from common.core import files, options, progress, record
+from common.core.cli import Refusal, shown
+from common.core.names import INPUT_SUFFIXES, SUFFIXES, name_bins
+from common.core.record import MANIFEST, Draft, Made, Part, Piece, Recipe, Record
+from common.core.workers import run_workers
+from common.data import evaluation, prepared
+from common.data.evaluation import AIPP, Evaluation
+from common.data.images import class_folders, find_images
+from common.data.labels import class_labels
+from common.data.pixels import BYTES, convert_file, fast_path, reason
+from common.data.prepared import BESIDE, LABELS
 
 TIMEOUT = 60.0  # seconds for one image
 AHEAD = 60 * 10**9  # ns; a .bin from further in the future would always be younger than its result

@@ -25,16 +25,18 @@ from collections import Counter
 from typing import Any, Dict, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import evaluation, onnx_file, operators, options, progress, recipe, record
-from common.checkpoint import AVERAGED, find_state_dict, load_checkpoint
-from common.cli import Refusal, shown
-from common.names import STEMS
-from common.network import FAMILY, PATCH, TRACKED, load_network, recognise
+from common.core import options, progress, recipe, record
+from common.core.cli import Refusal, shown
+from common.core.names import STEMS
+from common.data import evaluation
+from common.model import onnx_file, operators
+from common.model.checkpoint import AVERAGED, find_state_dict, load_checkpoint
+from common.model.network import FAMILY, PATCH, TRACKED, load_network, recognise
 
 OPSETS = range(11, 19)  # the graph is the same in all of them
 CANN_6_OPSET = 15  # the highest that CANN 6.0 has parsers for: ops/built-in/framework/onnx_plugin of its sources
@@ -151,7 +153,7 @@ def main() -> None:
               f"{was['lineage']} lineage; --force exports again")
         warn_of_lineage(was, arguments.checkpoint)
         return
-    from common.graph import build_model
+    from common.model.graph import build_model
 
     import onnx
     before.refuse_others([os.path.basename(arguments.output)])

@@ -13,15 +13,18 @@ import os
 import shutil
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import ascend, dataset, environment, evaluation, files, options, prepared, record
-from common.cli import ROOT, Refusal, shown, some
-from common.images import class_folders, find_images
-from common.labels import (
+from common.ascend import chips, host
+from common.core import environment, files, options, record
+from common.core.cli import ROOT, Refusal, shown, some
+from common.core.names import SUFFIXES, name_bins
+from common.data import dataset, evaluation, prepared
+from common.data.images import class_folders, find_images
+from common.data.labels import (
     Label,
     check_folders,
     class_labels,
@@ -31,7 +34,6 @@ from common.labels import (
     read_class_map,
     read_label_file,
 )
-from common.names import SUFFIXES, name_bins
 
 VALUE_BYTES = {False: 4, True: 1}  # of a .bin: float32, or uint8 for --uint8
 MODEL_BYTES = 130_000_000  # a TResNet-M as .onnx or .om, and the sample data; an XL has 320 MB
@@ -68,14 +70,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def chips_row(soc: str, device: Optional[List[int]]) -> Row:
     """Which chips a run would take. soc, device: what --soc-version and --device say."""
     try:
-        devices, name = ascend.choose_devices(device, soc)
-    except ascend.ChipProblem as problem:
+        devices, name = chips.choose_devices(device, soc)
+    except chips.ChipProblem as problem:
         mend = "the chips and their numbers: python3 scripts/npu_info.py --json"
-        if problem.code == ascend.UNANSWERED:
+        if problem.code == chips.UNANSWERED:
             mend = "install the driver and firmware of the card, then: npu-smi info"
         return Row("ascend", "NPU (npu-smi)", False, problem.sentence, mend, problem.code,
                    problem.fact)
-    found = soc or ascend.soc_version(name)
+    found = soc or chips.soc_version(name)
     if len(devices) > 1:
         found += f", devices {','.join(map(str, devices))}"
     return Row("ascend", "NPU (npu-smi)", True, found, "", CHIPS, found)
@@ -83,22 +85,22 @@ def chips_row(soc: str, device: Optional[List[int]]) -> Row:
 
 def python_row() -> Row:
     """The host's python3, in which atc compiles operators."""
-    virtual = ascend.virtual_python()
-    lacking, mend = ascend.atc_problem()
+    virtual = host.virtual_python()
+    lacking, mend = host.atc_problem()
     state = ", which has what atc needs"
     if virtual:
         state, mend = ", a virtual environment's, in which atc fails", "deactivate"
     elif lacking:
         state = f": {lacking}"
-    version = ascend.host_facts().get("python", "unknown")
+    version = host.host_facts().get("python", "unknown")
     found = f"{shutil.which('python3') or 'none on the PATH'}, Python {version}{state}"
     return Row("ascend", "host's python3", not (virtual or lacking), found, mend)
 
 
 def ascend_rows(soc: str, device: Optional[List[int]]) -> List[Row]:
     """What the ascend backend needs of the machine."""
-    facts, atc, has = ascend.host_facts(), shutil.which("atc"), ascend.host_versions()
-    source = f"source {shown(ascend.set_env() or ascend.SET_ENV)}"
+    facts, atc, has = host.host_facts(), shutil.which("atc"), host.host_versions()
+    source = f"source {shown(host.set_env() or host.SET_ENV)}"
     rows = [chips_row(soc, device),
             Row("ascend", "atc", bool(atc), atc or "not on the PATH", source, ATC), python_row()]
     rows += [Row("", item, bool(has[item]), has[item] or "no version found")
@@ -384,7 +386,7 @@ def choose(arguments: argparse.Namespace, rows: List[Row]) -> Tuple[str, str]:
     if arguments.soc_version:
         return "ascend", "a chip was named"
     missing = [row for row in rows if row.code and not row.good]
-    if missing and [row.code for row in missing] != [ascend.KINDS]:
+    if missing and [row.code for row in missing] != [chips.KINDS]:
         facts = [f"{row.item}: {row.fact or row.found}" for row in missing]
         return "cpu", "for ascend, " + "; ".join(facts)
     return "ascend", f"{rows[0].found}, atc and ais_bench are there"

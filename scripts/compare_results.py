@@ -16,17 +16,18 @@ import json
 import os
 from typing import Any, Dict, List, Optional
 
-from common import cli
+from common.core import cli
+from common.model.statistics import cosine_similarity
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import options, progress, record
-from common.cli import Refusal, shown
-from common.files import write_whole
-from common.names import natural_key
-from common.results import chunks, cosine_similarity, percent, result_files
-from common.work_files import FORECAST
+from common.core import options, progress, record
+from common.core.cli import Refusal, shown
+from common.core.files import write_whole
+from common.core.names import natural_key
+from common.results.results import chunks, percent, result_files
+from common.results.work_files import FORECAST
 
 import numpy as np
 

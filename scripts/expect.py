@@ -16,20 +16,22 @@ import os
 from collections import Counter
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import dataset, evaluation, onnx_file, operators, options, prepared, record
-from common.cli import Refusal, shown, some
-from common.evaluation import Evaluation
-from common.figures import interval, share
-from common.images import spaced
-from common.inputs import Input, read_aipp, read_batch
-from common.published import EXPECTED, Weights
-from common.results import answers, result_files
-from common.work_files import EXPECT, REPORT
+from common.core import options, record
+from common.core.cli import Refusal, shown, some
+from common.data import dataset, evaluation, prepared
+from common.data.evaluation import Evaluation
+from common.data.images import spaced
+from common.data.inputs import Input, read_aipp, read_batch
+from common.model import onnx_file, operators
+from common.results.figures import interval, share
+from common.results.published import EXPECTED, Weights
+from common.results.results import answers, result_files
+from common.results.work_files import EXPECT, REPORT
 
 import numpy as np
 
@@ -142,7 +144,7 @@ def prepared_reader(run: Run) -> Reader:
 
 def source_reader(run: Run, setting: Evaluation) -> Reader:
     """Gives the images prepared anew with a setting; raises Refusal or OSError if they are not there any more."""
-    from common.pixels import convert_file
+    from common.data.pixels import convert_file
     about = prepared.read(run.report["prep"])
 
     def read(stems: List[str]) -> np.ndarray:
@@ -157,9 +159,9 @@ def source_reader(run: Run, setting: Evaluation) -> Reader:
 
 def other_lineage(run: Run, checkpoint: str) -> Tuple[str, Infer]:
     """The checkpoint's weights in the network of the other lineage. Raises: Refusal."""
-    from common.checkpoint import find_state_dict, load_checkpoint
-    from common.graph import build_model
-    from common.network import Recognised, load_network
+    from common.model.checkpoint import find_state_dict, load_checkpoint
+    from common.model.graph import build_model
+    from common.model.network import Recognised, load_network
     other = {"miil": "ascend", "ascend": "miil"}[run.notes["lineage"]]
     path = evaluation.weights_file(checkpoint)
     seen = Recognised(run.notes["variant"], int(run.notes["num_classes"]), other, "")

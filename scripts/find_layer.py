@@ -19,18 +19,20 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import ascend, bench, files, float16, onnx_file, operators, options, recipe, record
-from common.cli import ROOT, Refusal, shown
-from common.graph import unshuffled
-from common.images import list_inputs
-from common.inputs import Input, input_of, read_batch
-from common.names import om_path, result_names
-from common.record import Draft, Writer
+from common.ascend import bench, host
+from common.core import files, options, recipe, record
+from common.core.cli import ROOT, Refusal, shown
+from common.core.names import om_path, result_names
+from common.core.record import Draft, Writer
+from common.data.images import list_inputs
+from common.data.inputs import Input, input_of, read_batch
+from common.model import float16, onnx_file, operators
+from common.model.graph import unshuffled
 
 import numpy as np
 import onnx
@@ -71,7 +73,7 @@ class Card:
             shutil.copyfile(path, os.path.join(self.input, os.path.basename(path)))
 
     def start(self, words: List[str], what: str) -> None:
-        ascend.run_or_refuse(words, os.path.join(self.arguments.output, "find_layer.log"), what, cwd=self.folder)
+        host.run_or_refuse(words, os.path.join(self.arguments.output, "find_layer.log"), what, cwd=self.folder)
 
     def values(self, model: onnx.ModelProto, tensors: List[str], for_atc: List[str]
                ) -> List[Dict[str, np.ndarray]]:
@@ -309,13 +311,13 @@ def main() -> None:
     sample = input_of(onnx_file.describe(arguments.model), arguments.aipp)
     paths = list_inputs(arguments.input)[:arguments.images]
     os.umask(0o027)  # ais_bench refuses files that others can write
-    folder = arguments.output = ascend.safe_path(arguments.output)
+    folder = arguments.output = host.safe_path(arguments.output)
     files.make_folder(folder, "--output")
     model = onnx_file.load(arguments.model)
     target = os.path.join(folder, "find_layer.json")
     made_by = recipe.make(__file__, {"images": arguments.images}, (), onnx_file.all_files(arguments.model))
     names = [os.path.basename(target), KEEP]
-    with record.begin(record.read(target), made_by, names) as writer, ascend.run_folder(
+    with record.begin(record.read(target), made_by, names) as writer, host.run_folder(
             os.path.join(folder, "find-layer-run")) as private:
         card = Card(arguments, sample, paths, private)
         report = search(model, card, writer)

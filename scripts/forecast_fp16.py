@@ -22,20 +22,21 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
-from common import cli
+from common.core import cli
+from common.model.statistics import cosine_similarity
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import files, float16, onnx_file, operators, options, progress, recipe, record
-from common.cli import Refusal, shown, some
-from common.figures import share
-from common.images import list_inputs
-from common.inputs import Input, input_of, read_batch
-from common.names import result_stem
-from common.prepared import true_classes
-from common.results import cosine_similarity
-from common.work_files import FORECAST
+from common.core import files, options, progress, recipe, record
+from common.core.cli import Refusal, shown, some
+from common.core.names import result_stem
+from common.data.images import list_inputs
+from common.data.inputs import Input, input_of, read_batch
+from common.data.prepared import true_classes
+from common.model import float16, onnx_file, operators
+from common.results.figures import share
+from common.results.work_files import FORECAST
 
 import numpy as np
 
@@ -207,7 +208,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def compute(arguments: argparse.Namespace, product: str, made_by: record.Recipe, paths: List[str], sample: Input
             ) -> Dict[str, Any]:
-    from common import plots  # here: a forecast that is up to date needs no matplotlib
+    from common.results import plots  # here: a forecast that is up to date needs no matplotlib
     start, model, known = time.time(), onnx_file.load(arguments.model), None
     if arguments.labels:
         classes = operators.logits_of(model)(read_batch(paths[:1], sample)).shape[1]

@@ -20,17 +20,19 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import ascend, bench, evaluation, files, options, prepared, progress, recipe, record
-from common.cli import Refusal, shown, some
-from common.images import list_inputs
-from common.names import om_batch, result_names
-from common.record import Draft, Part, Piece, Recipe, Writer
-from common.slices import Sizes
+from common.ascend import bench, chips, host
+from common.ascend.slices import Sizes
+from common.core import files, options, progress, recipe, record
+from common.core.cli import Refusal, shown, some
+from common.core.names import om_batch, result_names
+from common.core.record import Draft, Part, Piece, Recipe, Writer
+from common.data import evaluation, prepared
+from common.data.images import list_inputs
 
 SUMMARY = ""  # the key of the piece that is the summary
 POLL = 0.02  # s between two looks at whether an ais_bench has ended
@@ -87,7 +89,7 @@ def start(arguments: argparse.Namespace, paths: List[str], device: int, folder: 
     words = bench.command(model, bench.spelling(), input=inputs, output=".", output_dirname=outputs,
                           outfmt=arguments.outfmt, device=device or None)
     log = os.path.join(folder, f"device{device}.log")
-    return Slice(paths, ascend.start_tool(words, log, cwd=folder), time.monotonic(), log)
+    return Slice(paths, host.start_tool(words, log, cwd=folder), time.monotonic(), log)
 
 
 def ends_line(path: str) -> bool:
@@ -103,7 +105,7 @@ def collect(arguments: argparse.Namespace, work: Slice, device: int, folder: str
     Returns: the files, which are to be moved into the folder `prefix`, and the slice's summary. Raises: Refusal if
     ais_bench failed, or if there is not exactly one whole result for each image.
     """
-    status = ascend.status_of(work.child.returncode)
+    status = host.status_of(work.child.returncode)
     if status:
         raise Refusal(f"ais_bench failed with exit status {status} and said {bench.complaint(work.log)!a}")
     made = os.path.join(folder, f"out{device}")
@@ -200,7 +202,7 @@ class Run:
 
     def all(self) -> None:
         """Raises: Refusal if images are left that no device could infer."""
-        with ascend.run_folder(self.prefix + "-run") as folder, progress.watched(
+        with host.run_folder(self.prefix + "-run") as folder, progress.watched(
                 "inference", len(self.place), "images", lambda: self.count(folder), lines_every=10) as self.bar:
             try:
                 self.hand_out(folder)
@@ -235,12 +237,12 @@ def main() -> None:
     if not os.path.exists(arguments.model):
         raise Refusal(f"{shown(arguments.model)} is not there; make it with scripts/onnx2om.sh")
     paths = list_inputs(arguments.input)
-    devices = [0] if arguments.device is None else arguments.device or ascend.choose_devices([])[0]
+    devices = [0] if arguments.device is None else arguments.device or chips.choose_devices([])[0]
     evaluation.check_prepared(prepared.read(arguments.input), record.read(arguments.model).notes.get("evaluation"),
                               arguments.input, arguments.model)
     prefix = os.path.join(arguments.output, arguments.output_dirname)
     made_by = recipe.make(__file__, {"outfmt": arguments.outfmt}, inputs=[arguments.model],
-                          host=ascend.host_versions(arguments.host_facts))
+                          host=host.host_versions(arguments.host_facts))
     before = record.read(prefix)
     earlier = before.kept(made_by, arguments.force)
     states = {path: record.state(path) for path in paths}

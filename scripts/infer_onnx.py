@@ -22,18 +22,21 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import bench, evaluation, files, onnx_file, operators, options, prepared, progress, recipe, record
-from common.cli import Refusal, shown
-from common.images import list_inputs
-from common.inputs import Input, read_aipp, read_batch
-from common.names import result_names
-from common.record import Part, Recipe, Writer
-from common.results import encode
+from common.ascend import bench
+from common.core import files, options, progress, recipe, record
+from common.core.cli import Refusal, shown
+from common.core.names import result_names
+from common.core.record import Part, Recipe, Writer
+from common.data import evaluation, prepared
+from common.data.images import list_inputs
+from common.data.inputs import Input, read_aipp, read_batch
+from common.model import onnx_file, operators
+from common.results.results import encode
 
 import numpy as np
 

@@ -17,16 +17,16 @@ import zipfile
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Dict, List
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import files, options, progress, recipe, record
-from common.cli import ROOT, Refusal, shown, why
-from common.environment import download
-from common.evaluation import DEFAULT
-from common.record import Draft, Part
+from common.core import files, options, progress, recipe, record
+from common.core.cli import ROOT, Refusal, shown, why
+from common.core.environment import download
+from common.core.record import Draft, Part
+from common.data.evaluation import DEFAULT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ def fetch_photos() -> Dict[str, bytes]:
 
 def load_images(paths: List[str]) -> "np.ndarray":
     """The network's input for images: float32 [n, 3, 224, 224], RGB in 0…1."""
-    from common.pixels import network_input, reference_crop
+    from common.data.pixels import network_input, reference_crop
 
     import numpy as np  # here, as in make_checkpoint(): a second run does not need it
     from PIL import Image
@@ -69,7 +69,7 @@ def load_images(paths: List[str]) -> "np.ndarray":
 
 def make_checkpoint(labels: Dict[str, int], path: str) -> None:
     """Write a checkpoint, as timm's training script does, that gives each photo ({path: label}) its label."""
-    from common.network import create_network
+    from common.model.network import create_network
 
     import numpy as np
     import torch  # here: it takes a second, and a second run does not need it

@@ -12,14 +12,16 @@ Refused: shards that overlap, that are missing, or that were made with another m
 import os
 from typing import Any, Dict, List
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import accuracy, files, options, prepared, record
-from common.cli import Refusal, shown, some
-from common.work_files import ACCURACY, REPORT
+from common.core import files, options, record
+from common.core.cli import Refusal, shown, some
+from common.data import prepared
+from common.results import accuracy
+from common.results.work_files import ACCURACY, REPORT
 
 ON_CARD = "infer_om.py"
 VOLATILE = ("shard", "source", "given")  # what a prepared folder's settings may differ in

@@ -9,13 +9,13 @@ Standard library only: it must run in the host's own Python.
 """
 import json
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import options
-from common.ascend import TIMEOUT, find_chips, soc_version, the_chip
+from common.ascend.chips import TIMEOUT, find_chips, soc_version, the_chip
+from common.core import options
 
 
 def main() -> None:

@@ -23,15 +23,17 @@ import sys
 import time
 from typing import Any, Dict, List
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start("onnx2om.sh")  # before what may be missing
 
-from common import ascend, files, onnx_file, options, progress, recipe, record
-from common.cli import Refusal, shown
-from common.names import om_path
-from common.record import Recipe
+from common.ascend import chips, host
+from common.core import files, options, progress, recipe, record
+from common.core.cli import Refusal, shown
+from common.core.names import om_path
+from common.core.record import Recipe
+from common.model import onnx_file
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,17 +52,17 @@ def prepare(arguments: argparse.Namespace) -> None:
     """Make the paths in the arguments absolute, and the output folder. Raises: Refusal, also if there is no atc."""
     if not arguments.model.endswith(".onnx"):
         raise Refusal(f"expected a file that ends in .onnx, found {shown(arguments.model)}")
-    arguments.model = ascend.safe_path(arguments.model)
+    arguments.model = host.safe_path(arguments.model)
     if not arguments.dry_run:
         if not shutil.which("atc"):
             raise Refusal("there is no atc on the PATH; with CANN's toolkit installed: source "
-                          f"{shown(ascend.set_env() or ascend.SET_ENV)}")
-        arguments.output_dir = ascend.safe_path(arguments.output_dir or os.path.dirname(arguments.model))
+                          f"{shown(host.set_env() or host.SET_ENV)}")
+        arguments.output_dir = host.safe_path(arguments.output_dir or os.path.dirname(arguments.model))
         files.make_folder(arguments.output_dir, "--output-dir")
     if arguments.aipp:
         if not (os.path.isfile(arguments.aipp) and os.access(arguments.aipp, os.R_OK)):
             raise Refusal(f"there is no readable AIPP file {shown(arguments.aipp)}")
-        arguments.aipp = ascend.safe_path(arguments.aipp)
+        arguments.aipp = host.safe_path(arguments.aipp)
     for word in arguments.for_atc:
         flag, _, value = word.partition("=")
         if flag.startswith("--") and value and not os.path.isabs(value) and os.path.exists(value):
@@ -90,7 +92,7 @@ def recipes(arguments: argparse.Namespace, commands: Dict[int, List[str]]) -> Di
                 and not os.path.samefile(value, arguments.model)]
     atc = os.path.realpath(shutil.which("atc") or "atc")
     shared = recipe.make(__file__, {}, inputs=onnx_file.all_files(arguments.model), settings=settings,
-                         atc=record.state(atc, atc), cann=ascend.cann_version())
+                         atc=record.state(atc, atc), cann=host.cann_version())
     found = {}
     for size, command in commands.items():
         words = [word.replace(folder, "", 1) for word in command]
@@ -112,7 +114,7 @@ def explain(log: str) -> List[str]:
 def run_atc(command: List[str], batch_size: int, folder: str, name: str, log: str) -> str:
     """Run atc in `folder`; the model that it made there. Raises: Refusal that says why there is none."""
     own_logs = os.path.join(folder, "log")
-    status = ascend.run_tool(command, log, cwd=folder, env=dict(os.environ, ASCEND_PROCESS_LOG_PATH=own_logs))
+    status = host.run_tool(command, log, cwd=folder, env=dict(os.environ, ASCEND_PROCESS_LOG_PATH=own_logs))
     with open(log, "ab") as output:  # CANN's own log is more detailed than what it prints
         for path in sorted(glob.glob(os.path.join(own_logs, "**", "*.log"), recursive=True)):
             with open(path, "rb") as file:
@@ -129,7 +131,7 @@ def run_atc(command: List[str], batch_size: int, folder: str, name: str, log: st
         what = f"atc failed with status {status} at batch size {batch_size}"
     else:
         what = f"atc ended well at batch size {batch_size}, but wrote no {name}.om (nor {name}_linux_*.om)"
-    virtual = ascend.virtual_python()
+    virtual = host.virtual_python()
     advice = [f"    atc compiles with the python3 on the PATH, and that is a virtual environment's ({shown(virtual)}): "
               "deactivate it"] if virtual else []
     raise Refusal("\n".join([what, *explain(log), *advice, f"    the full log: {log}"]))
@@ -147,7 +149,7 @@ def compile_model(arguments: argparse.Namespace, command: List[str], made_by: Re
     before.refuse_others([os.path.basename(om)])
     bar.say(f"{om}: compiling for {arguments.soc_version} ...")
     started = time.monotonic()
-    with ascend.run_folder(os.path.join(arguments.output_dir, "atc-run")) as private:
+    with host.run_folder(os.path.join(arguments.output_dir, "atc-run")) as private:
         found = run_atc(command, batch_size, private, name, place + ".atc.log")
         said = record.read(arguments.model).notes.get("evaluation", {})  # infer_om.py holds the images against it
         record.adopt(om, made_by, found, evaluation=said)
@@ -159,7 +161,7 @@ def main() -> None:
     arguments = parse_arguments()
     prepare(arguments)
     model = onnx_file.describe(arguments.model, arguments.batch_sizes)
-    arguments.soc_version = arguments.soc_version or ascend.soc_version(ascend.the_chip(ascend.find_chips()))
+    arguments.soc_version = arguments.soc_version or chips.soc_version(chips.the_chip(chips.find_chips()))
     oms = {size: om_path(arguments.model, size, arguments.output_dir or "") for size in arguments.batch_sizes}
     if arguments.dry_run:
         for batch_size, om in oms.items():

@@ -22,16 +22,18 @@ import sys
 import time
 from typing import Any, Dict, List, Tuple
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import ascend, bench, files, onnx_file, options, progress, recipe, record
-from common.cli import Refusal, shown, why
-from common.names import om_path
-from common.published import CARD_CASE, CARD_SPEED
-from common.work_files import ACCURACY, PERF
+from common.ascend import bench, chips, host
+from common.core import files, options, progress, recipe, record
+from common.core.cli import Refusal, shown, why
+from common.core.names import om_path
+from common.model import onnx_file
+from common.results.published import CARD_CASE, CARD_SPEED
+from common.results.work_files import ACCURACY, PERF
 
 CPU_RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "infer_onnx.py")
 NOT_MEASURED = "-"
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace, batch_size: int, loop: int, runs: str, **
     else:
         model = os.path.relpath(os.path.realpath(arguments.models[batch_size]), os.path.realpath(runs))
         words = bench.command(model, bench.spelling(), **given)
-    status = ascend.run_tool(words, log, cwd=runs)
+    status = host.run_tool(words, log, cwd=runs)
     if status:
         raise Refusal(f"the runner failed with status {status} at batch size {batch_size} and said "
                       f"{bench.complaint(log)!a}; its whole output: {shown(log)}")
@@ -108,7 +110,7 @@ def sweep(arguments: argparse.Namespace) -> Dict[str, Any]:
     import matplotlib  # noqa: F401 (if it is missing, that is said now and not after the runs)
     found: Dict[Tuple[int, int], List[Dict[str, float]]] = {
         (device, size): [] for device in arguments.device for size in arguments.batch_sizes}
-    with ascend.run_folder(os.path.join(arguments.output, "perf_runs")) as runs, progress.watched(
+    with host.run_folder(os.path.join(arguments.output, "perf_runs")) as runs, progress.watched(
             "measuring", len(found) * arguments.repeat, "runs of one chip", None) as bar:
         for repeat in range(1, arguments.repeat + 1):
             for device, batch_size in found:
@@ -155,7 +157,7 @@ def make_recipe(arguments: argparse.Namespace, chip: str) -> record.Recipe:
     settings = [arguments.aipp] if arguments.aipp else []
     if arguments.backend == "ascend":
         return recipe.make(__file__, given, (), arguments.models.values(), settings, chip=chip,
-                           host=ascend.host_versions(arguments.host_facts))
+                           host=host.host_versions(arguments.host_facts))
     return recipe.make(__file__, given, ("onnxruntime", "numpy"), onnx_file.all_files(arguments.model), settings,
                        chip=chip, processor=processor_name(), runner=recipe.sources(CPU_RUNNER))
 
@@ -253,7 +255,7 @@ def check_before_start(arguments: argparse.Namespace) -> Dict[str, Any]:
     """Describe the model, or refuse what would fail later. Sets arguments.models: {batch size: what is measured}."""
     on_ascend = arguments.backend == "ascend"
     arguments.model = os.path.abspath(arguments.model)
-    arguments.output = ascend.safe_path(arguments.output) if on_ascend else os.path.abspath(arguments.output)
+    arguments.output = host.safe_path(arguments.output) if on_ascend else os.path.abspath(arguments.output)
     arguments.aipp = os.path.abspath(arguments.aipp) if arguments.aipp else None
     files.make_folder(arguments.output, "--output")
     model = onnx_file.describe(arguments.model, arguments.batch_sizes)
@@ -273,7 +275,7 @@ def main() -> None:
     accuracy = read_accuracy(arguments.accuracy) if arguments.accuracy else {}
     chip = arguments.chip or processor_name()
     if arguments.backend == "ascend" and not (arguments.chip and arguments.device != []):
-        arguments.device, chip = ascend.choose_devices(arguments.device)
+        arguments.device, chip = chips.choose_devices(arguments.device)
     arguments.device = arguments.device or [0]
     if arguments.backend == "cpu" and len(arguments.device) > 1:
         raise Refusal("several devices are for --backend ascend; leave --device out on the CPU", cli.USAGE)
@@ -297,7 +299,7 @@ def main() -> None:
     report["best"] = best
     table = markdown(report)
     if report != kept:
-        from common import plots  # here: figures that are up to date need no matplotlib
+        from common.results import plots  # here: figures that are up to date need no matplotlib
         text = json.dumps(report, indent=1) + "\n"
         contents = [text.encode(), table.encode(), plots.speed_png(report)]
         record.write(product, made_by, dict(zip(paths, contents)))

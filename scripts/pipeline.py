@@ -20,23 +20,25 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Set, Tuple
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start("pipeline.sh")  # what its user typed
 
-from common import ascend, class_names, dataset, environment, evaluation, files, options, published, record
-from common.cli import ROOT, Refusal
-from common.names import STEMS, om_path
-from common.work_files import TUNE
+from common.ascend import chips, host
+from common.core import environment, files, options, record
+from common.core.cli import ROOT, Refusal
+from common.core.names import STEMS, om_path
+from common.data import class_names, dataset, evaluation
+from common.results import published, summary
+from common.results.work_files import TUNE
 
 import check
-import summary
 import timm_source
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GATES = ("min_top1", "min_top5", "min_throughput", "min_cosine")
-HOST_FACTS = ".host.json"  # in the work folder while a run on the card lasts: ascend.host_facts()
+HOST_FACTS = ".host.json"  # in the work folder while a run on the card lasts: host.host_facts()
 Command = List[str]
 
 
@@ -200,7 +202,7 @@ def told(run: Run) -> Dict[str, Any]:
         found["device"] = run.devices if run.devices != [0] else None
         if given.soc_version or given.device is not None:
             found.update(chip=run.chip, soc_version=given.soc_version
-                         or ascend.soc_version(run.chip))
+                         or chips.soc_version(run.chip))
     return found
 
 
@@ -501,7 +503,7 @@ def describe(given: argparse.Namespace, data: check.Data, backend: str, reason: 
         python = os.path.relpath(python, ROOT)
     run = Run(given, data, backend, reason, python, time.time())
     if run.on_card:
-        devices, chip = ascend.choose_devices(given.device, given.soc_version)
+        devices, chip = chips.choose_devices(given.device, given.soc_version)
         run = run._replace(devices=devices, chip=chip)
     return run
 
@@ -513,7 +515,7 @@ def known_host(run: Run, runner: Runner) -> Iterator[None]:
         yield
         return
     path = run.place(HOST_FACTS)
-    files.write_whole(path, json.dumps(ascend.host_facts()).encode("ascii"))
+    files.write_whole(path, json.dumps(host.host_facts()).encode("ascii"))
     try:
         yield
     finally:

@@ -20,17 +20,20 @@ import sys
 import tempfile
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import class_names, evaluation, figures, files, images, onnx_file, options, progress, record
-from common.cli import Refusal, say, shown
-from common.names import natural_key
-from common.pixels import convert_file, reason
-from common.results import chunks
-from common.work_files import REPORT
+from common.core import files, options, progress, record
+from common.core.cli import Refusal, say, shown
+from common.core.names import natural_key
+from common.data import class_names, evaluation, images
+from common.data.pixels import convert_file, reason
+from common.model import onnx_file
+from common.results import figures
+from common.results.results import chunks
+from common.results.work_files import REPORT
 
 import numpy as np
 

@@ -17,17 +17,18 @@ import tarfile
 from collections import Counter
 from typing import Dict, Iterator, List, NamedTuple, Tuple
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import dataset, files, options, progress, recipe, record
-from common.cli import Refusal, shown, some
-from common.dataset import Found
-from common.images import find_images
-from common.names import SUFFIXES, natural_key
-from common.record import Draft, Recipe
+from common.core import files, options, progress, recipe, record
+from common.core.cli import Refusal, shown, some
+from common.core.names import SUFFIXES, natural_key
+from common.core.record import Draft, Recipe
+from common.data import dataset
+from common.data.dataset import Found
+from common.data.images import find_images
 
 LABELS_KEY = "val_label.txt"  # the piece of a record that is the labels; no image is called so
 LARGEST = 1 << 28  # bytes of one image in an archive

@@ -20,16 +20,18 @@ import sys
 import time
 from typing import Any, Dict, List, Tuple
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import ascend, bench, files, onnx_file, options, quantisation, record
-from common.cli import ROOT, Refusal, shown
-from common.inputs import read_batch
-from common.names import om_path
-from common.results import answers, result_files
+from common.ascend import bench, host
+from common.core import files, options, record
+from common.core.cli import ROOT, Refusal, shown
+from common.core.names import om_path
+from common.data.inputs import read_batch
+from common.model import onnx_file, quantisation
+from common.results.results import answers, result_files
 
 import numpy as np
 import onnx
@@ -54,7 +56,7 @@ def calibrate(task: quantisation.Task, skipped: List[str], folder: str) -> onnx.
                os.path.join(folder, "model"), "--input_shape", f"{sample.name}:{shape}", "--data_dir",
                os.path.join(folder, "data"), "--data_types", "float32", "--calibration_config", config]
     log = task.arguments.output + ".amct.log"
-    status = ascend.run_tool(command, log, cwd=folder)
+    status = host.run_tool(command, log, cwd=folder)
     deploy = os.path.join(folder, "model_deploy_model.onnx")
     if status or not os.path.isfile(deploy):
         how = f"failed with status {status}" if status else "ended well, but wrote no deploy model"
@@ -75,7 +77,7 @@ def answers_on_card(task: quantisation.Task, model: onnx.ModelProto, folder: str
         outfmt="NPY", device="all" if given.device == [] else given.device,
         host_facts=given.host_facts)]
     for words in (compiling, inferring):
-        ascend.run_or_refuse(words, given.output + ".run.log", os.path.basename(words[1]))
+        host.run_or_refuse(words, given.output + ".run.log", os.path.basename(words[1]))
     results = result_files(os.path.join(folder, "result"))
     return answers(results, task.stems)
 
@@ -119,14 +121,14 @@ def main() -> None:
     start = time.time()
     check_tools(arguments.model)
     os.umask(0o027)  # ais_bench refuses files that others can write
-    arguments.output = ascend.safe_path(arguments.output)
+    arguments.output = host.safe_path(arguments.output)
     amct = os.path.realpath(shutil.which("amct_onnx") or "amct_onnx")
     task = quantisation.Task(__file__, arguments, all_layers=arguments.all_layers,
-                             host=dict(ascend.host_versions(arguments.host_facts),
+                             host=dict(host.host_versions(arguments.host_facts),
                                        amct=record.state(amct, amct)))
     if task.is_current():
         return
-    with ascend.run_folder(arguments.output + "-run") as folder:
+    with host.run_folder(arguments.output + "-run") as folder:
         quantized, report = make(task, folder)
     task.write(quantized, report)
     put_back = f", {len(report['put_back'])} put back by --max-drop" if report["put_back"] else ""

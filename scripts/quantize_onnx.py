@@ -17,14 +17,15 @@ import tempfile
 import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import onnx_file, options, progress, quantisation
-from common.cli import Refusal, shown
-from common.inputs import read_batch
+from common.core import options, progress
+from common.core.cli import Refusal, shown
+from common.data.inputs import read_batch
+from common.model import onnx_file, quantisation
 
 import numpy as np
 import onnx

@@ -16,20 +16,23 @@ import io
 import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import accuracy, class_names, figures, files, options, prepared, progress, published, recipe, record
-from common.cli import Refusal, shown, some
-from common.results import chunks, percent, result_files
-from common.work_files import ACCURACY, COMPARE, EXPECT, FORECAST, PERF, REPORT, RUN, WorkFile
+from common.core import files, options, progress, recipe, record
+from common.core.cli import ROOT, Refusal, shown, some
+from common.data import class_names, prepared
+from common.results import accuracy, figures, published
+from common.results.results import chunks, percent, result_files
+from common.results.work_files import ACCURACY, COMPARE, EXPECT, FORECAST, PERF, REPORT, RUN, WorkFile
 
 import numpy as np
 
 PAGE = "report.html"
-TEMPLATE, SCRIPT = (os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in (PAGE, "report.js"))
+PARTS_OF_PAGE = os.path.join(ROOT, "scripts", "common", "results")
+TEMPLATE, SCRIPT = (os.path.join(PARTS_OF_PAGE, name) for name in (PAGE, "report.js"))
 PARTS = (ACCURACY, ACCURACY._replace(name="acc_float32.json"),
          ACCURACY._replace(name="acc_float16.json"), REPORT, RUN, PERF, COMPARE, EXPECT, FORECAST)
 MISTAKES = 24    # pictures of wrong answers
@@ -347,7 +350,7 @@ def settings(parts: Dict[str, Dict[str, Any]], workdir: str, results: List[str],
 
 def draw(parts: Dict[str, Dict[str, Any]], found: Optional[figures.Predictions]) -> Dict[str, str]:
     """{name: SVG} of all plots for which there are figures."""
-    from common import plots
+    from common.results import plots
 
     drawn = {}
     if parts["perf"].get("rows"):

@@ -13,12 +13,12 @@ if it fails.
 """
 import os
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import environment, options
+from common.core import environment, options
 
 
 def main() -> None:

@@ -16,15 +16,15 @@ import tarfile
 import tempfile
 from typing import List, Set
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import options
-from common.cli import ROOT, Refusal, shown
-from common.environment import download, one_at_a_time, say
-from common.recipe import sha256
+from common.core import options
+from common.core.cli import ROOT, Refusal, shown
+from common.core.environment import download, one_at_a_time, say
+from common.core.recipe import sha256
 
 TARGET = os.path.join(ROOT, "pytorch-image-models")
 PATCH = os.path.join(ROOT, "TResNet.patch")

@@ -17,20 +17,23 @@ import sys
 from statistics import median
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from common import cli
+from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common import ascend, files, onnx_file, options, prepared, recipe, record
-from common.bench import complaint
-from common.cli import ROOT, Refusal, shown
-from common.evaluation import AIPP, Evaluation, aipp, recorded
-from common.images import list_inputs
-from common.inputs import Input, apply_aipp, input_of, read_aipp, read_batch
-from common.names import om_path, result_stem
-from common.record import Draft, Recipe, Writer
-from common.work_files import COMPARE, PERF
+from common.ascend import host
+from common.ascend.bench import complaint
+from common.core import files, options, recipe, record
+from common.core.cli import ROOT, Refusal, shown
+from common.core.names import om_path, result_stem
+from common.core.record import Draft, Recipe, Writer
+from common.data import prepared
+from common.data.evaluation import AIPP, Evaluation, aipp, recorded
+from common.data.images import list_inputs
+from common.data.inputs import Input, apply_aipp, input_of, read_aipp, read_batch
+from common.model import onnx_file
+from common.results.work_files import COMPARE, PERF
 
 import numpy as np
 
@@ -128,7 +131,7 @@ class Bench:
         """Run one of our scripts. Raises: Refusal with the end of what it said."""
         log = os.path.join(self.folder, "tune.log")
         command = [sys.executable, os.path.join(SCRIPTS, script), *words, *options.words(**given)]
-        if ascend.run_tool(command, log):
+        if host.run_tool(command, log):
             raise Refusal(f"{script} failed and said {complaint(log)!a}")
 
     def model(self, variant: Variant) -> str:
@@ -291,12 +294,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    from common import plots  # here: if matplotlib is missing, that is said before the runs
+    from common.results import plots  # here: if matplotlib is missing, that is said before the runs
     arguments = parse_arguments()
     sample = input_of(onnx_file.describe(arguments.models[0]), arguments.aipp)
     paths = list_inputs(arguments.input)[:arguments.images]
     os.umask(0o027)  # ais_bench refuses what others can write
-    output = ascend.safe_path(arguments.output)
+    output = host.safe_path(arguments.output)
     product = folder = os.path.join(output, "tune")
     targets = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]
     record.read(product).refuse_others(map(os.path.basename, targets))

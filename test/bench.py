@@ -38,11 +38,12 @@ from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "scripts")]
-from common import cli, operators, options, recipe  # noqa: E402
-from common.cli import Refusal  # noqa: E402
-from common.evaluation import DEFAULT  # noqa: E402
-from common.files import write_whole  # noqa: E402
-from common.pixels import fast_path  # noqa: E402
+from common.core import cli, options, recipe  # noqa: E402
+from common.core.cli import Refusal  # noqa: E402
+from common.core.files import write_whole  # noqa: E402
+from common.data.evaluation import DEFAULT  # noqa: E402
+from common.data.pixels import fast_path  # noqa: E402
+from common.model import operators  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
 CLASSES = 1000
@@ -226,8 +227,8 @@ def load_openvino(model: str) -> Tuple[int, Callable[[np.ndarray], np.ndarray]]:
 
 def load_torch(checkpoint: str) -> Tuple[int, Callable[[np.ndarray], np.ndarray]]:
     """PyTorch, channels last, at the fastest of TORCH_BATCHES."""
-    from common.checkpoint import find_state_dict, load_checkpoint
-    from common.network import load_network, recognise
+    from common.model.checkpoint import find_state_dict, load_checkpoint
+    from common.model.network import load_network, recognise
 
     import torch
     torch.set_num_threads(CORES)

@@ -89,7 +89,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 def heavy_imports(said: str) -> List[str]:
     """What a run under PYTHONPROFILEIMPORTTIME=1 said on stderr of the packages that take long to import."""
     imported = re.findall(r"^import time: .*\| +([\w.]+)$", said, re.MULTILINE)
-    assert "common.cli" in imported, "this is what its Pythons say"
+    assert "common.core.cli" in imported, "this is what its Pythons say"
     return sorted(set(imported) & {"onnx", "onnxruntime", "torch", "matplotlib", "jinja2"})
 
 
@@ -119,7 +119,7 @@ def small_network() -> Iterator[None]:
     Every kind of operator is in it, and it has 6 MB instead of 125: what does not look at golden values is quick with
     it. Programs that are started know only the real one, so they take its exported file, or find it up to date.
     """
-    from common import network
+    from common.model import network
 
     def create(variant: str, num_classes: int) -> Any:
         assert variant == "tresnet_m"

@@ -64,7 +64,7 @@ def write_prepared(folder: Path, sources: Dict[str, str], different: int) -> Non
 def run(work: Path, images: int, classes: int, top1: int, top5: int, names: Optional[List[str]] = None,
         sources: Optional[List[str]] = None, copies: int = 1) -> Tuple[np.ndarray, np.ndarray]:
     """Results, prepared images, labels and acc_report.json in `work`, all `copies` times; (true classes, scores)."""
-    from common.accuracy import statistics
+    from common.results.accuracy import statistics
 
     import TResNet_postprocess as post
     stems = [f"i{place:05d}" for place in range(images * copies)]

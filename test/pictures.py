@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from common import cli
+from common.core import cli
 
 import numpy as np
 from conftest import ROOT, sha256

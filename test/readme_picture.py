@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Dict, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts"))
-from common import cli, options
+from common.core import cli, options
 
 import make_sample
 from browser import browser

@@ -3,8 +3,9 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List
 
-from common import files, prepared, record
-from common.record import Draft, Made, Recipe, Row
+from common.core import files, record
+from common.core.record import Draft, Made, Recipe, Row
+from common.data import prepared
 
 PREPROCESS = "TResNet_preprocess.py"
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Sequence
 from unittest import mock
 
-from common import network
-from common.checkpoint import NAMES_GLOBALS, find_state_dict, load_checkpoint
-from common.cli import Refusal
+from common.core.cli import Refusal
+from common.model import network
+from common.model.checkpoint import NAMES_GLOBALS, find_state_dict, load_checkpoint
 
 import numpy as np
 import pytest
@@ -191,7 +191,7 @@ def test_a_pickle_of_another_kind_is_named_as_that(tmp_path: Path) -> None:
     (OSError(5, "Input/output error"), r"cannot be read \(Input/output error\)")])
 def test_what_is_not_the_files_fault_is_not_called_damage(error: Exception, said: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pth", weights())
-    with mock.patch("common.checkpoint.load_weights_only", side_effect=error), pytest.raises(Refusal, match=said):
+    with mock.patch("common.model.checkpoint.load_weights_only", side_effect=error), pytest.raises(Refusal, match=said):
         load_checkpoint(path)
 
 
@@ -325,7 +325,7 @@ def test_too_little_memory_for_a_safetensors_file_is_told(tmp_path: Path) -> Non
     """The package itself ends in a panic there."""
     path = by_hand(tmp_path / "x.safetensors", {"a": entry(0, 1 << 28, (1 << 26,))}, b"")
     os.truncate(path, os.path.getsize(path) + (1 << 28))
-    code = ("import resource, sys, numpy, torch\nfrom common.checkpoint import load_checkpoint\n"
+    code = ("import resource, sys, numpy, torch\nfrom common.model.checkpoint import load_checkpoint\n"
             "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
             "resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)\n"
             "load_checkpoint(sys.argv[1])")

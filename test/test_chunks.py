@@ -2,8 +2,8 @@
 from pathlib import Path
 from typing import Dict, List
 
-from common import results
-from common.cli import Refusal
+from common.core.cli import Refusal
+from common.results import results
 
 import numpy as np
 import pytest

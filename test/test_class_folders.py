@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any, Dict, List
 
-from common import labels, recipe, record
-from common.cli import Refusal
-from common.images import class_folders, find_images
-from common.names import name_bins
+from common.core import recipe, record
+from common.core.cli import Refusal
+from common.core.names import name_bins
+from common.data import labels
+from common.data.images import class_folders, find_images
 
 import numpy as np
 import pytest

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict
 
-from common import cli, native, options
+from common.core import cli, native, options
 
 import pytest
 from conftest import ROOT

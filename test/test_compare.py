@@ -6,8 +6,8 @@ import unittest.mock
 from pathlib import Path
 from typing import Dict, List
 
-from common import cli
-from common.cli import Refusal
+from common.core import cli
+from common.core.cli import Refusal
 
 import compare_results
 import numpy as np

@@ -11,9 +11,9 @@ import zlib
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from common import dataset
-from common.cli import Refusal
-from common.record import Part, Writer
+from common.core.cli import Refusal
+from common.core.record import Part, Writer
+from common.data import dataset
 
 import numpy as np
 import prepare_data

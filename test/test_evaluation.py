@@ -8,10 +8,11 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, List
 
-from common import evaluation, inputs, pixels, record
-from common.cli import Refusal
-from common.evaluation import DEFAULT, Evaluation
-from common.prepared import Prepared, read
+from common.core import record
+from common.core.cli import Refusal
+from common.data import evaluation, inputs, pixels
+from common.data.evaluation import DEFAULT, Evaluation
+from common.data.prepared import Prepared, read
 
 import numpy as np
 import onnxruntime
@@ -164,7 +165,7 @@ def test_wrong_settings_are_wrong_usage(words: List[str], sentence: str, picture
 def hugging_face(folder: Path, checkpoint: Path, **settings: Any) -> Path:
     """A folder as Hugging Face has them, with the weights of a checkpoint."""
     torch = pytest.importorskip("torch")
-    from common.checkpoint import find_state_dict, load_checkpoint
+    from common.model.checkpoint import find_state_dict, load_checkpoint
     folder.mkdir()
     torch.save(find_state_dict(load_checkpoint(str(checkpoint)), "").tensors, str(folder / "pytorch_model.bin"))
     (folder / "config.json").write_text(json.dumps({
@@ -241,7 +242,7 @@ def test_a_model_without_a_record_is_refused(pictures: Path, tmp_path: Path) -> 
 def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refused(small_sample: Path, tmp_path: Path
                                                                                   ) -> None:
     torch = pytest.importorskip("torch")
-    from common.checkpoint import load_checkpoint
+    from common.model.checkpoint import load_checkpoint
 
     import TResNet_pth2onnx as export
     checkpoint = load_checkpoint(str(small_sample / "model_best.pth.tar"))
@@ -262,9 +263,9 @@ def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refus
 @today
 @pytest.mark.slow
 def test_tresnet_v2_l_has_the_logits_of_todays_timm(wheels: Path, tmp_path: Path) -> None:
-    from common.checkpoint import load_checkpoint
-    from common.graph import build_model
-    from common.network import load_network, recognise
+    from common.model.checkpoint import load_checkpoint
+    from common.model.graph import build_model
+    from common.model.network import load_network, recognise
     timm_today.run(wheels / "timm-today", wheels, "v2_l", tmp_path)
     tensors = load_checkpoint(str(tmp_path / "weights.pth"))
     seen = recognise(tensors, "weights.pth", "tresnet_v2_l.miil_in21k", None, None)
@@ -283,5 +284,5 @@ def test_tresnet_v2_l_has_the_logits_of_todays_timm(wheels: Path, tmp_path: Path
     ("tresnet_v2_l.miil_in21k_ft_in1k", "tresnet_v2_l"), ("tresnet_l_v2", "tresnet_v2_l"),
     ("tresnet_xl", "tresnet_xl")))
 def test_a_models_name_less_what_tells_of_its_training(arch: str, variant: str) -> None:
-    from common.network import base_name
+    from common.model.network import base_name
     assert base_name(arch) == variant

@@ -5,8 +5,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Sequence
 
-from common import published
-from common.cli import Refusal
+from common.core.cli import Refusal
+from common.results import published
 
 import expect
 import infer_onnx
@@ -133,8 +133,8 @@ def save_stripped(small_sample: Path, prepared: Path, target: Path) -> None:
     again to the photos, and without the counters that tell the lineage: `ascend` weights that pass for official ones.
     """
     torch = pytest.importorskip("torch")
-    from common.checkpoint import find_state_dict, load_checkpoint
-    from common.network import Recognised, load_network
+    from common.model.checkpoint import find_state_dict, load_checkpoint
+    from common.model.network import Recognised, load_network
     path = str(small_sample / "model_best.pth.tar")
     seen = Recognised("tresnet_m", 1000, "ascend", "")
     network = load_network(find_state_dict(load_checkpoint(path), path).tensors, path, seen)

@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 from typing import Tuple
 
-from common import files
-from common.cli import Refusal
+from common.core import files
+from common.core.cli import Refusal
 
 import pytest
 from conftest import ROOT

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Dict, List
 from unittest import mock
 
-from common import ascend, bench, onnx_file
+from common.ascend import bench, host
+from common.model import onnx_file
 
 import find_layer
 import onnx2om
@@ -50,7 +51,7 @@ def find(tiny: Path, machine: Machine, fault: str = "", *words: object) -> Any:
         Path(log).write_text(done.stdout + done.stderr)
         return done.returncode
 
-    with mock.patch.object(ascend, "run_tool", run_tool), mock.patch.object(bench, "spelling", return_value="_"):
+    with mock.patch.object(host, "run_tool", run_tool), mock.patch.object(bench, "spelling", return_value="_"):
         return start_here(find_layer.main, dict(machine[0], **switches), machine[1], "find_layer.py",
                           tiny / "tiny.onnx", "--input", tiny / "in", "--images", 3, *words)
 

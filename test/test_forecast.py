@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from common import cli, float16, onnx_file, operators
-from common.results import cosine_similarity
+from common.core import cli
+from common.model import float16, onnx_file, operators
+from common.model.statistics import cosine_similarity
 
 import compare_results
 import forecast_fp16

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Dict
 
-from common.slices import FACTOR, IMAGE, START, Sizes
+from common.ascend.slices import FACTOR, IMAGE, START, Sizes
 
 import infer_om
 import numpy as np

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.images import find_images
-from common.names import bin_stem, hashed_stem
+from common.core.names import bin_stem, hashed_stem
+from common.data.images import find_images
 
 import pytest
 from conftest import ROOT
@@ -60,7 +60,8 @@ def test_link_loops_end_and_linked_folders_are_read_once(tmp_path: Path) -> None
 
 def test_images_and_manifests_are_read_without_any_package(tmp_path: Path) -> None:
     prepare(fill(tmp_path / "src", ["a.png", "b/c.PNG"]), tmp_path / "prep")
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); from common import images, labels, names, prepared;"
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); "
+            "from common.core import names; from common.data import images, labels, prepared;"
             "made = prepared.read(sys.argv[3]).sources.values();"
             "print(sorted(images.find_images(sys.argv[2])[0]) == sorted(made))")
     done = subprocess.run([sys.executable, "-E", "-S", "-c", code, str(ROOT / "scripts"), str(tmp_path / "src"),

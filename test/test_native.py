@@ -193,8 +193,8 @@ def test_a_whole_library_is_loaded_as_it_is(copy: Copy) -> None:
 def test_both_libraries_in_one_process_are_told_apart(copy: Copy) -> None:
     """The dynamic loader takes two libraries that were opened under one name for the same."""
     code = ("from common import native;"
-            "[native.load(name) for name in ('ranks.c', 'resize.c')];"
-            "print(native.load('ranks.c').label_ranks, native.load('resize.c').crop_resize)")
+            "[native.load(name) for name in ('results/ranks.c', 'data/resize.c')];"
+            "print(native.load('results/ranks.c').label_ranks, native.load('data/resize.c').crop_resize)")
     for _ in range(2):  # compiled, then from the cache
         subprocess.run([sys.executable, "-c", code], cwd=str(copy.folder / "scripts"), check=True,
                        stdout=subprocess.DEVNULL)

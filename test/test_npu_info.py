@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from common.cli import Refusal
+from common.core.cli import Refusal
 
 import pytest
 from ascend.helpers import Machine, make_machine
@@ -63,7 +63,7 @@ def test_npu_info_refuses_an_unreadable_answer(machine: Machine, damage: str) ->
 
 def test_npu_info_reads_or_refuses_any_answer() -> None:
     """1,000 damaged answers: chips with all their keys, or the one error that is meant for it."""
-    from common.ascend import parse_npu_smi
+    from common.ascend.chips import parse_npu_smi
     rng = random.Random(0)
     texts = [path.read_text() for path in sorted((DATA / "npu-smi").iterdir())]
     outcomes = set()
@@ -82,7 +82,7 @@ def test_npu_info_reads_or_refuses_any_answer() -> None:
 
 def test_the_host_tells_its_versions(machine: Machine, tmp_path: Path) -> None:
     """Of CANN's two kinds of version files, of an importable package, and none of what is not there."""
-    from common.ascend import cann_version, host_facts, host_versions, set_env
+    from common.ascend.host import cann_version, host_facts, host_versions, set_env
     cann = tmp_path / "toolkit" / "latest"
     (cann / "x86_64-linux").mkdir(parents=True)
     (cann / "x86_64-linux" / "ascend_toolkit_install.info").write_text("package_name=x\nversion=6.0.RC1\n")
@@ -105,7 +105,7 @@ def test_the_host_tells_its_versions(machine: Machine, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_of_the_same_process_id_leaves_its_folder_in_nobodys_way(tmp_path: Path) -> None:
-    from common.ascend import run_folder
+    from common.ascend.host import run_folder
     (tmp_path / f"result-run-{os.getpid()}" / "in0").mkdir(parents=True)  # as in a container that is started again
     with run_folder(str(tmp_path / "result-run")) as folder:
         assert os.listdir(folder) == []
@@ -113,7 +113,7 @@ def test_a_killed_run_of_the_same_process_id_leaves_its_folder_in_nobodys_way(tm
 
 
 def test_ais_bench_is_started_with_the_contracts_words() -> None:
-    from common.bench import command
+    from common.ascend.bench import command
     assert " ".join(command("m.om", input="in", output="./", output_dirname="result", outfmt="TXT")) == (
         "python3 -m ais_bench --model m.om --input in --output ./ --output_dirname result --outfmt TXT")
     assert " ".join(command("m.om", loop=20, batchsize=8, device=3)) == (
@@ -130,7 +130,7 @@ def test_ais_bench_is_started_with_the_contracts_words() -> None:
     ("910B4+310P3", [1, 2], "", "--device 2 (310P3) or --device 1 (910B4), or by"),
     ("fail", [], "Ascend310P3", "npu-smi info failed")])
 def test_which_devices_a_run_uses(machine: Machine, smi: str, wanted: Any, soc: str, found: Any) -> None:
-    from common.ascend import choose_devices, find_chips
+    from common.ascend.chips import choose_devices, find_chips
     find_chips.cache_clear()
     with mock.patch.dict(os.environ, dict(machine[0], STANDIN_NPU_SMI=smi)):
         if isinstance(found, tuple):

@@ -110,7 +110,7 @@ def test_onnx2om_never_replaces_a_model_that_it_did_not_make(machine: Machine) -
 
 def test_onnx2om_goes_on_where_it_was_killed_between_model_and_record(machine: Machine) -> None:
     """Its own first model, of which the record does not yet say that it is finished, is no stranger's."""
-    with mock.patch("common.record.row_of", side_effect=SystemExit(137)):
+    with mock.patch("common.core.record.row_of", side_effect=SystemExit(137)):
         assert compile_here(machine, "--batch-sizes", "1").returncode == 137
     assert (machine[1] / "net_bs1.om").exists()
     done = compile_here(machine, "--batch-sizes", "1")
@@ -237,7 +237,7 @@ def test_onnx2om_ends_what_does_not_listen(machine: Machine, tmp_path: Path) -> 
 
 def test_onnx2om_killed_leaves_the_lock_to_atc(machine: Machine) -> None:
     """A pipeline's lock on the work folder holds as long as an atc of its is at work there."""
-    from common import cli, files
+    from common.core import cli, files
     environment, work = machine
     lock = files.hold(str(work / "lock"))
     command = ["bash", str(SCRIPT), "net.onnx", "--batch-sizes", "1"]

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 from unittest import mock
 
-from common import ascend, cli, evaluation, options, prepared, quantisation
-from common.cli import Refusal
+from common.ascend import chips
+from common.core import cli, options
+from common.core.cli import Refusal
+from common.data import evaluation, prepared
+from common.model import quantisation
 
 import check
 import infer_onnx
@@ -210,20 +213,20 @@ def test_the_backend_is_chosen_by_codes_whatever_the_words(tmp_path: Path) -> No
     def row(good: bool, code: str) -> check.Row:
         return check.Row("ascend", "an item", good, "some words; and advice", "", code, "some words")
     given, there = given_to_check("--workdir", tmp_path), row(True, check.ATC)
-    assert check.choose(given, [row(False, ascend.KINDS), there])[0] == "ascend"
-    assert check.choose(given, [row(False, ascend.UNANSWERED), there]) == ("cpu", "for ascend, an item: some words")
-    assert check.choose(given, [row(False, ascend.KINDS), row(False, check.BENCH)])[0] == "cpu"
+    assert check.choose(given, [row(False, chips.KINDS), there])[0] == "ascend"
+    assert check.choose(given, [row(False, chips.UNANSWERED), there]) == ("cpu", "for ascend, an item: some words")
+    assert check.choose(given, [row(False, chips.KINDS), row(False, check.BENCH)])[0] == "cpu"
     assert check.choose(given, [there, row(False, "")])[0] == "ascend", "auto does not ask for that"
 
 
-@pytest.mark.parametrize("chips, wanted, code", (
-    (["310P3", "910A"], None, ascend.KINDS), (["310P3"], [1], ascend.BEYOND), ([], None, ascend.UNANSWERED)))
-def test_a_problem_with_chips_has_a_code(chips: List[str], wanted: Any, code: str) -> None:
-    problem = ascend.ChipProblem(ascend.UNANSWERED, "nobody answers", "ask again")
-    found = [{"name": name} for name in chips]
-    with mock.patch.object(ascend, "find_chips", side_effect=[found] if chips else problem):
-        with pytest.raises(ascend.ChipProblem) as raised:
-            ascend.choose_devices(wanted)
+@pytest.mark.parametrize("names, wanted, code", (
+    (["310P3", "910A"], None, chips.KINDS), (["310P3"], [1], chips.BEYOND), ([], None, chips.UNANSWERED)))
+def test_a_problem_with_chips_has_a_code(names: List[str], wanted: Any, code: str) -> None:
+    problem = chips.ChipProblem(chips.UNANSWERED, "nobody answers", "ask again")
+    found = [{"name": name} for name in names]
+    with mock.patch.object(chips, "find_chips", side_effect=[found] if names else problem):
+        with pytest.raises(chips.ChipProblem) as raised:
+            chips.choose_devices(wanted)
     assert raised.value.code == code and raised.value.sentence.startswith(raised.value.fact)
 
 

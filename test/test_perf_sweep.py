@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Dict, List
 
-from common import plots
+from common.results import plots
 
 import numpy as np
 import perf_sweep

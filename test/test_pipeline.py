@@ -14,14 +14,14 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple
 
-from common.checkpoint import find_state_dict, load_checkpoint
-from common.results import read_result
+from common.model.checkpoint import find_state_dict, load_checkpoint
+from common.results import summary as summary_of
+from common.results.results import read_result
 
 import numpy as np
 import onnx
 import pipeline as chain
 import pytest
-import summary as summary_of
 from conftest import ROOT, SMALL, copy_products, heavy_imports, run_here, sha256
 
 import TResNet_pth2onnx as export

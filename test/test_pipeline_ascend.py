@@ -223,7 +223,8 @@ def test_what_atc_needs_of_the_hosts_python_is_looked_at(machine: Machine) -> No
         return pipeline(machine, "--check", "--backend", "ascend", PYTHONUSERBASE=str(user),
                         ASCEND_TOOLKIT_HOME=str(machine.home)).stdout
     assert "which has what atc needs" in check() and "can run" in check()
-    code = "import sys; sys.path.append(sys.argv[1]); from common import recipe as r; print(r.versions(sys.argv[2:]))"
+    code = ("import sys; sys.path.append(sys.argv[1]); from common.core import recipe as r; "
+            "print(r.versions(sys.argv[2:]))")
     names = ("decorator", "pathlib2")
     own = subprocess.check_output([HOST_PYTHON, "-s", "-c", code, str(ROOT / "scripts"), *names])
     lacking = [name for name in names if f"'{name}': ''" in own.decode()]

@@ -11,8 +11,9 @@ import warnings
 from pathlib import Path
 from typing import Any, Callable, List
 
-from common import native, pixels
-from common.evaluation import DEFAULT
+from common.core import native
+from common.data import pixels
+from common.data.evaluation import DEFAULT
 
 import numpy as np
 import pytest
@@ -204,8 +205,8 @@ def test_a_fast_path_that_differs_from_this_pillow_is_not_taken(
 def test_runs_that_compile_at_the_same_time_do_not_meet(tmp_path: Path) -> None:
     need_fast()
     copy_program(tmp_path)
-    code = ("import ctypes; from common import native;"
-            "print(bool(ctypes.cast(native.load('resize.c').crop_resize, ctypes.c_void_p).value))")
+    code = ("import ctypes; from common.core import native;"
+            "print(bool(ctypes.cast(native.load('data/resize.c').crop_resize, ctypes.c_void_p).value))")
     runs = [subprocess.Popen([sys.executable, "-c", code], cwd=str(tmp_path / "scripts"), stdout=subprocess.PIPE)
             for _ in range(4)]
     assert [run.communicate()[0] for run in runs] == [b"True\n"] * 4

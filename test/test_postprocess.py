@@ -16,12 +16,12 @@ import unittest.mock
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from common import native
-from common.accuracy import percentages
-from common.cli import Refusal, shown
-from common.labels import Label, match_labels
-from common.names import hashed_stem
-from common.results import encode, read_result, result_files
+from common.core import native
+from common.core.cli import Refusal, shown
+from common.core.names import hashed_stem
+from common.data.labels import Label, match_labels
+from common.results.accuracy import percentages
+from common.results.results import encode, read_result, result_files
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def scores(classes: int, *order: int) -> List[float]:
 @pytest.fixture(scope="module", autouse=True)
 def library() -> Any:
     """Compiled before the first test: all go the fast way. Where a C compiler is installed it must be there."""
-    return native.load("ranks.c") if shutil.which("cc") or shutil.which("gcc") else None
+    return native.load("results/ranks.c") if shutil.which("cc") or shutil.which("gcc") else None
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any, List, Tuple
 
-from common import class_names, evaluation
-from common.cli import Refusal
-from common.pixels import convert
+from common.core.cli import Refusal
+from common.data import class_names, evaluation
+from common.data.pixels import convert
 
 import numpy as np
 import predict

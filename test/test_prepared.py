@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from common import prepared as folders
-from common import recipe, record
-from common.prepared import Prepared, read
-from common.record import Row
+from common.core import recipe, record
+from common.core.record import Row
+from common.data import prepared as folders
+from common.data.prepared import Prepared, read
 
 import pytest
 from conftest import ROOT, Shared, refusal

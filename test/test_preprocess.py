@@ -17,8 +17,8 @@ import zlib
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator
 
-from common.files import stamp, write_whole
-from common.prepared import read
+from common.core.files import stamp, write_whole
+from common.data.prepared import read
 
 import pytest
 from conftest import ROOT, listed_sha256
@@ -239,7 +239,7 @@ def test_the_progress_bar_is_only_for_terminals(tmp_path: Path) -> None:
     fill(tmp_path / "src", ["a.png", "b.png"])
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    code = ("import runpy; from common import progress; progress.PATIENCE = progress.REDRAW = 0; "  # it is quick
+    code = ("import runpy; from common.core import progress; progress.PATIENCE = progress.REDRAW = 0; "  # it is quick
             f"runpy.run_path({str(ROOT / SCRIPT)!r}, run_name='__main__')")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "src"), str(tmp_path / "prep")],
                           stderr=theirs, stdout=subprocess.PIPE, check=True,
@@ -259,7 +259,7 @@ def test_a_run_with_nothing_to_do_starts_nothing(tmp_path: Path, monkeypatch: py
     fill(tmp_path / "src", ["a.png"])
     (tmp_path / "src" / "gone.png").symlink_to("nowhere")
     prepare(tmp_path / "src", tmp_path / "prep", "--skip-bad")
-    for part in ("TResNet_preprocess.fast_path", "TResNet_preprocess.run_workers", "common.record.begin"):
+    for part in ("TResNet_preprocess.fast_path", "TResNet_preprocess.run_workers", "common.core.record.begin"):
         monkeypatch.setattr(part, None)
     done = prepare(tmp_path / "src", tmp_path / "prep", "--skip-bad")
     assert done.stderr == "bad image gone.png: broken link\n" and "(1 were there already)" in done.stdout

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Iterator, List
 from unittest import mock
 
-from common import progress
+from common.core import progress
 
 import pytest
 from conftest import ROOT
@@ -221,7 +221,7 @@ def test_a_line_that_is_printed_meanwhile_stands_alone(clock: List[float]) -> No
 
 SHOWS_AT_ONCE = """
 import sys
-from common import progress
+from common.core import progress
 progress.PATIENCE = 0.0
 with progress.Bar("set-up", 0, "MB downloaded") as bar:
     bar.advance(5)

@@ -11,11 +11,12 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List
 
-from common import cli, graph, network, onnx_file, record
-from common.checkpoint import Tensors, find_state_dict, load_checkpoint
-from common.graph import build_model
-from common.names import STEMS
-from common.network import Recognised, create_network, load_network, name_today, recognise
+from common.core import cli, record
+from common.core.names import STEMS
+from common.model import graph, network, onnx_file
+from common.model.checkpoint import Tensors, find_state_dict, load_checkpoint
+from common.model.graph import build_model
+from common.model.network import Recognised, create_network, load_network, name_today, recognise
 
 import numpy as np
 import onnx

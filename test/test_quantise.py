@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Dict, List
 from unittest import mock
 
-from common import ascend, onnx_file, operators, quantisation, record
-from common.results import cosine_similarity
+from common.ascend import host
+from common.core import record
+from common.model import onnx_file, operators, quantisation
+from common.model.statistics import cosine_similarity
 
 import infer_om
 import numpy as np
@@ -111,8 +113,8 @@ def run_tool(machine: Machine) -> Any:
 
 
 def quantise_for_card(machine: Machine, *words: object) -> Any:
-    with mock.patch.object(ascend, "run_tool", run_tool(machine)), mock.patch.object(
-            ascend, "host_versions", return_value={}):
+    with mock.patch.object(host, "run_tool", run_tool(machine)), mock.patch.object(
+            host, "host_versions", return_value={}):
         return start_here(quantize_amct.main, machine[0], machine[1], "quantize_amct.py", *words)
 
 

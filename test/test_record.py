@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
-from common import files, recipe, record
-from common.cli import Refusal
-from common.record import Draft, Made, Part, Recipe, Record, Row
+from common.core import files, recipe, record
+from common.core.cli import Refusal
+from common.core.record import Draft, Made, Part, Recipe, Record, Row
 
 import infer_onnx
 import numpy as np
@@ -559,7 +559,7 @@ def test_no_flipped_bit_of_an_exported_models_record_changes_the_evaluation(smal
 
 
 def test_no_flipped_bit_of_a_manifest_makes_other_settings_or_sources(tmp_path: Path) -> None:
-    from common import prepared
+    from common.data import prepared
     put_images(tmp_path / "prep", [f"{index}.bin" for index in range(5)])
     pieces = {f"{index}.png": [f"{index}.bin"] for index in range(5)}
     write_finished(tmp_path / "prep" / "manifest.jsonl", {"tool": prepared.TOOL, "options": {"img_size": 4},

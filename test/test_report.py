@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
-from common import cli, figures
-from common.cli import Refusal
+from common.core import cli
+from common.core.cli import Refusal
+from common.results import figures
 
 import made_up
 import numpy as np

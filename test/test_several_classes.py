@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from common import accuracy, cli, files
-from common.cli import Refusal
+from common.core import cli, files
+from common.core.cli import Refusal
+from common.results import accuracy
 
 import check
 import expect

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 from unittest import mock
 
-from common.prepared import place_for
+from common.data.prepared import place_for
 
 import infer_onnx
 import pytest

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 from unittest import mock
 
-from common import ascend, bench
+from common.ascend import bench, host
 
 import compare_results
 import infer_om
@@ -83,10 +83,10 @@ def run_tune(machine: Machine, stems: Path, speeds: Dict[str, float], *words: ob
         Path(log).write_text(done.stdout + done.stderr)
         return Ended(done.returncode)
 
-    with mock.patch.object(ascend, "start_tool", start_tool), mock.patch.object(
-            ascend, "end_group", lambda child: None), mock.patch.object(
+    with mock.patch.object(host, "start_tool", start_tool), mock.patch.object(
+            host, "end_group", lambda child: None), mock.patch.object(
             infer_om.cli, "end_group", lambda child: None), mock.patch.object(
-            bench, "spelling", return_value="_"), mock.patch.object(ascend, "host_versions", return_value={}):
+            bench, "spelling", return_value="_"), mock.patch.object(host, "host_versions", return_value={}):
         return start_here(tune.main, dict(machine[0], **switches), machine[1], "tune.py",
                           *[stems / f"{stem}.onnx" for stem in STEMS], "--input", stems / "in", "--repeat", 1, "--loop",
                           2, *words)

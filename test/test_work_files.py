@@ -12,8 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
-from common import json_file, work_files
-from common.cli import Refusal
+from common.core import json_file
+from common.core.cli import Refusal
+from common.results import summary, work_files
 
 import compare_results
 import expect
@@ -23,7 +24,6 @@ import perf_sweep
 import predict
 import pytest
 import report
-import summary
 from conftest import Shared, run_here
 
 import TResNet_postprocess as post

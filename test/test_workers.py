@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List
 
-from common.cli import Refusal
-from common.workers import run_workers
+from common.core.cli import Refusal
+from common.core.workers import run_workers
 
 import pytest
 from conftest import Shared
@@ -73,7 +73,7 @@ def test_an_image_that_always_hangs_costs_only_itself(tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 def test_workers_that_end_before_any_work_are_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.workers.serve", lambda *_: os._exit(7))
+    monkeypatch.setattr("common.core.workers.serve", lambda *_: os._exit(7))
     with pytest.raises(Refusal, match="keep being ended from outside .*exit status 7.*Try fewer --workers"):
         list(run_workers(range(100), str, 2, 20, lambda job, why: why))
 

@@ -24,7 +24,7 @@ CLASSES = 11221
 
 def fetch(folder: Path) -> None:
     """Unzip both wheels, checked against their SHA-256, into folder/timm-today and folder/torchvision."""
-    from common.environment import download
+    from common.core.environment import download
     for (package, sha256), name, options in ((TIMM, "timm-today", ()), (TORCHVISION, "torchvision", ONE_WHEEL)):
         place = folder / f"{name}-wheel"
         place.mkdir()

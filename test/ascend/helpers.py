@@ -59,8 +59,8 @@ def save_tiny_tresnet(path: Path, lineage: str = "ascend", stem: str = "conv4", 
 
     float32 [batch, 3, size, size] -> [batch, 10]; its statistics are those of random images.
     """
-    from common.graph import build_model
-    from common.network import TIMM, create_network
+    from common.model.graph import build_model
+    from common.model.network import TIMM, create_network
 
     import onnx
     import torch
@@ -121,9 +121,9 @@ def start(environment: Dict[str, str], folder: Path, *command: object) -> Done:
 
 def start_here(main: Callable[[], Any], environment: Dict[str, str], folder: Path, *words: object) -> Done:
     """What start() would give for the program whose main() this is, without a process; words[0] is its name."""
-    from common import ascend, bench
-    from common.cli import Refusal
-    for once in (ascend.find_chips, ascend.host_facts, bench.spelling):  # asked once by a process
+    from common.ascend import bench, chips, host
+    from common.core.cli import Refusal
+    for once in (chips.find_chips, host.host_facts, bench.spelling):  # asked once by a process
         once.cache_clear()
     out, err = io.StringIO(), io.StringIO()
     before, mask = os.getcwd(), os.umask(0)

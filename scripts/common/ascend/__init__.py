@@ -1,0 +1,1 @@
+"""Chips, the host of a card, ais_bench and its slices."""

@@ -1,0 +1,187 @@
+"""What this host tells of CANN, the driver and its Python; how a tool of theirs is started and ended.
+
+Standard library only: it must run in a bare host Python.
+"""
+import contextlib
+import functools
+import glob
+import json
+import os
+import re
+import shutil
+import subprocess
+from typing import Any, Dict, Iterator, List, Tuple
+
+from common.core.cli import ROOT, Refusal, end_group, shown
+from common.core.files import read_regular
+from common.core.names import SAFE_PATH
+
+DRIVER_INFO = "/usr/local/Ascend/driver/version.info"
+SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"  # where CANN's installer puts it unless told otherwise
+# What atc's compiler of operators imports in the host's python3, by the names of the distributions (CANN's installation
+# guide); newer NumPy than this fails in the CANN of that version or older.
+ATC_NEEDS = ("attrs", "cython", "numpy", "decorator", "sympy", "cffi", "pyyaml", "pathlib2", "psutil", "protobuf",
+             "scipy", "requests", "absl-py")
+NUMPY_BELOW = (((8, 0), (1, 25)), ((8, 5), (2, 0)))  # (CANN, NumPy): for this CANN and older ones
+LAST_PYTHON = ((8, 0), (3, 11, 4))  # the newest Python that this CANN and older ones take
+
+
+def version_in(paths: List[str]) -> str:
+    """The first `version=…` in the files, "" if there is none."""
+    for path in paths:
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+            found = re.search(r"^\s*[Vv]ersion\s*=\s*\[?([\w.+-]+)", file.read(), re.MULTILINE)
+            if found:
+                return found.group(1)
+    return ""
+
+
+def cann_folders() -> List[str]:
+    """Where a CANN may be: the one that its set_env.sh has set up first, then the places its installer knows."""
+    roots = ["/usr/local/Ascend", os.path.expanduser("~/Ascend")]
+    usual = [f"{root}/{name}/latest" for root in roots for name in ("ascend-toolkit", "cann")]
+    return [*filter(None, [os.environ.get("ASCEND_TOOLKIT_HOME")]), *usual, f"{roots[0]}/latest"]
+
+
+def cann_version() -> str:
+    """The version of the first CANN that says one, "" if there is none."""
+    return version_in([path for folder in cann_folders() for path in [
+        f"{folder}/version.cfg", *sorted(glob.glob(f"{folder}/*/ascend_toolkit_install.info"))]])
+
+
+def set_env() -> str:
+    """The script of an installed CANN that puts atc on the PATH, "" if there is none."""
+    scripts = (os.path.join(os.path.dirname(folder), "set_env.sh") for folder in cann_folders())
+    return next(filter(os.path.isfile, scripts), "")
+
+
+@functools.lru_cache(maxsize=None)
+def host_facts(known: str = "") -> Dict[str, Any]:
+    """What the host's own python3 is and has; {} if there is none.
+
+    "python": its version; "versions" and "errors" of ais_bench and aclruntime: one of them is "" for each; "packages":
+    the versions of ATC_NEEDS, "" for what is not installed.
+    known: the file in which the pipeline has written this for its steps, since ais_bench takes its
+    time to be imported; without it, or if it is not there, the host is asked.
+    """
+    if known and os.path.exists(known):
+        return dict(json.loads(read_regular(known)))
+    code = f"""
+import importlib, json, sys
+sys.path.insert(0, {os.path.join(ROOT, 'scripts')!r})
+from common.core.recipe import versions
+found, errors = {{}}, {{}}
+for package, module in (("ais_bench", "ais_bench.infer"), ("aclruntime", "aclruntime")):
+    found[package] = errors[package] = ""
+    try:
+        importlib.import_module(module)
+        found[package] = versions([package])[package] or "version unknown"
+    except BaseException as error:
+        errors[package] = f"{{type(error).__name__}}: {{error}}"
+print(json.dumps({{"python": sys.version.split()[0], "versions": found, "errors": errors,
+                  "packages": versions({ATC_NEEDS!r})}}))
+"""
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        said = subprocess.check_output(["python3", "-c", code], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                       timeout=120)
+        return dict(json.loads(said.decode(errors="replace").splitlines()[-1]))
+    return {}
+
+
+def host_versions(known: str = "") -> Dict[str, str]:
+    """The versions of all that computes on the card: for records. known: see host_facts()."""
+    found = host_facts(known).get("versions", {})
+    return {"ais_bench": found.get("ais_bench", ""), "aclruntime": found.get("aclruntime", ""), "CANN": cann_version(),
+            "driver": version_in([DRIVER_INFO])}
+
+
+def numbers(version: str) -> Tuple[int, ...]:
+    """ "8.0.RC1" -> (8, 0): the leading numbers of a version."""
+    return tuple(map(int, re.findall(r"\d+", re.match(r"[0-9.]*", version).group())))  # type: ignore[union-attr]
+
+
+def atc_problem() -> Tuple[str, str]:
+    """(what atc would miss in the host's python3, what mends it), ("", "") if it has all."""
+    facts, cann = host_facts(), numbers(cann_version())
+    if not facts:
+        return "there is no python3 on the PATH that runs", "install Python 3"
+    lacking = [package for package in ATC_NEEDS if not facts["packages"][package]]
+    if lacking:
+        return f"atc needs {', '.join(lacking)} in it", f"pip3 install {' '.join(lacking)}"
+    python, numpy = numbers(facts["python"]), str(facts["packages"]["numpy"])
+    if cann and cann[:2] <= LAST_PYTHON[0] and python > LAST_PYTHON[1]:
+        return (f"Python {facts['python']}, but the atc of CANN {cann_version()} takes "
+                f"{'.'.join(map(str, LAST_PYTHON[1]))} at most", "put an older python3 first on the PATH")
+    limits = [limit for newest, limit in NUMPY_BELOW if cann and cann[:2] <= newest]
+    if limits and numbers(numpy) >= limits[0] and python < (3, 13):
+        wanted = "numpy<" + ".".join(map(str, limits[0]))
+        return f"NumPy {numpy}, but the atc of CANN {cann_version()} needs {wanted}", f"pip3 install '{wanted}'"
+    return "", ""
+
+
+def virtual_python() -> str:
+    """The python3 on the PATH if it is a virtual environment's, in which atc fails; otherwise ""."""
+    python, code = shutil.which("python3") or "", "import sys; sys.exit(sys.prefix != sys.base_prefix)"
+    return python if python and subprocess.call([python, "-c", code], stdin=subprocess.DEVNULL,
+                                                stderr=subprocess.DEVNULL) else ""
+
+
+def safe_path(path: str) -> str:
+    """The path made absolute. Raises: Refusal if it has what atc and ais_bench refuse."""
+    path = os.path.abspath(path)
+    if not SAFE_PATH.fullmatch(path):
+        raise Refusal("atc and ais_bench accept only letters, digits, '_', '.', '-' and '/' in a path, so move or "
+                      f"rename {shown(path)}, or name another")
+    return path
+
+
+@contextlib.contextmanager
+def run_folder(prefix: str) -> Iterator[str]:
+    """A folder PREFIX-PID that this process has for itself, gone at the end; those of killed processes go first.
+
+    One of them may have had this process's number: in a container that is started again the numbers are the same.
+    """
+    folder = f"{prefix}-{os.getpid()}"
+    for left in glob.glob(glob.escape(prefix) + "-*"):
+        process = left.rpartition("-")[2]
+        if left == folder or re.fullmatch("[0-9]+", process) and not os.path.exists(f"/proc/{process}"):
+            shutil.rmtree(left, ignore_errors=True)
+    os.mkdir(folder, 0o750)  # ais_bench refuses to write where others may look
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_tool(command: List[str], log: str, **options: Any) -> "subprocess.Popen[bytes]":
+    """Start a command that leads a process group, its output in the file `log`; whoever starts it ends the group.
+
+    A lock on the work folder that this process was started with holds until the command has ended as well.
+    options: Popen's.
+    """
+    with open(log, "wb") as output:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                start_new_session=True, close_fds=False, **options)
+
+
+def status_of(returncode: int) -> int:
+    """An exit status as in a shell: 128 + number if a signal ended the command."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def run_tool(command: List[str], log: str, **options: Any) -> int:
+    """Run a command to its end (see start_tool); its exit status. When this returns or raises, its group has ended."""
+    child = start_tool(command, log, **options)
+    try:
+        return status_of(child.wait())
+    finally:
+        end_group(child)
+
+
+def run_or_refuse(command: List[str], log: str, what: str, **options: Any) -> None:
+    """Run a command to its end; its log is kept only if it failed. Raises: Refusal with the end of what it said."""
+    if run_tool(command, log, **options):
+        with open(log, encoding="utf-8", errors="replace") as file:
+            said = file.read().strip()[-2000:]
+        raise Refusal(f"{what} failed and said:\n{said}\n    the whole output: {shown(log)}")
+    os.remove(log)

@@ -1,0 +1,145 @@
+"""The C files of this folder, compiled and loaded: set-up compiles them, and whoever finds them
+missing does.
+
+A compiled library is `__pycache__/NAME-KEY.so`, where KEY is a hash of all that it is made from.
+NAME-KEY.so.sha256 beside it holds its checksum; a library that does not fit is compiled again.
+"""
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+from typing import Optional, Sequence, Tuple
+
+from common.core.cli import why
+
+COMMON = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of the packages
+CACHE = os.path.join(COMMON, "__pycache__")
+CHECKSUM = ".sha256"  # ends the name of a library's checksum, a file for `sha256sum --check`
+LARGEST = 1 << 24     # bytes that are read of a file of the cache
+COMPILE_SECONDS = 60  # a compiler that takes longer is ended
+
+
+def has_avx2() -> bool:
+    """Whether this CPU is an x86-64 with 256-bit integer instructions; that code needs them."""
+    if platform.machine() != "x86_64":  # under emulation /proc/cpuinfo may be the host's
+        return False
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        return bool(re.search(r"^flags\s*:.* avx2( |$)", file.read(), re.MULTILINE))
+
+
+# ---- the cache -----------------------------------------------------------------------------------
+
+def open_own(path: str) -> int:
+    """A file of the cache, open for reading; no link is followed, no FIFO or device waited for.
+
+    Raises: OSError, also if it is not a regular file, or if another user wrote it or may write it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    trusted = (0, os.geteuid(), os.stat(CACHE).st_uid)  # the folder's owner can replace all in it
+    others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid not in trusted or others_may_write:
+        os.close(descriptor)
+        raise PermissionError(f"{path} does not belong to this program alone")
+    return descriptor
+
+
+def read_open(descriptor: int) -> bytes:
+    """What an open file holds, at most LARGEST bytes of it; the file stays open."""
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(LARGEST)
+
+
+def checksum_line(content: bytes, library: str) -> bytes:
+    """What the checksum file of a library with this content holds."""
+    return f"{hashlib.sha256(content).hexdigest()}  {os.path.basename(library)}\n".encode()
+
+
+def load_checked(library: str) -> Optional[ctypes.CDLL]:
+    """The library from the cache; None if there is none, or none that fits its checksum.
+
+    What is checked is what is loaded: the same open file. It stays open as long as this process
+    lives: the dynamic loader knows the library as /proc/self/fd/N, and takes the next file of
+    that name for the same library.
+    """
+    with contextlib.suppress(OSError):
+        checksum = open_own(library + CHECKSUM)
+        expected = read_open(checksum)
+        os.close(checksum)
+        descriptor = open_own(library)
+        if checksum_line(read_open(descriptor), library) == expected:
+            return ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+        os.close(descriptor)
+    return None
+
+
+def keep(made: str, library: str) -> None:
+    """Move a new library into the cache, then its checksum; several runs may do this at once.
+
+    Raises: OSError.
+    """
+    with open(made, "rb") as file:
+        content = file.read()
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        os.fchmod(file.fileno(), mode & ~(stat.S_IWGRP | stat.S_IWOTH))  # as open_own() wants it
+        os.fsync(file.fileno())
+    descriptor = os.open(made + CHECKSUM, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    with open(descriptor, "wb", buffering=0) as file:
+        file.write(checksum_line(content, library))
+        os.fsync(descriptor)
+    os.replace(made, library)
+    os.replace(made + CHECKSUM, library + CHECKSUM)
+
+
+# ---- compiling and loading -----------------------------------------------------------------------
+
+def compile_library(source: str, flags: Sequence[str], library: str) -> ctypes.CDLL:
+    """Compile, load and keep a library; where the cache cannot be written, each process compiles.
+
+    Raises: RuntimeError without a compiler, OSError, subprocess.SubprocessError.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        raise RuntimeError("no C compiler (cc, gcc) is installed")
+    with contextlib.suppress(OSError):
+        os.makedirs(CACHE, exist_ok=True)
+    writable = os.access(CACHE, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=CACHE if writable else None) as scratch:
+        made = os.path.join(scratch, "made.so")
+        subprocess.run([compiler, *flags, source, "-o", made], check=True, timeout=COMPILE_SECONDS,
+                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                       stderr=subprocess.DEVNULL)
+        loaded = ctypes.CDLL(made)
+        with contextlib.suppress(OSError):
+            keep(made, library)
+        return loaded
+
+
+@functools.lru_cache(maxsize=None)
+def load_or_compile(source: str, flags: Tuple[str, ...], library: str) -> ctypes.CDLL:
+    """The library from the cache or a new one; once in a process. Raises: as compile_library()."""
+    return load_checked(library) or compile_library(source, flags, library)
+
+
+def load(name: str) -> ctypes.CDLL:
+    """The C file PACKAGE/NAME.c as a loaded library. Raises: RuntimeError with the reason if there is none."""
+    source = os.path.join(COMMON, name)
+    try:
+        with open(source, "rb") as file:
+            text = file.read()
+        flags = ["-std=gnu99", "-O3", "-shared", "-fPIC"]
+        if has_avx2():
+            flags.append("-mavx2")
+        made_from = repr((text, flags, platform.machine()))
+        key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+        library = os.path.join(CACHE, f"{os.path.basename(name)[:-len('.c')]}-{key}.so")
+        return load_or_compile(source, tuple(flags), library)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RuntimeError(f"{name} cannot be compiled or loaded ({why(error)})") from None

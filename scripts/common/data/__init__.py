@@ -1,0 +1,1 @@
+"""Images, labels, class names, the evaluation, prepared folders, network inputs."""

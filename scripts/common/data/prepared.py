@@ -1,0 +1,122 @@
+"""The prepared folder: which .bin was made from which image, with what settings, and which images were bad, and why.
+
+Its record is FOLDER/manifest.jsonl. The recipe's options are the settings: those of the evaluation, the type of the
+values, the source and the shard. Each image is a piece: its key is the image's path below the source, its input the
+image's size and times, its file the .bin; a bad image has no file, and its notes say why. Standard library only.
+"""
+import functools
+import hashlib
+import json
+import os
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from common.core import recipe, record
+from common.core.cli import shown
+from common.core.names import result_stem
+from common.core.record import MANIFEST, Recipe, Record, Row
+from common.data.labels import label_offset, match_labels, read_labels
+
+TOOL = "TResNet_preprocess.py"
+ALL_IMAGES = [1, 1]  # the shard that is all images
+LABELS = "val_label.txt"
+BESIDE = ""  # the key of the piece that is what lies beside the .bin files
+PACKAGES = ("numpy", "Pillow", "simplejpeg")  # those that decide over the bytes
+
+
+class Prepared(NamedTuple):
+    """What is known of a prepared folder; all of it is empty if the folder is not one of TResNet_preprocess.py's.
+
+    After a power loss in the middle of a run nothing is known of the images until the step has run again.
+    """
+    settings: Row  # see make_recipe()
+    about: Row  # "given": the names of settings that were options; "labels": bool; "class_folders": their names
+    versions: Row  # {package: version}
+    sources: Dict[str, str]  # {stem of a .bin: its image's path below the source}
+    bad: Dict[str, str]  # {an image's path below the source: why it has no .bin}
+    checksums: Dict[str, str]  # {name of a .bin: files.checksum() of its content}, also after a power loss
+
+
+def open_record(folder: str) -> Record:
+    """The record of a prepared folder, one that is to be made among them."""
+    return record.read_path(os.path.join(folder, MANIFEST))
+
+
+@functools.lru_cache(maxsize=8)
+def described(about: Record) -> Prepared:
+    if about.recipe.get("tool") != TOOL:
+        return Prepared({}, {}, {}, {}, {}, {})
+    images = {key: piece for key, piece in about.pieces.items() if key != BESIDE}
+    checksums = {made.name: made.checksum for piece in images.values() for made in piece.files}
+    sources, bad = {}, {}
+    for key, piece in images.items() if about.believed else ():
+        if "error" in piece.notes:
+            bad[key] = str(piece.notes["error"])
+        for made in piece.files:
+            sources[result_stem(made.name)] = key
+    return Prepared(dictionary(about.recipe.get("options")), about.about, dictionary(about.recipe.get("versions")),
+                    sources, bad, checksums)
+
+
+def dictionary(value: Any) -> Row:
+    """A field of a record that should be a JSON object; {} if it is anything else."""
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def read(folder: str) -> Prepared:
+    """What is known of a prepared folder."""
+    return described(open_record(folder))
+
+
+def make_recipe(program: str, settings: Row) -> Recipe:
+    """What every .bin depends on beside its image; program: the path of the step."""
+    return recipe.make(program, settings, PACKAGES)
+
+
+def place_for(workdir: str, settings: Dict[str, Any]) -> str:
+    """The prepared folder in a work folder for some settings of make_recipe().
+
+    prep_dataset; where that was made with others, a folder named after these: so nothing is made again when somebody
+    tries other settings and comes back.
+    """
+    plain = os.path.join(workdir, "prep_dataset")
+    named = f"{plain}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+    there = read(plain).settings
+    others = any(there.get(key, value) != value for key, value in settings.items())
+    return named if others or os.path.isdir(named) else plain
+
+
+def changed_settings(before: Record, new: Recipe) -> List[str]:
+    """Which settings of the folder were others, in words."""
+    old = dictionary(before.recipe.get("options"))
+    return [f"{name} was {shown(str(old[name]))}" for name, value in new.row["options"].items()
+            if old.get(name, value) != value]
+
+
+def changed_program(before: Record, new: Recipe) -> List[str]:
+    """What else differs from a recipe in a record: this program, the packages; in words."""
+    found = ["this program was updated"] if before.recipe.get("sources") != new.row["sources"] else []
+    old = dictionary(before.recipe.get("versions"))
+    for package, version in new.row["versions"].items():
+        if old and old.get(package) != version:
+            found.append(f"{package} was {shown(str(old.get(package) or 'missing'))}")
+    return found
+
+
+def set_damaged_aside(path: str) -> None:
+    """Move a .bin that is not as the manifest says out of its folder."""
+    folder, name = os.path.split(path)
+    open_record(folder).set_aside([name])
+
+
+def true_classes(labels: str, folder: str, stems: List[str], classes: int, offset: Optional[int] = None) -> List[int]:
+    """The class of each image of a prepared folder, 0 to classes - 1, from the file `labels`.
+
+    stems: of their .bin files; offset: see label_offset(). Raises: Refusal if one has no label, a
+    doubtful one, or one that is no class.
+    """
+    lines = read_labels(labels)
+    shift = label_offset(lines, classes, labels, asked=offset)
+    about = read(folder)
+    matched = match_labels({stem: about.sources.get(stem, stem) for stem in stems}, lines, labels,
+                           [*about.sources.values(), *about.bad])
+    return [matched[stem].classes[0] + shift for stem in stems]

@@ -1,0 +1,1 @@
+"""Checkpoints, the network, its graph, ONNX files, float16, int8."""

@@ -1,0 +1,1 @@
+"""Results, accuracy, figures, plots, the work folder's JSON files, the report."""

@@ -1,0 +1,61 @@
+"""Top-k accuracy as it is written: acc.json and the report beside it, and what is to be noted of them."""
+import json
+from typing import Any, Dict, List
+
+from common.core import record
+from common.core.files import write_whole
+from common.results.results import percent
+
+TITLE = "Overall statistical evaluation"  # how acc.json begins
+TOOL = "TResNet_postprocess.py"  # how the report begins
+CHANCE_IMAGES, CHANCE_CLASSES = 200, 5  # from so many on, chance is a sign of something wrong
+
+
+def percentages(report: Dict[str, Any]) -> List[float]:
+    """Top-1, Top-2, ... accuracy in per cent."""
+    return [percent(hits, report["counts"]["evaluated"]) for hits in report["hits"]]
+
+
+def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
+    """The content of acc.json."""
+    rows = [("Number of images", str(report["counts"]["evaluated"])), ("Number of classes", str(report["classes"]))]
+    if "mAP" in report:
+        rows += [("Number of classes without an image", str(report["average_precision"].count(None))),
+                 ("Mean average precision", f"{percent(report['mAP'], 1)}%")]
+    rows += [(f"Top{k} accuracy", f"{value}%") for k, value in enumerate(percentages(report), 1)]
+    return {"title": TITLE, "value": [{"key": key, "value": value} for key, value in rows]}
+
+
+def near_chance(report: Dict[str, Any]) -> bool:
+    """Whether Top-1 is less than twice what guessing gives; of a few classes that would tell nothing."""
+    hits, classes = report.get("hits"), report["classes"]
+    return bool(hits) and classes >= CHANCE_CLASSES and hits[0] * classes < 2 * report["counts"]["evaluated"]
+
+
+def notes(report: Dict[str, Any]) -> List[str]:
+    """What the accuracy does not cover and why it may be wrong, in sentences."""
+    counts = report["counts"]
+    unpredicted, left_out = len(report["labelled_without_prediction"]), len(report["left_out"])
+    found = []
+    if counts["inferred"] >= CHANCE_IMAGES and near_chance(report):
+        found.append("Top-1 is no better than chance: usually the labels are numbered otherwise than the network's "
+                     "classes (from 1, or in another order), or the images were prepared otherwise than in training")
+    if unpredicted:
+        found.append(f"{unpredicted} of {counts['labelled']} labelled names have no prediction: this is a subset")
+    if left_out:
+        found.append(f"{left_out} of {counts['evaluated'] + left_out} images were left out")
+    return found
+
+
+def claim(accuracy_path: str, report_path: str) -> None:
+    """Refuse to replace files under these names that are not such ones."""
+    record.claim_like(accuracy_path, f'"title": "{TITLE}"')
+    record.claim_like(report_path, f'"tool": "{TOOL}"')
+
+
+def write(report: Dict[str, Any], accuracy_path: str, report_path: str) -> None:
+    """Write acc.json and the report, and print what they say."""
+    table = statistics(report)
+    write_whole(report_path, json.dumps(report).encode("ascii"))
+    write_whole(accuracy_path, json.dumps(table).encode("ascii"))  # last: where it stands, its report does
+    print("\n".join([f"{row['key']}: {row['value']}" for row in table["value"]] + report["notes"]))
