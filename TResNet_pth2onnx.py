@@ -146,9 +146,8 @@ def main() -> None:
         cli.say(f"CANN 6 refuses opset {arguments.opset} (it reads up to {CANN_6_OPSET}; later ones more); the graph "
                 "is the same in every opset, so --opset 11 loses nothing")
     made_by = make_recipe(arguments)
-    before = record.read(arguments.output)
-    if not arguments.force and before.is_current(made_by):
-        was = before.notes
+    if record.is_up_to_date(arguments.output, made_by, force=arguments.force):
+        was = record.read(arguments.output).notes
         print(f"{shown(arguments.output)} is up to date: {was['variant']}, {was['num_classes']} classes, "
               f"{was['lineage']} lineage; --force exports again")
         warn_of_lineage(was, arguments.checkpoint)
@@ -156,7 +155,6 @@ def main() -> None:
     from common.model.graph import build_model
 
     import onnx
-    before.refuse_others([os.path.basename(arguments.output)])
     checkpoint = load_checkpoint(arguments.checkpoint)
     found = find_state_dict(checkpoint, arguments.checkpoint, arguments.ema, arguments.key)
     tensors = found.tensors

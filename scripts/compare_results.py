@@ -12,7 +12,6 @@ Out: cosine similarity of the scores (min, mean), the largest absolute differenc
 Exit status: 0 good, 1 the folders cannot be compared, 2 wrong usage, 3 below --min-cosine or --min-agreement.
 """
 import argparse
-import json
 import os
 from typing import Any, Dict, List, Optional
 
@@ -22,7 +21,7 @@ from common.model.statistics import cosine_similarity
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common.core import options, progress, record
+from common.core import json_file, options, progress, record
 from common.core.cli import Refusal, shown
 from common.core.files import write_whole
 from common.core.names import natural_key
@@ -167,7 +166,7 @@ def main() -> None:
     if arguments.json:
         record.claim_like(arguments.json, f'"tool": "{report["tool"]}"')
         try:
-            write_whole(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
+            write_whole(arguments.json, json_file.encode(report))
         except OSError as error:
             raise Refusal(f"{shown(arguments.json)} cannot be written ({error.strerror}); choose another file for "
                           "--json") from None

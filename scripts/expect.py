@@ -11,7 +11,6 @@ Tried on the results as they are: labels one higher or lower, labels in the devk
 Tried on 200 images by ONNX Runtime on the CPU: red and blue swapped, the crop and the rest of the evaluation that the
 figure was published with, the other lineage of the weights.
 """
-import json
 import os
 from collections import Counter
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
@@ -21,7 +20,7 @@ from common.core import cli
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common.core import options, record
+from common.core import json_file, options, record
 from common.core.cli import Refusal, shown, some
 from common.data import dataset, evaluation, prepared
 from common.data.evaluation import Evaluation
@@ -273,7 +272,7 @@ def main() -> None:
         print(f"likeliest cause: {found['cause'] or 'none of those that were tried fits'}")
     path = os.path.join(arguments.workdir, EXPECT.name)
     made_by = record.Recipe({"tool": os.path.basename(__file__)})
-    record.write(path, made_by, {path: json.dumps(found, indent=1).encode("ascii")})
+    record.write(path, made_by, {path: json_file.encode(found)})
 
 
 if __name__ == "__main__":

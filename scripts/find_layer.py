@@ -12,7 +12,6 @@ A block, and then an operator, is judged by what it makes of its own input on th
 """
 import argparse
 import copy
-import json
 import os
 import shutil
 import sys
@@ -25,7 +24,7 @@ if __name__ == "__main__":
     cli.start()  # before what may be missing
 
 from common.ascend import bench, host
-from common.core import files, options, recipe, record
+from common.core import files, json_file, options, recipe, record
 from common.core.cli import ROOT, Refusal, shown
 from common.core.names import om_path, result_names
 from common.core.record import Draft, Writer
@@ -324,7 +323,7 @@ def main() -> None:
         report.update(tool="find_layer.py", version=cli.VERSION, model=os.path.abspath(arguments.model),
                       images=len(paths), compilations=card.compilations, seconds=time.monotonic() - began)
         record.check_unchanged(made_by)
-        data = (json.dumps(report, indent=1) + "\n").encode()
+        data = json_file.encode(report)
         writer.publish([Draft("", [], [writer.part(os.path.basename(target), data)])])
         writer.finish(synced=True)
     print(f"{describe(report)}\nall figures: {shown(target)}")

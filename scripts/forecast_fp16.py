@@ -17,7 +17,6 @@ scripts/compare_results.py --forecast says whether a run on the card lost what w
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
@@ -28,7 +27,7 @@ from common.model.statistics import cosine_similarity
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common.core import files, options, progress, recipe, record
+from common.core import files, json_file, options, progress, recipe, record
 from common.core.cli import Refusal, shown, some
 from common.core.names import result_stem
 from common.data.images import list_inputs
@@ -206,6 +205,9 @@ def parse_arguments() -> argparse.Namespace:
     return options.parse(parser)
 
 
+ALWAYS_MADE = ("forecast.json", "forecast.png")
+
+
 def compute(arguments: argparse.Namespace, product: str, made_by: record.Recipe, paths: List[str], sample: Input
             ) -> Dict[str, Any]:
     from common.results import plots  # here: a forecast that is up to date needs no matplotlib
@@ -216,7 +218,7 @@ def compute(arguments: argparse.Namespace, product: str, made_by: record.Recipe,
                                       arguments.label_offset))
     report = forecast(model, paths, sample, known)
     print(describe(report, time.time() - start))
-    contents = {"forecast.json": (json.dumps(report, indent=1) + "\n").encode(),
+    contents = {"forecast.json": json_file.encode(report),
                 "forecast.png": plots.forecast_png(report)}
     if report["keep_dtype"]:
         contents["keep_dtype.txt"] = "".join(name + "\n" for name in report["keep_dtype"]).encode()
@@ -236,7 +238,8 @@ def main() -> None:
     options = {"aipp": sample.aipp, "label_offset": arguments.label_offset}
     inputs = [*onnx_file.all_files(arguments.model), *paths]
     made_by = recipe.make(__file__, options, ("onnxruntime", "onnx", "numpy"), inputs, settings)
-    if not arguments.force and record.read(product).is_current(made_by):
+    names = [os.path.join(arguments.output, name) for name in ALWAYS_MADE]
+    if record.is_up_to_date(product, made_by, names, arguments.force):
         report = FORECAST.read(product + ".json")
         print(f"the forecast in {shown(product + '.json')} is up to date: cosine {report['cosine']['min']:.6f} at "
               "least; --force computes it again")

@@ -142,11 +142,9 @@ def compile_model(arguments: argparse.Namespace, command: List[str], made_by: Re
     """Compile for one batch size, or keep what is there."""
     place = os.path.splitext(om)[0]
     name = os.path.basename(place)
-    before = record.read(om)
-    if not arguments.force and before.is_current(made_by):
+    if record.is_up_to_date(om, made_by, force=arguments.force):
         bar.say(f"{om} is up to date ({os.path.getsize(om) / 1e6:.1f} MB)")
         return
-    before.refuse_others([os.path.basename(om)])
     bar.say(f"{om}: compiling for {arguments.soc_version} ...")
     started = time.monotonic()
     with host.run_folder(os.path.join(arguments.output_dir, "atc-run")) as private:

@@ -12,7 +12,6 @@ Out: OUTPUT/perf.json, perf.md (a Markdown table) and perf.png; perf.record.json
 Exit status: 0 good, 1 failure, 2 wrong usage, 3 the best throughput is below --min-throughput.
 """
 import argparse
-import json
 import math
 import os
 import platform
@@ -28,7 +27,7 @@ if __name__ == "__main__":
     cli.start()  # before what may be missing
 
 from common.ascend import bench, chips, host
-from common.core import files, options, progress, recipe, record
+from common.core import files, json_file, options, progress, recipe, record
 from common.core.cli import Refusal, shown, why
 from common.core.names import om_path
 from common.model import onnx_file
@@ -282,10 +281,8 @@ def main() -> None:
     product = os.path.join(arguments.output, "perf")
     paths = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]
     made_by = make_recipe(arguments, chip)
-    before = record.read(product)
-    before.refuse_others(map(os.path.basename, paths))
     kept: Dict[str, Any] = {}
-    if not arguments.force and before.is_current(made_by):
+    if record.is_up_to_date(product, made_by, paths, arguments.force):
         kept = PERF.read(paths[0])
         print(f"the figures in {shown(paths[0])} are up to date; --force measures again")
     report: Dict[str, Any] = {
@@ -300,8 +297,7 @@ def main() -> None:
     table = markdown(report)
     if report != kept:
         from common.results import plots  # here: figures that are up to date need no matplotlib
-        text = json.dumps(report, indent=1) + "\n"
-        contents = [text.encode(), table.encode(), plots.speed_png(report)]
+        contents = [json_file.encode(report), table.encode(), plots.speed_png(report)]
         record.write(product, made_by, dict(zip(paths, contents)))
     print(f"\n{table}\nperf.json, perf.md, perf.png in {shown(arguments.output)} ({time.time() - started:.1f} s)")
     if arguments.min_throughput is not None and best["throughput"] < arguments.min_throughput:

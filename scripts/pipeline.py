@@ -26,7 +26,7 @@ if __name__ == "__main__":
     cli.start("pipeline.sh")  # what its user typed
 
 from common.ascend import chips, host
-from common.core import environment, files, options, record
+from common.core import environment, files, json_file, options, record
 from common.core.cli import ROOT, Refusal
 from common.core.names import STEMS, om_path
 from common.data import class_names, dataset, evaluation
@@ -372,7 +372,7 @@ def write_run(run: Run, runner: Runner) -> None:
              "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began)),
              "seconds": time.time() - run.began}
     path = run.place("run.json")
-    content = json.dumps(about, indent=1).encode("ascii")
+    content = json_file.encode(about)
     record.write(path, record.Recipe({"tool": cli.program()}), {path: content})
 
 

@@ -437,11 +437,9 @@ def main() -> None:
     run = {key: value for key, value in parts["run"].items() if key in ("backend", "gates", "made", "data", "commands")}
     made_by = recipe.make(__file__, {"run": run, "results": bool(results), "pictures": bool(images)},
                             ("numpy", "Pillow", "matplotlib", "Jinja2"), settings=filter(os.path.isfile, texts))
-    before = record.read(product)
-    if not arguments.force and before.is_current(made_by):
+    if record.is_up_to_date(product, made_by, force=arguments.force):
         print(f"{shown(product)} is up to date")
         return
-    before.refuse_others([os.path.basename(product)])
     page = render(describe(workdir, parts, arguments.class_names))
     record.write(product, made_by, {product: page})
     print(f"wrote {shown(product)} ({len(page) / 1e3:,.0f} kB): open it in a browser")

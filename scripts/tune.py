@@ -11,7 +11,6 @@ docs/ascend.md says what is tried and what cannot win.
 """
 import argparse
 import contextlib
-import json
 import os
 import sys
 from statistics import median
@@ -24,7 +23,7 @@ if __name__ == "__main__":
 
 from common.ascend import host
 from common.ascend.bench import complaint
-from common.core import files, options, recipe, record
+from common.core import files, json_file, options, recipe, record
 from common.core.cli import ROOT, Refusal, shown
 from common.core.names import om_path, result_stem
 from common.core.record import Draft, Recipe, Writer
@@ -308,8 +307,7 @@ def main() -> None:
     write_inputs(paths, sample, evaluation, folder)
     report = tune(arguments, Bench(arguments, folder))
     table = markdown(report)
-    text = json.dumps(report, indent=1) + "\n"
-    contents = [text.encode(), table.encode(), plots.ranking_png(report)]
+    contents = [json_file.encode(report), table.encode(), plots.ranking_png(report)]
     made_by = recipe.make(__file__, {"backend": arguments.backend}, (), arguments.models)
     record.write(product, made_by, dict(zip(targets, contents)))
     print(f"\n{table}\ntune.json, tune.md, tune.png in {shown(output)}")

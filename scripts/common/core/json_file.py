@@ -21,6 +21,11 @@ from common.core import files
 from common.core.cli import Refusal, shown, why
 
 
+def encode(value: Any) -> bytes:
+    """The content of a JSON file that people may read too."""
+    return (json.dumps(value, indent=1) + "\n").encode("ascii")
+
+
 class Number(NamedTuple):
     """The shape of a number within bounds, which NaN and infinity are not."""
     least: float

@@ -574,6 +574,18 @@ def write(product: str, recipe: Recipe, contents: Dict[str, Any], **notes: Any) 
         writer.finish(synced=True)
 
 
+def is_up_to_date(product: str, recipe: Recipe, paths: Iterable[str] = (), force: bool = False) -> bool:
+    """Whether a product that is made at once would be made again as it is; never with `force`.
+
+    paths: its files, if they are not only `product`. Raises: Refusal if it is to be made and one of them is not ours.
+    """
+    before = read(product)
+    if not force and before.is_current(recipe):
+        return True
+    before.refuse_others([os.path.basename(path) for path in paths or [product]])
+    return False
+
+
 def adopt(product: str, recipe: Recipe, path: str, **notes: Any) -> None:
     """Let a file that another program made at `path`, on the same file system, become a product, with its record.
 

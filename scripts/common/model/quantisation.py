@@ -4,11 +4,9 @@ A layer is a Conv or a Gemm, named by its node. Its input is quantised per tenso
 """
 import argparse
 import functools
-import json
-import os
 from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from common.core import cli, options, recipe, record
+from common.core import cli, json_file, options, recipe, record
 from common.core.cli import shown
 from common.core.names import result_stem
 from common.data.images import list_inputs, spaced
@@ -249,11 +247,9 @@ class Task:
     def is_current(self) -> bool:
         """Whether nothing is to be done, which is said then. Raises: Refusal for files that are not ours to replace."""
         output = self.arguments.output
-        before = record.read(output)
-        if not self.arguments.force and before.is_current(self.made_by):
+        if record.is_up_to_date(output, self.made_by, [output, self.report_path], self.arguments.force):
             print(f"{shown(output)} is up to date; --force quantises again")
             return True
-        before.refuse_others([os.path.basename(path) for path in (output, self.report_path)])
         return False
 
     def make(self, model: onnx.ModelProto, groups: Groups, quantise: Callable[[List[str]], onnx.ModelProto],
@@ -285,7 +281,7 @@ class Task:
         report = {"tool": self.made_by.row["tool"], "version": cli.VERSION, **report}
         onnx.helper.set_model_props(quantised_model, dict(self.described["metadata"], precision="int8"))
         data = quantised_model.SerializeToString()
-        contents = {self.report_path: (json.dumps(report, indent=1) + "\n").encode(), self.arguments.output: data}
+        contents = {self.report_path: json_file.encode(report), self.arguments.output: data}
         record.write(self.arguments.output, self.made_by, contents,
                      evaluation=record.read(self.arguments.model).notes.get("evaluation", {}))
         return len(data)
