@@ -15,6 +15,7 @@ Out: OUT_DIR/OUT_NAME, the accuracy as strings, and beside it ..._report.json, w
      accuracy covers, what was left out and why. With --prep DIR that is checked against DIR/manifest.jsonl.
 Exit status: 0 good, 1 something is wrong with the data, 2 wrong usage, 3 the accuracy is below --min-top1/--min-top5.
 """
+
 import argparse
 import contextlib
 import ctypes
@@ -43,14 +44,24 @@ from common.results.results import chunks, percent, read_result, result_files
 import numpy as np
 
 TOP = 5
-CHUNK_VALUES = 256_000          # values; 3 ms of work, which an interrupted thread still finishes
-SLOW_FROM = 2_000_000           # values; Python needs 0.15 s per million, so a missing compiler is felt from here on
-PREPARED = ("images", "preprocessed", "bad", "left_out")  # counts that only the prepared folder tells
+CHUNK_VALUES = 256_000  # values; 3 ms of work, which an interrupted thread still finishes
+SLOW_FROM = (
+    2_000_000  # values; Python needs 0.15 s per million, so a missing compiler is felt from here on
+)
+PREPARED = (
+    "images",
+    "preprocessed",
+    "bad",
+    "left_out",
+)  # counts that only the prepared folder tells
 
 
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
-def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Tuple[np.ndarray, np.ndarray]:
+
+def fast_ranks(
+    paths: Sequence[str], labels: np.ndarray, classes: int, workers: int
+) -> Tuple[np.ndarray, np.ndarray]:
     """ranks() by compiled C, for results exactly as ais_bench writes them; rank -1 where a file is anything else.
 
     A NumPy file is such one if it holds float32 and has the header that the first one has.
@@ -58,14 +69,17 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
     found, checksums = np.full(len(paths), -1, np.int32), np.zeros(len(paths), np.uint32)
     header = None if paths[0].endswith(".txt") else b""
     if paths[0].endswith(".npy"):
-        header = read_regular(paths[0], follow_links=False)[:-4 * classes]
+        header = read_regular(paths[0], follow_links=False)[: -4 * classes]
         if b"'<f4'" not in header:
             return found, checksums
     try:
         kernel = native.load("results/ranks.c").label_ranks
     except RuntimeError as error:
         if len(paths) * classes >= SLOW_FROM:
-            print(f"note: the fast way is not used, Python reads all results: {error}", file=sys.stderr)
+            print(
+                f"note: the fast way is not used, Python reads all results: {error}",
+                file=sys.stderr,
+            )
         return found, checksums
     text, pointer, integer = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_ssize_t
     kernel.argtypes = [text, integer, integer, text, integer, pointer, pointer, pointer]
@@ -75,13 +89,23 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
 
     def work() -> None:
         for start in starts:  # of all threads: each takes the next one
-            some_paths = paths[start:start + chunk]
-            kernel(os.fsencode("\0".join(some_paths)), len(some_paths), classes, header, len(header or b""),
-                   labels[start:].ctypes.data, found[start:].ctypes.data, checksums[start:].ctypes.data)
+            some_paths = paths[start : start + chunk]
+            kernel(
+                os.fsencode("\0".join(some_paths)),
+                len(some_paths),
+                classes,
+                header,
+                len(header or b""),
+                labels[start:].ctypes.data,
+                found[start:].ctypes.data,
+                checksums[start:].ctypes.data,
+            )
 
     with ThreadPoolExecutor(workers) as threads:  # ctypes lets them run at the same time
         try:
-            for thread in [threads.submit(work) for _ in range(min(workers, -(-len(paths) // chunk)))]:
+            for thread in [
+                threads.submit(work) for _ in range(min(workers, -(-len(paths) // chunk)))
+            ]:
                 thread.result()
         finally:
             for _ in starts:  # after Ctrl-C no thread finds another chunk
@@ -89,7 +113,9 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
     return found, checksums
 
 
-def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Tuple[np.ndarray, np.ndarray]:
+def ranks(
+    paths: Sequence[str], labels: np.ndarray, classes: int, workers: int
+) -> Tuple[np.ndarray, np.ndarray]:
     """(int32 [n], uint32 [n]): how many classes come before the label in each prediction, equal scores by rising class;
     and the CRC-32 of each file.
 
@@ -100,14 +126,19 @@ def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) 
     for i in np.flatnonzero(found < 0).tolist():
         scores, label = read_result(paths[i]), labels[i]
         if len(scores) != classes:
-            raise Refusal(f"{shown(paths[i])} holds {len(scores)} values, but {shown(paths[0])} holds {classes}")
-        found[i] = np.count_nonzero(scores > scores[label]) + np.count_nonzero(scores[:label] == scores[label])
+            raise Refusal(
+                f"{shown(paths[i])} holds {len(scores)} values, but {shown(paths[0])} holds {classes}"
+            )
+        found[i] = np.count_nonzero(scores > scores[label]) + np.count_nonzero(
+            scores[:label] == scores[label]
+        )
         checksums[i] = int(checksum_of(paths[i]) or "0", 16)
     return found, checksums
 
 
-def count_hits(paths: Sequence[str], right: Sequence[Tuple[int, ...]], classes: int, workers: int,
-               offset: int) -> Tuple[List[int], List[int], Dict[str, str]]:
+def count_hits(
+    paths: Sequence[str], right: Sequence[Tuple[int, ...]], classes: int, workers: int, offset: int
+) -> Tuple[List[int], List[int], Dict[str, str]]:
     """(how many predictions have a right class first, among the first two, … five (or all); the
     right class of each; {file name: files.checksum() of its content}).
 
@@ -119,11 +150,15 @@ def count_hits(paths: Sequence[str], right: Sequence[Tuple[int, ...]], classes: 
     counts = list(map(len, right))
     owners = np.repeat(np.arange(len(right)), counts)
     best = np.lexsort((found, owners))[np.cumsum([0, *counts[:-1]])]
-    places = np.bincount(found[best][(0 <= found[best]) & (found[best] < classes)], minlength=classes)
+    places = np.bincount(
+        found[best][(0 <= found[best]) & (found[best] < classes)], minlength=classes
+    )
     if places.sum() != len(paths):
-        raise Refusal(f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of "
-                      "the program")
-    hits = np.cumsum(places)[:min(TOP, classes)].tolist()
+        raise Refusal(
+            f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of "
+            "the program"
+        )
+    hits = np.cumsum(places)[: min(TOP, classes)].tolist()
     return hits, labels[best].tolist(), checksums_of_names(repeated, checksums)
 
 
@@ -144,13 +179,16 @@ def average_precision(scores: np.ndarray, right: np.ndarray) -> Optional[float]:
         return None
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(right[order])
-    last = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)  # of each group of equal scores
+    last = np.flatnonzero(
+        np.diff(scores[order], append=np.nan) != 0
+    )  # of each group of equal scores
     precision, recall = hits[last] / (last + 1.0), hits[last] / float(total)
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
-def precision(paths: Dict[str, str], right: Sequence[Sequence[int]], classes: int
-              ) -> Dict[str, Any]:
+def precision(
+    paths: Dict[str, str], right: Sequence[Sequence[int]], classes: int
+) -> Dict[str, Any]:
     """The mean average precision, 0..1, over the classes that some image shows, and each class's.
 
     It is None for a class that no image shows. paths: {stem: path} of the results; right: the classes
@@ -160,13 +198,15 @@ def precision(paths: Dict[str, str], right: Sequence[Sequence[int]], classes: in
     own = np.zeros((len(paths), classes), bool)
     place = 0
     for rows in chunks(paths, list(paths)):
-        scores[place:place + len(rows)] = rows
+        scores[place : place + len(rows)] = rows
         place += len(rows)
     for place, shown_classes in enumerate(right):
         own[place, list(shown_classes)] = True
     if not own.any():
-        raise Refusal("no image has a label of any class, so there is no average precision; are "
-                      "these labels meant?")
+        raise Refusal(
+            "no image has a label of any class, so there is no average precision; are "
+            "these labels meant?"
+        )
     each = [average_precision(scores[:, label], own[:, label]) for label in range(classes)]
     known = [value for value in each if value is not None]
     return {"hits": [], "mAP": float(np.mean(known)), "average_precision": each}
@@ -186,7 +226,9 @@ def names_beside(result: str) -> Names:
     result = os.path.abspath(result)
     with contextlib.suppress(Refusal, OSError, ValueError, LookupError, TypeError, RecursionError):
         summary = read_regular(result + "_summary.json").decode("utf-8", "surrogateescape")
-        start = summary.index("[", summary.index('"infiles"'))  # the first image's are enough: all of it takes 0.15 s
+        start = summary.index(
+            "[", summary.index('"infiles"')
+        )  # the first image's are enough: all of it takes 0.15 s
         prep = os.path.dirname(json.JSONDecoder().raw_decode(summary, start)[0][0])
         for folder in (os.path.abspath(prep), os.path.join(os.path.dirname(result), prep)):
             about = prepared.read(folder)
@@ -203,30 +245,52 @@ def account(prep: str, results: Dict[str, str]) -> Names:
     about = prepared.read(prep)
     names, bad = about.sources, about.bad
     if not about.settings:
-        raise Refusal(f"{shown(prep)} holds no manifest.jsonl of TResNet_preprocess.py; give the prepared folder as "
-                      "--prep")
+        raise Refusal(
+            f"{shown(prep)} holds no manifest.jsonl of TResNet_preprocess.py; give the prepared folder as "
+            "--prep"
+        )
     with os.scandir(prep) as entries:
-        written = {entry.name: entry.stat().st_mtime_ns for entry in entries if entry.name.lower().endswith(".bin")}
+        written = {
+            entry.name: entry.stat().st_mtime_ns
+            for entry in entries
+            if entry.name.lower().endswith(".bin")
+        }
     expected = {stem + ".bin" for stem in names}
     if expected != written.keys():
-        raise Refusal(f"the .bin files in {shown(prep)} are not those of its manifest "
-                      f"({some(expected ^ written.keys())}); run TResNet_preprocess.py again")
+        raise Refusal(
+            f"the .bin files in {shown(prep)} are not those of its manifest "
+            f"({some(expected ^ written.keys())}); run TResNet_preprocess.py again"
+        )
     foreign = [stem for stem in results if stem not in names]
     if foreign:
-        raise Refusal(f"{len(foreign)} of {len(results)} results belong to no .bin in {shown(prep)}: {some(foreign)}; "
-                      "they may be another run's: move them away")
+        raise Refusal(
+            f"{len(foreign)} of {len(results)} results belong to no .bin in {shown(prep)}: {some(foreign)}; "
+            "they may be another run's: move them away"
+        )
     lacking = names.keys() - results.keys()
     if lacking:
-        raise Refusal(f"the inference was incomplete: {len(lacking)} of {len(names)} .bin files in {shown(prep)} have "
-                      f"no result: {some(lacking)}")
-    older = [stem for stem, path in results.items() if os.lstat(path).st_mtime_ns < written[stem + ".bin"]]
+        raise Refusal(
+            f"the inference was incomplete: {len(lacking)} of {len(names)} .bin files in {shown(prep)} have "
+            f"no result: {some(lacking)}"
+        )
+    older = [
+        stem
+        for stem, path in results.items()
+        if os.lstat(path).st_mtime_ns < written[stem + ".bin"]
+    ]
     if older:  # a clock may have been wrong
         pieces = record.read(os.path.dirname(results[older[0]])).pieces.values()
         made_from = {tuple(state) for piece in pieces for state in piece.inputs}
-        older = [stem for stem in older if tuple(record.state(os.path.join(prep, stem + ".bin"))) not in made_from]
+        older = [
+            stem
+            for stem in older
+            if tuple(record.state(os.path.join(prep, stem + ".bin"))) not in made_from
+        ]
     if older:
-        raise Refusal(f"{len(older)} of {len(results)} results are older than their .bin in {shown(prep)}: "
-                      f"{some(older)}; run the inference again")
+        raise Refusal(
+            f"{len(older)} of {len(results)} results are older than their .bin in {shown(prep)}: "
+            f"{some(older)}; run the inference again"
+        )
     return names, bad
 
 
@@ -238,8 +302,15 @@ def check_class_folders(labels: str, classes: int) -> None:
         check_folders(str(about.settings.get("source")), names, classes)
 
 
-def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int = 1, names: Optional[str] = None,
-             asked_offset: Optional[int] = None, multi_label: bool = False) -> Dict[str, Any]:
+def evaluate(
+    result: str,
+    labels: str,
+    prep: Optional[str] = None,
+    workers: int = 1,
+    names: Optional[str] = None,
+    asked_offset: Optional[int] = None,
+    multi_label: bool = False,
+) -> Dict[str, Any]:
     """Compare all predictions in a result folder with their labels.
 
     Returns a report that json can write: "classes" (int), "hits" ([Top-1, Top-2, ... Top-5] as counts, fewer for fewer
@@ -270,29 +341,58 @@ def evaluate(result: str, labels: str, prep: Optional[str] = None, workers: int 
         stems = [stem for stem in stems if right[stem]]
         if not stems:
             raise Refusal(f"{shown(labels)} has no right class for any of the {len(paths)} images")
-        hits, true, contents = count_hits([results[stem] for stem in stems], [right[stem] for stem in stems], classes,
-                                        workers, offset)
+        hits, true, contents = count_hits(
+            [results[stem] for stem in stems],
+            [right[stem] for stem in stems],
+            classes,
+            workers,
+            offset,
+        )
         score = {"hits": hits}
     record.check_results(result, contents)
 
-    left_out = [{"source": images[stem], "error": f"no right class in {os.path.basename(labels)}"}
-                for stem in sorted(results.keys() - set(stems))]
-    left_out += [{"source": source, "error": error} for source, error in bad.items() if prep is not None]
-    counts = {"labelled": len(labelled), "images": len(paths) + len(bad), "preprocessed": len(paths), "bad": len(bad),
-              "inferred": len(paths), "evaluated": len(stems), "left_out": len(left_out)}
+    left_out = [
+        {"source": images[stem], "error": f"no right class in {os.path.basename(labels)}"}
+        for stem in sorted(results.keys() - set(stems))
+    ]
+    left_out += [
+        {"source": source, "error": error} for source, error in bad.items() if prep is not None
+    ]
+    counts = {
+        "labelled": len(labelled),
+        "images": len(paths) + len(bad),
+        "preprocessed": len(paths),
+        "bad": len(bad),
+        "inferred": len(paths),
+        "evaluated": len(stems),
+        "left_out": len(left_out),
+    }
     part = prepared.read(prep).settings.get("shard") if prep is not None else None
     report = {
-        "tool": accuracy.TOOL, "version": cli.VERSION, "result": os.path.abspath(result),
-        "labels": os.path.abspath(labels), "prep": None if prep is None else os.path.abspath(prep),
-        "classes": classes, "label_offset": offset, **score,
-        "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)), "notes": [],
-        "left_out": left_out, "labelled_without_prediction": unpredicted, "evaluated": stems, "true": true,
-        "class_names": class_names.find(classes, names, zip([images[stem] for stem in stems], true)),
+        "tool": accuracy.TOOL,
+        "version": cli.VERSION,
+        "result": os.path.abspath(result),
+        "labels": os.path.abspath(labels),
+        "prep": None if prep is None else os.path.abspath(prep),
+        "classes": classes,
+        "label_offset": offset,
+        **score,
+        "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)),
+        "notes": [],
+        "left_out": left_out,
+        "labelled_without_prediction": unpredicted,
+        "evaluated": stems,
+        "true": true,
+        "class_names": class_names.find(
+            classes, names, zip([images[stem] for stem in stems], true)
+        ),
         **({} if part in (None, prepared.ALL_IMAGES) else {"shard": part}),
     }
     if offset and asked_offset is None:
-        report["notes"].append(f"of {classes:,} classes class 0 is taken for \"background\": each label is one lower "
-                               "than its class (--label-offset 0 if that is wrong)")
+        report["notes"].append(
+            f'of {classes:,} classes class 0 is taken for "background": each label is one lower '
+            "than its class (--label-offset 0 if that is wrong)"
+        )
     report["notes"] += accuracy.notes(report)
     return report
 
@@ -313,13 +413,16 @@ def shortfalls(report: Dict[str, Any], minima: Dict[int, Optional[float]]) -> Li
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
+
 def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple[str, str]:
     """The paths of acc.json and its report; refuses those that would damage the input."""
     inside = os.path.join(os.path.realpath(result), "")
     if os.path.join(os.path.realpath(out_dir), "").startswith(inside):
-        raise Refusal(f"OUT_DIR {shown(out_dir)} lies in the result folder {shown(result)}; choose another, or the "
-                      f"next run would take {shown(out_name)} for a result")
-    stem = out_name[:-len(".json")] if out_name.endswith(".json") else out_name
+        raise Refusal(
+            f"OUT_DIR {shown(out_dir)} lies in the result folder {shown(result)}; choose another, or the "
+            f"next run would take {shown(out_name)} for a result"
+        )
+    stem = out_name[: -len(".json")] if out_name.endswith(".json") else out_name
     paths = os.path.join(out_dir, out_name), os.path.join(out_dir, stem + "_report.json")
     for path in paths:
         if os.path.isdir(path):
@@ -334,26 +437,56 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("result", metavar="RESULT", type=options.path, help="folder of results, one file per image")
-    add("labels", metavar="LABELS", type=options.path,
-        help='text file of lines "NAME[.suffix] INT", or real.json')
-    add("out_dir", metavar="OUT_DIR", type=options.path,
-        help="folder for the output; made if missing")
-    add("out_name", metavar="OUT_NAME", type=options.file_name,
-        help="name of the output, such as acc.json")
-    options.add(parser, "prep", "multi_label", "workers", "label_offset", "class_names",
-                "min_top1", "min_top5",
-                help={"multi_label": 'LABELS has lines "NAME INT INT …"; the figure is the mean '
-                                     "average precision"})
+    add(
+        "labels",
+        metavar="LABELS",
+        type=options.path,
+        help='text file of lines "NAME[.suffix] INT", or real.json',
+    )
+    add(
+        "out_dir",
+        metavar="OUT_DIR",
+        type=options.path,
+        help="folder for the output; made if missing",
+    )
+    add(
+        "out_name",
+        metavar="OUT_NAME",
+        type=options.file_name,
+        help="name of the output, such as acc.json",
+    )
+    options.add(
+        parser,
+        "prep",
+        "multi_label",
+        "workers",
+        "label_offset",
+        "class_names",
+        "min_top1",
+        "min_top5",
+        help={
+            "multi_label": 'LABELS has lines "NAME INT INT …"; the figure is the mean '
+            "average precision"
+        },
+    )
     return options.parse(parser)
 
 
 def main() -> None:
     gc.disable()  # a short life without cycles; looking for them in 50,000 names over and over takes 3 % of the time
     arguments = parse_arguments()
-    accuracy_path, report_path = output_paths(arguments.out_dir, arguments.out_name, arguments.result,
-                                              arguments.labels)
-    report = evaluate(arguments.result, arguments.labels, arguments.prep, arguments.workers,
-                      arguments.class_names, arguments.label_offset, arguments.multi_label)
+    accuracy_path, report_path = output_paths(
+        arguments.out_dir, arguments.out_name, arguments.result, arguments.labels
+    )
+    report = evaluate(
+        arguments.result,
+        arguments.labels,
+        arguments.prep,
+        arguments.workers,
+        arguments.class_names,
+        arguments.label_offset,
+        arguments.multi_label,
+    )
     make_folder(arguments.out_dir, "OUT_DIR")
     accuracy.write(report, accuracy_path, report_path)
     for image in report["left_out"][:3]:

@@ -7,6 +7,7 @@
 pipeline.sh asks the same questions before it starts. Runs in the host's own Python (3.7 or newer,
 standard library only), because ais_bench lives there too.
 """
+
 import argparse
 import contextlib
 import os
@@ -47,6 +48,7 @@ CHIPS, ATC, BENCH = "chips", "atc", "ais_bench"  # codes of what auto asks for
 
 class Row(NamedTuple):
     """One line of the table."""
+
     backend: str  # who needs it: both, ascend, cpu, or "" for advice that stops nothing
     item: str
     good: bool
@@ -58,14 +60,32 @@ class Row(NamedTuple):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that decide what is needed; pipeline.sh has them too."""
-    options.add(parser, "data", "labels", "multi_label", "checkpoint", "class_map", "label_offset",
-                "img_size", *options.EVALUATION, "uint8", "workdir", "backend", "devices", "shard",
-                "soc_version", "batch_sizes",
-                help={"labels": "other labels than those found with the data: lines NAME INT, or "
-                                "ReaL's real.json"})
+    options.add(
+        parser,
+        "data",
+        "labels",
+        "multi_label",
+        "checkpoint",
+        "class_map",
+        "label_offset",
+        "img_size",
+        *options.EVALUATION,
+        "uint8",
+        "workdir",
+        "backend",
+        "devices",
+        "shard",
+        "soc_version",
+        "batch_sizes",
+        help={
+            "labels": "other labels than those found with the data: lines NAME INT, or "
+            "ReaL's real.json"
+        },
+    )
 
 
 # ---- the machine ---------------------------------------------------------------------------------
+
 
 def chips_row(soc: str, device: Optional[List[int]]) -> Row:
     """Which chips a run would take. soc, device: what --soc-version and --device say."""
@@ -75,8 +95,9 @@ def chips_row(soc: str, device: Optional[List[int]]) -> Row:
         mend = "the chips and their numbers: python3 scripts/npu_info.py --json"
         if problem.code == chips.UNANSWERED:
             mend = "install the driver and firmware of the card, then: npu-smi info"
-        return Row("ascend", "NPU (npu-smi)", False, problem.sentence, mend, problem.code,
-                   problem.fact)
+        return Row(
+            "ascend", "NPU (npu-smi)", False, problem.sentence, mend, problem.code, problem.fact
+        )
     found = soc or chips.soc_version(name)
     if len(devices) > 1:
         found += f", devices {','.join(map(str, devices))}"
@@ -101,10 +122,15 @@ def ascend_rows(soc: str, device: Optional[List[int]]) -> List[Row]:
     """What the ascend backend needs of the machine."""
     facts, atc, has = host.host_facts(), shutil.which("atc"), host.host_versions()
     source = f"source {shown(host.set_env() or host.SET_ENV)}"
-    rows = [chips_row(soc, device),
-            Row("ascend", "atc", bool(atc), atc or "not on the PATH", source, ATC), python_row()]
-    rows += [Row("", item, bool(has[item]), has[item] or "no version found")
-             for item in ("driver", "CANN")]
+    rows = [
+        chips_row(soc, device),
+        Row("ascend", "atc", bool(atc), atc or "not on the PATH", source, ATC),
+        python_row(),
+    ]
+    rows += [
+        Row("", item, bool(has[item]), has[item] or "no version found")
+        for item in ("driver", "CANN")
+    ]
     for item, code in (("ais_bench", BENCH), ("aclruntime", "")):
         error = facts.get("errors", {}).get(item, "")
         rows.append(bench_row(item, code, has[item], error, source))
@@ -118,8 +144,9 @@ def bench_row(item: str, code: str, version: str, error: str, source: str) -> Ro
     if not version:
         found = f"python3 cannot import it ({error or 'there is no python3'})"
     if "'ais_bench.infer'" in error:
-        found = ("python3 has another package of that name, without ais_bench.infer: an LLM "
-                 "benchmark")
+        found = (
+            "python3 has another package of that name, without ais_bench.infer: an LLM benchmark"
+        )
         install = f"pip3 uninstall ais_bench && {install}"
     return Row("ascend", item, bool(version), found, install, code)
 
@@ -127,19 +154,36 @@ def bench_row(item: str, code: str, version: str, error: str, source: str) -> Ro
 def python_rows() -> List[Row]:
     wanted = [environment.REQUIREMENTS]
     there = environment.finished(wanted) or environment.satisfied(wanted)
-    timm = all(os.path.exists(os.path.join(ROOT, "pytorch-image-models", name))
-               for name in (".patched-with", "timm/models/tresnet.py"))
-    return [Row("", "Python packages", there, "all there" if there else
-                f"the first run makes .venv and downloads {environment.coming()}",
-                "python3 scripts/setup_env.py"),
-            Row("", "timm v0.4.5", timm, "patched" if timm else "the first run fetches it",
-                "python3 scripts/timm_source.py")]
+    timm = all(
+        os.path.exists(os.path.join(ROOT, "pytorch-image-models", name))
+        for name in (".patched-with", "timm/models/tresnet.py")
+    )
+    return [
+        Row(
+            "",
+            "Python packages",
+            there,
+            "all there"
+            if there
+            else f"the first run makes .venv and downloads {environment.coming()}",
+            "python3 scripts/setup_env.py",
+        ),
+        Row(
+            "",
+            "timm v0.4.5",
+            timm,
+            "patched" if timm else "the first run fetches it",
+            "python3 scripts/timm_source.py",
+        ),
+    ]
 
 
 # ---- the data ------------------------------------------------------------------------------------
 
+
 class Data(NamedTuple):
     """Where the images, their labels and the checkpoint are."""
+
     given: argparse.Namespace  # the options
     folder: str  # the data set
     form: Optional[dataset.Found]  # None: the sample, or no known form, which check_images() tells
@@ -186,10 +230,15 @@ def locate(given: argparse.Namespace) -> Data:
         with contextlib.suppress(Refusal):
             form = dataset.find(folder)
     beside = dataset.folder_of(folder) if given.data else folder  # the sample is not made yet
-    data = Data(given, folder, form, unpacked=os.path.join(given.workdir, "data"),
-                images=form.place if form else os.path.join(folder, "val_union"),
-                labels=os.path.join(folder, "val_label.txt"),
-                checkpoint=given.checkpoint or os.path.join(beside, "model_best.pth.tar"))
+    data = Data(
+        given,
+        folder,
+        form,
+        unpacked=os.path.join(given.workdir, "data"),
+        images=form.place if form else os.path.join(folder, "val_union"),
+        labels=os.path.join(folder, "val_label.txt"),
+        checkpoint=given.checkpoint or os.path.join(beside, "model_best.pth.tar"),
+    )
     if data.to_prepare:
         data = data._replace(labels=os.path.join(data.unpacked, "val_label.txt"))
         if data.packed:
@@ -208,9 +257,12 @@ def choose_prepared(data: Data) -> Data:
     said = evaluation.from_json(record.read(model).notes.get("evaluation"))
     with contextlib.suppress(Refusal):  # the step that comes to it will say it
         chosen, _ = evaluation.resolve(evaluation.given(given), said, "")
-    settings = dict(evaluation.to_json(chosen._asdict()), shard=given.shard,
-                    dtype="uint8" if given.uint8 else "float32",
-                    source=os.path.abspath(data.images))
+    settings = dict(
+        evaluation.to_json(chosen._asdict()),
+        shard=given.shard,
+        dtype="uint8" if given.uint8 else "float32",
+        source=os.path.abspath(data.images),
+    )
     folder = prepared.place_for(given.workdir, settings)
     if data.from_folders:  # preprocessing writes their labels
         return data._replace(prepared=folder, labels=os.path.join(folder, prepared.LABELS))
@@ -226,11 +278,15 @@ def check_images(data: Data) -> str:
     if data.packed:
         return dataset.describe(form)
     if data.workdir_is_inside:
-        raise Refusal(f"the work folder {shown(data.given.workdir)} is inside "
-                      f"{shown(data.images)}; name another by --workdir")
+        raise Refusal(
+            f"the work folder {shown(data.given.workdir)} is inside "
+            f"{shown(data.images)}; name another by --workdir"
+        )
     if not data.sources:
-        raise Refusal(f"there are no images in {shown(data.images)}: no file there ends in "
-                      f"{', '.join(SUFFIXES)}")
+        raise Refusal(
+            f"there are no images in {shown(data.images)}: no file there ends in "
+            f"{', '.join(SUFFIXES)}"
+        )
     return f"{len(data.sources)} in {shown(data.images)}"
 
 
@@ -253,8 +309,9 @@ def check_labels(data: Data) -> str:
     class_map = data.given.class_map
     if class_map and not data.from_folders:
         if not data.sources:
-            raise Refusal("--class-map is for images in class folders, and there are none here; "
-                          "leave it out")
+            raise Refusal(
+                "--class-map is for images in class folders, and there are none here; leave it out"
+            )
         class_labels(data.images, data.sources, name_bins(data.sources), class_map)
     if data.given.labels or not data.to_prepare:
         return check_lines(data)
@@ -272,8 +329,10 @@ def check_lines(data: Data) -> str:
         text = class_labels(data.images, data.sources, stems, data.given.class_map)
         if text is None:
             expected = os.path.join(data.folder, "val_label.txt")
-            raise Refusal(f"there is no {shown(expected)}, and the images do not all lie in class "
-                          "folders, which would be numbered")
+            raise Refusal(
+                f"there is no {shown(expected)}, and the images do not all lie in class "
+                "folders, which would be numbered"
+            )
         return f"from the {len(class_folders(data.images))} class folders"
     labels = read_labels(data)
     match_labels({stem: source for source, stem in stems.items()}, labels, data.labels)
@@ -314,14 +373,15 @@ def check_classes(data: Data, classes: int) -> None:
     if data.is_sample and not given.labels:
         return
     if not data.from_folders:
-        label_offset(read_labels(data), classes, data.labels, given.multi_label,
-                     given.label_offset)
+        label_offset(read_labels(data), classes, data.labels, given.multi_label, given.label_offset)
     elif given.class_map:
         names, numbers = set(map(os.path.dirname, data.sources)), read_class_map(given.class_map)
         beyond = [name for name, index in numbers.items() if name in names and index >= classes]
         if beyond:
-            raise Refusal(f"{shown(given.class_map)} gives {some(beyond)} numbers that the network "
-                          f"does not have: it has {classes} classes, numbered from 0")
+            raise Refusal(
+                f"{shown(given.class_map)} gives {some(beyond)} numbers that the network "
+                f"does not have: it has {classes} classes, numbered from 0"
+            )
     else:
         check_folders(data.images, class_folders(data.images), classes)
 
@@ -337,8 +397,11 @@ def needed_room(data: Data, images: int, ascend_runs: bool) -> int:
     per_image = [3 * img_size(data) ** 2 * VALUE_BYTES[given.uint8], *[RESULT_BYTES] * kinds]
     there = 0
     for path, folders, names in os.walk(given.workdir):
-        folders[:] = [name for name in folders if not name.startswith("prep_dataset")
-                      or os.path.join(path, name) == data.prepared]  # others are of other settings
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith("prep_dataset") or os.path.join(path, name) == data.prepared
+        ]  # others are of other settings
         for name in names:
             with contextlib.suppress(FileNotFoundError):  # another run may be at work there
                 there += files.occupied([os.lstat(os.path.join(path, name)).st_size])
@@ -348,13 +411,21 @@ def needed_room(data: Data, images: int, ascend_runs: bool) -> int:
 def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
     """Images, labels, checkpoint, and the disk space for what will be made of them."""
     place, given = os.path.join(data.folder, "val_union"), data.given
-    checks = [("images", check_images, f"put the images into {shown(place)}"),
-              ("labels", check_labels, "one line per image: NAME INT"),
-              ("checkpoint", check_checkpoint, "name it: --checkpoint FILE")]
+    checks = [
+        ("images", check_images, f"put the images into {shown(place)}"),
+        ("labels", check_labels, "one line per image: NAME INT"),
+        ("checkpoint", check_checkpoint, "name it: --checkpoint FILE"),
+    ]
     rows = []
     if data.is_sample:
-        rows = [Row("both", "data", True,
-                    "the sample: 20 photos and a checkpoint, made by the first step")]
+        rows = [
+            Row(
+                "both",
+                "data",
+                True,
+                "the sample: 20 photos and a checkpoint, made by the first step",
+            )
+        ]
         named = {"labels": given.labels or given.class_map, "checkpoint": given.checkpoint}
         checks = [check for check in checks if named.get(check[0])]
     for item, check, mend in checks:
@@ -364,14 +435,21 @@ def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
             rows.append(Row("both", item, False, refusal.sentence, mend))
     images = -(-number_of_images(data) // given.shard[1])
     needed, free = needed_room(data, images, ascend_runs), files.free_space(given.workdir)
-    rows.append(Row("both", "disk space", free >= needed,
-                    f"{free / 1e6:,.0f} MB are free for {shown(given.workdir)}, "
-                    f"{needed / 1e6:,.0f} MB are needed for {images} images and the models",
-                    "make room, or --workdir on another disk"))
+    rows.append(
+        Row(
+            "both",
+            "disk space",
+            free >= needed,
+            f"{free / 1e6:,.0f} MB are free for {shown(given.workdir)}, "
+            f"{needed / 1e6:,.0f} MB are needed for {images} images and the models",
+            "make room, or --workdir on another disk",
+        )
+    )
     return rows
 
 
 # ---- all of it -----------------------------------------------------------------------------------
+
 
 def choose(arguments: argparse.Namespace, rows: List[Row]) -> Tuple[str, str]:
     """(backend, why): auto takes ascend if npu-smi, atc and ais_bench are all there.
@@ -403,8 +481,15 @@ def examine(arguments: argparse.Namespace, data: Data) -> Tuple[str, str, List[R
     if unusable:
         wrong, mend = unusable, "name another by --workdir"
     place = shown(os.path.abspath(arguments.workdir))
-    rows.append(Row("both" if unusable else "ascend", "work folder", not wrong,
-                    f"{place} {wrong or 'fits the rules of ais_bench'}", mend))
+    rows.append(
+        Row(
+            "both" if unusable else "ascend",
+            "work folder",
+            not wrong,
+            f"{place} {wrong or 'fits the rules of ais_bench'}",
+            mend,
+        )
+    )
     return backend, why, rows + data_rows(data, backend == "ascend")
 
 

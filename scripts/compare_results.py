@@ -11,6 +11,7 @@ Out: cosine similarity of the scores (min, mean), the largest absolute differenc
      scripts/forecast_fp16.py also whether float16 explains the loss or the conversion is at fault.
 Exit status: 0 good, 1 the folders cannot be compared, 2 wrong usage, 3 below --min-cosine or --min-agreement.
 """
+
 import argparse
 import os
 from typing import Any, Dict, List, Optional
@@ -48,9 +49,11 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
     files_a, files_b = result_files(folder_a), result_files(folder_b)
     common = sorted(set(files_a) & set(files_b), key=natural_key)[:first]  # the runners' order
     if not common:
-        raise Refusal(f"{shown(folder_a)} and {shown(folder_b)} have no image in common (for instance "
-                      f"{shown(min(files_a))} and {shown(min(files_b))}); give two folders with the results of the "
-                      "same images")
+        raise Refusal(
+            f"{shown(folder_a)} and {shown(folder_b)} have no image in common (for instance "
+            f"{shown(min(files_a))} and {shown(min(files_b))}); give two folders with the results of the "
+            "same images"
+        )
     cosines: List[float] = []
     differences, disagreements = [], []
     names, classes = iter(common), 0
@@ -58,9 +61,11 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
         for chunk_a, chunk_b in zip(chunks(files_a, common), chunks(files_b, common)):
             classes = chunk_a.shape[1]
             if chunk_a.shape != chunk_b.shape:
-                raise Refusal(f"{shown(files_a[common[0]])} has {count(classes, 'class', 'classes')}, "
-                              f"but {shown(files_b[common[0]])} has {chunk_b.shape[1]}; compare "
-                              "results of models with the same classes")
+                raise Refusal(
+                    f"{shown(files_a[common[0]])} has {count(classes, 'class', 'classes')}, "
+                    f"but {shown(files_b[common[0]])} has {chunk_b.shape[1]}; compare "
+                    "results of models with the same classes"
+                )
             rows = zip(chunk_a.astype(np.float64), chunk_b.astype(np.float64), names)
             for a, b, name in rows:
                 cosines.append(cosine_similarity(a, b))
@@ -70,15 +75,22 @@ def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[s
                     disagreements.append({"image": name, "a": top_a, "b": top_b})
             bar.advance(len(chunk_a))
     worst, furthest = int(np.argmin(cosines)), int(np.argmax(differences))
-    return {"tool": "compare_results.py", "version": cli.VERSION,
-            "a": os.path.abspath(folder_a), "b": os.path.abspath(folder_b),
-            "images": len(common), "classes": classes,
-            "cosine": {"min": cosines[worst], "mean": float(np.mean(cosines)), "image": common[worst]},
-            "cosines": cosines, "names": common,  # of each image, in order
-            "largest_difference": {"value": differences[furthest], "image": common[furthest]},
-            "top1_agreement": 100 * (len(common) - len(disagreements)) / len(common), "disagreements": disagreements,
-            "only_in_a": sorted(set(files_a) - set(files_b), key=natural_key),
-            "only_in_b": sorted(set(files_b) - set(files_a), key=natural_key)}
+    return {
+        "tool": "compare_results.py",
+        "version": cli.VERSION,
+        "a": os.path.abspath(folder_a),
+        "b": os.path.abspath(folder_b),
+        "images": len(common),
+        "classes": classes,
+        "cosine": {"min": cosines[worst], "mean": float(np.mean(cosines)), "image": common[worst]},
+        "cosines": cosines,
+        "names": common,  # of each image, in order
+        "largest_difference": {"value": differences[furthest], "image": common[furthest]},
+        "top1_agreement": 100 * (len(common) - len(disagreements)) / len(common),
+        "disagreements": disagreements,
+        "only_in_a": sorted(set(files_a) - set(files_b), key=natural_key),
+        "only_in_b": sorted(set(files_b) - set(files_a), key=natural_key),
+    }
 
 
 def verdict(report: Dict[str, Any], path: str) -> str:
@@ -88,15 +100,25 @@ def verdict(report: Dict[str, Any], path: str) -> str:
     """
     forecast = FORECAST.read(path)
     expected = dict(zip(forecast["names"], forecast["cosines"]))
-    images = [(cosine, expected[name]) for name, cosine in zip(report["names"], report["cosines"]) if name in expected]
+    images = [
+        (cosine, expected[name])
+        for name, cosine in zip(report["names"], report["cosines"])
+        if name in expected
+    ]
     if not images:
-        raise Refusal(f"{shown(path)} is about other images than these, such as {shown(report['names'][0])}; make it "
-                      "anew with the same ones")
-    lost, foreseen = (max(float(np.mean([1 - pair[place] for pair in images])), LEAST_LOSS) for place in (0, 1))
+        raise Refusal(
+            f"{shown(path)} is about other images than these, such as {shown(report['names'][0])}; make it "
+            "anew with the same ones"
+        )
+    lost, foreseen = (
+        max(float(np.mean([1 - pair[place] for pair in images])), LEAST_LOSS) for place in (0, 1)
+    )
     explained = lost <= EXPLAINED * foreseen
-    return (f"{'float16 explains it' if explained else 'the conversion is at fault'}: the cosine is {lost:.1e} below 1 "
-            f"on average, {foreseen:.1e} was forecast for float16" + ("" if explained else "; scripts/find_layer.py "
-                                                                     "finds the operator"))
+    return (
+        f"{'float16 explains it' if explained else 'the conversion is at fault'}: the cosine is {lost:.1e} below 1 "
+        f"on average, {foreseen:.1e} was forecast for float16"
+        + ("" if explained else "; scripts/find_layer.py finds the operator")
+    )
 
 
 def count(number: int, one: str, several: str) -> str:
@@ -105,25 +127,37 @@ def count(number: int, one: str, several: str) -> str:
 
 def describe(report: Dict[str, Any]) -> str:
     """The report in lines to read."""
-    cosine, difference, rows = report["cosine"], report["largest_difference"], report["disagreements"]
+    cosine, difference, rows = (
+        report["cosine"],
+        report["largest_difference"],
+        report["disagreements"],
+    )
     images = report["images"]
-    lines = [f"compared {count(images, 'image', 'images')} of "
-             f"{count(report['classes'], 'class', 'classes')}: {shown(report['a'])} and {shown(report['b'])}",
-             f"cosine similarity: min {cosine['min']:.6f} ({shown(cosine['image'])}), mean {cosine['mean']:.6f}",
-             f"largest absolute difference: {difference['value']:.6g} ({shown(difference['image'])})",
-             f"Top-1 agreement: {percent(images - len(rows), images):.2f} % ({images - len(rows)} of {images})"]
-    lines += [f"    {shown(row['image'])}: class {row['a']}, but {row['b']} in the second folder"
-              for row in rows[:SHOWN]]
+    lines = [
+        f"compared {count(images, 'image', 'images')} of "
+        f"{count(report['classes'], 'class', 'classes')}: {shown(report['a'])} and {shown(report['b'])}",
+        f"cosine similarity: min {cosine['min']:.6f} ({shown(cosine['image'])}), mean {cosine['mean']:.6f}",
+        f"largest absolute difference: {difference['value']:.6g} ({shown(difference['image'])})",
+        f"Top-1 agreement: {percent(images - len(rows), images):.2f} % ({images - len(rows)} of {images})",
+    ]
+    lines += [
+        f"    {shown(row['image'])}: class {row['a']}, but {row['b']} in the second folder"
+        for row in rows[:SHOWN]
+    ]
     if len(rows) > SHOWN:
         lines.append(f"    ... and {len(rows) - SHOWN} more (--json FILE lists all)")
     if "verdict" in report:
         lines.append(report["verdict"])
     for folder, names in (("first", report["only_in_a"]), ("second", report["only_in_b"])):
         if len(names) == 1:
-            lines.append(f"1 image is only in the {folder} folder and was left out: {shown(names[0])}")
+            lines.append(
+                f"1 image is only in the {folder} folder and was left out: {shown(names[0])}"
+            )
         elif names:
-            lines.append(f"{len(names)} images are only in the {folder} folder and were left out, for instance "
-                         f"{shown(names[0])}")
+            lines.append(
+                f"{len(names)} images are only in the {folder} folder and were left out, for instance "
+                f"{shown(names[0])}"
+            )
     return "\n".join(lines)
 
 
@@ -133,27 +167,42 @@ def below(value: float, least: float, decimals: int) -> str:
     return next((text for text in texts if float(text) < least), repr(value))
 
 
-def shortfalls(report: Dict[str, Any], min_cosine: Optional[float], min_agreement: Optional[float]) -> List[str]:
+def shortfalls(
+    report: Dict[str, Any], min_cosine: Optional[float], min_agreement: Optional[float]
+) -> List[str]:
     """What is below the given minimum, in words."""
     found = []
     cosine, agreement = report["cosine"]["min"], report["top1_agreement"]
     if min_cosine is not None and cosine < min_cosine:
-        found.append(f"the cosine similarity falls to {below(cosine, min_cosine, 6)} "
-                     f"({shown(report['cosine']['image'])}), below --min-cosine {min_cosine}")
+        found.append(
+            f"the cosine similarity falls to {below(cosine, min_cosine, 6)} "
+            f"({shown(report['cosine']['image'])}), below --min-cosine {min_cosine}"
+        )
     if min_agreement is not None and agreement < min_agreement:
-        found.append(f"the Top-1 agreement is {below(agreement, min_agreement, 2)} %, below --min-agreement "
-                     f"{min_agreement}")
+        found.append(
+            f"the Top-1 agreement is {below(agreement, min_agreement, 2)} %, below --min-agreement "
+            f"{min_agreement}"
+        )
     return found
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    parser.add_argument("a", metavar="A", type=options.path,
-                        help="folder of results, e.g. of the NPU")
-    parser.add_argument("b", metavar="B", type=options.path,
-                        help="folder of results, e.g. of the CPU runner")
-    options.add(parser, "first", "json_file", "forecast_file", "min_cosine", "min_agreement",
-                help={"first": "only the first N common images, in natural order"})
+    parser.add_argument(
+        "a", metavar="A", type=options.path, help="folder of results, e.g. of the NPU"
+    )
+    parser.add_argument(
+        "b", metavar="B", type=options.path, help="folder of results, e.g. of the CPU runner"
+    )
+    options.add(
+        parser,
+        "first",
+        "json_file",
+        "forecast_file",
+        "min_cosine",
+        "min_agreement",
+        help={"first": "only the first N common images, in natural order"},
+    )
     return options.parse(parser)
 
 
@@ -168,8 +217,10 @@ def main() -> None:
         try:
             write_whole(arguments.json, json_file.encode(report))
         except OSError as error:
-            raise Refusal(f"{shown(arguments.json)} cannot be written ({error.strerror}); choose another file for "
-                          "--json") from None
+            raise Refusal(
+                f"{shown(arguments.json)} cannot be written ({error.strerror}); choose another file for "
+                "--json"
+            ) from None
     reasons = shortfalls(report, arguments.min_cosine, arguments.min_agreement)
     if reasons:
         raise Refusal(", and ".join(reasons), cli.BELOW_MINIMUM)

@@ -7,6 +7,7 @@
 
 Standard library only: it must run in the host's own Python.
 """
+
 import json
 
 from common.core import cli

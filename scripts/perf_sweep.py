@@ -11,6 +11,7 @@ Out: OUTPUT/perf.json, perf.md (a Markdown table) and perf.png; perf.record.json
      of the machine does not fall on one of them alone.
 Exit status: 0 good, 1 failure, 2 wrong usage, 3 the best throughput is below --min-throughput.
 """
+
 import argparse
 import math
 import os
@@ -36,53 +37,82 @@ from common.results.work_files import ACCURACY, PERF
 
 CPU_RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "infer_onnx.py")
 NOT_MEASURED = "-"
-TOGETHER = 0.5  # s for each of the --loop batches: 10 s, so that devices that start a second apart overlap
+TOGETHER = (
+    0.5  # s for each of the --loop batches: 10 s, so that devices that start a second apart overlap
+)
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
-def run(arguments: argparse.Namespace, batch_size: int, loop: int, runs: str, **options: Any) -> str:
+
+def run(
+    arguments: argparse.Namespace, batch_size: int, loop: int, runs: str, **options: Any
+) -> str:
     """`loop` batches of zeros in the folder `runs`; returns the log. Raises: Refusal with the runner's words."""
     given = {"loop": loop, "batchsize": batch_size, **options}
     log = os.path.join(arguments.output, "perf_runner.log")  # kept only of a run that failed
     if arguments.backend == "cpu":
         words = bench.command(arguments.models[batch_size], aipp=arguments.aipp, **given)
-        words[:len(bench.BENCH)] = [sys.executable, CPU_RUNNER]
+        words[: len(bench.BENCH)] = [sys.executable, CPU_RUNNER]
     else:
-        model = os.path.relpath(os.path.realpath(arguments.models[batch_size]), os.path.realpath(runs))
+        model = os.path.relpath(
+            os.path.realpath(arguments.models[batch_size]), os.path.realpath(runs)
+        )
         words = bench.command(model, bench.spelling(), **given)
     status = host.run_tool(words, log, cwd=runs)
     if status:
-        raise Refusal(f"the runner failed with status {status} at batch size {batch_size} and said "
-                      f"{bench.complaint(log)!a}; its whole output: {shown(log)}")
+        raise Refusal(
+            f"the runner failed with status {status} at batch size {batch_size} and said "
+            f"{bench.complaint(log)!a}; its whole output: {shown(log)}"
+        )
     return log
 
 
-def measure(arguments: argparse.Namespace, batch_size: int, device: int, runs: str) -> Dict[str, float]:
+def measure(
+    arguments: argparse.Namespace, batch_size: int, device: int, runs: str
+) -> Dict[str, float]:
     """One run on one device: {throughput in images/s, mean and p99 latency of a batch in ms}, from its summary.
 
     Raises: Refusal if the runner fails or its summary is not that of this run.
     """
-    log = run(arguments, batch_size, arguments.loop, runs, output=".", output_dirname="run", device=device or None)
+    log = run(
+        arguments,
+        batch_size,
+        arguments.loop,
+        runs,
+        output=".",
+        output_dirname="run",
+        device=device or None,
+    )
     summary = os.path.join(runs, "run_summary.json")
     try:
         found = bench.read_summary(summary)
-        figures = {"throughput": found["throughput"], "latency_mean": found["mean"], "latency_p99": found["p99"]}
+        figures = {
+            "throughput": found["throughput"],
+            "latency_mean": found["mean"],
+            "latency_p99": found["p99"],
+        }
         if not all(math.isfinite(figure) and figure > 0 for figure in figures.values()):
             raise ValueError(f"it has figures that cannot be true: {figures}")
         expected, count = 1000 * batch_size / figures["latency_mean"], found["count"]
         if count != arguments.loop or abs(figures["throughput"] - expected) > 0.01 * expected:
-            raise ValueError(f"it tells of {count} runs and {figures['throughput']:.1f} images/s, expected are "
-                             f"{arguments.loop} runs and {expected:.1f} images/s")
+            raise ValueError(
+                f"it tells of {count} runs and {figures['throughput']:.1f} images/s, expected are "
+                f"{arguments.loop} runs and {expected:.1f} images/s"
+            )
         os.remove(summary)  # the next run must write its own
     except (Refusal, OSError, ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"the runner ended well at batch size {batch_size}, but its summary is missing or of another run "
-                      f"({type(error).__name__}: {why(error)}); see its output: {shown(log)}") from None
+        raise Refusal(
+            f"the runner ended well at batch size {batch_size}, but its summary is missing or of another run "
+            f"({type(error).__name__}: {why(error)}); see its output: {shown(log)}"
+        ) from None
     os.remove(log)
     return figures
 
 
-def measure_together(arguments: argparse.Namespace, row: Dict[str, Any], alone: float, runs: str) -> Dict[str, Any]:
+def measure_together(
+    arguments: argparse.Namespace, row: Dict[str, Any], alone: float, runs: str
+) -> Dict[str, Any]:
     """All devices at once at the batch size of `row`, one device's figures: their sum, and what each loses by it.
 
     alone: the sum of what they do one after the other, images/s. ais_bench starts its processes within a second of
@@ -96,31 +126,47 @@ def measure_together(arguments: argparse.Namespace, row: Dict[str, Any], alone: 
         if sorted(found) != devices:
             raise ValueError(f"it tells of the devices {sorted(found)}, expected are {devices}")
     except ValueError as error:
-        raise Refusal(f"the runner ended well on {len(devices)} devices at once, but its figures cannot be read "
-                      f"({why(error)}); see its output: {shown(log)}") from None
+        raise Refusal(
+            f"the runner ended well on {len(devices)} devices at once, but its figures cannot be read "
+            f"({why(error)}); see its output: {shown(log)}"
+        ) from None
     os.remove(log)
     total = sum(found.values())
-    return {"batch_size": batch_size, "throughput": total, "alone": alone, "loss": 1 - total / alone,
-            "devices": {str(device): found[device] for device in devices}, "overlap": overlap, "loop": loop}
+    return {
+        "batch_size": batch_size,
+        "throughput": total,
+        "alone": alone,
+        "loss": 1 - total / alone,
+        "devices": {str(device): found[device] for device in devices},
+        "overlap": overlap,
+        "loop": loop,
+    }
 
 
 def sweep(arguments: argparse.Namespace) -> Dict[str, Any]:
     """All runs: "rows", one per batch size, of the first device; where there are several, "devices" and "together"."""
     import matplotlib  # noqa: F401 (if it is missing, that is said now and not after the runs)
+
     found: Dict[Tuple[int, int], List[Dict[str, float]]] = {
-        (device, size): [] for device in arguments.device for size in arguments.batch_sizes}
+        (device, size): [] for device in arguments.device for size in arguments.batch_sizes
+    }
     with host.run_folder(os.path.join(arguments.output, "perf_runs")) as runs, progress.watched(
-            "measuring", len(found) * arguments.repeat, "runs of one chip", None) as bar:
+        "measuring", len(found) * arguments.repeat, "runs of one chip", None
+    ) as bar:
         for repeat in range(1, arguments.repeat + 1):
             for device, batch_size in found:
                 figures = measure(arguments, batch_size, device, runs)
                 found[device, batch_size].append(figures)
                 where = f", device {device}" if len(arguments.device) > 1 else ""
-                bar.say(f"run {repeat} of {arguments.repeat}{where}, batch size {batch_size}: "
-                        f"{figures['throughput']:.1f} images/s")
+                bar.say(
+                    f"run {repeat} of {arguments.repeat}{where}, batch size {batch_size}: "
+                    f"{figures['throughput']:.1f} images/s"
+                )
                 bar.advance()
-        rows = {device: [summarise(size, found[device, size]) for size in arguments.batch_sizes]
-                for device in arguments.device}
+        rows = {
+            device: [summarise(size, found[device, size]) for size in arguments.batch_sizes]
+            for device in arguments.device
+        }
         first = rows[arguments.device[0]]
         if len(arguments.device) == 1:
             return {"rows": first}
@@ -128,40 +174,70 @@ def sweep(arguments: argparse.Namespace) -> Dict[str, Any]:
         for place, row in enumerate(first):
             alone = sum(rows[device][place]["throughput"] for device in rows)
             together.append(measure_together(arguments, row, alone, runs))
-            bar.say(f"all {len(arguments.device)} devices at once, batch size {row['batch_size']}: "
-                    f"{together[-1]['throughput']:.1f} images/s")
-    return {"rows": first, "devices": {str(device): of_device for device, of_device in rows.items()},
-            "together": together}
+            bar.say(
+                f"all {len(arguments.device)} devices at once, batch size {row['batch_size']}: "
+                f"{together[-1]['throughput']:.1f} images/s"
+            )
+    return {
+        "rows": first,
+        "devices": {str(device): of_device for device, of_device in rows.items()},
+        "together": together,
+    }
 
 
 def summarise(batch_size: int, runs: List[Dict[str, float]]) -> Dict[str, Any]:
     """The median of each figure of several runs, and the throughput of every run."""
     medians = {key: statistics.median(figures[key] for figures in runs) for key in runs[0]}
     throughputs = [figures["throughput"] for figures in runs]
-    return {"batch_size": batch_size, **medians, "throughput_runs": throughputs,
-            "throughput_spread": (max(throughputs) - min(throughputs)) / medians["throughput"]}
+    return {
+        "batch_size": batch_size,
+        **medians,
+        "throughput_runs": throughputs,
+        "throughput_spread": (max(throughputs) - min(throughputs)) / medians["throughput"],
+    }
 
 
 def processor_name() -> str:
     """The CPU's name and the number of cores that this process may use."""
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", file.read(), re.MULTILINE)  # ARM has none
+        match = re.search(
+            r"^(?:model name|Model)\s*:\s*(.+)$", file.read(), re.MULTILINE
+        )  # ARM has none
     name = match.group(1) if match else platform.processor() or platform.machine()
     return f"CPU ({' '.join(name.split())}, {len(os.sched_getaffinity(0))} cores)"
 
 
 def make_recipe(arguments: argparse.Namespace, chip: str) -> record.Recipe:
     """All that the figures depend on."""
-    given = {key: getattr(arguments, key) for key in ("backend", "device", "loop", "repeat", "batch_sizes")}
+    given = {
+        key: getattr(arguments, key)
+        for key in ("backend", "device", "loop", "repeat", "batch_sizes")
+    }
     settings = [arguments.aipp] if arguments.aipp else []
     if arguments.backend == "ascend":
-        return recipe.make(__file__, given, (), arguments.models.values(), settings, chip=chip,
-                           host=host.host_versions(arguments.host_facts))
-    return recipe.make(__file__, given, ("onnxruntime", "numpy"), onnx_file.all_files(arguments.model), settings,
-                       chip=chip, processor=processor_name(), runner=recipe.sources(CPU_RUNNER))
+        return recipe.make(
+            __file__,
+            given,
+            (),
+            arguments.models.values(),
+            settings,
+            chip=chip,
+            host=host.host_versions(arguments.host_facts),
+        )
+    return recipe.make(
+        __file__,
+        given,
+        ("onnxruntime", "numpy"),
+        onnx_file.all_files(arguments.model),
+        settings,
+        chip=chip,
+        processor=processor_name(),
+        runner=recipe.sources(CPU_RUNNER),
+    )
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
+
 
 def read_accuracy(path: str) -> Dict[str, str]:
     """{"Top1 accuracy": "100.0%", ...}, or of several labels {"Mean average precision": …}, from an acc.json."""
@@ -176,8 +252,13 @@ def read_accuracy(path: str) -> Dict[str, str]:
 def short_accuracy(accuracy: Dict[str, str]) -> str:
     """ "Top-1 80.5%, Top-5 94.43%": the first and the last of the figures."""
     keys = sorted(accuracy)
-    return ", ".join(re.sub(r"^Top(\d+) .*", r"Top-\1", key) + " " + accuracy[key]
-                     for key in keys[:1] + keys[1:][-1:]) or NOT_MEASURED
+    return (
+        ", ".join(
+            re.sub(r"^Top(\d+) .*", r"Top-\1", key) + " " + accuracy[key]
+            for key in keys[:1] + keys[1:][-1:]
+        )
+        or NOT_MEASURED
+    )
 
 
 def add_reference(report: Dict[str, Any]) -> None:
@@ -195,58 +276,116 @@ def markdown(report: Dict[str, Any]) -> str:
     """The table and what is to be known about its figures."""
     with_reference = any("reference" in row for row in report["rows"])
     several = report["repeat"] > 1
-    head = ["Chip", "Batch size", "Data set", "Accuracy", "images/s", "latency mean ms", "latency p99 ms"]
+    head = [
+        "Chip",
+        "Batch size",
+        "Data set",
+        "Accuracy",
+        "images/s",
+        "latency mean ms",
+        "latency p99 ms",
+    ]
     if with_reference:
         head += ["reference images/s", "ratio"]
     lines = [head, ["---"] * len(head)]
     for row in report["rows"]:
         spread = f" ± {50 * row['throughput_spread']:.1f} %" if several else ""
-        cells = [report["chip"], str(row["batch_size"]), report["data_set"] or NOT_MEASURED,
-                 short_accuracy(report["accuracy"]), f"{row['throughput']:.1f}{spread}",
-                 f"{row['latency_mean']:.3f}", f"{row['latency_p99']:.3f}"]
+        cells = [
+            report["chip"],
+            str(row["batch_size"]),
+            report["data_set"] or NOT_MEASURED,
+            short_accuracy(report["accuracy"]),
+            f"{row['throughput']:.1f}{spread}",
+            f"{row['latency_mean']:.3f}",
+            f"{row['latency_p99']:.3f}",
+        ]
         if with_reference:
-            cells += [f"{row['reference']:.0f}", f"{row['ratio']:.2f}"] if "reference" in row else 2 * [NOT_MEASURED]
+            cells += (
+                [f"{row['reference']:.0f}", f"{row['ratio']:.2f}"]
+                if "reference" in row
+                else 2 * [NOT_MEASURED]
+            )
         lines.append([" ".join(cell.replace("|", "/").split()) for cell in cells])
     text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     batches = f"{report['loop']} batches" if report["loop"] > 1 else "one batch"
     runs = f"median of {report['repeat']} runs of {batches} each, ± half the span of the runs"
-    text += (f"\nPure inference (zeros in, no files): {runs if several else f'one run of {batches}'}. "
-             "Latency is that of a whole batch.\n")
+    text += (
+        f"\nPure inference (zeros in, no files): {runs if several else f'one run of {batches}'}. "
+        "Latency is that of a whole batch.\n"
+    )
     if with_reference:
         text += "The reference is the published figure for TResNet-M at 224 pixels on one Ascend 310P3.\n"
     text += chips_markdown(report) if "together" in report else ""
-    return text + f"Best batch size: {report['best']['batch_size']}, {report['best']['throughput']:.1f} images/s.\n"
+    return (
+        text
+        + f"Best batch size: {report['best']['batch_size']}, {report['best']['throughput']:.1f} images/s.\n"
+    )
 
 
 def chips_markdown(report: Dict[str, Any]) -> str:
     """The table of several chips: each alone, all at once, and what that costs each."""
     devices = list(report["devices"])
-    head = ["Batch size", *(f"device {device} alone" for device in devices), "all at once, sum", "loss of each"]
+    head = [
+        "Batch size",
+        *(f"device {device} alone" for device in devices),
+        "all at once, sum",
+        "loss of each",
+    ]
     lines = [head, ["---"] * len(head)]
     for place, row in enumerate(report["together"]):
         alone = [f"{report['devices'][device][place]['throughput']:.1f}" for device in devices]
-        lines.append([str(row["batch_size"]), *alone, f"{row['throughput']:.1f}", f"{100 * row['loss']:.1f} %"])
+        lines.append(
+            [
+                str(row["batch_size"]),
+                *alone,
+                f"{row['throughput']:.1f}",
+                f"{100 * row['loss']:.1f} %",
+            ]
+        )
     least = min(row["overlap"] for row in report["together"])
-    return "\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines) + (
-        f"\nimages/s of {len(devices)} chips. The table above is device {devices[0]}'s. The loss is against the chips "
-        f"alone, one after the other; at once, all were at work in {100 * least:.0f} % of the time at least.\n")
+    return (
+        "\n"
+        + "".join("| " + " | ".join(line) + " |\n" for line in lines)
+        + (
+            f"\nimages/s of {len(devices)} chips. The table above is device {devices[0]}'s. The loss is against the chips "
+            f"alone, one after the other; at once, all were at work in {100 * least:.0f} % of the time at least.\n"
+        )
+    )
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
+
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    options.add(parser, "backend", "model", "batch_sizes", "om_dir", "aipp", "output", "loop",
-                "repeat", "devices", "chip", "data_set", "accuracy", "host_facts", "force",
-                "min_throughput", required=["backend", "model"],
-                choices={"backend": ("ascend", "cpu")},
-                help={"backend": "what computes",
-                      "batch_sizes": "to measure (default: %(default)s)",
-                      "model": "on ascend MODEL_bs1.om, ... must exist",
-                      "aipp": "AIPP settings for the CPU runner (an .om has them inside)",
-                      "output": "where perf.json, perf.md, perf.png go (default: here)",
-                      "devices": "the chips to measure, each alone and then all at "
-                                 "once (default: 0)"})
+    options.add(
+        parser,
+        "backend",
+        "model",
+        "batch_sizes",
+        "om_dir",
+        "aipp",
+        "output",
+        "loop",
+        "repeat",
+        "devices",
+        "chip",
+        "data_set",
+        "accuracy",
+        "host_facts",
+        "force",
+        "min_throughput",
+        required=["backend", "model"],
+        choices={"backend": ("ascend", "cpu")},
+        help={
+            "backend": "what computes",
+            "batch_sizes": "to measure (default: %(default)s)",
+            "model": "on ascend MODEL_bs1.om, ... must exist",
+            "aipp": "AIPP settings for the CPU runner (an .om has them inside)",
+            "output": "where perf.json, perf.md, perf.png go (default: here)",
+            "devices": "the chips to measure, each alone and then all at once (default: 0)",
+        },
+    )
     return options.parse(parser)
 
 
@@ -254,16 +393,24 @@ def check_before_start(arguments: argparse.Namespace) -> Dict[str, Any]:
     """Describe the model, or refuse what would fail later. Sets arguments.models: {batch size: what is measured}."""
     on_ascend = arguments.backend == "ascend"
     arguments.model = os.path.abspath(arguments.model)
-    arguments.output = host.safe_path(arguments.output) if on_ascend else os.path.abspath(arguments.output)
+    arguments.output = (
+        host.safe_path(arguments.output) if on_ascend else os.path.abspath(arguments.output)
+    )
     arguments.aipp = os.path.abspath(arguments.aipp) if arguments.aipp else None
     files.make_folder(arguments.output, "--output")
     model = onnx_file.describe(arguments.model, arguments.batch_sizes)
-    arguments.models = {size: om_path(arguments.model, size, arguments.om_dir or "") if on_ascend else arguments.model
-                        for size in arguments.batch_sizes}
+    arguments.models = {
+        size: om_path(arguments.model, size, arguments.om_dir or "")
+        if on_ascend
+        else arguments.model
+        for size in arguments.batch_sizes
+    }
     missing = [path for path in arguments.models.values() if not os.path.isfile(path)]
     if missing:
-        raise Refusal(f"there is no {shown(missing[0])}; make it: bash scripts/onnx2om.sh MODEL.onnx --batch-sizes "
-                      + ",".join(map(str, arguments.batch_sizes)))
+        raise Refusal(
+            f"there is no {shown(missing[0])}; make it: bash scripts/onnx2om.sh MODEL.onnx --batch-sizes "
+            + ",".join(map(str, arguments.batch_sizes))
+        )
     return model
 
 
@@ -277,7 +424,9 @@ def main() -> None:
         arguments.device, chip = chips.choose_devices(arguments.device)
     arguments.device = arguments.device or [0]
     if arguments.backend == "cpu" and len(arguments.device) > 1:
-        raise Refusal("several devices are for --backend ascend; leave --device out on the CPU", cli.USAGE)
+        raise Refusal(
+            "several devices are for --backend ascend; leave --device out on the CPU", cli.USAGE
+        )
     product = os.path.join(arguments.output, "perf")
     paths = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]
     made_by = make_recipe(arguments, chip)
@@ -286,23 +435,42 @@ def main() -> None:
         kept = PERF.read(paths[0])
         print(f"the figures in {shown(paths[0])} are up to date; --force measures again")
     report: Dict[str, Any] = {
-        "tool": "perf_sweep.py", "version": cli.VERSION, "backend": arguments.backend, "chip": chip,
-        "device": arguments.device, "model": arguments.model, "variant": model["metadata"].get("variant"),
-        "img_size": model["shape"][-1], "loop": arguments.loop, "repeat": arguments.repeat,
-        "data_set": arguments.data_set, "accuracy": accuracy,
-        **({key: kept[key] for key in ("rows", "devices", "together") if key in kept} if kept else sweep(arguments))}
+        "tool": "perf_sweep.py",
+        "version": cli.VERSION,
+        "backend": arguments.backend,
+        "chip": chip,
+        "device": arguments.device,
+        "model": arguments.model,
+        "variant": model["metadata"].get("variant"),
+        "img_size": model["shape"][-1],
+        "loop": arguments.loop,
+        "repeat": arguments.repeat,
+        "data_set": arguments.data_set,
+        "accuracy": accuracy,
+        **(
+            {key: kept[key] for key in ("rows", "devices", "together") if key in kept}
+            if kept
+            else sweep(arguments)
+        ),
+    }
     add_reference(report)
     best = max(report.get("together", report["rows"]), key=lambda row: float(row["throughput"]))
     report["best"] = best
     table = markdown(report)
     if report != kept:
         from common.results import plots  # here: figures that are up to date need no matplotlib
+
         contents = [json_file.encode(report), table.encode(), plots.speed_png(report)]
         record.write(product, made_by, dict(zip(paths, contents)))
-    print(f"\n{table}\nperf.json, perf.md, perf.png in {shown(arguments.output)} ({time.time() - started:.1f} s)")
+    print(
+        f"\n{table}\nperf.json, perf.md, perf.png in {shown(arguments.output)} ({time.time() - started:.1f} s)"
+    )
     if arguments.min_throughput is not None and best["throughput"] < arguments.min_throughput:
-        raise Refusal(f"the best throughput is {best['throughput']:.1f} images/s (batch size {best['batch_size']}), "
-                      f"below --min-throughput {arguments.min_throughput}", cli.BELOW_MINIMUM)
+        raise Refusal(
+            f"the best throughput is {best['throughput']:.1f} images/s (batch size {best['batch_size']}), "
+            f"below --min-throughput {arguments.min_throughput}",
+            cli.BELOW_MINIMUM,
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ is one, else on the CPU. Environment: PYTHON names another Python than python3 f
 environment.
 Exit status: 0 good, 1 a step failed, 2 wrong usage, 3 a gate (a --min-… option), 130 Ctrl-C.
 """
+
 import argparse
 import contextlib
 import json
@@ -46,21 +47,46 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     check.add_options(parser)
     options.add(
-        parser, "lineage", "ema", "key", "skip_bad", "class_names", "batch_size", "outfmt",
-        "precision", "max_drop", "perf", "loop", "repeat", "compare", "tune", "stem",
-        "small_channel", "forecast", *GATES, "expect", "check", "force", "dry_run",
-        default={"batch_size": 8, "outfmt": "NPY"}, choices={"expect": sorted(published.EXPECTED)},
-        help={"batch_size": "batch of the accuracy run (default: 8)",
-              "outfmt": "format of the results (default: NPY, the fastest)",
-              "stem": "how the first operators are exported (default: %(default)s)",
-              "min_cosine": "a gate: the cosine similarity of an image's logits compared with ONNX "
-                            "Runtime, or of int8 with float32",
-              "expect": "hold the accuracy against the published one and look for the cause if it "
-                        f"is another: {', '.join(sorted(published.EXPECTED))}"})
+        parser,
+        "lineage",
+        "ema",
+        "key",
+        "skip_bad",
+        "class_names",
+        "batch_size",
+        "outfmt",
+        "precision",
+        "max_drop",
+        "perf",
+        "loop",
+        "repeat",
+        "compare",
+        "tune",
+        "stem",
+        "small_channel",
+        "forecast",
+        *GATES,
+        "expect",
+        "check",
+        "force",
+        "dry_run",
+        default={"batch_size": 8, "outfmt": "NPY"},
+        choices={"expect": sorted(published.EXPECTED)},
+        help={
+            "batch_size": "batch of the accuracy run (default: 8)",
+            "outfmt": "format of the results (default: NPY, the fastest)",
+            "stem": "how the first operators are exported (default: %(default)s)",
+            "min_cosine": "a gate: the cosine similarity of an image's logits compared with ONNX "
+            "Runtime, or of int8 with float32",
+            "expect": "hold the accuracy against the published one and look for the cause if it "
+            f"is another: {', '.join(sorted(published.EXPECTED))}",
+        },
+    )
     return parser.parse_args()  # contradictions: main(), when the backend is known
 
 
 # ---- running commands ----------------------------------------------------------------------------
+
 
 class Runner:
     """Runs commands one after the other, each in a process group of its own, which a signal ends.
@@ -79,8 +105,10 @@ class Runner:
     def stop(self, number: int, _: Any) -> NoReturn:
         for ignored in SIGNALS:
             signal.signal(ignored, signal.SIG_IGN)
-        raise Refusal(f"stopped during {self.name}; the same command goes on from there",
-                      130 if number == signal.SIGINT else 143)
+        raise Refusal(
+            f"stopped during {self.name}; the same command goes on from there",
+            130 if number == signal.SIGINT else 143,
+        )
 
     def header(self, name: str, place: int = 0, total: int = 0) -> None:
         self.name = name
@@ -106,8 +134,10 @@ class Runner:
         if status == cli.BELOW_MINIMUM:
             sys.exit(status)  # a gate: the step has said its sentence
         if status:
-            raise Refusal(f"the step '{self.name}' failed with exit status {status}; what it said "
-                          "stands above")
+            raise Refusal(
+                f"the step '{self.name}' failed with exit status {status}; what it said "
+                "stands above"
+            )
         print(f"({time.time() - start:.0f} s)", flush=True)
 
 
@@ -119,8 +149,10 @@ def lead_group() -> None:
 
 # ---- a run ---------------------------------------------------------------------------------------
 
+
 class Run(NamedTuple):
     """All that decides what the steps are told; nothing in it changes."""
+
     given: argparse.Namespace  # the options
     data: check.Data
     backend: str  # "ascend" or "cpu"
@@ -191,22 +223,36 @@ def told(run: Run) -> Dict[str, Any]:
     aipp = os.path.join(data.prepared, evaluation.AIPP) if given.uint8 else None
     part = "/".join(map(str, given.shard)) if given.shard != options.ALL_IMAGES else None
     sizes = {*given.batch_sizes, given.batch_size} if run.on_card else given.batch_sizes
-    found = {**evaluation.given(given), "aipp": aipp, "dtype": "uint8" if given.uint8 else None,
-             "shard": part, "stem": given.stem if given.stem != STEMS[0] else None,
-             "batch_sizes": sorted(sizes), "labels": data.labels, "checkpoint": data.checkpoint,
-             "input": data.prepared, "output": given.workdir, "prep": data.prepared,
-             "backend": run.backend, "device": None, "chip": None, "soc_version": None,
-             "host_facts": None}
+    found = {
+        **evaluation.given(given),
+        "aipp": aipp,
+        "dtype": "uint8" if given.uint8 else None,
+        "shard": part,
+        "stem": given.stem if given.stem != STEMS[0] else None,
+        "batch_sizes": sorted(sizes),
+        "labels": data.labels,
+        "checkpoint": data.checkpoint,
+        "input": data.prepared,
+        "output": given.workdir,
+        "prep": data.prepared,
+        "backend": run.backend,
+        "device": None,
+        "chip": None,
+        "soc_version": None,
+        "host_facts": None,
+    }
     if run.on_card:
         found["host_facts"] = run.place(HOST_FACTS)
         found["device"] = run.devices if run.devices != [0] else None
         if given.soc_version or given.device is not None:
-            found.update(chip=run.chip, soc_version=given.soc_version
-                         or chips.soc_version(run.chip))
+            found.update(
+                chip=run.chip, soc_version=given.soc_version or chips.soc_version(run.chip)
+            )
     return found
 
 
 # ---- the commands of each step -------------------------------------------------------------------
+
 
 def sample(run: Run) -> List[Command]:
     return [run.command("scripts/make_sample.py", run.data.folder)]
@@ -222,14 +268,22 @@ def export(run: Run) -> List[Command]:
 
 def export_command(run: Run, model: str, **stem: Any) -> Command:
     names = ("img_size", "lineage", "key", "stem", "ema", "force")
-    return run.command("TResNet_pth2onnx.py", run.data.checkpoint, model,
-                       *run.words(*names, **stem))
+    return run.command(
+        "TResNet_pth2onnx.py", run.data.checkpoint, model, *run.words(*names, **stem)
+    )
 
 
 def preprocess(run: Run) -> List[Command]:
     names = ("img_size", *options.EVALUATION, "dtype", "shard", "class_map", "skip_bad", "force")
-    return [run.command("TResNet_preprocess.py", run.data.images, run.data.prepared,
-                        *run.words(model=run.model), *run.words(*names))]
+    return [
+        run.command(
+            "TResNet_preprocess.py",
+            run.data.images,
+            run.data.prepared,
+            *run.words(model=run.model),
+            *run.words(*names),
+        )
+    ]
 
 
 def tune(run: Run) -> List[Command]:
@@ -237,22 +291,40 @@ def tune(run: Run) -> List[Command]:
     given, models, commands = run.given, [run.model], []
     if run.on_card:
         models = [run.place(f"tune/{stem}.onnx") for stem in STEMS]
-        commands = [export_command(run, model, stem=None if stem == STEMS[0] else stem)
-                    for model, stem in zip(models, STEMS)]
+        commands = [
+            export_command(run, model, stem=None if stem == STEMS[0] else stem)
+            for model, stem in zip(models, STEMS)
+        ]
     device = run.devices[0] if run.on_card and run.devices != [0] else None
-    return [*commands, run.command(
-        "scripts/tune.py", *models, *run.words("backend", "input", "aipp"),
-        *run.words(images=given.compare or 64, precision="int8" if run.quantised else None,
-                   batch_sizes=given.batch_sizes),
-        *run.words("loop", "repeat"), *run.words(device=device),
-        *run.words("soc_version", "output", "host_facts", "min_cosine"))]
+    return [
+        *commands,
+        run.command(
+            "scripts/tune.py",
+            *models,
+            *run.words("backend", "input", "aipp"),
+            *run.words(
+                images=given.compare or 64,
+                precision="int8" if run.quantised else None,
+                batch_sizes=given.batch_sizes,
+            ),
+            *run.words("loop", "repeat"),
+            *run.words(device=device),
+            *run.words("soc_version", "output", "host_facts", "min_cosine"),
+        ),
+    ]
 
 
 def forecast(run: Run) -> List[Command]:
     labels = [] if check.has_several_classes(run.data) else ["labels", "label_offset"]
-    return [run.command("scripts/forecast_fp16.py", run.model, *run.words("input", *labels),
-                        *run.words(images=run.given.compare or 64),
-                        *run.words("output", "aipp", "force"))]
+    return [
+        run.command(
+            "scripts/forecast_fp16.py",
+            run.model,
+            *run.words("input", *labels),
+            *run.words(images=run.given.compare or 64),
+            *run.words("output", "aipp", "force"),
+        )
+    ]
 
 
 def compile_models(run: Run) -> List[Command]:
@@ -261,8 +333,12 @@ def compile_models(run: Run) -> List[Command]:
 
 def compile_command(run: Run, model: str) -> Command:
     for_atc = ["--", "--enable_small_channel=1"] if run.given.small_channel else []
-    return run.command("scripts/onnx2om.py", model,
-                       *run.words("batch_sizes", "soc_version", "aipp", "force"), *for_atc)
+    return run.command(
+        "scripts/onnx2om.py",
+        model,
+        *run.words("batch_sizes", "soc_version", "aipp", "force"),
+        *for_atc,
+    )
 
 
 def infer(run: Run) -> List[Command]:
@@ -272,27 +348,39 @@ def infer(run: Run) -> List[Command]:
 def infer_command(run: Run, model: str, name: str) -> Command:
     if not run.on_card:
         return infer_on_cpu(run, model, name, run.given.batch_size)
-    return run.command("scripts/infer_om.py",
-                       *run.words(model=om_path(model, run.given.batch_size)),
-                       *run.words("input", "output", output_dirname=name),
-                       *run.words("outfmt", "device", "host_facts", "force"))
+    return run.command(
+        "scripts/infer_om.py",
+        *run.words(model=om_path(model, run.given.batch_size)),
+        *run.words("input", "output", output_dirname=name),
+        *run.words("outfmt", "device", "host_facts", "force"),
+    )
 
 
 def infer_on_cpu(run: Run, model: str, name: str, batch_size: int, **first: int) -> Command:
-    return run.command("scripts/infer_onnx.py", *run.words(model=model),
-                       *run.words("input", "output", output_dirname=name),
-                       *run.words("outfmt", batchsize=batch_size),
-                       *run.words("aipp", "force", **first))
+    return run.command(
+        "scripts/infer_onnx.py",
+        *run.words(model=model),
+        *run.words("input", "output", output_dirname=name),
+        *run.words("outfmt", batchsize=batch_size),
+        *run.words("aipp", "force", **first),
+    )
 
 
 def quantise(run: Run) -> List[Command]:
     promise = [] if run.given.max_drop is None else ["max_drop", "labels", "label_offset"]
-    words = [run.model, run.judged_model, *run.words(calibrate=run.data.prepared),
-             *run.words(*promise, "soc_version", "device", "host_facts", "aipp", "force")]
+    words = [
+        run.model,
+        run.judged_model,
+        *run.words(calibrate=run.data.prepared),
+        *run.words(*promise, "soc_version", "device", "host_facts", "aipp", "force"),
+    ]
     inference = infer_command(run, run.judged_model, "result_int8")
     if run.on_card:
-        return [run.command("scripts/quantize_amct.py", *words),
-                compile_command(run, run.judged_model), inference]
+        return [
+            run.command("scripts/quantize_amct.py", *words),
+            compile_command(run, run.judged_model),
+            inference,
+        ]
     return [run.command("scripts/quantize_onnx.py", *words), inference]
 
 
@@ -304,16 +392,27 @@ def judge(run: Run) -> List[Command]:
 
 
 def evaluate(run: Run, result: str, name: str, *gates: str) -> Command:
-    return run.command("TResNet_postprocess.py", result + "/", run.data.labels, run.given.workdir,
-                       name, *run.words("prep", "class_names", "multi_label", "label_offset",
-                                        *gates))
+    return run.command(
+        "TResNet_postprocess.py",
+        result + "/",
+        run.data.labels,
+        run.given.workdir,
+        name,
+        *run.words("prep", "class_names", "multi_label", "label_offset", *gates),
+    )
 
 
 def expect(run: Run) -> List[Command]:
     beside = dataset.list_of_wnids([dataset.folder_of(run.data.folder)])
     devkit = beside if os.path.basename(beside).startswith(dataset.DEVKIT) else None
-    return [run.command("scripts/expect.py", run.given.workdir, run.given.expect,
-                        *run.words("checkpoint", devkit=devkit))]
+    return [
+        run.command(
+            "scripts/expect.py",
+            run.given.workdir,
+            run.given.expect,
+            *run.words("checkpoint", devkit=devkit),
+        )
+    ]
 
 
 def compare_with_cpu(run: Run) -> List[Command]:
@@ -322,8 +421,11 @@ def compare_with_cpu(run: Run) -> List[Command]:
     inference = infer_on_cpu(run, run.model, "result_onnx", 8, first=run.given.compare)
     if not run.quantised:
         return [inference, compare_command(run, cpu, run.judged, *forecast_file)]
-    return [inference, run.command("scripts/compare_results.py", cpu, run.result, *forecast_file),
-            compare_command(run, cpu, run.judged)]
+    return [
+        inference,
+        run.command("scripts/compare_results.py", cpu, run.result, *forecast_file),
+        compare_command(run, cpu, run.judged),
+    ]
 
 
 def compare_with_float(run: Run) -> List[Command]:
@@ -331,19 +433,31 @@ def compare_with_float(run: Run) -> List[Command]:
 
 
 def compare_command(run: Run, other: str, result: str, *more: str) -> Command:
-    return run.command("scripts/compare_results.py", other, result, "--json",
-                       run.place("compare.json"), *more, *run.words("min_cosine"))
+    return run.command(
+        "scripts/compare_results.py",
+        other,
+        result,
+        "--json",
+        run.place("compare.json"),
+        *more,
+        *run.words("min_cosine"),
+    )
 
 
 def measure(run: Run) -> List[Command]:
     data_set = os.path.basename(os.path.abspath(run.data.folder))
     if run.data.is_sample:
         data_set = "20 sample photos"
-    return [run.command(
-        "scripts/perf_sweep.py", *run.words("backend", model=run.judged_model),
-        *run.words("batch_sizes", "loop", "repeat", data_set=data_set,
-                   accuracy=run.place("acc.json")),
-        *run.words("output", "device", "chip", "host_facts", "aipp", "force", "min_throughput"))]
+    return [
+        run.command(
+            "scripts/perf_sweep.py",
+            *run.words("backend", model=run.judged_model),
+            *run.words(
+                "batch_sizes", "loop", "repeat", data_set=data_set, accuracy=run.place("acc.json")
+            ),
+            *run.words("output", "device", "chip", "host_facts", "aipp", "force", "min_throughput"),
+        )
+    ]
 
 
 def report(run: Run) -> List[Command]:
@@ -351,6 +465,7 @@ def report(run: Run) -> List[Command]:
 
 
 # ---- what this program does itself before and after a step ---------------------------------------
+
 
 def make_tune_folder(run: Run, runner: Runner) -> None:
     if run.on_card and not runner.dry_run:
@@ -362,15 +477,22 @@ def write_run(run: Run, runner: Runner) -> None:
     if runner.dry_run:
         return
     gates = {gate: getattr(run.given, gate) for gate in GATES}
-    about = {"tool": cli.program(), "version": cli.VERSION, "backend": run.backend,
-             "reason": run.reason, "precision": run.given.precision, "note": run.note,
-             "data": os.path.abspath(run.data.folder),
-             "checkpoint": os.path.abspath(run.data.checkpoint),
-             "gates": {gate: value for gate, value in gates.items() if value is not None},
-             "made": ["run", *sorted(runner.made)], "commands": runner.commands,
-             "steps": runner.times,
-             "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began)),
-             "seconds": time.time() - run.began}
+    about = {
+        "tool": cli.program(),
+        "version": cli.VERSION,
+        "backend": run.backend,
+        "reason": run.reason,
+        "precision": run.given.precision,
+        "note": run.note,
+        "data": os.path.abspath(run.data.folder),
+        "checkpoint": os.path.abspath(run.data.checkpoint),
+        "gates": {gate: value for gate, value in gates.items() if value is not None},
+        "made": ["run", *sorted(runner.made)],
+        "commands": runner.commands,
+        "steps": runner.times,
+        "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began)),
+        "seconds": time.time() - run.began,
+    }
     path = run.place("run.json")
     content = json_file.encode(about)
     record.write(path, record.Recipe({"tool": cli.program()}), {path: content})
@@ -391,8 +513,10 @@ def know_the_network(run: Run, runner: Runner) -> Run:
 
 # ---- the chain -----------------------------------------------------------------------------------
 
+
 class Step(NamedTuple):
     """One step. before() and after() are done by this program; after() gives what is known then."""
+
     name: str
     wanted: bool
     commands: Callable[[Run], List[Command]]
@@ -418,17 +542,26 @@ def plan(run: Run) -> List[Step]:
         Step("Export", True, export, after=know_the_network),
         Step("Preprocess", True, preprocess),
         Step("Tuning", given.tune, tune, before=make_tune_folder),
-        Step("Forecast for float16", whole and (given.forecast or compared), forecast,
-             makes=("forecast",)),
+        Step(
+            "Forecast for float16",
+            whole and (given.forecast or compared),
+            forecast,
+            makes=("forecast",),
+        ),
         Step("Compile", whole and on_card, compile_models),
         Step("Inference", whole, infer),
         Step("Quantise", whole and run.quantised, quantise, makes=("tresnet_int8",)),
         Step("Accuracy", whole, judge, makes=accuracies),
         Step("Published accuracy", whole and bool(given.expect), expect, makes=("expect",)),
-        Step("Comparison with ONNX Runtime", whole and compared, compare_with_cpu,
-             makes=("compare",)),
-        Step(f"Comparison with {before}", whole and run.quantised and not compared,
-             compare_with_float, makes=("compare",)),
+        Step(
+            "Comparison with ONNX Runtime", whole and compared, compare_with_cpu, makes=("compare",)
+        ),
+        Step(
+            f"Comparison with {before}",
+            whole and run.quantised and not compared,
+            compare_with_float,
+            makes=("compare",),
+        ),
         Step("Performance", whole and measured, measure, makes=("perf",)),
         REPORT._replace(wanted=whole),
     ]
@@ -468,9 +601,17 @@ def carry_out(run: Run, runner: Runner) -> None:
         return
     runner.name = "summary"
     print(f"\n== Summary ({time.time() - run.began:.0f} s) ==")
-    summary.show(run.given.workdir, run.backend, run.model, run.judged_model, run.judged,
-                 run.result if run.quantised else None, "compare" in runner.made,
-                 "perf" in runner.made, run.note)
+    summary.show(
+        run.given.workdir,
+        run.backend,
+        run.model,
+        run.judged_model,
+        run.judged,
+        run.result if run.quantised else None,
+        "compare" in runner.made,
+        "perf" in runner.made,
+        run.note,
+    )
 
 
 def say_best(run: Run) -> None:
@@ -484,6 +625,7 @@ def say_best(run: Run) -> None:
 
 # ---- the program ---------------------------------------------------------------------------------
 
+
 def prepare(runner: Runner) -> str:
     """The interpreter of the steps, with all they need; a dry run only names it."""
     if runner.dry_run:
@@ -496,8 +638,9 @@ def prepare(runner: Runner) -> str:
     return python
 
 
-def describe(given: argparse.Namespace, data: check.Data, backend: str, reason: str,
-             python: str) -> Run:
+def describe(
+    given: argparse.Namespace, data: check.Data, backend: str, reason: str, python: str
+) -> Run:
     """The run that these options ask for. Raises: Refusal if there are no such devices."""
     if os.getcwd() == ROOT and python.startswith(ROOT + "/"):
         python = os.path.relpath(python, ROOT)
@@ -534,8 +677,9 @@ def main() -> int:
     backend, reason, rows = check.examine(given, data)
     for row in check.lacks(backend, rows):
         raise Refusal(f"{row.item}: {row.found}; {row.mend}; `--check` shows all that is missing")
-    broken = options.contradiction(given, backend=backend,
-                                   several_classes=check.has_several_classes(data))
+    broken = options.contradiction(
+        given, backend=backend, several_classes=check.has_several_classes(data)
+    )
     if broken:
         raise Refusal(broken.sentence, cli.USAGE)
     if not given.dry_run:

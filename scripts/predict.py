@@ -10,6 +10,7 @@ Out: printed; with --json as [{"image", "top": [{"class", "name", "probability"}
      [{"image", "error"}].
 Exit status: 0 good, 1 an image cannot be read (all others are answered) or the model does not run, 2 wrong usage.
 """
+
 import argparse
 import contextlib
 import glob
@@ -43,23 +44,40 @@ RUNNERS = {".onnx": "infer_onnx.py", ".om": "infer_om.py"}
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------
 
+
 def model_path(text: str) -> str:
     """argparse type: the path of a model that there is a runner for."""
     if os.path.splitext(options.path(text))[1] not in RUNNERS:
-        raise argparse.ArgumentTypeError("a file that ends in .onnx or .om is expected, not "
-                                         f"{os.path.basename(text)!r}")
+        raise argparse.ArgumentTypeError(
+            f"a file that ends in .onnx or .om is expected, not {os.path.basename(text)!r}"
+        )
     return text
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("model", metavar="MODEL", type=model_path, help="an .onnx or .om file")
-    parser.add_argument("images", metavar="IMAGE", type=options.path, nargs="+",
-                        help="an image, a folder of images, or a pattern")
-    options.add(parser, "as_json", "class_names", "dtype", "device", "pixels", *options.EVALUATION,
-                help={"class_names": "names of the classes (default: those of acc_report.json "
-                                     "beside the model, or ImageNet's)",
-                      "dtype": "what an .om takes (default: uint8 if it was compiled with AIPP)"})
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        type=options.path,
+        nargs="+",
+        help="an image, a folder of images, or a pattern",
+    )
+    options.add(
+        parser,
+        "as_json",
+        "class_names",
+        "dtype",
+        "device",
+        "pixels",
+        *options.EVALUATION,
+        help={
+            "class_names": "names of the classes (default: those of acc_report.json "
+            "beside the model, or ImageNet's)",
+            "dtype": "what an .om takes (default: uint8 if it was compiled with AIPP)",
+        },
+    )
     return options.parse(parser)
 
 
@@ -75,8 +93,14 @@ def find(words: List[str]) -> List[str]:
         else:
             paths = sorted(filter(os.path.isfile, glob.glob(word, recursive=True)), key=natural_key)
         if not paths:
-            raise Refusal(f"{shown(word)} should be an image, a folder of images or a pattern for them, but "
-                          + ("the folder holds none" if os.path.isdir(word) else "there is nothing of that name"))
+            raise Refusal(
+                f"{shown(word)} should be an image, a folder of images or a pattern for them, but "
+                + (
+                    "the folder holds none"
+                    if os.path.isdir(word)
+                    else "there is nothing of that name"
+                )
+            )
         found.update(dict.fromkeys(paths))
     return list(found)
 
@@ -85,20 +109,29 @@ def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
     """How images are prepared: as options say, or the model's checkpoint. Raises: Refusal."""
     model = arguments.model
     if not os.path.isfile(model):
-        raise Refusal(f"there is no model {shown(model)}; make one: bash scripts/pipeline.sh leaves work/tresnet.onnx")
+        raise Refusal(
+            f"there is no model {shown(model)}; make one: bash scripts/pipeline.sh leaves work/tresnet.onnx"
+        )
     said: Any = record.read(model).notes.get("evaluation")
     if model.endswith(".onnx"):
         about = onnx_file.describe(model)
         try:
-            said = dict(json.loads(about["metadata"].get("evaluation", "{}")), img_size=about["shape"][-1])
+            said = dict(
+                json.loads(about["metadata"].get("evaluation", "{}")), img_size=about["shape"][-1]
+            )
         except (ValueError, TypeError, RecursionError):
-            raise Refusal(f"the metadata of {shown(model)} should say how its images are prepared, as "
-                          "TResNet_pth2onnx.py writes it, but cannot be read; export it again") from None
+            raise Refusal(
+                f"the metadata of {shown(model)} should say how its images are prepared, as "
+                "TResNet_pth2onnx.py writes it, but cannot be read; export it again"
+            ) from None
     elif said is None:
-        say(f"no record beside {shown(model)} says how its images are to be prepared; timm's way for TResNet is taken "
-            "where no option says another")
-    chosen, contradictions = evaluation.resolve(evaluation.given(arguments), evaluation.from_json(said),
-                                                f"the checkpoint of {shown(model)}")
+        say(
+            f"no record beside {shown(model)} says how its images are to be prepared; timm's way for TResNet is taken "
+            "where no option says another"
+        )
+    chosen, contradictions = evaluation.resolve(
+        evaluation.given(arguments), evaluation.from_json(said), f"the checkpoint of {shown(model)}"
+    )
     for sentence in contradictions:
         say(sentence)
     return chosen
@@ -107,7 +140,9 @@ def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
 def takes(arguments: argparse.Namespace) -> str:
     """float32, or uint8 for an .om that was compiled with AIPP."""
     command = (record.read(arguments.model).recipe.get("options") or {}).get("command") or ()
-    return arguments.dtype or ("uint8" if any("--insert_op_conf=" in str(word) for word in command) else "float32")
+    return arguments.dtype or (
+        "uint8" if any("--insert_op_conf=" in str(word) for word in command) else "float32"
+    )
 
 
 def names_of(arguments: argparse.Namespace, classes: int) -> Optional[List[str]]:
@@ -125,7 +160,10 @@ def names_of(arguments: argparse.Namespace, classes: int) -> Optional[List[str]]
 
 # ---- the work --------------------------------------------------------------------------------------------------------
 
-def prepare(paths: List[str], folder: str, how: evaluation.Evaluation, dtype: str) -> Dict[str, str]:
+
+def prepare(
+    paths: List[str], folder: str, how: evaluation.Evaluation, dtype: str
+) -> Dict[str, str]:
     """Write PLACE.bin for each image that can be read; {path: why not} of the others."""
     bad = {}
     for place, path in enumerate(paths):
@@ -142,13 +180,29 @@ def infer(arguments: argparse.Namespace, folder: str) -> str:
     """Run the model over a folder by the program that infers for the accuracy; the folder of the results."""
     suffix = os.path.splitext(arguments.model)[1]
     runner = os.path.join(os.path.dirname(os.path.abspath(__file__)), RUNNERS[suffix])
-    command = [sys.executable, runner, "--model", arguments.model, "--input", os.path.join(folder, "in"), "--output",
-               folder, "--output_dirname", "result", "--outfmt", "NPY"]
+    command = [
+        sys.executable,
+        runner,
+        "--model",
+        arguments.model,
+        "--input",
+        os.path.join(folder, "in"),
+        "--output",
+        folder,
+        "--output_dirname",
+        "result",
+        "--outfmt",
+        "NPY",
+    ]
     command += [] if arguments.device is None else ["--device", str(arguments.device)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     if done.returncode:
         sys.stderr.write(done.stdout.decode(errors="replace"))
-        raise Refusal(f"{RUNNERS[suffix]} failed with exit status {done.returncode}; what it said stands above")
+        raise Refusal(
+            f"{RUNNERS[suffix]} failed with exit status {done.returncode}; what it said stands above"
+        )
     return os.path.join(folder, "result")
 
 
@@ -157,13 +211,16 @@ def predict(arguments: argparse.Namespace, paths: List[str]) -> Iterator[Tuple[s
     how, dtype = choose_evaluation(arguments), takes(arguments)
     with progress.Bar("predicting", len(paths), "images") as bar:
         for start in range(0, len(paths), AT_ONCE):
-            chunk = paths[start:start + AT_ONCE]
+            chunk = paths[start : start + AT_ONCE]
             with tempfile.TemporaryDirectory() as folder:
                 os.mkdir(os.path.join(folder, "in"), 0o750)
                 bad = prepare(chunk, os.path.join(folder, "in"), how, dtype)
                 result = infer(arguments, folder) if len(bad) < len(chunk) else ""
-                good = {path: os.path.join(result, f"{place}_0.npy")
-                        for place, path in enumerate(chunk) if path not in bad}
+                good = {
+                    path: os.path.join(result, f"{place}_0.npy")
+                    for place, path in enumerate(chunk)
+                    if path not in bad
+                }
                 scores = next(chunks(good, list(good), AT_ONCE), ())
             told: Dict[str, Any] = {**bad, **dict(zip(good, scores))}
             bar.advance(len(chunk))
@@ -180,10 +237,16 @@ def main() -> int:
             say(f"{shown(path)} cannot be read: {answer}")
             rows.append({"image": path, "error": answer})
             continue
-        names = names or names_of(arguments, len(answer)) or [f"class {label}" for label in range(len(answer))]
+        names = (
+            names
+            or names_of(arguments, len(answer))
+            or [f"class {label}" for label in range(len(answer))]
+        )
         found = figures.summarise(np.asarray(answer)[None], [[0]])
-        top = [{"class": int(label), "name": names[label], "probability": float(probability)}
-               for label, probability in zip(found.top[0], found.probability[0])]
+        top = [
+            {"class": int(label), "name": names[label], "probability": float(probability)}
+            for label, probability in zip(found.top[0], found.probability[0])
+        ]
         rows.append({"image": path, "top": top})
         if not arguments.json:
             print(shown(path))

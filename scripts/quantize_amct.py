@@ -13,6 +13,7 @@ Out: AMCT's deploy model: int8 layers between AscendQuant and AscendDequant, for
 With --max-drop the model is compiled and run on the card over all labelled images, and layers are put back to float16
 until Top-1 is at most so many percentage points below float32's: docs/ascend.md.
 """
+
 import argparse
 import os
 import shutil
@@ -43,39 +44,77 @@ OPSETS = range(8, 15)  # that AMCT reads
 
 # ---- AMCT ------------------------------------------------------------------------------------------------------------
 
+
 def calibrate(task: quantisation.Task, skipped: List[str], folder: str) -> onnx.ModelProto:
     """Run amct_onnx in `folder`, which has the calibration data in `data`; the deploy model.
 
     Raises: Refusal with what it said.
     """
     config, sample = os.path.join(folder, "quant.cfg"), task.single
-    lines = [f"batch_num : {len(task.chosen)}", "joint_quant : true", *(f'skip_layers : "{name}"' for name in skipped)]
+    lines = [
+        f"batch_num : {len(task.chosen)}",
+        "joint_quant : true",
+        *(f'skip_layers : "{name}"' for name in skipped),
+    ]
     files.write_whole(config, "".join(line + "\n" for line in lines).encode())
     shape = ",".join(map(str, (sample.batch_size, *sample.shape)))
-    command = ["amct_onnx", "calibration", "--model", os.path.abspath(task.arguments.model), "--save_path",
-               os.path.join(folder, "model"), "--input_shape", f"{sample.name}:{shape}", "--data_dir",
-               os.path.join(folder, "data"), "--data_types", "float32", "--calibration_config", config]
+    command = [
+        "amct_onnx",
+        "calibration",
+        "--model",
+        os.path.abspath(task.arguments.model),
+        "--save_path",
+        os.path.join(folder, "model"),
+        "--input_shape",
+        f"{sample.name}:{shape}",
+        "--data_dir",
+        os.path.join(folder, "data"),
+        "--data_types",
+        "float32",
+        "--calibration_config",
+        config,
+    ]
     log = task.arguments.output + ".amct.log"
     status = host.run_tool(command, log, cwd=folder)
     deploy = os.path.join(folder, "model_deploy_model.onnx")
     if status or not os.path.isfile(deploy):
         how = f"failed with status {status}" if status else "ended well, but wrote no deploy model"
-        raise Refusal(f"amct_onnx {how} and said {bench.complaint(log)!a}; its whole output: {shown(log)}")
+        raise Refusal(
+            f"amct_onnx {how} and said {bench.complaint(log)!a}; its whole output: {shown(log)}"
+        )
     return onnx.load(deploy)
 
 
 # ---- the promise -----------------------------------------------------------------------------------------------------
 
+
 def answers_on_card(task: quantisation.Task, model: onnx.ModelProto, folder: str) -> np.ndarray:
     """int [images]: compile the deploy model and run it over all images; the class that each is taken for."""
     given, path, size = task.arguments, os.path.join(folder, "int8.onnx"), task.several.batch_size
     onnx.save(model, path)
-    compiling = [sys.executable, os.path.join(SCRIPTS, "onnx2om.py"), path, *options.words(
-        batch_sizes=size, aipp=given.aipp and os.path.abspath(given.aipp), soc_version=given.soc_version)]
-    inferring = [sys.executable, os.path.join(SCRIPTS, "infer_om.py"), *options.words(
-        model=om_path(path, size), input=given.calibrate, output=folder, output_dirname="result",
-        outfmt="NPY", device="all" if given.device == [] else given.device,
-        host_facts=given.host_facts)]
+    compiling = [
+        sys.executable,
+        os.path.join(SCRIPTS, "onnx2om.py"),
+        path,
+        *options.words(
+            batch_sizes=size,
+            aipp=given.aipp and os.path.abspath(given.aipp),
+            soc_version=given.soc_version,
+        ),
+    ]
+    inferring = [
+        sys.executable,
+        os.path.join(SCRIPTS, "infer_om.py"),
+        *options.words(
+            model=om_path(path, size),
+            input=given.calibrate,
+            output=folder,
+            output_dirname="result",
+            outfmt="NPY",
+            device="all" if given.device == [] else given.device,
+            host_facts=given.host_facts,
+        ),
+    ]
     for words in (compiling, inferring):
         host.run_or_refuse(words, given.output + ".run.log", os.path.basename(words[1]))
     results = result_files(os.path.join(folder, "result"))
@@ -87,21 +126,35 @@ def make(task: quantisation.Task, folder: str) -> Tuple[onnx.ModelProto, Dict[st
     model = onnx_file.load(task.arguments.model)
     left = {} if task.arguments.all_layers else quantisation.float_on_card(model)
     os.mkdir(os.path.join(folder, "data"), 0o750)
-    for number, path in enumerate(task.chosen):  # AMCT reads float32 files of exactly the input's shape, nothing else
-        files.write_whole(os.path.join(folder, "data", f"{number:06d}.bin"), read_batch([path], task.single))
+    for number, path in enumerate(
+        task.chosen
+    ):  # AMCT reads float32 files of exactly the input's shape, nothing else
+        files.write_whole(
+            os.path.join(folder, "data", f"{number:06d}.bin"), read_batch([path], task.single)
+        )
     groups = {name: [name] for name in quantisation.layers(model) if name not in left}
-    deploy, promise = task.make(model, groups, lambda back: calibrate(task, sorted({*left, *back}), folder),
-                                lambda made: answers_on_card(task, made, folder))
+    deploy, promise = task.make(
+        model,
+        groups,
+        lambda back: calibrate(task, sorted({*left, *back}), folder),
+        lambda made: answers_on_card(task, made, folder),
+    )
     return deploy, {"float": left, **promise}
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
+
 def parse_arguments() -> argparse.Namespace:
     parser = quantisation.parser(__doc__, IMAGES)
-    options.add(parser, "all_layers", "soc_version", "devices", "host_facts",
-                help={"devices": "the chips to use for --max-drop, as for infer_om.py "
-                                 "(default: 0)"})
+    options.add(
+        parser,
+        "all_layers",
+        "soc_version",
+        "devices",
+        "host_facts",
+        help={"devices": "the chips to use for --max-drop, as for infer_om.py (default: 0)"},
+    )
     return options.parse(parser)
 
 
@@ -109,11 +162,15 @@ def check_tools(model: str) -> None:
     """Raises: Refusal for a model that AMCT does not read, or if there is no AMCT."""
     opset = max((entry.version for entry in onnx_file.load(model).opset_import), default=0)
     if opset not in OPSETS:
-        raise Refusal(f"{shown(model)} has opset {opset}, and AMCT reads {OPSETS[0]} to {OPSETS[-1]}; export "
-                      "it with --opset 11")
+        raise Refusal(
+            f"{shown(model)} has opset {opset}, and AMCT reads {OPSETS[0]} to {OPSETS[-1]}; export "
+            "it with --opset 11"
+        )
     if not shutil.which("amct_onnx"):
-        raise Refusal("there is no amct_onnx on the PATH; AMCT is a package of CANN for the host's own Python: pip3 "
-                      "install ./amct_onnx-*.whl, and source set_env.sh")
+        raise Refusal(
+            "there is no amct_onnx on the PATH; AMCT is a package of CANN for the host's own Python: pip3 "
+            "install ./amct_onnx-*.whl, and source set_env.sh"
+        )
 
 
 def main() -> None:
@@ -123,20 +180,28 @@ def main() -> None:
     os.umask(0o027)  # ais_bench refuses files that others can write
     arguments.output = host.safe_path(arguments.output)
     amct = os.path.realpath(shutil.which("amct_onnx") or "amct_onnx")
-    task = quantisation.Task(__file__, arguments, all_layers=arguments.all_layers,
-                             host=dict(host.host_versions(arguments.host_facts),
-                                       amct=record.state(amct, amct)))
+    task = quantisation.Task(
+        __file__,
+        arguments,
+        all_layers=arguments.all_layers,
+        host=dict(host.host_versions(arguments.host_facts), amct=record.state(amct, amct)),
+    )
     if task.is_current():
         return
     with host.run_folder(arguments.output + "-run") as folder:
         quantized, report = make(task, folder)
     task.write(quantized, report)
     put_back = f", {len(report['put_back'])} put back by --max-drop" if report["put_back"] else ""
-    print(f"{shown(arguments.output)}: int8 for the card, calibrated on {len(task.chosen)} images, "
-          f"{len(report['float'])} layers left in float16{put_back}, in {time.time() - start:.1f} s")
+    print(
+        f"{shown(arguments.output)}: int8 for the card, calibrated on {len(task.chosen)} images, "
+        f"{len(report['float'])} layers left in float16{put_back}, in {time.time() - start:.1f} s"
+    )
     if not report.get("held", True):
-        raise Refusal(f"even with every layer in float16 the card loses {report['drop']:.2f} points of Top-1, more "
-                      f"than --max-drop {arguments.max_drop:g}; see scripts/forecast_fp16.py", cli.BELOW_MINIMUM)
+        raise Refusal(
+            f"even with every layer in float16 the card loses {report['drop']:.2f} points of Top-1, more "
+            f"than --max-drop {arguments.max_drop:g}; see scripts/forecast_fp16.py",
+            cli.BELOW_MINIMUM,
+        )
 
 
 if __name__ == "__main__":

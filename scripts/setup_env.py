@@ -11,6 +11,7 @@ environment variable PYTHON set (another Python than the default one), the folde
 are compiled as well. Only the interpreter's path goes to stdout; what happens is told on stderr, pip's own output only
 if it fails.
 """
+
 import os
 
 from common.core import cli
@@ -23,10 +24,16 @@ from common.core import environment, options
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    options.add(parser, "requirements", "dry_run",
-                help={"dry_run": "make nothing, print the interpreter that would be used"})
+    options.add(
+        parser,
+        "requirements",
+        "dry_run",
+        help={"dry_run": "make nothing, print the interpreter that would be used"},
+    )
     arguments = options.parse(parser)
-    requirements = [os.path.abspath(path) for path in arguments.requirements or [environment.REQUIREMENTS]]
+    requirements = [
+        os.path.abspath(path) for path in arguments.requirements or [environment.REQUIREMENTS]
+    ]
     print(environment.python(requirements, arguments.dry_run))
 
 

@@ -8,6 +8,7 @@
 Nothing is done if the patched source is there. A clone of v0.4.5 that you put there yourself is patched in place.
 Runs on a bare Python 3.7 or newer with pip and git.
 """
+
 import contextlib
 import os
 import shutil
@@ -31,7 +32,9 @@ PATCH = os.path.join(ROOT, "TResNet.patch")
 STAMP = ".patched-with"  # in TARGET: SHA-256 of the patch, whose the folder is, and the files that belong to it
 OURS, THEIRS = "fetched", "the user's"  # the second line
 PACKAGE = "timm==0.4.5"
-SDIST_SHA256 = "613f0ef4ded491b1bf6dff6053d3c8361fa20517c7ac9c7c388064a2b5890139"  # timm-0.4.5.tar.gz
+SDIST_SHA256 = (
+    "613f0ef4ded491b1bf6dff6053d3c8361fa20517c7ac9c7c388064a2b5890139"  # timm-0.4.5.tar.gz
+)
 TAG = "v0.4.5"
 GIT_URL = "https://github.com/huggingface/pytorch-image-models.git"
 
@@ -54,16 +57,28 @@ def git(arguments: List[str], folder: str) -> "subprocess.CompletedProcess[bytes
     """Run git in `folder` as if no repository lay above it (ours would redirect `git apply`)."""
     environment = dict(os.environ, GIT_CEILING_DIRECTORIES=os.path.dirname(os.path.abspath(folder)))
     if not shutil.which("git"):
-        raise Refusal("git is needed to put TResNet.patch onto timm's source, but it is not installed; on Debian and "
-                      "Ubuntu: apt-get install git")
-    return subprocess.run(["git", *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        raise Refusal(
+            "git is needed to put TResNet.patch onto timm's source, but it is not installed; on Debian and "
+            "Ubuntu: apt-get install git"
+        )
+    return subprocess.run(
+        ["git", *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def modules(folder: str) -> Set[str]:
     """The Python files of timm in a folder, by their paths in it."""
-    return {os.path.relpath(os.path.join(path, name), folder)
-            for path, _, names in os.walk(os.path.join(folder, "timm")) for name in names if name.endswith(".py")}
+    return {
+        os.path.relpath(os.path.join(path, name), folder)
+        for path, _, names in os.walk(os.path.join(folder, "timm"))
+        for name in names
+        if name.endswith(".py")
+    }
 
 
 def patch(folder: str, stamp: str, whose: str) -> None:
@@ -73,8 +88,10 @@ def patch(folder: str, stamp: str, whose: str) -> None:
     """
     apply = git(["apply", "-p1", PATCH], folder)
     if apply.returncode and git(["apply", "-p1", "--reverse", "--check", PATCH], folder).returncode:
-        raise Refusal(f"TResNet.patch does not fit {shown(folder)}, which should be timm v0.4.5, untouched or patched "
-                      f"with it ({last_line(apply)}); move that folder away and start again")
+        raise Refusal(
+            f"TResNet.patch does not fit {shown(folder)}, which should be timm v0.4.5, untouched or patched "
+            f"with it ({last_line(apply)}); move that folder away and start again"
+        )
     with open(os.path.join(folder, STAMP), "w", encoding="utf-8") as file:
         file.write("\n".join([stamp, whose, *sorted(modules(folder))]))
 
@@ -86,10 +103,15 @@ def last_line(done: "subprocess.CompletedProcess[bytes]") -> str:
 def fetch(source: str, url: str, folder: str) -> None:
     """Put the unpatched source into the empty `folder`."""
     if source == "git":
-        done = git(["clone", "--quiet", "--depth", "1", "--branch", TAG, url, folder], os.path.dirname(folder))
+        done = git(
+            ["clone", "--quiet", "--depth", "1", "--branch", TAG, url, folder],
+            os.path.dirname(folder),
+        )
         if done.returncode:
-            raise Refusal(f"git cannot clone {TAG} of {url} ({last_line(done)}); mend what git says, or fetch from the "
-                          "package registry: python3 scripts/timm_source.py")
+            raise Refusal(
+                f"git cannot clone {TAG} of {url} ({last_line(done)}); mend what git says, or fetch from the "
+                "package registry: python3 scripts/timm_source.py"
+            )
         return
     with tempfile.TemporaryDirectory() as downloads:
         unpack(download(PACKAGE, SDIST_SHA256, downloads, "--no-binary", ":all:"), folder)
@@ -102,7 +124,11 @@ def read_stamp() -> List[str]:
     """
     with contextlib.suppress(OSError), open(os.path.join(TARGET, STAMP), encoding="utf-8") as file:
         lines = file.read().split("\n")
-        return lines + ([THEIRS if os.path.exists(os.path.join(TARGET, ".git")) else OURS] if len(lines) == 1 else [])
+        return lines + (
+            [THEIRS if os.path.exists(os.path.join(TARGET, ".git")) else OURS]
+            if len(lines) == 1
+            else []
+        )
     return ["", THEIRS]
 
 
@@ -126,9 +152,11 @@ def prepare(source: str = "registry", url: str = GIT_URL) -> None:
         made_with, whose, *_ = read_stamp()
         if made_with and not whole(stamp):
             if whose == THEIRS:
-                raise Refusal(f"{shown(TARGET)} is a clone of yours that lacks files or was patched with another "
-                              "TResNet.patch; move it away, or bring it back to timm v0.4.5 and remove "
-                              f"{shown(os.path.join(TARGET, STAMP))}")
+                raise Refusal(
+                    f"{shown(TARGET)} is a clone of yours that lacks files or was patched with another "
+                    "TResNet.patch; move it away, or bring it back to timm v0.4.5 and remove "
+                    f"{shown(os.path.join(TARGET, STAMP))}"
+                )
             os.rename(TARGET, partial)  # made here, with another patch or damaged since
             shutil.rmtree(partial)
         if not os.path.exists(TARGET):

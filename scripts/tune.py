@@ -9,6 +9,7 @@ In:  ONNX files, each named after its stem, and prepared images (with --aipp if 
 Out: OUTPUT/tune.json, tune.md (a table), tune.png; what was compiled stays in OUTPUT/tune/.
 docs/ascend.md says what is tried and what cannot win.
 """
+
 import argparse
 import contextlib
 import os
@@ -41,12 +42,16 @@ TEMPORARY = Recipe({"tool": "tune.py"})  # of images that are for one run
 SCRIPTS = os.path.join(ROOT, "scripts")
 FIRST_SIZES = [8, 16]  # batch sizes at which the combinations are compared
 SMALL = "--enable_small_channel=1"
-FIRST_IS_CONVOLUTION = ("conv4", "conv12")  # stems whose first operator is a convolution of the image
+FIRST_IS_CONVOLUTION = (
+    "conv4",
+    "conv12",
+)  # stems whose first operator is a convolution of the image
 BYTE = 0.51 / 255  # how far a float32 pixel may be from a byte's value
 
 
 class Variant(NamedTuple):
     """One combination."""
+
     stem: str
     uint8: bool
     small: bool
@@ -54,7 +59,14 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "-".join([self.stem, "uint8" if self.uint8 else "float32", *["small"] * self.small, self.precision])
+        return "-".join(
+            [
+                self.stem,
+                "uint8" if self.uint8 else "float32",
+                *["small"] * self.small,
+                self.precision,
+            ]
+        )
 
     def options(self, batch_size: int, on_card: bool) -> List[str]:
         """The words that give this combination to pipeline.sh."""
@@ -69,11 +81,17 @@ def variants(stems: List[str], on_card: bool, int8: bool) -> List[Variant]:
         return [Variant(stems[0], False, False, precision) for precision in ("float32", "int8")]
     precisions = ["float16", "int8"] if int8 else ["float16"]
     inputs = [(False, False), (True, False), (True, True)]
-    return [Variant(stem, uint8, small, precision) for precision in precisions for stem in stems
-            for uint8, small in inputs if not small or stem in FIRST_IS_CONVOLUTION]
+    return [
+        Variant(stem, uint8, small, precision)
+        for precision in precisions
+        for stem in stems
+        for uint8, small in inputs
+        if not small or stem in FIRST_IS_CONVOLUTION
+    ]
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------
+
 
 def write_inputs(paths: List[str], sample: Input, evaluation: Evaluation, folder: str) -> None:
     """The same images twice: FOLDER/float32 and FOLDER/uint8, the latter with the settings FOLDER/aipp.cfg.
@@ -94,16 +112,31 @@ def write_inputs(paths: List[str], sample: Input, evaluation: Evaluation, folder
             writer.finish(synced=True)
 
 
-def write_each(paths: List[str], names: List[str], sample: Input, evaluation: Evaluation, settings: Dict[str, str],
-               writers: Dict[str, Writer]) -> None:
+def write_each(
+    paths: List[str],
+    names: List[str],
+    sample: Input,
+    evaluation: Evaluation,
+    settings: Dict[str, str],
+    writers: Dict[str, Writer],
+) -> None:
     """The images one by one, for write_inputs()."""
-    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (evaluation.mean, evaluation.std))
+    mean, std = (
+        np.array(values, np.float32).reshape(3, 1, 1)
+        for values in (evaluation.mean, evaluation.std)
+    )
     for path, name in zip(paths, names):
         image = read_batch([path], sample)
         pixels = np.rint((image * std + mean) * 255)
-        if np.abs(pixels / 255 - (image * std + mean)).max() > BYTE or pixels.min() < 0 or pixels.max() > 255:
-            raise Refusal(f"{shown(path)} does not hold what bytes become with mean {evaluation.mean} and std "
-                          f"{evaluation.std}; prepare the images with TResNet_preprocess.py")
+        if (
+            np.abs(pixels / 255 - (image * std + mean)).max() > BYTE
+            or pixels.min() < 0
+            or pixels.max() > 255
+        ):
+            raise Refusal(
+                f"{shown(path)} does not hold what bytes become with mean {evaluation.mean} and std "
+                f"{evaluation.std}; prepare the images with TResNet_preprocess.py"
+            )
         raw = np.ascontiguousarray(pixels.astype(np.uint8).transpose(0, 2, 3, 1))
         for kind, data in (("uint8", raw), ("float32", apply_aipp(raw, settings))):
             part = writers[kind].part(f"{kind}/{name}", np.ascontiguousarray(data), durable=False)
@@ -112,12 +145,16 @@ def write_each(paths: List[str], names: List[str], sample: Input, evaluation: Ev
 
 # ---- running ---------------------------------------------------------------------------------------------------------
 
+
 class Bench:
     """Makes the variants, each in a folder of its own below `folder`, and measures them."""
 
     def __init__(self, arguments: argparse.Namespace, folder: str) -> None:
         self.arguments, self.folder, self.on_card = arguments, folder, arguments.backend == "ascend"
-        self.models = {os.path.splitext(os.path.basename(path))[0]: os.path.abspath(path) for path in arguments.models}
+        self.models = {
+            os.path.splitext(os.path.basename(path))[0]: os.path.abspath(path)
+            for path in arguments.models
+        }
 
     @property
     def host_facts(self) -> Optional[str]:
@@ -134,28 +171,47 @@ class Bench:
             raise Refusal(f"{script} failed and said {complaint(log)!a}")
 
     def model(self, variant: Variant) -> str:
-        return self.place(variant, variant.stem + ".onnx") if variant.precision == "int8" else self.models[variant.stem]
+        return (
+            self.place(variant, variant.stem + ".onnx")
+            if variant.precision == "int8"
+            else self.models[variant.stem]
+        )
 
     def make(self, variant: Variant) -> None:
         """Quantise and compile. Raises: Refusal if that is not possible."""
         files.make_folder(self.place(variant), "--output")
         if variant.precision == "int8":
             script = "quantize_amct.py" if self.on_card else "quantize_onnx.py"
-            self.start(script, self.models[variant.stem], self.model(variant),
-                       calibrate=os.path.join(self.folder, "float32"), host_facts=self.host_facts)
+            self.start(
+                script,
+                self.models[variant.stem],
+                self.model(variant),
+                calibrate=os.path.join(self.folder, "float32"),
+                host_facts=self.host_facts,
+            )
         if self.on_card:
             self.compile(variant, FIRST_SIZES)
 
     def compile(self, variant: Variant, sizes: List[int]) -> None:
-        words = options.words(output_dir=self.place(variant), batch_sizes=sizes,
-                             soc_version=self.arguments.soc_version,
-                             aipp=os.path.join(self.folder, AIPP) if variant.uint8 else None)
+        words = options.words(
+            output_dir=self.place(variant),
+            batch_sizes=sizes,
+            soc_version=self.arguments.soc_version,
+            aipp=os.path.join(self.folder, AIPP) if variant.uint8 else None,
+        )
         self.start("onnx2om.py", self.model(variant), *words, *["--", SMALL] * variant.small)
 
     def infer_on_cpu(self, model: str, folder: str, name: str) -> str:
         """Results of ONNX Runtime for the float32 images; their folder FOLDER/NAME."""
-        self.start("infer_onnx.py", model=model, input=os.path.join(self.folder, "float32"),
-                   output=folder, output_dirname=name, outfmt="NPY", batchsize=8)
+        self.start(
+            "infer_onnx.py",
+            model=model,
+            input=os.path.join(self.folder, "float32"),
+            output=folder,
+            output_dirname=name,
+            outfmt="NPY",
+            batchsize=8,
+        )
         return os.path.join(folder, name)
 
     def compare(self, variant: Variant, reference: str) -> Dict[str, Any]:
@@ -163,9 +219,16 @@ class Bench:
         if self.on_card:
             om = om_path(self.model(variant), FIRST_SIZES[0], self.place(variant))
             inputs = os.path.join(self.folder, "uint8" if variant.uint8 else "float32")
-            self.start("infer_om.py", model=om, input=inputs, output=self.place(variant),
-                       output_dirname="result", outfmt="NPY", device=self.arguments.device,
-                       host_facts=self.host_facts)
+            self.start(
+                "infer_om.py",
+                model=om,
+                input=inputs,
+                output=self.place(variant),
+                output_dirname="result",
+                outfmt="NPY",
+                device=self.arguments.device,
+                host_facts=self.host_facts,
+            )
         else:
             self.infer_on_cpu(self.model(variant), self.place(variant), "result")
         report = self.place(variant, COMPARE.name)
@@ -177,14 +240,24 @@ class Bench:
         """perf_sweep.py's rows for these batch sizes."""
         given = self.arguments
         on_card = {"om_dir": self.place(variant), "device": given.device} if self.on_card else {}
-        self.start("perf_sweep.py", backend=given.backend, model=self.model(variant), batch_sizes=sizes,
-                   loop=given.loop, repeat=repeat, output=self.place(variant), force=True,
-                   host_facts=self.host_facts, **on_card)
+        self.start(
+            "perf_sweep.py",
+            backend=given.backend,
+            model=self.model(variant),
+            batch_sizes=sizes,
+            loop=given.loop,
+            repeat=repeat,
+            output=self.place(variant),
+            force=True,
+            host_facts=self.host_facts,
+            **on_card,
+        )
         return list(PERF.read_in(self.place(variant))["rows"])
 
 
-def measure(bench: Bench, tried: List[Variant], sizes: List[int], rounds: int
-            ) -> Dict[str, Dict[int, Dict[str, float]]]:
+def measure(
+    bench: Bench, tried: List[Variant], sizes: List[int], rounds: int
+) -> Dict[str, Dict[int, Dict[str, float]]]:
     """{name: {batch size: {"throughput", "latency"}}}, medians of rounds in which the variants take turns."""
     found: Dict[str, Dict[int, List[Dict[str, Any]]]] = {variant.name: {} for variant in tried}
     for number in range(1, rounds + 1):
@@ -194,22 +267,43 @@ def measure(bench: Bench, tried: List[Variant], sizes: List[int], rounds: int
                 found[variant.name].setdefault(row["batch_size"], []).append(row)
             best = max(row["throughput"] for row in rows)
             print(f"round {number} of {rounds}, {variant.name}: {best:.1f} images/s", flush=True)
-    return {name: {size: {"throughput": median(row["throughput"] for row in rows),
-                          "latency": median(row["latency_mean"] for row in rows)} for size, rows in by_size.items()}
-            for name, by_size in found.items()}
+    return {
+        name: {
+            size: {
+                "throughput": median(row["throughput"] for row in rows),
+                "latency": median(row["latency_mean"] for row in rows),
+            }
+            for size, rows in by_size.items()
+        }
+        for name, by_size in found.items()
+    }
 
 
 def attempt(bench: Bench, variant: Variant, reference: str) -> Dict[str, Any]:
     """Make a variant and compare it with float32: a row of the table without its speed, or with why it has none."""
-    row: Dict[str, Any] = {"name": variant.name, **variant._asdict(), "cosine": None, "agreement": None,
-                           "throughput": None, "latency": None, "batch_size": None, "refused": None}
+    row: Dict[str, Any] = {
+        "name": variant.name,
+        **variant._asdict(),
+        "cosine": None,
+        "agreement": None,
+        "throughput": None,
+        "latency": None,
+        "batch_size": None,
+        "refused": None,
+    }
     try:
         bench.make(variant)
         row.update(bench.compare(variant, reference))
     except Refusal as refusal:
         row["refused"] = refusal.sentence
-    print(f"{variant.name}: " + (row["refused"] or f"cosine {row['cosine']:.6f}, Top-1 agreement "
-                                 f"{row['agreement']:.2f} %"), flush=True)
+    print(
+        f"{variant.name}: "
+        + (
+            row["refused"]
+            or f"cosine {row['cosine']:.6f}, Top-1 agreement {row['agreement']:.2f} %"
+        ),
+        flush=True,
+    )
     return row
 
 
@@ -232,71 +326,130 @@ def tune(arguments: argparse.Namespace, bench: Bench) -> Dict[str, Any]:
     for name, by_size in measure(bench, running, sizes, arguments.repeat).items():
         best = max(by_size, key=lambda size: by_size[size]["throughput"])
         rows[name].update(by_size[best], batch_size=best)
-        rows[name]["refused"] = refusal_of(rows[name], arguments.min_cosine, arguments.min_agreement)
+        rows[name]["refused"] = refusal_of(
+            rows[name], arguments.min_cosine, arguments.min_agreement
+        )
     ranked = sorted(rows.values(), key=lambda row: -(row["throughput"] or 0))
     fit = [row for row in ranked if row["throughput"] and not row["refused"]]
-    report = {"tool": "tune.py", "version": cli.VERSION, "backend": arguments.backend, "rows": ranked, "winner": None,
-              "min_cosine": arguments.min_cosine, "min_agreement": arguments.min_agreement}
+    report = {
+        "tool": "tune.py",
+        "version": cli.VERSION,
+        "backend": arguments.backend,
+        "rows": ranked,
+        "winner": None,
+        "min_cosine": arguments.min_cosine,
+        "min_agreement": arguments.min_agreement,
+    }
     if fit:
         winner = next(variant for variant in tried if variant.name == fit[0]["name"])
         if bench.on_card:
             bench.compile(winner, arguments.batch_sizes)
         final = bench.speed(winner, arguments.batch_sizes, arguments.repeat)
         best_row = max(final, key=lambda row: row["throughput"])
-        report.update(winner=winner.name, batch_sizes=final,
-                      options=winner.options(best_row["batch_size"], bench.on_card),
-                      best={key: best_row[key] for key in ("batch_size", "throughput", "latency_mean")})
+        report.update(
+            winner=winner.name,
+            batch_sizes=final,
+            options=winner.options(best_row["batch_size"], bench.on_card),
+            best={key: best_row[key] for key in ("batch_size", "throughput", "latency_mean")},
+        )
     return report
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
 
+
 def markdown(report: Dict[str, Any]) -> str:
     """The ranking as a table, and the winner."""
-    lines = ["| rank | combination | images/s | batch size | latency ms | cosine | agreement | |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| rank | combination | images/s | batch size | latency ms | cosine | agreement | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for rank, row in enumerate(report["rows"], 1):
-        cells = ["-"] * 5 if row["throughput"] is None else [
-            f"{row['throughput']:.1f}", str(row["batch_size"]), f"{row['latency']:.3f}", f"{row['cosine']:.6f}",
-            f"{row['agreement']:.2f} %"]
-        said = f"refused: {row['refused']}" if row["refused"] else "best" if row["name"] == report["winner"] else ""
+        cells = (
+            ["-"] * 5
+            if row["throughput"] is None
+            else [
+                f"{row['throughput']:.1f}",
+                str(row["batch_size"]),
+                f"{row['latency']:.3f}",
+                f"{row['cosine']:.6f}",
+                f"{row['agreement']:.2f} %",
+            ]
+        )
+        said = (
+            f"refused: {row['refused']}"
+            if row["refused"]
+            else "best"
+            if row["name"] == report["winner"]
+            else ""
+        )
         lines.append(f"| {rank} | {row['name']} | {' | '.join(cells)} | {said.replace('|', '/')} |")
     text = "\n".join(lines) + "\n"
     if report["winner"]:
-        sizes = ", ".join(f"{row['throughput']:.1f} at {row['batch_size']}" for row in report["batch_sizes"])
-        text += (f"\nThe best, {report['winner']}, at all batch sizes: {sizes} images/s.\n"
-                 f"For pipeline.sh: {' '.join(report['options'])}\n")
+        sizes = ", ".join(
+            f"{row['throughput']:.1f} at {row['batch_size']}" for row in report["batch_sizes"]
+        )
+        text += (
+            f"\nThe best, {report['winner']}, at all batch sizes: {sizes} images/s.\n"
+            f"For pipeline.sh: {' '.join(report['options'])}\n"
+        )
     return text
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
+
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    parser.add_argument("models", nargs="+", type=options.path, metavar="STEM.onnx",
-                        help="ONNX files, named after their stems")
-    options.add(parser, "backend", "input", "aipp", "images", "precision", "batch_sizes", "loop",
-                "repeat", "min_cosine", "min_agreement", "soc_version", "device", "output",
-                "host_facts",
-                required=["input"],
-                choices={"backend": ("ascend", "cpu"), "precision": ("float", "int8")},
-                default={"backend": "ascend", "precision": "float", "min_cosine": 0.95,
-                         "min_agreement": 95.0},
-                help={"backend": "(default: %(default)s)",
-                      "images": "to compare (default: the first %(default)s)",
-                      "precision": "int8: try that as well, on ascend by AMCT",
-                      "min_cosine": "a combination with a lower cosine cannot win (default: "
-                                    "%(default)s)",
-                      "min_agreement": "nor can one that gives fewer per cent of the images "
-                                       "float32's class (default: %(default)s)"})
+    parser.add_argument(
+        "models",
+        nargs="+",
+        type=options.path,
+        metavar="STEM.onnx",
+        help="ONNX files, named after their stems",
+    )
+    options.add(
+        parser,
+        "backend",
+        "input",
+        "aipp",
+        "images",
+        "precision",
+        "batch_sizes",
+        "loop",
+        "repeat",
+        "min_cosine",
+        "min_agreement",
+        "soc_version",
+        "device",
+        "output",
+        "host_facts",
+        required=["input"],
+        choices={"backend": ("ascend", "cpu"), "precision": ("float", "int8")},
+        default={
+            "backend": "ascend",
+            "precision": "float",
+            "min_cosine": 0.95,
+            "min_agreement": 95.0,
+        },
+        help={
+            "backend": "(default: %(default)s)",
+            "images": "to compare (default: the first %(default)s)",
+            "precision": "int8: try that as well, on ascend by AMCT",
+            "min_cosine": "a combination with a lower cosine cannot win (default: %(default)s)",
+            "min_agreement": "nor can one that gives fewer per cent of the images "
+            "float32's class (default: %(default)s)",
+        },
+    )
     return options.parse(parser)
 
 
 def main() -> None:
     from common.results import plots  # here: if matplotlib is missing, that is said before the runs
+
     arguments = parse_arguments()
     sample = input_of(onnx_file.describe(arguments.models[0]), arguments.aipp)
-    paths = list_inputs(arguments.input)[:arguments.images]
+    paths = list_inputs(arguments.input)[: arguments.images]
     os.umask(0o027)  # ais_bench refuses what others can write
     output = host.safe_path(arguments.output)
     product = folder = os.path.join(output, "tune")
@@ -312,8 +465,11 @@ def main() -> None:
     record.write(product, made_by, dict(zip(targets, contents)))
     print(f"\n{table}\ntune.json, tune.md, tune.png in {shown(output)}")
     if not report["winner"]:
-        raise Refusal("no combination runs and keeps the cosine and the agreement that are asked for; the table says "
-                      "why each was refused", cli.BELOW_MINIMUM)
+        raise Refusal(
+            "no combination runs and keeps the cosine and the agreement that are asked for; the table says "
+            "why each was refused",
+            cli.BELOW_MINIMUM,
+        )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ run each per round; a ratio is the median of the rounds' ratios, so that another
 next call.
 Needs what requirements.txt and test/requirements.txt list.
 """
+
 import contextlib
 import filecmp
 import io
@@ -53,14 +54,21 @@ CALIBRATION_IMAGES = 100
 TORCH_BATCHES = (1, 8, 16, 32)  # PyTorch runs the fastest of them
 
 # (width, height, gray) of every 50 images: mostly 500×375 as in ImageNet, and 110 KB on average as there.
-SIZES = [(500, 375, False)] * 35 + [(375, 500, False)] * 6 + [(500, 333, False)] * 3 + [(500, 500, False)] * 2 + [
-    (500, 375, True)] * 2 + [(1024, 768, False), (1600, 1200, False)]
+SIZES = (
+    [(500, 375, False)] * 35
+    + [(375, 500, False)] * 6
+    + [(500, 333, False)] * 3
+    + [(500, 500, False)] * 2
+    + [(500, 375, True)] * 2
+    + [(1024, 768, False), (1600, 1200, False)]
+)
 FILE_SIZE = 100_000  # bytes that a 500×375 photo should have
 TILE = 500  # pixels; larger images are put together from pieces of several photos, so that they are as detailed
 
 
 class Ratio(NamedTuple):
     """How many times as fast `ours` is as `rival`, in each round."""
+
     ours: str
     rival: str
     values: List[float]
@@ -69,6 +77,7 @@ class Ratio(NamedTuple):
 
 class Contest(NamedTuple):
     """All figures of one contest. runs: {contestant: [seconds or images/s per round]}."""
+
     unit: str
     runs: Dict[str, List[float]]
     ratios: List[Ratio]
@@ -76,6 +85,7 @@ class Contest(NamedTuple):
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
+
 
 def encode(image: Image.Image, quality: int) -> bytes:
     file = io.BytesIO()
@@ -90,9 +100,10 @@ def quality_for(photo: Image.Image) -> int:
     return min(range(60, 101, 2), key=lambda quality: abs(len(encode(middle, quality)) - FILE_SIZE))
 
 
-def make_image(index: int, photos: Sequence[Image.Image], qualities: Sequence[int]) -> Tuple[bytes, int]:
-    """(JPEG file, index of the photo that it shows or that is at its top left) of image `index`, which alone decides.
-    """
+def make_image(
+    index: int, photos: Sequence[Image.Image], qualities: Sequence[int]
+) -> Tuple[bytes, int]:
+    """(JPEG file, index of the photo that it shows or that is at its top left) of image `index`, which alone decides."""
     chance = random.Random(index)
     width, height, gray = SIZES[index % len(SIZES)]
     image = Image.new("RGB", (width, height))
@@ -103,7 +114,9 @@ def make_image(index: int, photos: Sequence[Image.Image], qualities: Sequence[in
             photo = photos[shown[-1]]
             side = chance.randint(480, min(photo.size))
             x, y = chance.randint(0, photo.width - side), chance.randint(0, photo.height - side)
-            image.paste(photo.resize((TILE, TILE), Image.BICUBIC, (x, y, x + side, y + side)), (left, top))
+            image.paste(
+                photo.resize((TILE, TILE), Image.BICUBIC, (x, y, x + side, y + side)), (left, top)
+            )
     return encode(image.convert("L") if gray else image, qualities[shown[0]]), shown[0]
 
 
@@ -115,7 +128,9 @@ def make_images(folder: str, count: int, sample: str) -> str:
     os.makedirs(target, exist_ok=True)
     with open(os.path.join(sample, "val_label.txt"), encoding="ascii") as file:
         labels = [line.split() for line in file]
-    photos = [Image.open(os.path.join(sample, "val_union", name)).convert("RGB") for name, _ in labels]
+    photos = [
+        Image.open(os.path.join(sample, "val_union", name)).convert("RGB") for name, _ in labels
+    ]
     qualities = [quality_for(photo) for photo in photos]
     lines = []
     for index in range(count):
@@ -138,13 +153,17 @@ def make_results(folder: str, count: int) -> Tuple[str, str]:
         scores = generator.normal(0, 3, CLASSES)
         # Some Top-1, more Top-5, some neither.
         label = int(scores.argsort()[-1 - min(int(generator.exponential(3)), 9)])
-        write_whole(os.path.join(result, f"image_{index:05}_0.txt"), ("%f " * CLASSES % tuple(scores)).encode() + b"\n")
+        write_whole(
+            os.path.join(result, f"image_{index:05}_0.txt"),
+            ("%f " * CLASSES % tuple(scores)).encode() + b"\n",
+        )
         lines.append(f"image_{index:05}.JPEG {label}\n")
     write_whole(labels_path, "".join(lines).encode())
     return result, labels_path
 
 
 # ---- the rivals, each as a user would write it -----------------------------------------------------------------------
+
 
 class Images:
     """A data set for torch's DataLoader: ([3, 224, 224] float32 in 0…1, name) of each image, by Pillow alone."""
@@ -160,17 +179,22 @@ class Images:
         with Image.open(path) as image:
             image = image.convert("RGB")
         width, height = image.size
-        size = (256, int(256 * height / width)) if width < height else (int(256 * width / height), 256)
+        size = (
+            (256, int(256 * height / width)) if width < height else (int(256 * width / height), 256)
+        )
         if min(width, height) != 256:
             image = image.resize(size, Image.BILINEAR)
         left, top = int(round((image.width - 224) / 2.0)), int(round((image.height - 224) / 2.0))
         pixels = np.asarray(image.crop((left, top, left + 224, top + 224)))
-        return pixels.transpose(2, 0, 1).astype(np.float32) / 255, os.path.splitext(os.path.basename(path))[0]
+        return pixels.transpose(2, 0, 1).astype(np.float32) / 255, os.path.splitext(
+            os.path.basename(path)
+        )[0]
 
 
 def rival_dataloader(source: str, target: str) -> None:
     """Preprocess with a torch DataLoader; prints the seconds without Python's and torch's start."""
     from torch.utils.data import DataLoader
+
     start = time.perf_counter()
     os.makedirs(target, exist_ok=True)
     for images, names in DataLoader(Images(source), batch_size=64, num_workers=8):  # type: ignore[arg-type]
@@ -216,11 +240,19 @@ def load_onnxruntime(model: str) -> Tuple[int, Callable[[np.ndarray], np.ndarray
 
 def load_openvino(model: str) -> Tuple[int, Callable[[np.ndarray], np.ndarray]]:
     import openvino
+
     core = openvino.Core()
     network = core.read_model(model)
     network.reshape({"image": [BATCH, 3, 224, 224]})
-    compiled = core.compile_model(network, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": CORES,
-                                                   "INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(
+        network,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": CORES,
+            "INFERENCE_PRECISION_HINT": "f32",
+        },
+    )
     request = compiled.create_infer_request()
     return BATCH, lambda images: request.infer({0: images})[0]
 
@@ -231,6 +263,7 @@ def load_torch(checkpoint: str) -> Tuple[int, Callable[[np.ndarray], np.ndarray]
     from common.model.network import load_network, recognise
 
     import torch
+
     torch.set_num_threads(CORES)
     tensors = find_state_dict(load_checkpoint(checkpoint), checkpoint).tensors
     network = load_network(tensors, checkpoint, recognise(tensors, checkpoint, None, None, None))
@@ -238,7 +271,9 @@ def load_torch(checkpoint: str) -> Tuple[int, Callable[[np.ndarray], np.ndarray]
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return network(torch.from_numpy(images).contiguous(memory_format=torch.channels_last)).numpy()
+            return network(
+                torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+            ).numpy()
 
     def seconds_per_image(batch: int) -> float:
         images = np.random.RandomState(0).uniform(0, 1, (batch, 3, 224, 224)).astype(np.float32)
@@ -256,7 +291,7 @@ def rival_infer(runtime: str, model: str, prepared: str) -> None:
     batch, run = LOADERS[runtime](model)
     paths = sorted(entry.path for entry in os.scandir(prepared) if entry.name.endswith(".bin"))
     images = np.stack([np.fromfile(path, "<f4").reshape(3, 224, 224) for path in paths])
-    batches = [images[first:first + batch] for first in range(0, len(images) - batch + 1, batch)]
+    batches = [images[first : first + batch] for first in range(0, len(images) - batch + 1, batch)]
     run(batches[0])
     print(json.dumps({"batch": batch}), flush=True)
     for _ in sys.stdin:
@@ -269,14 +304,21 @@ def rival_infer(runtime: str, model: str, prepared: str) -> None:
 def rival_evaluate(result: str, labels_path: str, prepared: str) -> None:
     """The work of TResNet_postprocess.py without Python's start; prints its seconds."""
     from TResNet_postprocess import evaluate
+
     print(elapsed(evaluate, result, labels_path, prepared, CORES))
 
 
-RIVALS = {"dataloader": rival_dataloader, "decode": rival_decode, "postprocess": rival_postprocess,
-          "infer": rival_infer, "evaluate": rival_evaluate}
+RIVALS = {
+    "dataloader": rival_dataloader,
+    "decode": rival_decode,
+    "postprocess": rival_postprocess,
+    "infer": rival_infer,
+    "evaluate": rival_evaluate,
+}
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
+
 
 def elapsed(function: Callable[..., Any], *arguments: Any) -> float:
     start = time.perf_counter()
@@ -295,11 +337,15 @@ def rival(name: str, *arguments: str) -> List[str]:
 def call(command: List[str]) -> Tuple[float, str]:
     """Run a contestant to its end; (seconds, what it printed). Raises: Refusal with its own words if it fails."""
     start = time.perf_counter()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
     seconds = time.perf_counter() - start
     if done.returncode:
-        raise Refusal(f"{' '.join(command)} failed with exit status {done.returncode}: "
-                      f"{done.stderr.decode(errors='replace').strip()[-500:]}")
+        raise Refusal(
+            f"{' '.join(command)} failed with exit status {done.returncode}: "
+            f"{done.stderr.decode(errors='replace').strip()[-500:]}"
+        )
     return seconds, done.stdout.decode(errors="replace")
 
 
@@ -309,16 +355,26 @@ def images_per_second(printed: str) -> float:
 
 
 @contextlib.contextmanager
-def server(runtime: str, model: str, prepared: str) -> Iterator[Tuple[Dict[str, Any], Callable[[], float]]]:
+def server(
+    runtime: str, model: str, prepared: str
+) -> Iterator[Tuple[Dict[str, Any], Callable[[], float]]]:
     """A rival_infer process that waits: (what it says of itself, a function for one run that returns its images/s)."""
-    child = subprocess.Popen(rival("infer", runtime, model, prepared), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                             universal_newlines=True, bufsize=1, cwd=ROOT)
+    child = subprocess.Popen(
+        rival("infer", runtime, model, prepared),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        universal_newlines=True,
+        bufsize=1,
+        cwd=ROOT,
+    )
     assert child.stdin and child.stdout
 
     def answer() -> Any:
         line = child.stdout.readline()  # type: ignore[union-attr]
         if not line:
-            raise Refusal(f"the contestant {runtime} ended with exit status {child.wait()}; what it said stands above")
+            raise Refusal(
+                f"the contestant {runtime} ended with exit status {child.wait()}; what it said stands above"
+            )
         return json.loads(line)
 
     def run() -> float:
@@ -332,7 +388,9 @@ def server(runtime: str, model: str, prepared: str) -> Iterator[Tuple[Dict[str, 
         child.wait()
 
 
-def take_turns(contestants: Dict[str, Callable[[], float]], rounds: int, contest: str) -> Dict[str, List[float]]:
+def take_turns(
+    contestants: Dict[str, Callable[[], float]], rounds: int, contest: str
+) -> Dict[str, List[float]]:
     """{contestant: [figure per round]}.
 
     Each round begins with another contestant, so that none always follows the same.
@@ -340,18 +398,24 @@ def take_turns(contestants: Dict[str, Callable[[], float]], rounds: int, contest
     runs = {name: [] for name in contestants}  # type: Dict[str, List[float]]
     for number in range(rounds):
         names = list(contestants)
-        for name in names[number % len(names):] + names[:number % len(names)]:
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             runs[name].append(contestants[name]())
-            print(f"{contest}, round {number + 1} of {rounds}: {name}: {runs[name][-1]:.2f}", file=sys.stderr)
+            print(
+                f"{contest}, round {number + 1} of {rounds}: {name}: {runs[name][-1]:.2f}",
+                file=sys.stderr,
+            )
     return runs
 
 
-def times_as_fast(runs: Dict[str, List[float]], ours: str, other: str, goal: Optional[float], seconds: bool) -> Ratio:
+def times_as_fast(
+    runs: Dict[str, List[float]], ours: str, other: str, goal: Optional[float], seconds: bool
+) -> Ratio:
     pairs = zip(runs[other], runs[ours]) if seconds else zip(runs[ours], runs[other])
     return Ratio(ours, other, [a / b for a, b in pairs], goal)
 
 
 # ---- contests --------------------------------------------------------------------------------------------------------
+
 
 def photos(workdir: str) -> str:
     """The sample photos and their labels."""
@@ -361,7 +425,10 @@ def photos(workdir: str) -> str:
 
 def exported(workdir: str) -> Tuple[str, str]:
     """(checkpoint, ONNX file) of the sample network."""
-    checkpoint, model = os.path.join(workdir, "sample", "model_best.pth.tar"), os.path.join(workdir, "tresnet.onnx")
+    checkpoint, model = (
+        os.path.join(workdir, "sample", "model_best.pth.tar"),
+        os.path.join(workdir, "tresnet.onnx"),
+    )
     photos(workdir)
     call(script("TResNet_pth2onnx.py", checkpoint, model))
     return checkpoint, model
@@ -377,11 +444,15 @@ def prepared_images(workdir: str, count: int) -> str:
 
 def same_files(one: str, other: str) -> int:
     """How many .bin files two folders hold, all equal. Raises: Refusal if any differs."""
-    names = {name for folder in (one, other) for name in os.listdir(folder) if name.endswith(".bin")}
+    names = {
+        name for folder in (one, other) for name in os.listdir(folder) if name.endswith(".bin")
+    }
     equal, *others = filecmp.cmpfiles(one, other, names, shallow=False)
     if len(equal) < max(1, len(names)):
-        raise Refusal(f"{len(names) - len(equal)} of {len(names)} files differ between {one} and {other}, such as "
-                      f"{sorted(sum(others, []))[:3]}; times of different work cannot be compared")
+        raise Refusal(
+            f"{len(names) - len(equal)} of {len(names)} files differ between {one} and {other}, such as "
+            f"{sorted(sum(others, []))[:3]}; times of different work cannot be compared"
+        )
     return len(equal)
 
 
@@ -413,9 +484,16 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
 
     ours(), call(rival("dataloader", source, made["dataloader"]))  # compiles, fills the page cache
     equal = same_files(*made.values())
-    runs = take_turns({"TResNet_preprocess.py": ours, "torch DataLoader, 8 workers": dataloader,
-                       "decoding alone (Pillow)": lambda: call(rival("decode", source))[0],
-                       "the same with one process": lambda: ours("-j", "1")}, rounds, "preprocess")
+    runs = take_turns(
+        {
+            "TResNet_preprocess.py": ours,
+            "torch DataLoader, 8 workers": dataloader,
+            "decoding alone (Pillow)": lambda: call(rival("decode", source))[0],
+            "the same with one process": lambda: ours("-j", "1"),
+        },
+        rounds,
+        "preprocess",
+    )
     runs["torch DataLoader, its start not counted"] = without_start
     clear()
     shutil.rmtree(emptied)
@@ -426,12 +504,24 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
         way = "the fast path is used"
     except RuntimeError as error:
         way = f"the fast path is not used: {error}"
-    return Contest("s", runs, [times_as_fast(runs, first, name, goal, True) for name, goal in (
-        ("torch DataLoader, 8 workers", 2.5), ("torch DataLoader, its start not counted", None),
-        ("decoding alone (Pillow)", 0.6), ("the same with one process", None))], [
+    return Contest(
+        "s",
+        runs,
+        [
+            times_as_fast(runs, first, name, goal, True)
+            for name, goal in (
+                ("torch DataLoader, 8 workers", 2.5),
+                ("torch DataLoader, its start not counted", None),
+                ("decoding alone (Pillow)", 0.6),
+                ("the same with one process", None),
+            )
+        ],
+        [
             f"{count} JPEGs of {sum(sizes) / count / 1000:.0f} KB on average; "
             f"the {equal} files of both are equal byte for byte",
-            way])
+            way,
+        ],
+    )
 
 
 def postprocess(workdir: str, rounds: int, count: int) -> Contest:
@@ -443,18 +533,46 @@ def postprocess(workdir: str, rounds: int, count: int) -> Contest:
         hits = json.load(file)["hits"]
     expected = json.loads(call(plain)[1])
     if hits != expected:
-        raise Refusal(f"TResNet_postprocess.py counts {hits} hits, the plain implementation {expected}; "
-                      "one of them is wrong")
-    runs = take_turns({"TResNet_postprocess.py": lambda: call(command)[0],
-                       "float() and argsort": lambda: call(plain)[0]}, rounds, "postprocess")
-    return Contest("s", runs, [times_as_fast(runs, *list(runs)[:2], goal=12, seconds=True)],  # type: ignore[misc]
-                   [f"{count} results of {CLASSES} values; "
-                    f"both count {', '.join(map(str, hits))} hits for Top-1 to Top-5"])
+        raise Refusal(
+            f"TResNet_postprocess.py counts {hits} hits, the plain implementation {expected}; "
+            "one of them is wrong"
+        )
+    runs = take_turns(
+        {
+            "TResNet_postprocess.py": lambda: call(command)[0],
+            "float() and argsort": lambda: call(plain)[0],
+        },
+        rounds,
+        "postprocess",
+    )
+    return Contest(
+        "s",
+        runs,
+        [times_as_fast(runs, *list(runs)[:2], goal=12, seconds=True)],  # type: ignore[misc]
+        [
+            f"{count} results of {CLASSES} values; "
+            f"both count {', '.join(map(str, hits))} hits for Top-1 to Top-5"
+        ],
+    )
 
 
 def runner(model: str, prepared: str, workdir: str, name: str) -> Callable[[], float]:
-    command = script("scripts/infer_onnx.py", "--model", model, "--input", prepared, "--output", workdir,
-                     "--output_dirname", name, "--outfmt", "TXT", "--batchsize", str(BATCH), "--force")
+    command = script(
+        "scripts/infer_onnx.py",
+        "--model",
+        model,
+        "--input",
+        prepared,
+        "--output",
+        workdir,
+        "--output_dirname",
+        name,
+        "--outfmt",
+        "TXT",
+        "--batchsize",
+        str(BATCH),
+        "--force",
+    )
     return lambda: images_per_second(call(command)[1])
 
 
@@ -464,61 +582,122 @@ def inference(workdir: str, rounds: int, count: int) -> Contest:
     with contextlib.ExitStack() as stack:
         contestants = {"infer_onnx.py": runner(model, prepared, workdir, "result_bench")}
         batches = {}
-        for name, runtime, file in (("ONNX Runtime", "onnxruntime", model), ("OpenVINO", "openvino", model),
-                                    ("PyTorch", "torch", checkpoint)):
+        for name, runtime, file in (
+            ("ONNX Runtime", "onnxruntime", model),
+            ("OpenVINO", "openvino", model),
+            ("PyTorch", "torch", checkpoint),
+        ):
             if runtime == "openvino" and not util.find_spec("openvino"):
                 continue
             about, contestants[name] = stack.enter_context(server(runtime, file, prepared))
             batches[name] = about["batch"]
         runs = take_turns(contestants, rounds, "inference")
-    ratios = [("infer_onnx.py", "ONNX Runtime", 0.95), ("ONNX Runtime", "OpenVINO", 0.95),
-              ("ONNX Runtime", "PyTorch", 1.2)]
-    measured = [times_as_fast(runs, *names, goal, False) for *names, goal in ratios if names[1] in runs]
-    return Contest("images/s", runs, measured, [
-        f"TResNet-M, float32, {INFERENCE_IMAGES} images, {CORES} threads each; infer_onnx.py reads and writes files, "
-        "the others have all in memory",
-        "batch: " + ", ".join(f"{name} {batch}" for name, batch in batches.items())
-        + "; PyTorch channels-last at its fastest batch"]
-        + ([] if "OpenVINO" in runs else ["OpenVINO is not installed here and was left out"]))
+    ratios = [
+        ("infer_onnx.py", "ONNX Runtime", 0.95),
+        ("ONNX Runtime", "OpenVINO", 0.95),
+        ("ONNX Runtime", "PyTorch", 1.2),
+    ]
+    measured = [
+        times_as_fast(runs, *names, goal, False) for *names, goal in ratios if names[1] in runs
+    ]
+    return Contest(
+        "images/s",
+        runs,
+        measured,
+        [
+            f"TResNet-M, float32, {INFERENCE_IMAGES} images, {CORES} threads each; infer_onnx.py reads and writes files, "
+            "the others have all in memory",
+            "batch: "
+            + ", ".join(f"{name} {batch}" for name, batch in batches.items())
+            + "; PyTorch channels-last at its fastest batch",
+        ]
+        + ([] if "OpenVINO" in runs else ["OpenVINO is not installed here and was left out"]),
+    )
 
 
 def int8(workdir: str, rounds: int, count: int) -> Contest:
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         if not re.search(r"\b(avx512_vnni|avx_vnni)\b", file.read()):
-            return Contest("images/s", {}, [], [
-                "skipped: this CPU has no VNNI, the 8-bit dot products that int8 is for"])
+            return Contest(
+                "images/s",
+                {},
+                [],
+                ["skipped: this CPU has no VNNI, the 8-bit dot products that int8 is for"],
+            )
     _, model = exported(workdir)
     prepared = prepared_images(workdir, INFERENCE_IMAGES)
     quantized = os.path.join(workdir, "tresnet_int8.onnx")
-    call(script("scripts/quantize_onnx.py", model, quantized, "--calibrate", prepared,
-                "--images", str(CALIBRATION_IMAGES)))
+    call(
+        script(
+            "scripts/quantize_onnx.py",
+            model,
+            quantized,
+            "--calibrate",
+            prepared,
+            "--images",
+            str(CALIBRATION_IMAGES),
+        )
+    )
     originals = os.path.join(workdir, "prepared-sample")
     call(script("TResNet_preprocess.py", os.path.join(workdir, "sample", "val_union"), originals))
-    runner(model, originals, workdir, "agreement_float32")(), runner(quantized, originals, workdir, "agreement_int8")()
+    (
+        runner(model, originals, workdir, "agreement_float32")(),
+        runner(quantized, originals, workdir, "agreement_int8")(),
+    )
     comparison = os.path.join(workdir, "agreement.json")
-    call(script("scripts/compare_results.py", os.path.join(workdir, "agreement_float32"),
-                os.path.join(workdir, "agreement_int8"), "--json", comparison))
+    call(
+        script(
+            "scripts/compare_results.py",
+            os.path.join(workdir, "agreement_float32"),
+            os.path.join(workdir, "agreement_int8"),
+            "--json",
+            comparison,
+        )
+    )
     with open(comparison, encoding="utf-8") as file:
         compared = json.load(file)
-    with server("onnxruntime", model, prepared) as (_, bare), \
-            server("onnxruntime", quantized, prepared) as (_, bare_int8):
-        runs = take_turns({"infer_onnx.py, int8": runner(quantized, prepared, workdir, "result_int8"),
-                           "infer_onnx.py, float32": runner(model, prepared, workdir, "result_bench"),
-                           "ONNX Runtime, int8": bare_int8, "ONNX Runtime, float32": bare}, rounds, "int8")
+    with server("onnxruntime", model, prepared) as (_, bare), server(
+        "onnxruntime", quantized, prepared
+    ) as (_, bare_int8):
+        runs = take_turns(
+            {
+                "infer_onnx.py, int8": runner(quantized, prepared, workdir, "result_int8"),
+                "infer_onnx.py, float32": runner(model, prepared, workdir, "result_bench"),
+                "ONNX Runtime, int8": bare_int8,
+                "ONNX Runtime, float32": bare,
+            },
+            rounds,
+            "int8",
+        )
     names = list(runs)
-    ratios = [times_as_fast(runs, names[0], names[1], 2.7, False), times_as_fast(runs, names[2], names[3], None, False)]
-    return Contest("images/s", runs, ratios, [
-        f"calibrated on {CALIBRATION_IMAGES} of the prepared images; on the {compared['images']} whole sample photos "
-        f"int8 and float32 agree in {compared['top1_agreement']:.1f} % of the Top-1, "
-        f"cosine similarity {compared['cosine']['min']:.4f} at least"])
+    ratios = [
+        times_as_fast(runs, names[0], names[1], 2.7, False),
+        times_as_fast(runs, names[2], names[3], None, False),
+    ]
+    return Contest(
+        "images/s",
+        runs,
+        ratios,
+        [
+            f"calibrated on {CALIBRATION_IMAGES} of the prepared images; on the {compared['images']} whole sample photos "
+            f"int8 and float32 agree in {compared['top1_agreement']:.1f} % of the Top-1, "
+            f"cosine similarity {compared['cosine']['min']:.4f} at least"
+        ],
+    )
 
 
 def timed_pipeline(command: List[str]) -> Tuple[float, Dict[str, float], str]:
     """Run pipeline.sh; (seconds, {step: seconds between its header and the next}, what it printed)."""
     start = began = time.perf_counter()
     steps, step, printed = {}, "Set-up", []  # type: Dict[str, float], str, List[str]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          cwd=ROOT, bufsize=0) as child:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        bufsize=0,
+    ) as child:
         for line in io.TextIOWrapper(child.stdout, errors="replace"):  # type: ignore[arg-type]
             printed.append(line)
             header = re.fullmatch(r"== ([\w ]+?)(?: \(\d+ s\))? ==\n", line)
@@ -528,7 +707,9 @@ def timed_pipeline(command: List[str]) -> Tuple[float, Dict[str, float], str]:
                 step, began = header.group(1), now
     steps[step] = time.perf_counter() - began
     if child.returncode:
-        raise Refusal(f"{' '.join(command)} failed with exit status {child.returncode}: {''.join(printed)[-500:]}")
+        raise Refusal(
+            f"{' '.join(command)} failed with exit status {child.returncode}: {''.join(printed)[-500:]}"
+        )
     return time.perf_counter() - start, steps, "".join(printed)
 
 
@@ -536,8 +717,18 @@ def chain(workdir: str, rounds: int, count: int) -> Contest:
     make_images(os.path.join(workdir, f"images-{count}"), count, photos(workdir))
     data, work = os.path.join(workdir, f"images-{count}"), os.path.join(workdir, "chain")
     checkpoint, _ = exported(workdir)
-    command = ["bash", os.path.join(ROOT, "scripts", "pipeline.sh"), "--backend", "cpu", "--data", data,
-               "--checkpoint", checkpoint, "--workdir", work]
+    command = [
+        "bash",
+        os.path.join(ROOT, "scripts", "pipeline.sh"),
+        "--backend",
+        "cpu",
+        "--data",
+        data,
+        "--checkpoint",
+        checkpoint,
+        "--workdir",
+        work,
+    ]
     runs = {}  # type: Dict[str, List[float]]
 
     def record(name: str, seconds: float) -> None:
@@ -549,43 +740,77 @@ def chain(workdir: str, rounds: int, count: int) -> Contest:
         wall, steps, printed = timed_pipeline(command)
         with open(os.path.join(work, "result_summary.json"), encoding="utf-8") as file:
             in_model = sum(json.load(file)["npu_compute_time_list"]) / 1000
-        ideal = {"Preprocess": float(re.findall(r" made in ([0-9.]+) s", printed)[0]),
-                 "Export": float(re.findall(r" MB in ([0-9.]+) s", printed)[0]),
-                 "Inference": in_model,
-                 "Accuracy": float(call(rival("evaluate", os.path.join(work, "result"),
-                                              os.path.join(data, "val_label.txt"),
-                                              os.path.join(work, "prep_dataset")))[1])}
+        ideal = {
+            "Preprocess": float(re.findall(r" made in ([0-9.]+) s", printed)[0]),
+            "Export": float(re.findall(r" MB in ([0-9.]+) s", printed)[0]),
+            "Inference": in_model,
+            "Accuracy": float(
+                call(
+                    rival(
+                        "evaluate",
+                        os.path.join(work, "result"),
+                        os.path.join(data, "val_label.txt"),
+                        os.path.join(work, "prep_dataset"),
+                    )
+                )[1]
+            ),
+        }
         record("pipeline.sh", wall)
         record("its steps' own work", sum(ideal.values()))
         for step, seconds in steps.items():
             record(f"- {step}", seconds)
             if step in ideal:
                 record(f"- {step}: own work", ideal[step])
-        print(f"chain, round {number + 1} of {rounds}: {wall:.1f} s, of which {sum(ideal.values()):.1f} s work",
-              file=sys.stderr)
+        print(
+            f"chain, round {number + 1} of {rounds}: {wall:.1f} s, of which {sum(ideal.values()):.1f} s work",
+            file=sys.stderr,
+        )
     shutil.rmtree(work, ignore_errors=True)
-    took = Ratio("pipeline.sh", "its steps' own work", [a / b for a, b in zip(*list(runs.values())[:2])], 1.1)
-    return Contest("s", runs, [took], [
-        f"{count} images; own work: what each step times after its imports (preprocess, export with its check, "
-        "counting), and the time inside ONNX Runtime for the inference; the ratio is time taken to work, "
-        "so less is better"])
+    took = Ratio(
+        "pipeline.sh", "its steps' own work", [a / b for a, b in zip(*list(runs.values())[:2])], 1.1
+    )
+    return Contest(
+        "s",
+        runs,
+        [took],
+        [
+            f"{count} images; own work: what each step times after its imports (preprocess, export with its check, "
+            "counting), and the time inside ONNX Runtime for the inference; the ratio is time taken to work, "
+            "so less is better"
+        ],
+    )
 
 
-CONTESTS = {"preprocess": preprocess, "postprocess": postprocess, "inference": inference, "int8": int8, "chain": chain}
+CONTESTS = {
+    "preprocess": preprocess,
+    "postprocess": postprocess,
+    "inference": inference,
+    "int8": int8,
+    "chain": chain,
+}
 AT_MOST = ("chain",)  # contests whose goal is an upper limit
 
 
 # ---- what is said about it -------------------------------------------------------------------------------------------
+
 
 def machine() -> Dict[str, Any]:
     """CPU, cores and versions."""
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         names = re.findall(r"^model name\s*: (.*)$", file.read(), re.MULTILINE)
     found = recipe.versions(("torch", "onnxruntime", "openvino", "numpy", "Pillow", "simplejpeg"))
-    versions = {"python": platform.python_version(), **{name: version for name, version in found.items() if version}}
+    versions = {
+        "python": platform.python_version(),
+        **{name: version for name, version in found.items() if version},
+    }
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": names[0] if names else platform.machine(), "cores": CORES, "memory_gb": round(memory / 1e9, 1),
-            "system": platform.platform(), "versions": versions}
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": CORES,
+        "memory_gb": round(memory / 1e9, 1),
+        "system": platform.platform(),
+        "versions": versions,
+    }
 
 
 def cpu_seconds() -> Tuple[float, float]:
@@ -610,35 +835,76 @@ def met(contest: str, ratio: Ratio) -> Optional[bool]:
 def table(rows: List[List[str]]) -> str:
     """A Markdown table whose columns are also aligned as plain text."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
+        for row in rows
+    ]
+    return "\n".join(
+        [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+    )
 
 
 def show(results: Dict[str, Contest], about: Dict[str, Any]) -> None:
-    print(f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, "
-          + ", ".join(f"{k} {v}" for k, v in about["versions"].items()) + "\n")
-    figures, ratios, notes = [["contest", "contestant", "median", "spread", "unit"]], [
-        ["contest", "ratio", "median", "spread", "goal", "met"]], []
+    print(
+        f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, "
+        + ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+        + "\n"
+    )
+    figures, ratios, notes = (
+        [["contest", "contestant", "median", "spread", "unit"]],
+        [["contest", "ratio", "median", "spread", "goal", "met"]],
+        [],
+    )
     for name, contest in results.items():
-        figures += [[name, who, f"{statistics.median(values):.2f}", spread(values), contest.unit]
-                    for who, values in contest.runs.items()]
+        figures += [
+            [name, who, f"{statistics.median(values):.2f}", spread(values), contest.unit]
+            for who, values in contest.runs.items()
+        ]
         sign = "≤" if name in AT_MOST else "≥"
-        ratios += [[name, f"{ratio.ours} : {ratio.rival}", f"{statistics.median(ratio.values):.2f}",
-                    spread(ratio.values), f"{sign} {ratio.goal}" if ratio.goal else "",
-                    {True: "yes", False: "no", None: ""}[met(name, ratio)]] for ratio in contest.ratios]
+        ratios += [
+            [
+                name,
+                f"{ratio.ours} : {ratio.rival}",
+                f"{statistics.median(ratio.values):.2f}",
+                spread(ratio.values),
+                f"{sign} {ratio.goal}" if ratio.goal else "",
+                {True: "yes", False: "no", None: ""}[met(name, ratio)],
+            ]
+            for ratio in contest.ratios
+        ]
         notes += [f"- {name}: {note}" for note in contest.notes]
     print(table(figures) + "\n\n" + table(ratios) + "\n\n" + "\n".join(notes))
 
 
 def as_json(results: Dict[str, Contest], about: Dict[str, Any], rounds: int, count: int) -> bytes:
-    contests = {name: {"unit": contest.unit, "notes": contest.notes,
-                       "contestants": {who: {"median": statistics.median(values), "min": min(values),
-                                             "max": max(values), "runs": values}
-                                       for who, values in contest.runs.items()},
-                       "ratios": [{"ours": ratio.ours, "rival": ratio.rival, "median": statistics.median(ratio.values),
-                                   "min": min(ratio.values), "max": max(ratio.values), "goal": ratio.goal,
-                                   "met": met(name, ratio)} for ratio in contest.ratios]}
-                for name, contest in results.items()}
+    contests = {
+        name: {
+            "unit": contest.unit,
+            "notes": contest.notes,
+            "contestants": {
+                who: {
+                    "median": statistics.median(values),
+                    "min": min(values),
+                    "max": max(values),
+                    "runs": values,
+                }
+                for who, values in contest.runs.items()
+            },
+            "ratios": [
+                {
+                    "ours": ratio.ours,
+                    "rival": ratio.rival,
+                    "median": statistics.median(ratio.values),
+                    "min": min(ratio.values),
+                    "max": max(ratio.values),
+                    "goal": ratio.goal,
+                    "met": met(name, ratio),
+                }
+                for ratio in contest.ratios
+            ],
+        }
+        for name, contest in results.items()
+    }
     figures = {"machine": about, "rounds": rounds, "images": count, "contests": contests}
     return json.dumps(figures, indent=2).encode() + b"\n"
 
@@ -650,11 +916,30 @@ def main() -> None:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("contests", nargs="*", metavar="contest", help=f"of {', '.join(CONTESTS)} (default: all)")
-    add("--rounds", type=options.whole(1), default=5, help="runs of each contestant (default: %(default)s)")
-    add("--images", type=options.whole(1), default=2000, help="JPEGs of preprocess and chain (default: %(default)s)")
-    add("--results", type=options.whole(1), default=50_000, help="result files of postprocess (default: %(default)s)")
-    add("--workdir", type=options.path, default=os.path.join(ROOT, "work", "bench"),
-        help="for the data, 4 GB (default: work/bench)")
+    add(
+        "--rounds",
+        type=options.whole(1),
+        default=5,
+        help="runs of each contestant (default: %(default)s)",
+    )
+    add(
+        "--images",
+        type=options.whole(1),
+        default=2000,
+        help="JPEGs of preprocess and chain (default: %(default)s)",
+    )
+    add(
+        "--results",
+        type=options.whole(1),
+        default=50_000,
+        help="result files of postprocess (default: %(default)s)",
+    )
+    add(
+        "--workdir",
+        type=options.path,
+        default=os.path.join(ROOT, "work", "bench"),
+        help="for the data, 4 GB (default: work/bench)",
+    )
     add("--json", type=options.path, metavar="FILE", help="write all figures there")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.contests if name not in CONTESTS]
@@ -668,8 +953,10 @@ def main() -> None:
         files = arguments.results if name == "postprocess" else arguments.images
         results[name] = CONTESTS[name](workdir, arguments.rounds, files)
         everyone, we = (b - a for a, b in zip(before, cpu_seconds()))
-        results[name].notes.append(f"other programs took {100 * max(0.0, 1 - we / max(everyone, 1e-9)):.0f} % "
-                                   "of the CPU time that was spent meanwhile")
+        results[name].notes.append(
+            f"other programs took {100 * max(0.0, 1 - we / max(everyone, 1e-9)):.0f} % "
+            "of the CPU time that was spent meanwhile"
+        )
     show(results, about)
     if arguments.json:
         write_whole(arguments.json, as_json(results, about, arguments.rounds, arguments.images))

@@ -1,7 +1,8 @@
 """A headless Chromium, spoken to through its debugging pipe: no driver, no package, no port.
 
-    python3 test/browser.py work/report.html picture.png [WIDTH HEIGHT [dark]]
+python3 test/browser.py work/report.html picture.png [WIDTH HEIGHT [dark]]
 """
+
 import base64
 import contextlib
 import json
@@ -17,9 +18,18 @@ from typing import Any, Dict, Iterator, List, Optional
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
 # No sandbox: root has none. What a browser does of its own accord is switched off, so that each request is the page's.
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-           "--no-first-run", "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
-           "about:blank")
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--remote-debugging-pipe",
+    "about:blank",
+)
 
 
 class Page:
@@ -58,11 +68,27 @@ class Page:
                 return dict(answer["result"])
             self.events.append(answer)
 
-    def open(self, path: Path, width: int = 1200, height: int = 900, dark: bool = False, media: str = "screen") -> None:
+    def open(
+        self,
+        path: Path,
+        width: int = 1200,
+        height: int = 900,
+        dark: bool = False,
+        media: str = "screen",
+    ) -> None:
         """Load a file, as on a screen of that size, to its end."""
-        self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self("Emulation.setEmulatedMedia", media=media,
-             features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self(
+            "Emulation.setEmulatedMedia",
+            media=media,
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.events.clear()
         self("Page.navigate", url=path.absolute().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
@@ -82,7 +108,9 @@ class Page:
 
     def picture(self, whole: bool = False) -> bytes:
         """PNG of what is seen, or of the whole page."""
-        return base64.b64decode(self("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"])
+        return base64.b64decode(
+            self("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+        )
 
 
 @contextlib.contextmanager
@@ -94,10 +122,24 @@ def browser(program: Optional[str] = PROGRAM) -> Iterator[Page]:
     profile = tempfile.mkdtemp()
     # The protocol wants descriptors 3 and 4.
     shell = 'exec 3<&"$1" 4>&"$2"; shift 2; exec "$@"'
-    child = subprocess.Popen(["bash", "-c", shell, "bash", str(its_in), str(its_out), program,
-                              f"--user-data-dir={profile}", *OPTIONS], pass_fds=(its_in, its_out),
-                             start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [
+            "bash",
+            "-c",
+            shell,
+            "bash",
+            str(its_in),
+            str(its_out),
+            program,
+            f"--user-data-dir={profile}",
+            *OPTIONS,
+        ],
+        pass_fds=(its_in, its_out),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     os.close(its_in)
     os.close(its_out)
     try:
@@ -111,7 +153,9 @@ def browser(program: Optional[str] = PROGRAM) -> Iterator[Page]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-        shutil.rmtree(profile, ignore_errors=True)  # what it had started may still write for a moment
+        shutil.rmtree(
+            profile, ignore_errors=True
+        )  # what it had started may still write for a moment
 
 
 if __name__ == "__main__":

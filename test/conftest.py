@@ -1,4 +1,5 @@
 """What the tests share: running a script as a user does, the sample photos, and the expected values."""
+
 import contextlib
 import fcntl
 import hashlib
@@ -16,21 +17,35 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "test" / "data"
 GOLDEN = DATA / "golden"
-TOGETHER = ("test_pth2onnx.py", "test_setup.py", "test_sample.py")  # files whose tests share what takes seconds to make
+TOGETHER = (
+    "test_pth2onnx.py",
+    "test_setup.py",
+    "test_sample.py",
+)  # files whose tests share what takes seconds to make
 FIRST = (*TOGETHER, "test_pipeline_ascend.py", "test_pipeline.py")  # what takes longest
 SMALL = 64  # pixels: what does not look at golden values runs on images of this size, 12 times fewer operations
 for folder in (ROOT, ROOT / "scripts", GOLDEN):
     sys.path.insert(0, str(folder))
 
 
-def run(script: str, *args: object, env: Optional[Dict[str, str]] = None, **options: object
-        ) -> "subprocess.CompletedProcess[str]":
+def run(
+    script: str, *args: object, env: Optional[Dict[str, str]] = None, **options: object
+) -> "subprocess.CompletedProcess[str]":
     """Run a script of the repository (path from its root) with this Python; its output as text, decoded leniently."""
-    command = [sys.executable, str(ROOT / script)] + [os.fspath(a) if isinstance(a, os.PathLike) else a if isinstance(
-        a, bytes) else str(a) for a in args]
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                          universal_newlines=True, errors="replace",
-                          env=dict(os.environ, **(env or {})), **options)  # type: ignore[call-overload]
+    command = [sys.executable, str(ROOT / script)] + [
+        os.fspath(a) if isinstance(a, os.PathLike) else a if isinstance(a, bytes) else str(a)
+        for a in args
+    ]
+    return subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        universal_newlines=True,
+        errors="replace",
+        env=dict(os.environ, **(env or {})),
+        **options,
+    )  # type: ignore[call-overload]
 
 
 def succeed(script: str, *args: object, **options: object) -> "subprocess.CompletedProcess[str]":
@@ -107,6 +122,7 @@ def small_sample(shared: Shared) -> Path:
 
 def make_small_sample(folder: Path) -> None:
     import make_sample
+
     small = make_sample.EVALUATION._replace(img_size=SMALL)
     with small_network(), mock.patch.object(make_sample, "EVALUATION", small):
         run_here(make_sample.main, folder)
@@ -128,7 +144,8 @@ def small_network() -> Iterator[None]:
         return TResNet([1, 1, 1, 1], num_classes=num_classes, width_factor=0.25)
 
     with mock.patch.object(network, "create_network", create), mock.patch.dict(
-            network.BLOCKS, tresnet_m=(1, 1, 1, 1)), mock.patch.dict(network.VARIANTS, {16: "tresnet_m"}):
+        network.BLOCKS, tresnet_m=(1, 1, 1, 1)
+    ), mock.patch.dict(network.VARIANTS, {16: "tresnet_m"}):
         yield
 
 
@@ -142,10 +159,13 @@ def run_here(main: Callable[[], Any], *arguments: object) -> None:
 @pytest.fixture(scope="session")
 def photos(shared: Shared) -> Path:
     """A folder with the 20 photos of the sample alone."""
+
     def write(folder: Path) -> None:
         from make_sample import fetch_photos
+
         for name, content in fetch_photos().items():
             (folder / name).write_bytes(content)
+
     return shared("photos", write)
 
 
@@ -155,23 +175,47 @@ def small_model(shared: Shared, small_sample: Path) -> Path:
 
     Copied with copy_products() to a work folder, the pipeline finds its export up to date.
     """
+
     def make(folder: Path) -> None:
         import TResNet_pth2onnx
+
         with small_network():
-            run_here(TResNet_pth2onnx.main, small_sample / "model_best.pth.tar", folder / "tresnet.onnx", "--img-size",
-                     SMALL)
+            run_here(
+                TResNet_pth2onnx.main,
+                small_sample / "model_best.pth.tar",
+                folder / "tresnet.onnx",
+                "--img-size",
+                SMALL,
+            )
+
     return shared("small_model", make)
 
 
 @pytest.fixture(scope="session")
 def small_work(shared: Shared, small_sample: Path, small_model: Path) -> Path:
     """The work folder of a finished run of the pipeline on the CPU: --data small_sample --img-size 64."""
+
     def make(folder: Path) -> None:
         copy_products(small_model, folder / "work")
-        done = subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--img-size",
-                               str(SMALL), "--data", str(small_sample), "--workdir", str(folder / "work")],
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            [
+                "bash",
+                str(ROOT / "scripts" / "pipeline.sh"),
+                "--backend",
+                "cpu",
+                "--img-size",
+                str(SMALL),
+                "--data",
+                str(small_sample),
+                "--workdir",
+                str(folder / "work"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         assert done.returncode == 0, done.stdout.decode(errors="replace")
+
     return shared("small_work", make) / "work"
 
 
@@ -180,11 +224,13 @@ def copy_products(source: Path, target: Path) -> None:
 
     Models and checkpoints become hard links: they may be replaced or removed, but not written into.
     """
+
     def copy(path: str, copied: str) -> None:
         if os.path.getsize(path) > 1 << 20:
             os.link(path, copied)
         else:
             shutil.copy2(path, copied)
+
     shutil.copytree(str(source), str(target), copy_function=copy)
 
 
@@ -208,9 +254,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> Optio
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
     """What takes longest begins first, so that no process is left with it alone at the end."""
+
     def turn(item: pytest.Item) -> Tuple[int, bool]:
         name = os.path.basename(str(item.fspath))
-        return FIRST.index(name) if name in FIRST else len(FIRST), not item.get_closest_marker("slow")
+        return FIRST.index(name) if name in FIRST else len(FIRST), not item.get_closest_marker(
+            "slow"
+        )
+
     items.sort(key=turn)
 
 
@@ -218,7 +268,9 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Tests go one by one to the process that is free; those of a file in TOGETHER all to the same process."""
     from xdist.scheduler import LoadScopeScheduling
+
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = lambda test: (  # as its subclasses in xdist say what goes together
-        test.split("::")[0] if os.path.basename(test.split("::")[0]) in TOGETHER else test)
+        test.split("::")[0] if os.path.basename(test.split("::")[0]) in TOGETHER else test
+    )
     return scheduler

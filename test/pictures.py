@@ -1,4 +1,5 @@
 """What the tests of the preprocessing step share: images, a quick way to run the step, and what it made."""
+
 import contextlib
 import os
 import signal
@@ -25,18 +26,30 @@ SCRIPT = "TResNet_preprocess.py"
 
 # ---- images ----------------------------------------------------------------------------------------------------------
 
+
 def pattern(width: int, height: int) -> Image.Image:
     """An image that is the same everywhere, with every kind of edge."""
     y, x = np.mgrid[0:height, 0:width]
-    return Image.fromarray(np.stack([(x * 7 + y * 3) % 256, (x * y) % 256, (x * x + 5 * y) % 256], -1).astype(np.uint8))
+    return Image.fromarray(
+        np.stack([(x * 7 + y * 3) % 256, (x * y) % 256, (x * x + 5 * y) % 256], -1).astype(np.uint8)
+    )
 
 
 def png(width: int, height: int, data: bytes) -> bytes:
     """A PNG file of 8-bit RGB whose header says width x height, whatever the data is."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
 
 
 def fill(folder: Path, names: List[str], size: int = 40) -> Path:
@@ -52,10 +65,13 @@ def write_slow_images(folder: Path) -> None:
     """24 images that take about 60 ms each: time enough to interrupt."""
     big = np.asarray(pattern(1600, 1600))
     for number in range(24):
-        Image.fromarray(np.roll(big, number, 1)).save(folder / f"s{number:02}.png", compress_level=1)
+        Image.fromarray(np.roll(big, number, 1)).save(
+            folder / f"s{number:02}.png", compress_level=1
+        )
 
 
 # ---- the step --------------------------------------------------------------------------------------------------------
+
 
 def prepare(*args: object, status: int = 0, **where: Any) -> "subprocess.CompletedProcess[str]":
     """Run the step in a copy of this process, where everything is imported already; its exit status must be `status`.
@@ -101,13 +117,21 @@ def refused(*args: object, status: int = 1, **where: Any) -> str:
 
 
 def start(*args: object, **options: Any) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, str(ROOT / SCRIPT)] + [str(a) for a in args], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True, **options)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / SCRIPT)] + [str(a) for a in args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        start_new_session=True,
+        **options,
+    )
 
 
 def children(pid: int) -> List[int]:
     with contextlib.suppress(FileNotFoundError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     return []
 
 
@@ -123,6 +147,7 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 
 # ---- what it made ----------------------------------------------------------------------------------------------------
+
 
 def bins(folder: Path) -> Dict[str, str]:
     """{name: SHA-256} of all .bin files of a folder."""

@@ -9,6 +9,7 @@ journal being flushed (the ioctl EXT4_IOC_SHUTDOWN): what no fsync had brought t
 Then all processes are killed, the file system is mounted again, /proc/sys/kernel/random/boot_id tells of another start
 of the machine, and the same command runs once more. It must end with 0, and with the bytes of an undisturbed run.
 """
+
 import argparse
 import contextlib
 import fcntl
@@ -28,7 +29,10 @@ from typing import Callable, Dict, List, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2  # of Linux: include/uapi/linux/ext4.h (fs/ext4/ext4.h in older ones)
+SHUTDOWN, NO_LOG_FLUSH = (
+    0x8004587D,
+    2,
+)  # of Linux: include/uapi/linux/ext4.h (fs/ext4/ext4.h in older ones)
 IMAGES, SIDE = 900, 32
 Moment = Tuple[str, Callable[[Path], bool]]
 
@@ -39,25 +43,37 @@ def count(folder: Path, pattern: str) -> int:
 
 def commands(data: str, work: Path, scratch: Path) -> str:
     """What is run before the cut and after it, as a line for the shell."""
-    python, quoted = shlex.quote(sys.executable), {"work": shlex.quote(str(work)), "from": shlex.quote(str(scratch))}
+    python, quoted = (
+        shlex.quote(sys.executable),
+        {"work": shlex.quote(str(work)), "from": shlex.quote(str(scratch))},
+    )
     if data == "sample":
         return f"bash scripts/pipeline.sh --backend cpu --workdir {quoted['work']}"
-    steps = ["TResNet_preprocess.py {from}/images {work}/prep --img-size %d" % SIDE,
-             "scripts/infer_onnx.py --model {from}/net.onnx --input {work}/prep --output {work} --output_dirname result"
-             " --outfmt TXT --batchsize 8",
-             "TResNet_postprocess.py {work}/result {from}/labels.txt {work} acc.json --prep {work}/prep"]
+    steps = [
+        "TResNet_preprocess.py {from}/images {work}/prep --img-size %d" % SIDE,
+        "scripts/infer_onnx.py --model {from}/net.onnx --input {work}/prep --output {work} --output_dirname result"
+        " --outfmt TXT --batchsize 8",
+        "TResNet_postprocess.py {work}/result {from}/labels.txt {work} acc.json --prep {work}/prep",
+    ]
     return " && ".join(f"{python} {step.format(**quoted)}" for step in steps)
 
 
 def moments(data: str) -> List[Moment]:
     """When the power fails."""
     if data == "sample":
-        return [("after the sample was made", lambda work: (work / "tresnet.onnx.record.jsonl").exists()),
-                ("in the inference", lambda work: count(work / "result", "*_0.*") >= 8),
-                ("at the end", lambda work: (work / "acc.json").exists())]
-    return [("in the preprocessing", lambda work: count(work / "prep", "*.bin") >= IMAGES // 2),
-            ("in the inference", lambda work: count(work / "result", "*_0.txt") >= IMAGES // 2),
-            ("at the end", lambda work: (work / "acc.json").exists())]
+        return [
+            (
+                "after the sample was made",
+                lambda work: (work / "tresnet.onnx.record.jsonl").exists(),
+            ),
+            ("in the inference", lambda work: count(work / "result", "*_0.*") >= 8),
+            ("at the end", lambda work: (work / "acc.json").exists()),
+        ]
+    return [
+        ("in the preprocessing", lambda work: count(work / "prep", "*.bin") >= IMAGES // 2),
+        ("in the inference", lambda work: count(work / "result", "*_0.txt") >= IMAGES // 2),
+        ("at the end", lambda work: (work / "acc.json").exists()),
+    ]
 
 
 def make_data(scratch: Path) -> None:
@@ -66,6 +82,7 @@ def make_data(scratch: Path) -> None:
     import test_infer
     from PIL import Image
     from test_infer import make_model
+
     test_infer.SIDE = SIDE
     make_model(scratch / "net.onnx")
     (scratch / "images").mkdir()
@@ -73,17 +90,28 @@ def make_data(scratch: Path) -> None:
     for index in range(IMAGES):
         colour = [40, 40, 40]
         colour[index % 3] = 100 + index % 150
-        Image.new("RGB", (SIDE + index % 5, SIDE), tuple(colour)).save(str(scratch / "images" / f"i{index}.png"))
+        Image.new("RGB", (SIDE + index % 5, SIDE), tuple(colour)).save(
+            str(scratch / "images" / f"i{index}.png")
+        )
         labels.append(f"i{index}.png {index % 3}\n")
     (scratch / "labels.txt").write_text("".join(labels))
 
 
 def products(work: Path) -> Dict[str, str]:
     """{path: SHA-256} of what two runs must have in common: images, results, accuracy, model, the sample."""
-    wanted = [*work.glob("prep*/*.bin"), *work.glob("result/*"), work / "acc.json", *work.glob("*.onnx"),
-              *work.glob("sample/*"), *work.glob("sample/val_union/*")]
-    return {str(path.relative_to(work)): hashlib.sha256(path.read_bytes()).hexdigest() for path in wanted
-            if path.is_file() and not path.name.endswith(".record.jsonl")}  # which holds times
+    wanted = [
+        *work.glob("prep*/*.bin"),
+        *work.glob("result/*"),
+        work / "acc.json",
+        *work.glob("*.onnx"),
+        *work.glob("sample/*"),
+        *work.glob("sample/val_union/*"),
+    ]
+    return {
+        str(path.relative_to(work)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in wanted
+        if path.is_file() and not path.name.endswith(".record.jsonl")
+    }  # which holds times
 
 
 def end_boot() -> None:
@@ -123,12 +151,16 @@ def unmount(mounted: Path) -> None:
     subprocess.run(["umount", "--lazy", str(mounted)], check=True)
 
 
-def one_run(data: str, moment: Moment, names_first: bool, scratch: Path, expected: Dict[str, str]) -> str:
+def one_run(
+    data: str, moment: Moment, names_first: bool, scratch: Path, expected: Dict[str, str]
+) -> str:
     """One power cut; "" if the same command recovered, otherwise what happened."""
     image, mounted = scratch / "disk.img", scratch / "disk"
     mounted.mkdir(exist_ok=True)
     image.unlink() if image.exists() else None
-    subprocess.run(["truncate", "--size", "2G" if data == "sample" else "300M", str(image)], check=True)
+    subprocess.run(
+        ["truncate", "--size", "2G" if data == "sample" else "300M", str(image)], check=True
+    )
     subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
     subprocess.run(["mount", "-o", "loop,commit=1", str(image), str(mounted)], check=True)
     new_boot(scratch)
@@ -138,8 +170,14 @@ def one_run(data: str, moment: Moment, names_first: bool, scratch: Path, expecte
     command = commands(data, work, scratch)
     try:
         with open(str(scratch / "first.log"), "wb") as log:
-            first = subprocess.Popen(["bash", "-c", command], cwd=str(ROOT), stdout=log, stderr=log,
-                                     stdin=subprocess.DEVNULL, start_new_session=True)
+            first = subprocess.Popen(
+                ["bash", "-c", command],
+                cwd=str(ROOT),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
             while not moment[1](work) and first.poll() is None:
                 time.sleep(0.002)
             cut(mounted, names_first)
@@ -151,8 +189,13 @@ def one_run(data: str, moment: Moment, names_first: bool, scratch: Path, expecte
         lost = [path for path in work.rglob("*") if path.is_file() and not path.stat().st_size]
         if data == "own":
             work.mkdir(mode=0o750, exist_ok=True)
-        second = subprocess.run(["bash", "-c", command], cwd=str(ROOT), stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        second = subprocess.run(
+            ["bash", "-c", command],
+            cwd=str(ROOT),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
         said = second.stdout.decode(errors="replace")
         if second.returncode:
             return f"exit status {second.returncode}: {said[-600:]}"
@@ -173,20 +216,41 @@ def kill_session(leader: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", choices=("own", "sample"), default="own")
-    parser.add_argument("--runs", type=int, default=10, help="for each of three moments (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, default=10, help="for each of three moments (default: %(default)s)"
+    )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if not arguments.inside:  # mounts, the one over boot_id among them, are of a namespace of their own
-        return subprocess.call(["unshare", "--mount", "--propagation", "private", sys.executable, *sys.argv,
-                                "--inside"])
+    if (
+        not arguments.inside
+    ):  # mounts, the one over boot_id among them, are of a namespace of their own
+        return subprocess.call(
+            [
+                "unshare",
+                "--mount",
+                "--propagation",
+                "private",
+                sys.executable,
+                *sys.argv,
+                "--inside",
+            ]
+        )
     scratch = Path(tempfile.mkdtemp(prefix="power-cut-"))
     try:
         make_data(scratch) if arguments.data == "own" else None
         (scratch / "whole").mkdir(mode=0o750)
-        subprocess.run(["bash", "-c", commands(arguments.data, scratch / "whole", scratch)], cwd=str(ROOT), check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        subprocess.run(
+            ["bash", "-c", commands(arguments.data, scratch / "whole", scratch)],
+            cwd=str(ROOT),
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+        )
         expected = products(scratch / "whole")
         failed = 0
         for moment in moments(arguments.data):

@@ -7,6 +7,7 @@ In:  nothing. A small data set of drawn things is made in the folder given, and 
      some of them, as that of the sample is; the whole chain runs on the others, in minutes. Chromium is needed.
 Out: docs/report.png, under 200 kB.
 """
+
 import io
 import os
 import random
@@ -15,7 +16,9 @@ import sys
 from pathlib import Path
 from typing import Dict, Tuple
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts"))
+sys.path.insert(
+    0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts")
+)
 from common.core import cli, options
 
 import make_sample
@@ -37,7 +40,8 @@ SCENES: Dict[str, Tuple[Colour, Colour, Colour]] = {
     "desert": ((190, 215, 235), (215, 170, 100), (170, 120, 70)),
     "forest": ((70, 110, 80), (20, 50, 26), (44, 92, 40)),
     "snow": ((170, 185, 205), (245, 248, 252), (255, 255, 255)),
-    "bricks": ((150, 70, 54), (120, 52, 42), (196, 186, 172))}
+    "bricks": ((150, 70, 54), (120, 52, 42), (196, 186, 172)),
+}
 
 
 def near(colour: Colour, dice: random.Random, spread: int = 42) -> Colour:
@@ -48,8 +52,13 @@ def draw(scene: str, dice: random.Random) -> Image.Image:
     """A scene: a ground that goes from one colour to another, and things strewn over it; no two are alike."""
     above, below, thing = (near(colour, dice) for colour in SCENES[scene])
     ground = Image.new("RGB", (3, 8))
-    ground.putdata([near(tuple(int(a + (b - a) * row / 7) for a, b in zip(above, below)), dice, 12)
-                    for row in range(8) for _ in range(3)])
+    ground.putdata(
+        [
+            near(tuple(int(a + (b - a) * row / 7) for a, b in zip(above, below)), dice, 12)
+            for row in range(8)
+            for _ in range(3)
+        ]
+    )
     picture = ground.resize((SIDE, SIDE), Image.BICUBIC)
     pen = ImageDraw.Draw(picture)
     for _ in range(dice.randint(8, 60)):
@@ -58,11 +67,21 @@ def draw(scene: str, dice: random.Random) -> Image.Image:
         if scene in ("night sky", "snow", "meadow"):
             pen.ellipse([x, y, x + size, y + size], fill=fill)
         elif scene == "forest":
-            pen.polygon([(x, y + 9 * size), (x + 5 * size, y + 9 * size), (x + 2.5 * size, y)], fill=fill)
+            pen.polygon(
+                [(x, y + 9 * size), (x + 5 * size, y + 9 * size), (x + 2.5 * size, y)], fill=fill
+            )
         elif scene == "bricks":
-            pen.rectangle([x // 40 * 40, y // 20 * 20, x // 40 * 40 + 36, y // 20 * 20 + 2], fill=fill)
+            pen.rectangle(
+                [x // 40 * 40, y // 20 * 20, x // 40 * 40 + 36, y // 20 * 20 + 2], fill=fill
+            )
         else:
-            pen.arc([x, SIDE / 3 + y, x + 9 * size, SIDE / 3 + y + 3 * size], 180, 350, fill=fill, width=3)
+            pen.arc(
+                [x, SIDE / 3 + y, x + 9 * size, SIDE / 3 + y + 3 * size],
+                180,
+                350,
+                fill=fill,
+                width=3,
+            )
     if scene == "sunset":
         x, y, size = dice.uniform(40, 200), dice.uniform(90, 190), dice.uniform(20, 40)
         pen.ellipse([x - size, y - size, x + size, y + size], fill=thing)
@@ -92,7 +111,9 @@ def screenshot(page: Path) -> bytes:
         image = Image.open(io.BytesIO(shown.picture())).convert("RGB")
     for colours in (256, 128, 64, 32):
         data = io.BytesIO()
-        image.quantize(colours, method=Image.MEDIANCUT, dither=Image.NONE).save(data, "PNG", optimize=True)
+        image.quantize(colours, method=Image.MEDIANCUT, dither=Image.NONE).save(
+            data, "PNG", optimize=True
+        )
         if data.tell() < LARGEST:
             break
     return data.getvalue()
@@ -100,16 +121,38 @@ def screenshot(page: Path) -> bytes:
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("folder", type=options.path, help="where the data set and the work folder go")
+    parser.add_argument(
+        "folder", type=options.path, help="where the data set and the work folder go"
+    )
     folder = Path(parser.parse_args().folder)
     if not (folder / "model_best.pth.tar").exists():
         make_data(folder)
-    subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--data", ".", "--workdir",
-                    "work", "--perf", "--batch-sizes", "1,2,4,8", "--loop", "3", "--repeat", "1"], cwd=str(folder),
-                   check=True)
+    subprocess.run(
+        [
+            "bash",
+            str(ROOT / "scripts" / "pipeline.sh"),
+            "--backend",
+            "cpu",
+            "--data",
+            ".",
+            "--workdir",
+            "work",
+            "--perf",
+            "--batch-sizes",
+            "1,2,4,8",
+            "--loop",
+            "3",
+            "--repeat",
+            "1",
+        ],
+        cwd=str(folder),
+        check=True,
+    )
     picture = screenshot(folder / "work" / "report.html")
     (ROOT / "docs" / "report.png").write_bytes(picture)
-    print(f"docs/report.png: {len(picture) / 1e3:.0f} kB; of {os.path.join(str(folder), 'work', 'report.html')}")
+    print(
+        f"docs/report.png: {len(picture) / 1e3:.0f} kB; of {os.path.join(str(folder), 'work', 'report.html')}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Records in tests: they are read, changed and written through the program's own module, never by hand."""
+
 import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List
@@ -41,11 +42,13 @@ def change_recipe(path: Path, **fields: Any) -> None:
 
 def change_file(path: Path, name: str, **fields: Any) -> None:
     """Let a record say something else of one of its files; fields: of record.Made."""
+
     def change(rows: List[Row]) -> None:
         for row in rows:
             for place, entry in enumerate(row.get("files", [])):
                 if entry[0] == name:
                     row["files"][place] = list(Made(*entry)._replace(**fields))
+
     change_rows(path, change)
 
 
@@ -65,28 +68,47 @@ def made(folder: Path, name: str) -> Made:
     return Made(name, size, modified, changed, files.checksum_of(str(folder / name)))
 
 
-def write_finished(path: Path, recipe: Row, pieces: Dict[str, List[str]], about: Row = {},  # noqa: B006
-                   notes: Dict[str, Row] = {}) -> None:  # noqa: B006
+def write_finished(
+    path: Path,
+    recipe: Row,
+    pieces: Dict[str, List[str]],
+    about: Row = {},  # noqa: B006
+    notes: Dict[str, Row] = {},
+) -> None:  # noqa: B006
     """Write the finished record of files that are there already.
 
     pieces: {key: names of its files}; notes: {key: notes of its piece}; a key that is only in `notes` has no file.
     """
     before = record.read_path(str(path))
     with record.Writer(before.path, Recipe(recipe), about, []) as writer:
-        writer.publish([
-            Draft(key, [], [], notes.get(key, {}), [made(path.parent, name) for name in pieces.get(key, ())])
-            for key in {**pieces, **notes}])
+        writer.publish(
+            [
+                Draft(
+                    key,
+                    [],
+                    [],
+                    notes.get(key, {}),
+                    [made(path.parent, name) for name in pieces.get(key, ())],
+                )
+                for key in {**pieces, **notes}
+            ]
+        )
         writer.finish(synced=True)
 
 
-def write_prepared(folder: Path, sources: Dict[str, str], bad: Iterable[str] = (), **settings: Any) -> None:
+def write_prepared(
+    folder: Path, sources: Dict[str, str], bad: Iterable[str] = (), **settings: Any
+) -> None:
     """Write the manifest of a prepared folder whose .bin files are there.
 
     sources: {stem: source}; bad: sources that could not be read; settings: of prepared.make_recipe().
     """
-    write_finished(manifest_of(folder), {"tool": PREPROCESS, "options": {"dtype": "float32", **settings}},
-                   {source: [f"{stem}.bin"] for stem, source in sources.items()},
-                   notes={source: {"error": "truncated"} for source in bad})
+    write_finished(
+        manifest_of(folder),
+        {"tool": PREPROCESS, "options": {"dtype": "float32", **settings}},
+        {source: [f"{stem}.bin"] for stem, source in sources.items()},
+        notes={source: {"error": "truncated"} for source in bad},
+    )
 
 
 def prepared_sources(folder: Path) -> Dict[str, str]:

@@ -8,6 +8,7 @@ images in the same work folder; accuracy, predictions, prepared images and the O
 same options in a folder of its own (made once for each combination). Now and then a step is killed half-way first, or
 a file of the work folder is cut or overwritten in place: then the same command must recover.
 """
+
 import argparse
 import hashlib
 import os
@@ -28,47 +29,72 @@ CHOICES: Dict[str, List[List[str]]] = {
     "crop": [[], [], ["--crop-mode", "squash"]],
     "bytes": [[], ["--uint8"]],
     "batch": [["--batch-size", "3"], ["--batch-size", "8"]],
-    "format": [["--outfmt", "TXT"], ["--outfmt", "NPY"]]}
+    "format": [["--outfmt", "TXT"], ["--outfmt", "NPY"]],
+}
 
 
 def make_data(folder: Path) -> List[Path]:
     """Two data sets with the sample's checkpoint: its photos, and half of them with another label and a broken one."""
     sample, other = folder / "sample", folder / "other data"
-    subprocess.run([sys.executable, str(ROOT / "scripts" / "make_sample.py"), str(sample)], check=True,
-                   stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "make_sample.py"), str(sample)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     (other / "val_union").mkdir(parents=True)
     labels = (sample / "val_label.txt").read_text().splitlines()[:10]
     for line in labels:
         shutil.copy(str(sample / "val_union" / line.split()[0]), str(other / "val_union"))
     (other / "val_union" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
-    (other / "val_label.txt").write_text("\n".join([labels[0].split()[0] + " 7", *labels[1:], "broken.jpg 3"]) + "\n")
+    (other / "val_label.txt").write_text(
+        "\n".join([labels[0].split()[0] + " 7", *labels[1:], "broken.jpg 3"]) + "\n"
+    )
     os.link(str(sample / "model_best.pth.tar"), str(other / "model_best.pth.tar"))
     return [sample, other]
 
 
 def command(workdir: Path, options: List[str]) -> List[str]:
-    return ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--skip-bad", "--workdir", str(workdir),
-            *options]
+    return [
+        "bash",
+        str(ROOT / "scripts" / "pipeline.sh"),
+        "--backend",
+        "cpu",
+        "--skip-bad",
+        "--workdir",
+        str(workdir),
+        *options,
+    ]
 
 
 def run(workdir: Path, options: List[str]) -> None:
-    done = subprocess.run(command(workdir, options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command(workdir, options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+    )
     if done.returncode:
-        raise SystemExit(f"exit status {done.returncode} with {options}: {done.stdout.decode()[-2000:]}")
+        raise SystemExit(
+            f"exit status {done.returncode} with {options}: {done.stdout.decode()[-2000:]}"
+        )
 
 
 def products(workdir: Path) -> Dict[str, str]:
     """{what: SHA-256} of what the last run is for."""
     found = {path.name: path for path in (workdir / "result").iterdir()}
     found.update((name, workdir / name) for name in ("acc.json", "tresnet.onnx"))
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(found.items())}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(found.items())
+    }
 
 
 def damage(workdir: Path, dice: random.Random) -> str:
     """Cut or overwrite one product, with its time as it was; its name."""
-    paths = sorted(path for pattern in ("prep_dataset*/*.bin", "result/*", "tresnet.onnx", "acc.json")
-                   for path in workdir.glob(pattern))
+    paths = sorted(
+        path
+        for pattern in ("prep_dataset*/*.bin", "result/*", "tresnet.onnx", "acc.json")
+        for path in workdir.glob(pattern)
+    )
     path = dice.choice(paths)
     status, data = path.stat(), path.read_bytes()
     with open(str(path), "r+b") as file:
@@ -83,15 +109,22 @@ def damage(workdir: Path, dice: random.Random) -> str:
 
 def interrupt(workdir: Path, options: List[str], seconds: float) -> None:
     """Begin the run and kill all of it."""
-    process = subprocess.Popen(command(workdir, options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               stdin=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command(workdir, options),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     time.sleep(seconds)
     kill_session(process.pid)
     process.wait()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -100,8 +133,11 @@ def main() -> None:
     try:
         data = make_data(scratch)
         for step in range(1, arguments.steps + 1):
-            options = ["--data", str(dice.choice(data)), *(word for choices in CHOICES.values()
-                                                           for word in dice.choice(choices))]
+            options = [
+                "--data",
+                str(dice.choice(data)),
+                *(word for choices in CHOICES.values() for word in dice.choice(choices)),
+            ]
             before = ""
             if step > 1 and dice.random() < 0.3:
                 before = f", after damage to {damage(scratch / 'work', dice)}"
@@ -115,10 +151,19 @@ def main() -> None:
                 shutil.rmtree(str(scratch / "fresh"))
             run(scratch / "work", options)
             found = products(scratch / "work")
-            wrong = [name for name in set(found) | set(expected[key]) if found.get(name) != expected[key].get(name)]
+            wrong = [
+                name
+                for name in set(found) | set(expected[key])
+                if found.get(name) != expected[key].get(name)
+            ]
             if wrong:
-                raise SystemExit(f"step {step}, {key}{before}: {sorted(wrong)[:5]} differ from a fresh folder's")
-            print(f"step {step}: {key.replace(str(scratch), '')}{before}: as in a fresh folder", flush=True)
+                raise SystemExit(
+                    f"step {step}, {key}{before}: {sorted(wrong)[:5]} differ from a fresh folder's"
+                )
+            print(
+                f"step {step}: {key.replace(str(scratch), '')}{before}: as in a fresh folder",
+                flush=True,
+            )
     finally:
         shutil.rmtree(str(scratch), ignore_errors=True)
 

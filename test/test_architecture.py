@@ -1,4 +1,5 @@
 """The layers of the code base: what may import what, and that the documentation names every module."""
+
 import ast
 import sys
 from pathlib import Path
@@ -9,8 +10,12 @@ from conftest import ROOT
 
 COMMON = ROOT / "scripts" / "common"
 BELOW: Dict[str, Set[str]] = {  # what a package may import beside itself
-    "core": set(), "data": {"core"}, "ascend": {"core", "data"}, "model": {"core", "data"},
-    "results": {"core", "data", "model"}}
+    "core": set(),
+    "data": {"core"},
+    "ascend": {"core", "data"},
+    "model": {"core", "data"},
+    "results": {"core", "data", "model"},
+}
 MODULES = sorted(COMMON.glob("*/*.py"))
 STEPS = ("TResNet_preprocess", "TResNet_pth2onnx", "TResNet_postprocess")
 
@@ -45,11 +50,16 @@ def test_there_is_no_circle() -> None:
     graph = {f"common.{path.parent.name}.{path.stem}": set(imports(path)) for path in MODULES}
     needs: Dict[str, Set[str]] = {}
     for module, names in graph.items():
-        needs[module] = {other for other in graph if any(
-            name == other or name.startswith(other + ".") for name in names)} - {module}
+        needs[module] = {
+            other
+            for other in graph
+            if any(name == other or name.startswith(other + ".") for name in names)
+        } - {module}
     finished: List[str] = []
     while len(finished) < len(needs):
-        ready = [module for module in needs if module not in finished and needs[module] <= set(finished)]
+        ready = [
+            module for module in needs if module not in finished and needs[module] <= set(finished)
+        ]
         assert ready, {module: needs[module] for module in needs if module not in finished}
         finished += ready
 
@@ -59,7 +69,11 @@ def test_core_needs_only_the_standard_library() -> None:
         others = {name.split(".")[0] for name in imports(path)} - {"common", "__future__"}
         allowed = {"tqdm"} if path.stem == "progress" else set()
         if path.stem in ("recipe", "environment"):
-            allowed |= {"pkg_resources", "packaging", "pip"}  # where Python 3.7 has no importlib.metadata; of pip's own
+            allowed |= {
+                "pkg_resources",
+                "packaging",
+                "pip",
+            }  # where Python 3.7 has no importlib.metadata; of pip's own
         unknown = others - allowed - set(getattr(sys, "stdlib_module_names", others))
         assert not unknown, path.name
 

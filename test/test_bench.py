@@ -1,4 +1,5 @@
 """The bench's data are what README says they are, and a contest measures real runs and reports their ratio."""
+
 import io
 import json
 import os
@@ -13,9 +14,13 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 
 
-def test_the_images_are_like_imagenet_s_and_the_same_every_time(small_sample: Path, tmp_path: Path) -> None:
-    first, second = (Path(bench.make_images(str(tmp_path / name), count, str(small_sample)))
-                     for name, count in (("a", 50), ("b", 6)))
+def test_the_images_are_like_imagenet_s_and_the_same_every_time(
+    small_sample: Path, tmp_path: Path
+) -> None:
+    first, second = (
+        Path(bench.make_images(str(tmp_path / name), count, str(small_sample)))
+        for name, count in (("a", 50), ("b", 6))
+    )
     paths = sorted(first.iterdir())
     assert [path.name for path in paths] == [f"bench_{index:05}.jpg" for index in range(50)]
     again = {path.name: sha256(path) for path in second.iterdir()}
@@ -47,18 +52,39 @@ def test_each_image_has_the_label_of_the_photo_it_was_cut_from(small_sample: Pat
 
 def test_a_contest_reports_times_and_ratios(tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
-    done = succeed("test/bench.py", "postprocess", "--rounds", 2, "--results", 200,
-                   "--workdir", tmp_path / "work", "--json", report)
+    done = succeed(
+        "test/bench.py",
+        "postprocess",
+        "--rounds",
+        2,
+        "--results",
+        200,
+        "--workdir",
+        tmp_path / "work",
+        "--json",
+        report,
+    )
     written = json.loads(report.read_text())
     contest = written["contests"]["postprocess"]
-    ours, plain = contest["contestants"]["TResNet_postprocess.py"], contest["contestants"]["float() and argsort"]
-    assert len(ours["runs"]) == len(plain["runs"]) == written["rounds"] == 2 and min(ours["runs"]) > 0
-    ratio, = contest["ratios"]
+    ours, plain = (
+        contest["contestants"]["TResNet_postprocess.py"],
+        contest["contestants"]["float() and argsort"],
+    )
+    assert (
+        len(ours["runs"]) == len(plain["runs"]) == written["rounds"] == 2 and min(ours["runs"]) > 0
+    )
+    (ratio,) = contest["ratios"]
     assert ratio["goal"] == 12 and ratio["met"] == (ratio["median"] >= 12)
     ratios = sorted(b / a for a, b in zip(ours["runs"], plain["runs"]))
     assert sorted([ratio["min"], ratio["max"]]) == pytest.approx(ratios)
-    assert f"| postprocess | TResNet_postprocess.py : float() and argsort | {ratio['median']:.2f}" in done.stdout
-    assert written["machine"]["cores"] == len(os.sched_getaffinity(0)) and written["machine"]["cpu"] in done.stdout
+    assert (
+        f"| postprocess | TResNet_postprocess.py : float() and argsort | {ratio['median']:.2f}"
+        in done.stdout
+    )
+    assert (
+        written["machine"]["cores"] == len(os.sched_getaffinity(0))
+        and written["machine"]["cpu"] in done.stdout
+    )
 
 
 def test_times_of_different_results_are_not_compared(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 """Checkpoints as people have them, and files that are none: read without running anything, refused by name."""
+
 import argparse
 import builtins
 import datetime
@@ -28,7 +29,11 @@ import safetensors.numpy
 import torch
 from conftest import ROOT
 
-NAMES = ["body.conv1.0.weight", *(f"body.layer1.{index}.conv1.0.weight" for index in range(28)), "head.fc.weight"]
+NAMES = [
+    "body.conv1.0.weight",
+    *(f"body.layer1.{index}.conv1.0.weight" for index in range(28)),
+    "head.fc.weight",
+]
 
 
 def weights(fill: float = 1.0) -> Dict[str, torch.Tensor]:
@@ -48,33 +53,69 @@ def saved(path: Path, held: Any, **options: Any) -> str:
 
 # ---- the state dict in its wrapping ----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("key", ["net", "model_state_dict", "model_state", "teacher", "student", "module", "weights",
-                                 "params", "ema", "model_ema", "state_dict", "checkpoint.model.state_dict"])
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "net",
+        "model_state_dict",
+        "model_state",
+        "teacher",
+        "student",
+        "module",
+        "weights",
+        "params",
+        "ema",
+        "model_ema",
+        "state_dict",
+        "checkpoint.model.state_dict",
+    ],
+)
 def test_the_one_state_dict_is_found_whatever_it_is_under(key: str) -> None:
     held: Any = weights()
     for part in reversed(key.split(".")):
-        held = {part: held, "epoch": 3, "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}}}
+        held = {
+            part: held,
+            "epoch": 3,
+            "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}},
+        }
     found = find_state_dict(held, "x.pth")
     assert (list(found.tensors), found.key, found.prefix) == (NAMES, key, "")
 
 
 def test_prefixes_of_wrappers_are_taken_off_in_any_order() -> None:
-    for prefix in ("module.", "_orig_mod.", "model.", "net.", "backbone.", "module._orig_mod.", "_orig_mod.module.",
-                   "model.net.backbone."):
-        found = find_state_dict({prefix + name: tensor for name, tensor in weights().items()}, "x.pth")
+    for prefix in (
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "net.",
+        "backbone.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "model.net.backbone.",
+    ):
+        found = find_state_dict(
+            {prefix + name: tensor for name, tensor in weights().items()}, "x.pth"
+        )
         assert (list(found.tensors), found.prefix) == (NAMES, prefix)
 
 
 def test_what_stands_beside_the_tensors_of_a_bare_state_dict_is_left_out() -> None:
-    assert list(find_state_dict(dict(weights(), epoch=5, arch="tresnet_m"), "x.pth").tensors) == NAMES
+    assert (
+        list(find_state_dict(dict(weights(), epoch=5, arch="tresnet_m"), "x.pth").tensors) == NAMES
+    )
 
 
 def test_of_several_equal_ones_the_user_chooses() -> None:
     held = {"student": weights(1), "teacher": weights(2), "head": {"a": torch.ones(1)}}
-    assert refused(held) == ("x.pth holds several state dicts: student (30 tensors), teacher (30 tensors); "
-                             "say which one to take, such as --key student")
+    assert refused(held) == (
+        "x.pth holds several state dicts: student (30 tensors), teacher (30 tensors); "
+        "say which one to take, such as --key student"
+    )
     assert float(find_state_dict(held, "x.pth", key="teacher").tensors[NAMES[0]][0, 0]) == 2
-    assert "--key net names none of the state dicts in x.pth, which are student (30 " in refused(held, key="net")
+    assert "--key net names none of the state dicts in x.pth, which are student (30 " in refused(
+        held, key="net"
+    )
     nested = {"a": {"model": weights(1)}, "b": {"model": weights(2)}}
     assert "names 2 of the state dicts" in refused(nested, key="model")
     assert float(find_state_dict(nested, "x.pth", key="b.model").tensors[NAMES[0]][0, 0]) == 2
@@ -85,17 +126,28 @@ def test_averaged_weights_are_taken_when_asked_for_or_alone() -> None:
     assert find_state_dict(held, "x.pth").key == "state_dict"
     assert find_state_dict(held, "x.pth", ema=True).key == "model_ema"
     assert find_state_dict({"ema": {"module": weights()}}, "x.pth").key == "ema.module"
-    assert "has no averaged weights (state_dict_ema), only net (30 tensors); leave out --ema" in refused(
-        {"net": weights()}, ema=True)
+    assert (
+        "has no averaged weights (state_dict_ema), only net (30 tensors); leave out --ema"
+        in refused({"net": weights()}, ema=True)
+    )
 
 
-@pytest.mark.parametrize("make, said", [
-    (lambda: torch.eye(3).to_sparse(), "is sparse"),
-    (lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "is quantised"),
-    (lambda: torch.empty(3, 3, device="meta"), "is on the meta device, so it has no values"),
-    (lambda: torch.ones(3, dtype=torch.complex64), "has complex values"),
-    (lambda: torch.ones(1, 2048).expand(10**9, 2048), "has far more values than are stored for it")])
-def test_tensors_that_cannot_be_weights_are_named(make: Callable[[], torch.Tensor], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: torch.eye(3).to_sparse(), "is sparse"),
+        (lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "is quantised"),
+        (lambda: torch.empty(3, 3, device="meta"), "is on the meta device, so it has no values"),
+        (lambda: torch.ones(3, dtype=torch.complex64), "has complex values"),
+        (
+            lambda: torch.ones(1, 2048).expand(10**9, 2048),
+            "has far more values than are stored for it",
+        ),
+    ],
+)
+def test_tensors_that_cannot_be_weights_are_named(
+    make: Callable[[], torch.Tensor], said: str, tmp_path: Path
+) -> None:
     try:
         tensor = make()
     except RuntimeError as error:
@@ -111,23 +163,43 @@ def test_tensors_that_cannot_be_weights_are_named(make: Callable[[], torch.Tenso
 
 
 def test_a_tensor_under_a_number_is_named() -> None:
-    assert "the tensor 7 of shape [1] is named by a number" in refused({**weights(), 7: torch.ones(1)})
+    assert "the tensor 7 of shape [1] is named by a number" in refused(
+        {**weights(), 7: torch.ones(1)}
+    )
 
 
 # ---- what may stand beside the weights -------------------------------------------------------------------------------
 
+
 def test_harmless_extras_are_read_by_name_and_nothing_runs(tmp_path: Path) -> None:
-    extras = {"path": pathlib.PosixPath("/a/b"), "windows": pathlib.PureWindowsPath("c:/d"),
-              "time": datetime.datetime(2024, 1, 2, 3), "took": datetime.timedelta(seconds=5),
-              "history": defaultdict(list, {"loss": [1.0]}), "array": np.arange(6.0).reshape(2, 3),
-              "random": random.getstate(), "numpy_random": np.random.RandomState(0).get_state(),
-              "torch_random": torch.get_rng_state(), "args": argparse.Namespace(lr=0.1),
-              "config": types.SimpleNamespace(a=1, nested=types.SimpleNamespace(b=np.float64(2)))}
-    for name, options in (("zip.pth", {}), ("legacy.pth", {"_use_new_zipfile_serialization": False})):
-        held = load_checkpoint(saved(tmp_path / name, dict(extras, state_dict=weights()), **options))
+    extras = {
+        "path": pathlib.PosixPath("/a/b"),
+        "windows": pathlib.PureWindowsPath("c:/d"),
+        "time": datetime.datetime(2024, 1, 2, 3),
+        "took": datetime.timedelta(seconds=5),
+        "history": defaultdict(list, {"loss": [1.0]}),
+        "array": np.arange(6.0).reshape(2, 3),
+        "random": random.getstate(),
+        "numpy_random": np.random.RandomState(0).get_state(),
+        "torch_random": torch.get_rng_state(),
+        "args": argparse.Namespace(lr=0.1),
+        "config": types.SimpleNamespace(a=1, nested=types.SimpleNamespace(b=np.float64(2))),
+    }
+    for name, options in (
+        ("zip.pth", {}),
+        ("legacy.pth", {"_use_new_zipfile_serialization": False}),
+    ):
+        held = load_checkpoint(
+            saved(tmp_path / name, dict(extras, state_dict=weights()), **options)
+        )
         assert list(find_state_dict(held, "x.pth").tensors) == NAMES
-        assert held["history"] == {"loss": [1.0]} and held["array"].tolist() == [[0, 1, 2], [3, 4, 5]]
-        assert held["config"].nested.b == 2 and str(held["path"]) == "/a/b" and held["time"].hour == 3
+        assert held["history"] == {"loss": [1.0]} and held["array"].tolist() == [
+            [0, 1, 2],
+            [3, 4, 5],
+        ]
+        assert (
+            held["config"].nested.b == 2 and str(held["path"]) == "/a/b" and held["time"].hour == 3
+        )
 
 
 class Calls:
@@ -140,20 +212,31 @@ class Calls:
         return self.function, self.arguments
 
 
-@pytest.mark.parametrize("function, arguments", [
-    (builtins.eval, ("__import__('os').mkdir('executed')",)), (builtins.getattr, (pathlib.Path, "cwd")),
-    (os.mkdir, ("executed",)), (pathlib.Path.mkdir, (pathlib.PosixPath("executed"),)),
-    (np.save, ("executed", np.ones(1))), (builtins.open, ("executed", "w"))])
-def test_functions_are_refused_by_name(function: Any, arguments: Any, tmp_path: Path,
-                                       monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "function, arguments",
+    [
+        (builtins.eval, ("__import__('os').mkdir('executed')",)),
+        (builtins.getattr, (pathlib.Path, "cwd")),
+        (os.mkdir, ("executed",)),
+        (pathlib.Path.mkdir, (pathlib.PosixPath("executed"),)),
+        (np.save, ("executed", np.ones(1))),
+        (builtins.open, ("executed", "w")),
+    ],
+)
+def test_functions_are_refused_by_name(
+    function: Any, arguments: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    path = saved(tmp_path / "x.pth", {"state_dict": weights(), "extra": Calls(function, *arguments)})
+    path = saved(
+        tmp_path / "x.pth", {"state_dict": weights(), "extra": Calls(function, *arguments)}
+    )
     with pytest.raises(Refusal, match="which weights do not need and which could run code"):
         load_checkpoint(path)
     assert os.listdir(str(tmp_path)) == ["x.pth"]
 
 
 # ---- damage, and what is no checkpoint -------------------------------------------------------------------------------
+
 
 def test_flipped_bits_are_seen_by_the_archives_checksums(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
@@ -163,8 +246,12 @@ def test_flipped_bits_are_seen_by_the_archives_checksums(tmp_path: Path) -> None
     data[place] ^= 1
     data[place + 100] ^= 128
     path.write_bytes(bytes(data))
-    assert torch.load(str(path))["state_dict"]["body.conv1.0.weight"].numel() == 100000, "PyTorch does not see it"
-    with pytest.raises(Refusal, match="is damaged: .* in it has another checksum than when it was saved"):
+    assert torch.load(str(path))["state_dict"]["body.conv1.0.weight"].numel() == 100000, (
+        "PyTorch does not see it"
+    )
+    with pytest.raises(
+        Refusal, match="is damaged: .* in it has another checksum than when it was saved"
+    ):
         load_checkpoint(str(path))
 
 
@@ -183,22 +270,40 @@ def test_a_pickle_of_another_kind_is_named_as_that(tmp_path: Path) -> None:
     assert "weights_only" not in refusing.value.sentence
 
 
-@pytest.mark.parametrize("error, said", [
-    (MemoryError(), "there is not enough memory to load"),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"),
-     "there is not enough memory to load"),
-    (ModuleNotFoundError("No module named 'numpy'", name="numpy"), "the package numpy is not installed"),
-    (OSError(5, "Input/output error"), r"cannot be read \(Input/output error\)")])
-def test_what_is_not_the_files_fault_is_not_called_damage(error: Exception, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (MemoryError(), "there is not enough memory to load"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"
+            ),
+            "there is not enough memory to load",
+        ),
+        (
+            ModuleNotFoundError("No module named 'numpy'", name="numpy"),
+            "the package numpy is not installed",
+        ),
+        (OSError(5, "Input/output error"), r"cannot be read \(Input/output error\)"),
+    ],
+)
+def test_what_is_not_the_files_fault_is_not_called_damage(
+    error: Exception, said: str, tmp_path: Path
+) -> None:
     path = saved(tmp_path / "x.pth", weights())
-    with mock.patch("common.model.checkpoint.load_weights_only", side_effect=error), pytest.raises(Refusal, match=said):
+    with mock.patch("common.model.checkpoint.load_weights_only", side_effect=error), pytest.raises(
+        Refusal, match=said
+    ):
         load_checkpoint(path)
 
 
 def test_weights_of_another_type_and_nothing_at_all_are_not_called_damage(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"ab")
-    with pytest.raises(Refusal, match="the tensor w has the type F8_E4M3; save the network's plain state_dict.. in fl"):
+    with pytest.raises(
+        Refusal,
+        match="the tensor w has the type F8_E4M3; save the network's plain state_dict.. in fl",
+    ):
         load_checkpoint(str(tmp_path / "x.safetensors"))
     with pytest.raises(Refusal, match="but holds a dict of nothing"):
         find_state_dict({}, "x.pth")
@@ -211,24 +316,40 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
 
 # ---- what the tensors say --------------------------------------------------------------------------------------------
 
+
 def tresnet(width: int, *blocks: int) -> Dict[str, torch.Tensor]:
     """What recognise() looks at."""
     tensors = {network.STEM: torch.zeros(width, 48, 3, 3), "head.fc.weight": torch.zeros(10, 2048)}
-    tensors.update((f"body.layer{stage}.{block}.conv1.0.weight", torch.zeros(1))
-                   for stage, count in enumerate(blocks, 1) for block in range(count))
+    tensors.update(
+        (f"body.layer{stage}.{block}.conv1.0.weight", torch.zeros(1))
+        for stage, count in enumerate(blocks, 1)
+        for block in range(count)
+    )
     return tensors
 
 
 def test_a_tresnet_of_another_kind_is_named_as_what_it_is() -> None:
-    with pytest.raises(Refusal, match="a kind that is not supported: 64 channels in its first convolution and 3-4-6-3 "
-                                      "blocks in its stages, where tresnet_m has 3-4-11-3"):
+    with pytest.raises(
+        Refusal,
+        match="a kind that is not supported: 64 channels in its first convolution and 3-4-6-3 "
+        "blocks in its stages, where tresnet_m has 3-4-11-3",
+    ):
         network.recognise(tresnet(64, 3, 4, 6, 3), "x.pth", None, None, None)
 
 
-@pytest.mark.parametrize("arch", ["TResNet-M", "tresnetm", "tresnet_m_448", "TRESNET_M.miil_in1k", "my_network"])
-def test_another_spelling_of_arch_is_no_contradiction(arch: str, capsys: pytest.CaptureFixture) -> None:
-    assert network.recognise(tresnet(64, 3, 4, 11, 3), "x.pth", arch, None, None).variant == "tresnet_m"
-    assert ("says my_network, no name of a TResNet" in capsys.readouterr().err) == (arch == "my_network")
+@pytest.mark.parametrize(
+    "arch", ["TResNet-M", "tresnetm", "tresnet_m_448", "TRESNET_M.miil_in1k", "my_network"]
+)
+def test_another_spelling_of_arch_is_no_contradiction(
+    arch: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert (
+        network.recognise(tresnet(64, 3, 4, 11, 3), "x.pth", arch, None, None).variant
+        == "tresnet_m"
+    )
+    assert ("says my_network, no name of a TResNet" in capsys.readouterr().err) == (
+        arch == "my_network"
+    )
 
 
 def test_whether_the_lineage_was_told_is_known() -> None:
@@ -241,6 +362,7 @@ def test_whether_the_lineage_was_told_is_known() -> None:
 
 # ---- .safetensors --------------------------------------------------------------------------------
 
+
 def entry(begin: int, end: int, shape: Sequence[int] = (1,), dtype: str = "F32") -> Dict[str, Any]:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
@@ -252,11 +374,19 @@ def by_hand(path: Path, header: Any, data: bytes) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("kind, dtype", (
-    ("float64", torch.float64), ("float32", torch.float32), ("float16", torch.float16),
-    ("int64", torch.int64), ("int32", torch.int32)))
+@pytest.mark.parametrize(
+    "kind, dtype",
+    (
+        ("float64", torch.float64),
+        ("float32", torch.float32),
+        ("float16", torch.float16),
+        ("int64", torch.int64),
+        ("int32", torch.int32),
+    ),
+)
 def test_a_file_that_the_safetensors_package_wrote_is_read_to_the_bit(
-        kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     generator = np.random.RandomState(1)
     arrays = {"b": generator.randint(-9, 9, (3, 1, 5)), "a": np.array(7), "none": np.zeros((0, 4))}
     arrays = {name: array.astype(kind) for name, array in arrays.items()}
@@ -282,8 +412,10 @@ DAMAGED = {  # name: header, data
     "another size than its shape": ({"a": entry(0, 4, (2,))}, bytes(4)),
     "shape that overflows": ({"a": entry(0, 4, (1 << 62, 1 << 62))}, bytes(4)),
     "empty, and as wide as no array": ({"a": entry(0, 0, (0, (1 << 63) - 1))}, b""),
-    "one name twice": (b'{"a": %s, "a": %s}' % (
-        json.dumps(ONE).encode(), json.dumps(entry(4, 8)).encode()), bytes(8)),
+    "one name twice": (
+        b'{"a": %s, "a": %s}' % (json.dumps(ONE).encode(), json.dumps(entry(4, 8)).encode()),
+        bytes(8),
+    ),
     "type that does not exist": ({"a": entry(0, 4, dtype="Q7")}, bytes(4)),
     "no offsets": ({"a": {"dtype": "F32", "shape": [1]}}, bytes(4)),
     "a list": ([], b""),
@@ -299,8 +431,11 @@ def test_a_damaged_safetensors_file_is_refused_in_one_sentence(name: str, tmp_pa
     path = by_hand(tmp_path / "x.safetensors", *DAMAGED[name])
     with pytest.raises(Refusal) as refusing:
         load_checkpoint(path)
-    assert re.fullmatch(re.escape(path) + r" cannot be read as a checkpoint \([^\n]+\); it is damaged "
-                        "or incomplete: copy it again", refusing.value.sentence)
+    assert re.fullmatch(
+        re.escape(path) + r" cannot be read as a checkpoint \([^\n]+\); it is damaged "
+        "or incomplete: copy it again",
+        refusing.value.sentence,
+    )
 
 
 def test_a_truncated_safetensors_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
@@ -317,7 +452,9 @@ def test_a_truncated_safetensors_file_is_refused_wherever_it_ends(tmp_path: Path
 @pytest.mark.parametrize("kind", ("U8", "BOOL", "I8", "F8_E4M3"))
 def test_a_type_that_is_no_weights_is_named(kind: str, tmp_path: Path) -> None:
     path = by_hand(tmp_path / "x.safetensors", {"a": entry(0, 4, (4,), kind)}, bytes(4))
-    with pytest.raises(Refusal, match=f"the tensor a has the type {kind}; save the network's plain"):
+    with pytest.raises(
+        Refusal, match=f"the tensor a has the type {kind}; save the network's plain"
+    ):
         load_checkpoint(path)
 
 
@@ -325,12 +462,19 @@ def test_too_little_memory_for_a_safetensors_file_is_told(tmp_path: Path) -> Non
     """The package itself ends in a panic there."""
     path = by_hand(tmp_path / "x.safetensors", {"a": entry(0, 1 << 28, (1 << 26,))}, b"")
     os.truncate(path, os.path.getsize(path) + (1 << 28))
-    code = ("import resource, sys, numpy, torch\nfrom common.model.checkpoint import load_checkpoint\n"
-            "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-            "resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)\n"
-            "load_checkpoint(sys.argv[1])")
-    done = subprocess.run([sys.executable, "-c", code, path], stderr=subprocess.PIPE,
-                          env=dict(os.environ, PYTHONPATH=str(ROOT / "scripts")), timeout=120)
+    code = (
+        "import resource, sys, numpy, torch\nfrom common.model.checkpoint import load_checkpoint\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)\n"
+        "load_checkpoint(sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path],
+        stderr=subprocess.PIPE,
+        env=dict(os.environ, PYTHONPATH=str(ROOT / "scripts")),
+        timeout=120,
+    )
     assert done.returncode == 1
-    assert re.fullmatch(f"there is not enough memory to load {re.escape(path)} .*\n",
-                        done.stderr.decode())
+    assert re.fullmatch(
+        f"there is not enough memory to load {re.escape(path)} .*\n", done.stderr.decode()
+    )

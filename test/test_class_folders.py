@@ -1,4 +1,5 @@
 """Class folders are numbered as folders, not by the images that happen to be good, and counted against the network."""
+
 import os
 import shutil
 from pathlib import Path
@@ -50,31 +51,55 @@ def test_a_folder_without_a_good_image_keeps_its_number(damage: str, data: Path)
     assert found == {"x1": "0", "x3": "2", "x9": "3", "x10": "4"}
 
 
-def test_a_link_to_nowhere_is_refused_and_hidden_folders_do_not_count(data: Path, tmp_path: Path) -> None:
+def test_a_link_to_nowhere_is_refused_and_hidden_folders_do_not_count(
+    data: Path, tmp_path: Path
+) -> None:
     (data / ".thumbnails").mkdir()
     assert class_folders(str(data)) == ["n1", "n2", "n3", "n9", "n10"]
     shutil.rmtree(str(data / "n2"))
     (data / "n2").symlink_to("gone")
     assert f"{data}/n2 is a link to nowhere, and classes are numbered by their folders" in refused(
-        data, tmp_path / "prep")
-    (tmp_path / "map").write_bytes(b"\xef\xbb\xbfn1 4\nn3 3\nn9 2\nn10 1\n")  # with a byte order mark
+        data, tmp_path / "prep"
+    )
+    (tmp_path / "map").write_bytes(
+        b"\xef\xbb\xbfn1 4\nn3 3\nn9 2\nn10 1\n"
+    )  # with a byte order mark
     prepare(data, tmp_path / "prep", "--img-size", 32, "--class-map", tmp_path / "map")
-    assert without_hashes((tmp_path / "prep" / "val_label.txt").read_text()) == {"x1": "4", "x3": "3", "x9": "2",
-                                                                                 "x10": "1"}
+    assert without_hashes((tmp_path / "prep" / "val_label.txt").read_text()) == {
+        "x1": "4",
+        "x3": "3",
+        "x9": "2",
+        "x10": "1",
+    }
 
 
-@pytest.mark.parametrize("names, classes, good", [(5, 5, True), (5, 1000, False), (2, 1000, False), (1000, 1001, True),
-                                                  (1001, 1001, True), (1002, 1001, False)])
-def test_folders_are_counted_against_the_networks_classes(names: int, classes: int, good: bool) -> None:
+@pytest.mark.parametrize(
+    "names, classes, good",
+    [
+        (5, 5, True),
+        (5, 1000, False),
+        (2, 1000, False),
+        (1000, 1001, True),
+        (1001, 1001, True),
+        (1002, 1001, False),
+    ],
+)
+def test_folders_are_counted_against_the_networks_classes(
+    names: int, classes: int, good: bool
+) -> None:
     folders: List[str] = [f"n{number}" for number in range(names)]
     if good:
         labels.check_folders("val", folders, classes)
         return
-    with pytest.raises(Refusal, match=f"val has {names} class folders .* but the network has {classes} classes"):
+    with pytest.raises(
+        Refusal, match=f"val has {names} class folders .* but the network has {classes} classes"
+    ):
         labels.check_folders("val", folders, classes)
 
 
-def test_the_accuracy_of_too_few_folders_is_refused_by_hand_as_well(data: Path, tmp_path: Path) -> None:
+def test_the_accuracy_of_too_few_folders_is_refused_by_hand_as_well(
+    data: Path, tmp_path: Path
+) -> None:
     prepare(data, tmp_path / "prep", "--img-size", 32)
     stems = [path.stem for path in (tmp_path / "prep").glob("*.bin")]
     write(tmp_path / "result", {stem: scores(9, 0) for stem in stems})
@@ -84,29 +109,43 @@ def test_the_accuracy_of_too_few_folders_is_refused_by_hand_as_well(data: Path, 
 
 def test_headings_and_commas_in_a_labels_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("image label\nx.png 1\n")
-    with pytest.raises(Refusal, match="line 1: 'image label' is not a label; .* if this is a heading, remove it"):
+    with pytest.raises(
+        Refusal, match="line 1: 'image label' is not a label; .* if this is a heading, remove it"
+    ):
         labels.read_labels(str(tmp_path / "l.txt"))
     (tmp_path / "l.txt").write_text("x.png,1\n")
     with pytest.raises(Refusal, match="put a space where the comma is"):
         labels.read_labels(str(tmp_path / "l.txt"))
 
 
-@pytest.mark.parametrize("text, multi_label, expected", (
-    ("a b.jpg 7\n\nc 0\n", False, [("a b.jpg", (7,), 1), ("c", (0,), 3)]),
-    ("a b.jpg 17 3 3\nc\n", True, [("a b.jpg", (3, 17), 1), ("c", (), 2)]),
-    ("[[395, 65], []]", False, [("ILSVRC2012_val_00000001", (65, 395), 1), ("ILSVRC2012_val_00000002", (), 2)])))
-def test_labels_of_any_form_say_name_classes_and_line(text: str, multi_label: bool, expected: List[Any],
-                                                      tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text, multi_label, expected",
+    (
+        ("a b.jpg 7\n\nc 0\n", False, [("a b.jpg", (7,), 1), ("c", (0,), 3)]),
+        ("a b.jpg 17 3 3\nc\n", True, [("a b.jpg", (3, 17), 1), ("c", (), 2)]),
+        (
+            "[[395, 65], []]",
+            False,
+            [("ILSVRC2012_val_00000001", (65, 395), 1), ("ILSVRC2012_val_00000002", (), 2)],
+        ),
+    ),
+)
+def test_labels_of_any_form_say_name_classes_and_line(
+    text: str, multi_label: bool, expected: List[Any], tmp_path: Path
+) -> None:
     path = tmp_path / ("real.json" if text.startswith("[") else "labels.txt")
     path.write_text(text)
     found = labels.read_label_file(str(path), multi_label)
     assert found == [labels.Label(*row) for row in expected]
 
 
-@pytest.mark.parametrize("classes, most, multi_label, offset", (
-    (1000, 999, False, 0), (1001, 999, False, 1), (1001, 1000, False, 0), (1001, 999, True, 0)))
-def test_the_background_class_shifts_labels_of_imagenet(classes: int, most: int, multi_label: bool,
-                                                        offset: int) -> None:
+@pytest.mark.parametrize(
+    "classes, most, multi_label, offset",
+    ((1000, 999, False, 0), (1001, 999, False, 1), (1001, 1000, False, 0), (1001, 999, True, 0)),
+)
+def test_the_background_class_shifts_labels_of_imagenet(
+    classes: int, most: int, multi_label: bool, offset: int
+) -> None:
     lines = [labels.Label("a", (0, most), 1), labels.Label("b", (), 2)]
     assert labels.label_offset(lines, classes, "l.txt", multi_label) == offset
 
@@ -114,12 +153,16 @@ def test_the_background_class_shifts_labels_of_imagenet(classes: int, most: int,
 def test_a_summary_that_is_the_users_stays(tmp_path: Path) -> None:
     (tmp_path / "result_summary.json").write_text("mine")
     before, made_by = record.read(str(tmp_path / "result")), recipe.make(record.__file__, {})
-    with pytest.raises(Refusal, match="result_summary.json: no record says that this program made it"):
+    with pytest.raises(
+        Refusal, match="result_summary.json: no record says that this program made it"
+    ):
         record.begin_folder(before, made_by, ["result/a_0.txt", "result_summary.json"])
     assert os.listdir(str(tmp_path)) == ["result_summary.json"]
 
 
-def test_a_model_that_is_not_what_its_record_says_is_refused_where_it_is_used(tmp_path: Path) -> None:
+def test_a_model_that_is_not_what_its_record_says_is_refused_where_it_is_used(
+    tmp_path: Path,
+) -> None:
     model = tmp_path / "net.onnx"
     made_by = recipe.make(record.__file__, {})
     record.write(str(model), made_by, {str(model): np.arange(1000, dtype=np.uint8).tobytes()})
@@ -128,5 +171,7 @@ def test_a_model_that_is_not_what_its_record_says_is_refused_where_it_is_used(tm
     model.write_bytes(bytes(1000))
     os.utime(str(model), ns=(status.st_atime_ns, status.st_mtime_ns))
     assert not record.read(str(model)).is_current(made_by)
-    with pytest.raises(Refusal, match="net.onnx is not what it was when it was made: it is damaged"):
+    with pytest.raises(
+        Refusal, match="net.onnx is not what it was when it was made: it is damaged"
+    ):
         recipe.make(record.__file__, {}, inputs=[str(model)])

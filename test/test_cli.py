@@ -1,4 +1,5 @@
 """How programs speak and end, whatever happens; and what is asked of the processor before C is compiled for it."""
+
 import argparse
 import os
 import platform
@@ -19,36 +20,61 @@ from conftest import ROOT
 def program(folder: Path, body: str) -> Path:
     """A program of ours whose main() is this."""
     script = folder / "tool.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
-                      f"from common import cli\ncli.start()\n"
-                      f"def main():\n    {body}\nif __name__ == '__main__':\n    cli.run(main, 'nothing was lost')\n")
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+        f"from common import cli\ncli.start()\n"
+        f"def main():\n    {body}\nif __name__ == '__main__':\n    cli.run(main, 'nothing was lost')\n"
+    )
     return script
 
 
 def end_of(script: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, env=dict(os.environ, **environment))
+    return subprocess.run(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        env=dict(os.environ, **environment),
+    )
 
 
-@pytest.mark.parametrize("body, status, said", (
-    ("return 0", 0, ""), ("return None", 0, ""), ("return 3", 3, ""),
-    ("raise cli.Refusal('a is not b; do c')", 1, "tool.py: a is not b; do c\n"),
-    ("raise cli.Refusal('too low', cli.BELOW_MINIMUM)", 3, "tool.py: too low\n"),
-    ("open('/nowhere/a b')", 1, "tool.py: '/nowhere/a b': No such file or directory; put that right and run the same "
-                                "command again\n"),
-    ("raise KeyboardInterrupt", 130, "\ntool.py: interrupted; nothing was lost\n"),
-    ("raise MemoryError", 1, "tool.py: there is not enough memory; free some, or take a smaller batch or fewer "
-                             "workers\n"),
-))
-def test_every_end_is_one_sentence_and_the_status_that_fits(body: str, status: int, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "body, status, said",
+    (
+        ("return 0", 0, ""),
+        ("return None", 0, ""),
+        ("return 3", 3, ""),
+        ("raise cli.Refusal('a is not b; do c')", 1, "tool.py: a is not b; do c\n"),
+        ("raise cli.Refusal('too low', cli.BELOW_MINIMUM)", 3, "tool.py: too low\n"),
+        (
+            "open('/nowhere/a b')",
+            1,
+            "tool.py: '/nowhere/a b': No such file or directory; put that right and run the same "
+            "command again\n",
+        ),
+        ("raise KeyboardInterrupt", 130, "\ntool.py: interrupted; nothing was lost\n"),
+        (
+            "raise MemoryError",
+            1,
+            "tool.py: there is not enough memory; free some, or take a smaller batch or fewer "
+            "workers\n",
+        ),
+    ),
+)
+def test_every_end_is_one_sentence_and_the_status_that_fits(
+    body: str, status: int, said: str, tmp_path: Path
+) -> None:
     done = end_of(program(tmp_path, body))
     assert (done.returncode, done.stderr) == (status, said)
 
 
 def test_what_nobody_foresaw_is_one_sentence_and_the_details_are_in_a_file(tmp_path: Path) -> None:
     done = end_of(program(tmp_path, "{}['a']"), TMPDIR=str(tmp_path))
-    match = re.fullmatch(rf"tool\.py: a defect of this program, version {re.escape(cli.VERSION)}, or of its environ"
-                         r"ment ended it: KeyError: 'a'; the details for a report are in (\S+)\n", done.stderr)
+    match = re.fullmatch(
+        rf"tool\.py: a defect of this program, version {re.escape(cli.VERSION)}, or of its environ"
+        r"ment ended it: KeyError: 'a'; the details for a report are in (\S+)\n",
+        done.stderr,
+    )
     assert done.returncode == 1 and match, done.stderr
     details = Path(match.group(1)).read_text()
     assert "Traceback" in details and "KeyError: 'a'" in details and cli.VERSION in details
@@ -59,12 +85,21 @@ def test_a_missing_package_and_an_interruption_while_importing(tmp_path: Path) -
     script.write_text(script.read_text().replace("def main", "import no_such_package\ndef main"))
     done = end_of(script)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(f"tool.py: the package no_such_package is not installed for {sys.executable}; take ")
-    script.write_text(script.read_text().replace("import no_such_package", "raise ImportError('broken numpy')"))
+    assert done.stderr.startswith(
+        f"tool.py: the package no_such_package is not installed for {sys.executable}; take "
+    )
+    script.write_text(
+        script.read_text().replace("import no_such_package", "raise ImportError('broken numpy')")
+    )
     done = end_of(script, PYTHONPATH="/else where")
-    assert (done.returncode, done.stderr) == (1, "tool.py: a package cannot be imported: broken numpy; PYTHONPATH="
-                                                 "'/else where' may put another one in its place: unset PYTHONPATH\n")
-    script.write_text(script.read_text().replace("raise ImportError('broken numpy')", "raise KeyboardInterrupt"))
+    assert (done.returncode, done.stderr) == (
+        1,
+        "tool.py: a package cannot be imported: broken numpy; PYTHONPATH="
+        "'/else where' may put another one in its place: unset PYTHONPATH\n",
+    )
+    script.write_text(
+        script.read_text().replace("raise ImportError('broken numpy')", "raise KeyboardInterrupt")
+    )
     done = end_of(script)
     assert (done.returncode, done.stderr) == (130, "tool.py: interrupted\n")
 
@@ -72,51 +107,90 @@ def test_a_missing_package_and_an_interruption_while_importing(tmp_path: Path) -
 def test_output_that_nobody_reads_or_that_is_ascii(tmp_path: Path) -> None:
     script = program(tmp_path, "print('224\\u00d7224\\n' * 100000)")
     command = f"'{sys.executable}' '{script}' | head -n 1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=dict(os.environ, PYTHONIOENCODING="ascii"))
+    done = subprocess.run(
+        ["bash", "-c", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(os.environ, PYTHONIOENCODING="ascii"),
+    )
     assert done.stdout == b"224\\xd7224\n141\n" and done.stderr == b""
 
 
 def test_what_a_library_makes_of_a_signal_is_no_refusal(tmp_path: Path) -> None:
-    for number, said in ((signal.SIGTERM, b""), (signal.SIGINT, b"\ntool.py: interrupted; nothing was lost\n")):
+    for number, said in (
+        (signal.SIGTERM, b""),
+        (signal.SIGINT, b"\ntool.py: interrupted; nothing was lost\n"),
+    ):
         for error in ("cli.Refusal('it is damaged')", "ImportError('initialization failed')"):
-            script = program(tmp_path, f"import os, time\n    try:\n        os.kill(os.getpid(), {number})\n"
-                                       f"        time.sleep(9)\n    except BaseException:\n        raise {error}")
-            done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            script = program(
+                tmp_path,
+                f"import os, time\n    try:\n        os.kill(os.getpid(), {number})\n"
+                f"        time.sleep(9)\n    except BaseException:\n        raise {error}",
+            )
+            done = subprocess.run(
+                [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
             assert (done.returncode, done.stderr) == (128 + number, said)
-    (tmp_path / "module.py").write_text("import os, time\ntry:\n    os.kill(os.getpid(), 2)\n    time.sleep(9)\n"
-                                        "except BaseException:\n    raise ImportError('initialization failed')\n")
+    (tmp_path / "module.py").write_text(
+        "import os, time\ntry:\n    os.kill(os.getpid(), 2)\n    time.sleep(9)\n"
+        "except BaseException:\n    raise ImportError('initialization failed')\n"
+    )
     script.write_text(script.read_text().replace("def main", "import module\n\ndef main"))
-    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert (done.returncode, done.stderr) == (130, b"tool.py: interrupted\n")
 
 
 def test_a_refusal_that_nobody_reads_keeps_its_status_and_is_no_defect(tmp_path: Path) -> None:
-    script = program(tmp_path, "import time\n    time.sleep(0.3)\n    raise cli.Refusal('a is not b; do c', 3)")
+    script = program(
+        tmp_path, "import time\n    time.sleep(0.3)\n    raise cli.Refusal('a is not b; do c', 3)"
+    )
     (tmp_path / "tmp").mkdir()
-    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE,
-                               env=dict(os.environ, TMPDIR=str(tmp_path / "tmp")))
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stderr=subprocess.PIPE,
+        env=dict(os.environ, TMPDIR=str(tmp_path / "tmp")),
+    )
     assert process.stderr is not None
     process.stderr.close()
     assert process.wait() == 3 and os.listdir(str(tmp_path / "tmp")) == []
 
 
 def test_closed_streams_take_nothing_and_no_file_takes_their_place(tmp_path: Path) -> None:
-    script = program(tmp_path, "import subprocess\n    with open('made.txt', 'w') as file:\n        print('said')\n"
-                               "        subprocess.call(['echo', 'said'])\n        file.write('made')\n"
-                               "    raise cli.Refusal('a is not b; do c')")
-    for closed, said in ((">&-", b"tool.py: a is not b; do c\n"), (">&- 2>&-", b""), ("<&- >&- 2>&-", b"")):
-        done = subprocess.run(["bash", "-c", f'"$@" {closed}', "-", sys.executable, str(script)], cwd=str(tmp_path),
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    script = program(
+        tmp_path,
+        "import subprocess\n    with open('made.txt', 'w') as file:\n        print('said')\n"
+        "        subprocess.call(['echo', 'said'])\n        file.write('made')\n"
+        "    raise cli.Refusal('a is not b; do c')",
+    )
+    for closed, said in (
+        (">&-", b"tool.py: a is not b; do c\n"),
+        (">&- 2>&-", b""),
+        ("<&- >&- 2>&-", b""),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", f'"$@" {closed}', "-", sys.executable, str(script)],
+            cwd=str(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         assert (done.returncode, done.stdout, done.stderr) == (1, b"", said)
         assert (tmp_path / "made.txt").read_text() == "made"
 
 
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGHUP))
-def test_a_signal_ends_it_silently_and_what_it_had_begun_is_cleared_away(number: int, tmp_path: Path) -> None:
-    script = program(tmp_path, "import time, pathlib\n    try:\n        print('begun', flush=True); time.sleep(60)\n"
-                               "    finally:\n        print('cleared')")
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+def test_a_signal_ends_it_silently_and_what_it_had_begun_is_cleared_away(
+    number: int, tmp_path: Path
+) -> None:
+    script = program(
+        tmp_path,
+        "import time, pathlib\n    try:\n        print('begun', flush=True); time.sleep(60)\n"
+        "    finally:\n        print('cleared')",
+    )
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
         assert child.stdout is not None and child.stdout.readline() == b"begun\n"
         child.send_signal(number)
         assert child.communicate() == (b"cleared\n", b"") and child.returncode == 128 + number
@@ -136,30 +210,64 @@ def test_a_group_is_ended_with_all_that_it_started_even_what_does_not_listen() -
     assert not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
-@pytest.mark.parametrize("name, text", (
-    ("val_union", "val_union"), ("北京.png", "北京.png"), ("a b", "'a b'"), ("", "''"), ("a\nb", "'a\\nb'"),
-    ("x\u202egpj", "'x\\u202egpj'"), (os.fsdecode(b"\xff"), "'\\udcff'"), ("it's", '"it\'s"')))
+@pytest.mark.parametrize(
+    "name, text",
+    (
+        ("val_union", "val_union"),
+        ("北京.png", "北京.png"),
+        ("a b", "'a b'"),
+        ("", "''"),
+        ("a\nb", "'a\\nb'"),
+        ("x\u202egpj", "'x\\u202egpj'"),
+        (os.fsdecode(b"\xff"), "'\\udcff'"),
+        ("it's", '"it\'s"'),
+    ),
+)
 def test_a_name_is_shown_as_it_is_if_that_is_plain(name: str, text: str) -> None:
     assert cli.shown(name) == text
 
 
 def test_options_become_the_words_that_give_them_to_another_program() -> None:
-    words = options.words(img_size=448, mean=(0.5, 0.5, 0.25), device=0, min_top1=0.0, batch_sizes=[1, 8],
-                             force=True, key=None, aipp="", ema=False, label_offset=-1)
-    assert " ".join(words) == ("--img-size 448 --mean 0.5 0.5 0.25 --device 0 --min-top1 0.0 --batch-sizes 1,8 --force "
-                               "--label-offset=-1")
+    words = options.words(
+        img_size=448,
+        mean=(0.5, 0.5, 0.25),
+        device=0,
+        min_top1=0.0,
+        batch_sizes=[1, 8],
+        force=True,
+        key=None,
+        aipp="",
+        ema=False,
+        label_offset=-1,
+    )
+    assert " ".join(words) == (
+        "--img-size 448 --mean 0.5 0.5 0.25 --device 0 --min-top1 0.0 --batch-sizes 1,8 --force "
+        "--label-offset=-1"
+    )
 
 
 def test_of_many_names_the_first_are_shown() -> None:
     assert cli.some(["b", "a"]) == "a, b" and cli.some("edcba") == "a, b, c and 2 more"
 
 
-@pytest.mark.parametrize("kind, good, bad", (
-    (options.whole(1, 99), {"1": 1, "99": 99}, ("0", "100", "-1", "1e1", "1.0", "", " 1", "１", "9" * 30)),
-    (options.real(0), {"1e9": 1e9, "0": 0.0, ".5": 0.5, "7.": 7.0}, ("-0.1", "nan", "inf", "1e999", "high", "", "1_0")),
-    (options.real(0, 100, above=True), {"100": 100.0}, ("0", "100.1")),
-    (options.batch_sizes, {"8,1,8": [1, 8]}, ("1,,2", "0", "", "1,a", "1 2")),
-    (options.path, {"a b": "a b"}, ("",))))
+@pytest.mark.parametrize(
+    "kind, good, bad",
+    (
+        (
+            options.whole(1, 99),
+            {"1": 1, "99": 99},
+            ("0", "100", "-1", "1e1", "1.0", "", " 1", "１", "9" * 30),
+        ),
+        (
+            options.real(0),
+            {"1e9": 1e9, "0": 0.0, ".5": 0.5, "7.": 7.0},
+            ("-0.1", "nan", "inf", "1e999", "high", "", "1_0"),
+        ),
+        (options.real(0, 100, above=True), {"100": 100.0}, ("0", "100.1")),
+        (options.batch_sizes, {"8,1,8": [1, 8]}, ("1,,2", "0", "", "1,a", "1 2")),
+        (options.path, {"a b": "a b"}, ("",)),
+    ),
+)
 def test_argument_types(kind: Any, good: Dict[str, Any], bad: Any) -> None:
     for text, value in good.items():
         assert kind(text) == value
@@ -173,4 +281,6 @@ def test_avx2_is_asked_for_only_on_x86_64(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert not native.has_avx2()
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    assert native.has_avx2() == bool(re.search(r"^flags\s*:.* avx2( |$)", Path("/proc/cpuinfo").read_text(), re.M))
+    assert native.has_avx2() == bool(
+        re.search(r"^flags\s*:.* avx2( |$)", Path("/proc/cpuinfo").read_text(), re.M)
+    )

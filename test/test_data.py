@@ -1,4 +1,5 @@
 """ImageNet as people hold it: made-up archives of the real layout, each form with the same labels as its result."""
+
 import contextlib
 import gzip
 import io
@@ -22,11 +23,25 @@ from conftest import ROOT, SMALL, copy_products, run
 from pictures import pattern
 from records import change_rows
 
-NUMBERS = [1, 7, 12, 400, 999, *range(30, 55)]  # of the 30 images among the 50,000 (here: among 1,000)
-WNIDS = [f"n{number:08d}" for number in np.unique(np.random.RandomState(1).randint(0, 10**8, 1100))[:1000]]
-CLASSES = {number: int(label) for number, label in zip(
-    range(1, 1001), np.random.RandomState(2).randint(0, 1000, 1000))}  # image: its class in training order
-IDS = np.random.RandomState(3).permutation(1000) + 1  # ILSVRC2012_ID of each class: another order, as in the devkit
+NUMBERS = [
+    1,
+    7,
+    12,
+    400,
+    999,
+    *range(30, 55),
+]  # of the 30 images among the 50,000 (here: among 1,000)
+WNIDS = [
+    f"n{number:08d}"
+    for number in np.unique(np.random.RandomState(1).randint(0, 10**8, 1100))[:1000]
+]
+CLASSES = {
+    number: int(label)
+    for number, label in zip(range(1, 1001), np.random.RandomState(2).randint(0, 1000, 1000))
+}  # image: its class in training order
+IDS = (
+    np.random.RandomState(3).permutation(1000) + 1
+)  # ILSVRC2012_ID of each class: another order, as in the devkit
 
 
 def name(number: int) -> str:
@@ -49,6 +64,7 @@ EXPECTED = "".join(f"{name(number)} {CLASSES[number]}\n" for number in sorted(NU
 
 # ---- the forms -------------------------------------------------------------------------------------------------------
 
+
 def write(folder: Path, files: Dict[str, bytes]) -> None:
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -64,14 +80,30 @@ def add(archive: tarfile.TarFile, path: str, content: bytes) -> None:
 def devkit() -> Dict[str, bytes]:
     """The devkit's files: meta.mat as MATLAB saved it (leaves and inner nodes), the ground truth by ILSVRC2012_ID."""
     from scipy.io import savemat
-    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
-    leaves = [(int(number), wnid, f"name of {wnid}", "a gloss", 0) for number, wnid in zip(IDS, WNIDS)]
+
+    kinds = [
+        ("ILSVRC2012_ID", "O"),
+        ("WNID", "O"),
+        ("words", "O"),
+        ("gloss", "O"),
+        ("num_children", "O"),
+    ]
+    leaves = [
+        (int(number), wnid, f"name of {wnid}", "a gloss", 0) for number, wnid in zip(IDS, WNIDS)
+    ]
     inner = [(1001 + place, f"n9{place:07d}", "inner", "a gloss", 3) for place in range(5)]
     file = io.BytesIO()
-    savemat(file, {"synsets": np.array(sorted(leaves) + inner, kinds).reshape(-1, 1)}, do_compression=True)
+    savemat(
+        file,
+        {"synsets": np.array(sorted(leaves) + inner, kinds).reshape(-1, 1)},
+        do_compression=True,
+    )
     truth = "".join(f"{IDS[CLASSES[number]]}\n" for number in sorted(CLASSES))
-    return {"data/meta.mat": file.getvalue(), "data/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
-            "readme.txt": b"text"}
+    return {
+        "data/meta.mat": file.getvalue(),
+        "data/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
+        "readme.txt": b"text",
+    }
 
 
 def image_archive(folder: Path, jpegs: Dict[str, bytes]) -> None:
@@ -93,7 +125,10 @@ def archive_and_unpacked_devkit(folder: Path, jpegs: Dict[str, bytes]) -> None:
 
 
 def solution(jpegs: Dict[str, bytes]) -> bytes:
-    rows = [f"{image[:-5]},{WNIDS[CLASSES[int(image[15:23])]]} 85 1 499 272 n00000000 1 2 3 4 \n" for image in jpegs]
+    rows = [
+        f"{image[:-5]},{WNIDS[CLASSES[int(image[15:23])]]} 85 1 499 272 n00000000 1 2 3 4 \n"
+        for image in jpegs
+    ]
     return ("ImageId,PredictionString\n" + "".join(rows)).encode()
 
 
@@ -108,8 +143,14 @@ def kaggle(folder: Path, jpegs: Dict[str, bytes]) -> None:
 
 def caffe(folder: Path, jpegs: Dict[str, bytes]) -> None:
     write(folder / "val", jpegs)
-    write(folder, {"val.txt": "".join(f"{name(number)} {CLASSES[number]}\n" for number in reversed(sorted(CLASSES))
-                                      ).encode()})
+    write(
+        folder,
+        {
+            "val.txt": "".join(
+                f"{name(number)} {CLASSES[number]}\n" for number in reversed(sorted(CLASSES))
+            ).encode()
+        },
+    )
 
 
 def caffe_beside_an_archive(folder: Path, jpegs: Dict[str, bytes]) -> None:
@@ -121,41 +162,78 @@ def caffe_beside_an_archive(folder: Path, jpegs: Dict[str, bytes]) -> None:
 def wordnet_folders(folder: Path, jpegs: Dict[str, bytes]) -> None:
     for wnid in WNIDS:
         (folder / "val" / wnid).mkdir(parents=True)
-    write(folder / "val", {f"{WNIDS[CLASSES[int(image[15:23])]]}/{image}": content for image, content in jpegs.items()})
+    write(
+        folder / "val",
+        {
+            f"{WNIDS[CLASSES[int(image[15:23])]]}/{image}": content
+            for image, content in jpegs.items()
+        },
+    )
 
 
 def some_wordnet_folders_and_the_list(folder: Path, jpegs: Dict[str, bytes]) -> None:
-    write(folder / "val", {f"{WNIDS[CLASSES[int(image[15:23])]]}/{image}": content for image, content in jpegs.items()})
+    write(
+        folder / "val",
+        {
+            f"{WNIDS[CLASSES[int(image[15:23])]]}/{image}": content
+            for image, content in jpegs.items()
+        },
+    )
     write(folder, {"LOC_synset_mapping.txt": synsets()})
 
 
 def image_net_v2(folder: Path, jpegs: Dict[str, bytes]) -> None:
-    write(folder / "imagenetv2-matched-frequency-format-val",
-          {f"{CLASSES[int(image[15:23])]}/{image}": content for image, content in jpegs.items()})
+    write(
+        folder / "imagenetv2-matched-frequency-format-val",
+        {f"{CLASSES[int(image[15:23])]}/{image}": content for image, content in jpegs.items()},
+    )
 
 
 def hugging_face(folder: Path, jpegs: Dict[str, bytes]) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
-    rows = [({"bytes": content, "path": f"{image[:-5]}_{WNIDS[CLASSES[int(image[15:23])]]}.JPEG"},
-             CLASSES[int(image[15:23])]) for image, content in sorted(jpegs.items(), reverse=True)]
+
+    rows = [
+        (
+            {"bytes": content, "path": f"{image[:-5]}_{WNIDS[CLASSES[int(image[15:23])]]}.JPEG"},
+            CLASSES[int(image[15:23])],
+        )
+        for image, content in sorted(jpegs.items(), reverse=True)
+    ]
     (folder / "data").mkdir()
     for shard, part in enumerate((rows[:17], rows[17:])):
-        table = pyarrow.table({"image": [image for image, _ in part], "label": [label for _, label in part]})
-        parquet.write_table(table, str(folder / "data" / f"validation-0000{shard}-of-00002.parquet"))
-    parquet.write_table(pyarrow.table({"image": [{"bytes": b"", "path": None}], "label": [-1]}),
-                        str(folder / "data" / "test-00000-of-00001.parquet"))
+        table = pyarrow.table(
+            {"image": [image for image, _ in part], "label": [label for _, label in part]}
+        )
+        parquet.write_table(
+            table, str(folder / "data" / f"validation-0000{shard}-of-00002.parquet")
+        )
+    parquet.write_table(
+        pyarrow.table({"image": [{"bytes": b"", "path": None}], "label": [-1]}),
+        str(folder / "data" / "test-00000-of-00001.parquet"),
+    )
 
 
-FORMS = (archives, archive_and_unpacked_devkit, kaggle, caffe, caffe_beside_an_archive, wordnet_folders,
-         some_wordnet_folders_and_the_list, image_net_v2, hugging_face)
+FORMS = (
+    archives,
+    archive_and_unpacked_devkit,
+    kaggle,
+    caffe,
+    caffe_beside_an_archive,
+    wordnet_folders,
+    some_wordnet_folders_and_the_list,
+    image_net_v2,
+    hugging_face,
+)
 
 
 # ---- helpers ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """prepare_data.py in this process: what it prints, or the sentence of its refusal."""
+
     def start(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, words)])
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -164,6 +242,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
             except Refusal as refusal:
                 return "refused: " + refusal.sentence
         return printed.getvalue()
+
     return start
 
 
@@ -172,9 +251,11 @@ Program = Callable[..., str]
 
 # ---- each form -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("form", FORMS)
-def test_each_form_gives_the_same_labels_and_images(form: Any, jpegs: Dict[str, bytes], tmp_path: Path,
-                                                    program: Program) -> None:
+def test_each_form_gives_the_same_labels_and_images(
+    form: Any, jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+) -> None:
     (tmp_path / "data").mkdir()
     form(tmp_path / "data", jpegs)
     said = program(tmp_path / "data", tmp_path / "out")
@@ -182,58 +263,89 @@ def test_each_form_gives_the_same_labels_and_images(form: Any, jpegs: Dict[str, 
     assert (tmp_path / "out" / "val_label.txt").read_text() == EXPECTED
     found = dataset.find(str(tmp_path / "data"))
     if found.images != "folder":
-        unpacked = {path.name: path.read_bytes() for path in (tmp_path / "out" / "val_union").iterdir()}
+        unpacked = {
+            path.name: path.read_bytes() for path in (tmp_path / "out" / "val_union").iterdir()
+        }
         assert unpacked == jpegs
         assert "are up to date" in program(tmp_path / "data", tmp_path / "out")
     else:
         assert not (tmp_path / "out" / "val_union").exists(), "a folder is used where it is"
 
 
-@pytest.mark.parametrize("form, sentence", (
-    (archives, "the archive DATA/ILSVRC2012_img_val.tar; labels by the devkit's ground truth and meta.mat in "
-               "DATA/ILSVRC2012_devkit_t12.tar.gz"),
-    (kaggle, "images in DATA/ILSVRC/Data/CLS-LOC/val; labels by Kaggle's table DATA/LOC_val_solution.csv"),
-    (caffe, "images in DATA/val; labels by Caffe's list DATA/val.txt"),
-    (wordnet_folders, "images in DATA/val; labels by WordNet IDs that name the folders of DATA/val"),
-    (hugging_face, "2 Parquet files of DATA; labels by the column `label` of DATA"),
-))
-def test_it_says_what_it_recognised(form: Any, sentence: str, jpegs: Dict[str, bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "form, sentence",
+    (
+        (
+            archives,
+            "the archive DATA/ILSVRC2012_img_val.tar; labels by the devkit's ground truth and meta.mat in "
+            "DATA/ILSVRC2012_devkit_t12.tar.gz",
+        ),
+        (
+            kaggle,
+            "images in DATA/ILSVRC/Data/CLS-LOC/val; labels by Kaggle's table DATA/LOC_val_solution.csv",
+        ),
+        (caffe, "images in DATA/val; labels by Caffe's list DATA/val.txt"),
+        (
+            wordnet_folders,
+            "images in DATA/val; labels by WordNet IDs that name the folders of DATA/val",
+        ),
+        (hugging_face, "2 Parquet files of DATA; labels by the column `label` of DATA"),
+    ),
+)
+def test_it_says_what_it_recognised(
+    form: Any, sentence: str, jpegs: Dict[str, bytes], tmp_path: Path
+) -> None:
     form(tmp_path, jpegs)
     assert dataset.describe(dataset.find(str(tmp_path))) == sentence.replace("DATA", str(tmp_path))
 
 
-def test_the_archive_itself_may_be_named(jpegs: Dict[str, bytes], tmp_path: Path, program: Program) -> None:
+def test_the_archive_itself_may_be_named(
+    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+) -> None:
     (tmp_path / "data").mkdir()
     archives(tmp_path / "data", jpegs)
     program(tmp_path / "data" / "ILSVRC2012_img_val.tar", tmp_path / "out")
     assert (tmp_path / "out" / "val_label.txt").read_text() == EXPECTED
 
 
-def test_the_identifier_of_the_devkit_is_not_taken_for_the_class(jpegs: Dict[str, bytes], tmp_path: Path,
-                                                                 program: Program) -> None:
+def test_the_identifier_of_the_devkit_is_not_taken_for_the_class(
+    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+) -> None:
     (tmp_path / "data").mkdir()
     archives(tmp_path / "data", jpegs)
     program(tmp_path / "data", tmp_path / "out")
-    found = dict(line.split() for line in (tmp_path / "out" / "val_label.txt").read_text().splitlines())
+    found = dict(
+        line.split() for line in (tmp_path / "out" / "val_label.txt").read_text().splitlines()
+    )
     by_identifier = {name(number): str(IDS[CLASSES[number]] - 1) for number in NUMBERS}
     assert sum(found[image] == by_identifier[image] for image in found) <= 1
 
 
-def test_what_the_steps_take_is_left_as_it_is(jpegs: Dict[str, bytes], tmp_path: Path, program: Program) -> None:
+def test_what_the_steps_take_is_left_as_it_is(
+    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+) -> None:
     write(tmp_path / "data" / "val_union", jpegs)
     write(tmp_path / "data", {"val_label.txt": EXPECTED.encode()})
     image_archive(tmp_path / "data", jpegs)
     assert "the steps take it as it is" in program(tmp_path / "data", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    write(tmp_path / "own" / "val", {"n00000001/a.jpg": b"", "n00000002/b.jpg": b""})  # two classes of somebody's own
+    write(
+        tmp_path / "own" / "val", {"n00000001/a.jpg": b"", "n00000002/b.jpg": b""}
+    )  # two classes of somebody's own
     assert dataset.find(str(tmp_path / "own")).native
 
 
 # ---- interrupted, and full disks -------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("form", (archives, hugging_face))
-def test_a_run_that_was_stopped_goes_on(form: Any, jpegs: Dict[str, bytes], tmp_path: Path, program: Program,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_goes_on(
+    form: Any,
+    jpegs: Dict[str, bytes],
+    tmp_path: Path,
+    program: Program,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (tmp_path / "data").mkdir()
     form(tmp_path / "data", jpegs)
     written: List[str] = []
@@ -251,16 +363,23 @@ def test_a_run_that_was_stopped_goes_on(form: Any, jpegs: Dict[str, bytes], tmp_
     monkeypatch.setattr(Writer, "part", stopping)
     with pytest.raises(KeyboardInterrupt):
         program(tmp_path / "data", tmp_path / "out")
-    assert not (tmp_path / "out" / "val_label.txt").exists(), "labels appear when all images are there"
+    assert not (tmp_path / "out" / "val_label.txt").exists(), (
+        "labels appear when all images are there"
+    )
     assert len(written) == 11
     monkeypatch.setattr(Writer, "part", counting)
     assert "30 images unpacked into" in program(tmp_path / "data", tmp_path / "out")
-    assert sorted(written[:30]) == sorted(jpegs) and written[30:] == ["val_label.txt"], "none was unpacked twice"
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "val_union").iterdir()} == jpegs
+    assert sorted(written[:30]) == sorted(jpegs) and written[30:] == ["val_label.txt"], (
+        "none was unpacked twice"
+    )
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "out" / "val_union").iterdir()
+    } == jpegs
 
 
-def test_an_image_that_was_damaged_since_is_unpacked_again(jpegs: Dict[str, bytes], tmp_path: Path,
-                                                           program: Program) -> None:
+def test_an_image_that_was_damaged_since_is_unpacked_again(
+    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+) -> None:
     (tmp_path / "data").mkdir()
     archives(tmp_path / "data", jpegs)
     program(tmp_path / "data", tmp_path / "out")
@@ -270,15 +389,18 @@ def test_an_image_that_was_damaged_since_is_unpacked_again(jpegs: Dict[str, byte
     assert damaged.read_bytes() == jpegs[name(7)]
 
 
-def test_hidden_folders_are_no_classes(jpegs: Dict[str, bytes], tmp_path: Path, program: Program) -> None:
+def test_hidden_folders_are_no_classes(
+    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+) -> None:
     wordnet_folders(tmp_path, jpegs)
     assert dataset.find(str(tmp_path)).labels == "wnids"
     (tmp_path / "val" / ".ipynb_checkpoints").mkdir()
     assert dataset.find(str(tmp_path)).labels == "wnids"
 
 
-def test_an_archive_that_is_unpacked_beside_itself_goes_on(jpegs: Dict[str, bytes], tmp_path: Path,
-                                                           program: Program) -> None:
+def test_an_archive_that_is_unpacked_beside_itself_goes_on(
+    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+) -> None:
     """After a kill half of the images are in val_union, and no labels are there: they are not the data set."""
     archives(tmp_path, jpegs)
     program(tmp_path, tmp_path)
@@ -292,8 +414,9 @@ def test_an_archive_that_is_unpacked_beside_itself_goes_on(jpegs: Dict[str, byte
     assert labels.read_bytes() == finished and len(os.listdir(str(tmp_path / "val_union"))) == 30
 
 
-def test_a_disk_too_small_is_refused_before_anything_is_unpacked(jpegs: Dict[str, bytes], tmp_path: Path,
-                                                                 program: Program, monkeypatch: Any) -> None:
+def test_a_disk_too_small_is_refused_before_anything_is_unpacked(
+    jpegs: Dict[str, bytes], tmp_path: Path, program: Program, monkeypatch: Any
+) -> None:
     (tmp_path / "data").mkdir()
     archives(tmp_path / "data", jpegs)
     monkeypatch.setattr(prepare_data.files, "free_space", lambda folder: 1000.0)
@@ -302,6 +425,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_unpacked(jpegs: Dict[str
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
+
 
 def change(path: str, old: bytes, new: bytes) -> Callable[[Path], None]:
     return lambda folder: write(folder, {path: (folder / path).read_bytes().replace(old, new, 1)})
@@ -315,35 +439,87 @@ def spoil_compressed(folder: Path) -> None:
     """The devkit's first file, meta.mat, begins well, but what follows in the compressed archive is damaged."""
     path = folder / "ILSVRC2012_devkit_t12.tar.gz"
     packer = zlib.compressobj(wbits=31)
-    packed = packer.compress(gzip.decompress(path.read_bytes())[:10_000]) + packer.flush(zlib.Z_FULL_FLUSH)
+    packed = packer.compress(gzip.decompress(path.read_bytes())[:10_000]) + packer.flush(
+        zlib.Z_FULL_FLUSH
+    )
     path.write_bytes(packed + b"\xff" * 100)
 
 
 TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
 
 
-@pytest.mark.parametrize("form, spoil, sentence", (
-    (archives, without("ILSVRC2012_devkit_t12.tar.gz"), "has no labels beside it; put ILSVRC2012_devkit_t12.tar.gz"),
-    (archives, lambda f: write(f, {"ILSVRC2012_devkit_t12.tar.gz": b"<html>"}), "the devkit"),
-    (archives, spoil_compressed, "the devkit DATA/ILSVRC2012_devkit_t12.tar.gz cannot be read (Error -3 while"),
-    (archive_and_unpacked_devkit, without(TRUTH), "cannot read"),
-    (archive_and_unpacked_devkit, lambda f: write(f, {TRUTH: b"1\n2000\n"}), "an ILSVRC2012_ID from 1 to 1000"),
-    (archive_and_unpacked_devkit, lambda f: write(f, {TRUTH: b"1\n2\n"}), "29 of 30 images have no label in"),
-    (archive_and_unpacked_devkit, lambda f: write(f, {"ILSVRC2012_devkit_t12/data/meta.mat": b"MATLAB 5.0 MAT-file"}),
-     "the meta.mat of"),
-    (archives, lambda f: write(f, {"ILSVRC2012_img_val.tar": (f / "ILSVRC2012_img_val.tar").read_bytes()[:2000]}),
-     "cannot be read (unexpected end of data)"),
-    (kaggle, without("LOC_synset_mapping.txt"), "but a class's number is its place among all 1,000"),
-    (kaggle, change("LOC_val_solution.csv", b",n", b",x"), "LOC_val_solution.csv, line 2: `ImageId,n01440764 …`"),
-    (kaggle, change("LOC_val_solution.csv", b",n", b'"' + b"x" * 200_000 + b",n"),
-     "1 of 30 images have no label in DATA/LOC_val_solution.csv"),
-    (kaggle, change("LOC_synset_mapping.txt", WNIDS[5].encode(), WNIDS[6].encode()), "names 999 WordNet IDs"),
-    (caffe, change("val.txt", name(400).encode() + b" ", b"other.JPEG "),
-     f"1 of 30 images have no label in DATA/val.txt: {name(400)}; do they belong together?"),
-    (wordnet_folders, lambda f: write(f, {"val/stray.JPEG": b"x"}), "stray.JPEG in DATA/val does not lie in a class"),
-))
-def test_broken_data_are_refused_in_one_sentence(form: Any, spoil: Any, sentence: str, jpegs: Dict[str, bytes],
-                                                 tmp_path: Path, program: Program) -> None:
+@pytest.mark.parametrize(
+    "form, spoil, sentence",
+    (
+        (
+            archives,
+            without("ILSVRC2012_devkit_t12.tar.gz"),
+            "has no labels beside it; put ILSVRC2012_devkit_t12.tar.gz",
+        ),
+        (archives, lambda f: write(f, {"ILSVRC2012_devkit_t12.tar.gz": b"<html>"}), "the devkit"),
+        (
+            archives,
+            spoil_compressed,
+            "the devkit DATA/ILSVRC2012_devkit_t12.tar.gz cannot be read (Error -3 while",
+        ),
+        (archive_and_unpacked_devkit, without(TRUTH), "cannot read"),
+        (
+            archive_and_unpacked_devkit,
+            lambda f: write(f, {TRUTH: b"1\n2000\n"}),
+            "an ILSVRC2012_ID from 1 to 1000",
+        ),
+        (
+            archive_and_unpacked_devkit,
+            lambda f: write(f, {TRUTH: b"1\n2\n"}),
+            "29 of 30 images have no label in",
+        ),
+        (
+            archive_and_unpacked_devkit,
+            lambda f: write(f, {"ILSVRC2012_devkit_t12/data/meta.mat": b"MATLAB 5.0 MAT-file"}),
+            "the meta.mat of",
+        ),
+        (
+            archives,
+            lambda f: write(
+                f, {"ILSVRC2012_img_val.tar": (f / "ILSVRC2012_img_val.tar").read_bytes()[:2000]}
+            ),
+            "cannot be read (unexpected end of data)",
+        ),
+        (
+            kaggle,
+            without("LOC_synset_mapping.txt"),
+            "but a class's number is its place among all 1,000",
+        ),
+        (
+            kaggle,
+            change("LOC_val_solution.csv", b",n", b",x"),
+            "LOC_val_solution.csv, line 2: `ImageId,n01440764 …`",
+        ),
+        (
+            kaggle,
+            change("LOC_val_solution.csv", b",n", b'"' + b"x" * 200_000 + b",n"),
+            "1 of 30 images have no label in DATA/LOC_val_solution.csv",
+        ),
+        (
+            kaggle,
+            change("LOC_synset_mapping.txt", WNIDS[5].encode(), WNIDS[6].encode()),
+            "names 999 WordNet IDs",
+        ),
+        (
+            caffe,
+            change("val.txt", name(400).encode() + b" ", b"other.JPEG "),
+            f"1 of 30 images have no label in DATA/val.txt: {name(400)}; do they belong together?",
+        ),
+        (
+            wordnet_folders,
+            lambda f: write(f, {"val/stray.JPEG": b"x"}),
+            "stray.JPEG in DATA/val does not lie in a class",
+        ),
+    ),
+)
+def test_broken_data_are_refused_in_one_sentence(
+    form: Any, spoil: Any, sentence: str, jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+) -> None:
     (tmp_path / "data").mkdir()
     form(tmp_path / "data", jpegs)
     spoil(tmp_path / "data")
@@ -352,7 +528,9 @@ def test_broken_data_are_refused_in_one_sentence(form: Any, spoil: Any, sentence
     assert not (tmp_path / "out" / "val_label.txt").exists()
 
 
-def test_what_is_not_known_is_refused_with_the_list_of_what_is(tmp_path: Path, program: Program) -> None:
+def test_what_is_not_known_is_refused_with_the_list_of_what_is(
+    tmp_path: Path, program: Program
+) -> None:
     write(tmp_path / "data", {"notes.txt": b"x"})
     said = program(tmp_path / "data", tmp_path / "out")
     assert f"refused: {tmp_path}/data is no data set of a known form; " in said
@@ -361,8 +539,9 @@ def test_what_is_not_known_is_refused_with_the_list_of_what_is(tmp_path: Path, p
     assert "is no data set of a known form" in program(tmp_path / "file.zip", tmp_path / "out")
 
 
-def test_hostile_names_in_an_archive_stay_in_the_folder(jpegs: Dict[str, bytes], tmp_path: Path,
-                                                        program: Program) -> None:
+def test_hostile_names_in_an_archive_stay_in_the_folder(
+    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+) -> None:
     (tmp_path / "data").mkdir()
     with tarfile.open(str(tmp_path / "data" / "ILSVRC2012_img_val.tar"), "w") as archive:
         add(archive, "../../../evil.jpg", b"x")
@@ -378,15 +557,26 @@ def test_hostile_names_in_an_archive_stay_in_the_folder(jpegs: Dict[str, bytes],
     assert "holds 1 images twice: same.jpg" in program(tmp_path / "data", tmp_path / "out2")
 
 
-@pytest.mark.parametrize("rows, sentence", (
-    ({"picture": [b"x"], "label": [1]}, "should have the columns `image` (a struct of `bytes` and `path`) and `label`"),
-    ({"image": [b"x"], "label": [1]}, "should have the columns `image`"),
-    ({"image": [{"bytes": b"x", "path": "a.jpg"}], "label": [-1]}, "has an image with the label -1, so it is not the"),
-))
-def test_parquet_of_another_kind_is_refused(rows: Dict[str, Any], sentence: str, tmp_path: Path,
-                                            program: Program) -> None:
+@pytest.mark.parametrize(
+    "rows, sentence",
+    (
+        (
+            {"picture": [b"x"], "label": [1]},
+            "should have the columns `image` (a struct of `bytes` and `path`) and `label`",
+        ),
+        ({"image": [b"x"], "label": [1]}, "should have the columns `image`"),
+        (
+            {"image": [{"bytes": b"x", "path": "a.jpg"}], "label": [-1]},
+            "has an image with the label -1, so it is not the",
+        ),
+    ),
+)
+def test_parquet_of_another_kind_is_refused(
+    rows: Dict[str, Any], sentence: str, tmp_path: Path, program: Program
+) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
+
     parquet.write_table(pyarrow.table(rows), str(tmp_path / "validation.parquet"))
     assert sentence in program(tmp_path / "validation.parquet", tmp_path / "out")
     (tmp_path / "validation.parquet").write_bytes(b"PAR1")
@@ -394,34 +584,63 @@ def test_parquet_of_another_kind_is_refused(rows: Dict[str, Any], sentence: str,
 
 
 @pytest.mark.parametrize("package, form", (("scipy", archives), ("pyarrow", hugging_face)))
-def test_a_package_that_only_this_data_needs_is_asked_for(package: str, form: Any, jpegs: Dict[str, bytes],
-                                                          tmp_path: Path, program: Program, monkeypatch: Any) -> None:
+def test_a_package_that_only_this_data_needs_is_asked_for(
+    package: str,
+    form: Any,
+    jpegs: Dict[str, bytes],
+    tmp_path: Path,
+    program: Program,
+    monkeypatch: Any,
+) -> None:
     form(tmp_path, jpegs)
     monkeypatch.setitem(sys.modules, package, None)
     real = __import__("importlib.util").util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda n, *a: None if n == package else real(n, *a))
-    assert f"needs the package {package}, which is not installed; " in program(tmp_path, tmp_path / "out")
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda n, *a: None if n == package else real(n, *a)
+    )
+    assert f"needs the package {package}, which is not installed; " in program(
+        tmp_path, tmp_path / "out"
+    )
 
 
 # ---- through the pipeline --------------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
-def test_the_pipeline_takes_an_archive_and_other_labels(small_sample: Path, small_model: Path, tmp_path: Path) -> None:
+def test_the_pipeline_takes_an_archive_and_other_labels(
+    small_sample: Path, small_model: Path, tmp_path: Path
+) -> None:
     lines = [line.split() for line in (small_sample / "val_label.txt").read_text().splitlines()][:4]
     data = tmp_path / "data"
     data.mkdir()
     with tarfile.open(str(data / "ILSVRC2012_img_val.tar"), "w") as archive:
         for number, (photo, _) in enumerate(lines, 1):
             add(archive, name(number), (small_sample / "val_union" / photo).read_bytes())
-    (data / "val.txt").write_text("".join(f"{name(number)} {label}\n" for number, (_, label) in enumerate(lines, 1)))
+    (data / "val.txt").write_text(
+        "".join(f"{name(number)} {label}\n" for number, (_, label) in enumerate(lines, 1))
+    )
     shutil.copy(str(small_sample / "model_best.pth.tar"), str(data))
     real = [[int(label)] if number else [] for number, (_, label) in enumerate(lines)]
     (tmp_path / "real.json").write_text(json.dumps(real))
     copy_products(small_model, tmp_path / "work")
     for options, count in (([], "4"), (["--labels", str(tmp_path / "real.json")], "3")):
-        done = run("scripts/pipeline.py", "--backend", "cpu", "--data", data, "--workdir", tmp_path / "work",
-                   "--img-size", SMALL, *options, cwd=str(ROOT))
+        done = run(
+            "scripts/pipeline.py",
+            "--backend",
+            "cpu",
+            "--data",
+            data,
+            "--workdir",
+            tmp_path / "work",
+            "--img-size",
+            SMALL,
+            *options,
+            cwd=str(ROOT),
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "labels by Caffe's list" in done.stdout
-        found = {row["key"]: row["value"] for row in json.loads((tmp_path / "work" / "acc.json").read_text())["value"]}
+        found = {
+            row["key"]: row["value"]
+            for row in json.loads((tmp_path / "work" / "acc.json").read_text())["value"]
+        }
         assert (found["Number of images"], found["Top1 accuracy"]) == (count, "100.0%")

@@ -1,4 +1,5 @@
 """The evaluation that belongs to the weights: the pixels of each setting, and whose word counts."""
+
 import argparse
 import hashlib
 import json
@@ -23,7 +24,9 @@ from pictures import bins, pattern, prepare, refused
 from PIL import Image
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-today = pytest.mark.skipif(sys.version_info < (3, 10), reason="today's timm and torchvision need Python 3.10")
+today = pytest.mark.skipif(
+    sys.version_info < (3, 10), reason="today's timm and torchvision need Python 3.10"
+)
 
 
 @pytest.fixture(scope="session")
@@ -36,33 +39,54 @@ def wheels(shared: Shared) -> Path:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """JPEGs of two shapes and a PNG."""
     folder = tmp_path_factory.mktemp("pictures")
-    for name, size in (("wide.jpg", (500, 375)), ("tall.jpg", (375, 500)), ("small.png", (100, 80))):
+    for name, size in (
+        ("wide.jpg", (500, 375)),
+        ("tall.jpg", (375, 500)),
+        ("small.png", (100, 80)),
+    ):
         pattern(*size).save(str(folder / name), quality=92)
     return folder
 
 
 # ---- the pixels ------------------------------------------------------------------------------------------------------
 
+
 def sha256_of(data: Any) -> str:
     return hashlib.sha256(bytes(memoryview(data).cast("B"))).hexdigest()
 
 
 def every_setting() -> List[Evaluation]:
-    return [Evaluation(size, crop_pct, mode, interpolation, *means)
-            for size in (224, 288, 448)
-            for mode, crop_pct in (("center", 0.875), ("center", 0.95), ("squash", 1.0),
-                                                               ("squash", 0.875))
-            for interpolation in evaluation.INTERPOLATIONS
-            for means in ((DEFAULT.mean, DEFAULT.std), IMAGENET)]
+    return [
+        Evaluation(size, crop_pct, mode, interpolation, *means)
+        for size in (224, 288, 448)
+        for mode, crop_pct in (
+            ("center", 0.875),
+            ("center", 0.95),
+            ("squash", 1.0),
+            ("squash", 0.875),
+        )
+        for interpolation in evaluation.INTERPOLATIONS
+        for means in ((DEFAULT.mean, DEFAULT.std), IMAGENET)
+    ]
 
 
 @today
 @pytest.mark.slow
 @pytest.mark.parametrize("whose", ("the pinned source package", "today's"))
-def test_the_bytes_are_those_of_timms_own_transform(whose: str, wheels: Path, pictures: Path, tmp_path: Path) -> None:
-    settings = [setting for setting in every_setting() if whose == "today's" or setting.crop_mode == "center"]
+def test_the_bytes_are_those_of_timms_own_transform(
+    whose: str, wheels: Path, pictures: Path, tmp_path: Path
+) -> None:
+    settings = [
+        setting
+        for setting in every_setting()
+        if whose == "today's" or setting.crop_mode == "center"
+    ]
     if whose == "today's":
-        settings = [setting for setting in settings if setting.crop_mode == "squash" or setting.crop_pct == 0.95]
+        settings = [
+            setting
+            for setting in settings
+            if setting.crop_mode == "squash" or setting.crop_pct == 0.95
+        ]
     asked, found = [], {}
     for number, setting in enumerate(settings):
         fast = pixels.fast_path(setting, "float32")
@@ -72,12 +96,19 @@ def test_the_bytes_are_those_of_timms_own_transform(whose: str, wheels: Path, pi
                 case["crop_mode"] = setting.crop_mode
             asked.append(dict(case, case=f"{number} {path.name}", path=str(path)))
             with path.open("rb") as file:
-                made = {sha256_of(pixels.convert(file, setting, "float32", way)) for way in (None, fast)}
+                made = {
+                    sha256_of(pixels.convert(file, setting, "float32", way)) for way in (None, fast)
+                }
             assert len(made) == 1, (setting, path)
             found[f"{number} {path.name}"] = made.pop()
     (tmp_path / "cases.json").write_text(json.dumps(asked))
-    timm_today.run(wheels / "timm-today" if whose == "today's" else ROOT / "pytorch-image-models", wheels, "transform",
-                   tmp_path / "cases.json", tmp_path / "out.json")
+    timm_today.run(
+        wheels / "timm-today" if whose == "today's" else ROOT / "pytorch-image-models",
+        wheels,
+        "transform",
+        tmp_path / "cases.json",
+        tmp_path / "out.json",
+    )
     assert found == json.loads((tmp_path / "out.json").read_text())
 
 
@@ -95,7 +126,10 @@ def test_bytes_scaled_by_the_aipp_settings_are_the_floats(pictures: Path, tmp_pa
 
 def test_the_aipp_file_for_hand_use_is_that_of_the_default_evaluation(tmp_path: Path) -> None:
     (tmp_path / "aipp.cfg").write_bytes(evaluation.aipp(DEFAULT))
-    made, by_hand = (inputs.read_aipp(str(path)) for path in (tmp_path / "aipp.cfg", ROOT / "scripts" / "aipp.cfg"))
+    made, by_hand = (
+        inputs.read_aipp(str(path))
+        for path in (tmp_path / "aipp.cfg", ROOT / "scripts" / "aipp.cfg")
+    )
     assert made == dict(by_hand, mean_chn_0="0", mean_chn_1="0", mean_chn_2="0")
 
 
@@ -105,13 +139,20 @@ def test_aipp_subtracts_whole_numbers_and_their_rests() -> None:
     assert "var_reci_chn_2 : 0.017429193899782\n" in lines  # 1 / (0.225 · 255)
 
 
-def test_other_settings_are_named_and_make_everything_again_if_that_is_wanted(pictures: Path, tmp_path: Path) -> None:
+def test_other_settings_are_named_and_make_everything_again_if_that_is_wanted(
+    pictures: Path, tmp_path: Path
+) -> None:
     prepare(pictures, tmp_path / "prep", "--img-size", 32)
     before = bins(tmp_path / "prep")
-    said = prepare(pictures, tmp_path / "prep", "--img-size", 32, "--crop-mode", "squash", status=1).stderr
+    said = prepare(
+        pictures, tmp_path / "prep", "--img-size", 32, "--crop-mode", "squash", status=1
+    ).stderr
     assert "made with other settings: crop_mode was center; to keep them, name another DST" in said
     prepare(pictures, tmp_path / "prep", "--img-size", 32, "--crop-mode", "squash", "--force")
-    assert set(bins(tmp_path / "prep")) == set(before) and bins(tmp_path / "prep")["wide.bin"] != before["wide.bin"]
+    assert (
+        set(bins(tmp_path / "prep")) == set(before)
+        and bins(tmp_path / "prep")["wide.bin"] != before["wide.bin"]
+    )
     prepare(pictures, tmp_path / "prep", "--img-size", 32, "--dtype", "uint8", "--force")
     assert (tmp_path / "prep" / "aipp.cfg").exists()
     prepare(pictures, tmp_path / "prep", "--img-size", 32, "--force")
@@ -121,14 +162,25 @@ def test_other_settings_are_named_and_make_everything_again_if_that_is_wanted(pi
 
 # ---- whose word counts -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("source, expected", (
-    ({"img_size": None, "crop_pct": None, "mean": None, "interpolation": "", "lr": 0.1}, {}),
-    ({"input_size": [3, 448, 448], "crop_mode": "squash", "crop_pct": 1.0}, {
-        "img_size": 448, "crop_mode": "squash", "crop_pct": 1.0}),
-    ({"img_size": 288, "mean": [0.5], "std": [0.5, 0.4, 0.3]}, {
-        "img_size": 288, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.4, 0.3)}),
-    ({"interpolation": "lanczos", "mean": [1, 2]}, {"interpolation": "'lanczos'", "mean": "(1, 2)"}),
-))
+
+@pytest.mark.parametrize(
+    "source, expected",
+    (
+        ({"img_size": None, "crop_pct": None, "mean": None, "interpolation": "", "lr": 0.1}, {}),
+        (
+            {"input_size": [3, 448, 448], "crop_mode": "squash", "crop_pct": 1.0},
+            {"img_size": 448, "crop_mode": "squash", "crop_pct": 1.0},
+        ),
+        (
+            {"img_size": 288, "mean": [0.5], "std": [0.5, 0.4, 0.3]},
+            {"img_size": 288, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.4, 0.3)},
+        ),
+        (
+            {"interpolation": "lanczos", "mean": [1, 2]},
+            {"interpolation": "'lanczos'", "mean": "(1, 2)"},
+        ),
+    ),
+)
 def test_what_a_checkpoint_says(source: Dict[str, Any], expected: Dict[str, Any]) -> None:
     assert evaluation.said_by(source) == expected
     assert evaluation.from_json(json.loads(json.dumps(evaluation.to_json(expected)))) == expected
@@ -136,40 +188,69 @@ def test_what_a_checkpoint_says(source: Dict[str, Any], expected: Dict[str, Any]
 
 def test_the_option_is_followed_and_the_contradiction_said_once() -> None:
     said = {"img_size": 448, "crop_pct": 1.0, "interpolation": "bicubic"}
-    chosen, told = evaluation.resolve({"crop_pct": 0.875, "interpolation": "bicubic"}, said, "the checkpoint m.pth")
+    chosen, told = evaluation.resolve(
+        {"crop_pct": 0.875, "interpolation": "bicubic"}, said, "the checkpoint m.pth"
+    )
     assert chosen == Evaluation(448, 0.875, "center", "bicubic")
-    assert told == ["--crop-pct 0.875 contradicts the checkpoint m.pth, which says 1; the option is followed"]
+    assert told == [
+        "--crop-pct 0.875 contradicts the checkpoint m.pth, which says 1; the option is followed"
+    ]
 
 
 def test_what_cannot_be_done_is_refused_unless_an_option_replaces_it() -> None:
     said = {"interpolation": "'lanczos'"}
-    with pytest.raises(Refusal, match="m.pth says interpolation = 'lanczos', but bilinear or bicubic is expected; "
-                                      "say --interpolation"):
+    with pytest.raises(
+        Refusal,
+        match="m.pth says interpolation = 'lanczos', but bilinear or bicubic is expected; "
+        "say --interpolation",
+    ):
         evaluation.resolve({}, said, "m.pth")
-    assert evaluation.resolve({"interpolation": "bicubic"}, said, "m.pth")[0].interpolation == "bicubic"
+    assert (
+        evaluation.resolve({"interpolation": "bicubic"}, said, "m.pth")[0].interpolation
+        == "bicubic"
+    )
 
 
-@pytest.mark.parametrize("words, sentence", (
-    (["--crop-pct", "0"], "--crop-pct: a number of more than 0 and at most 1"),
-    (["--crop-pct", "87.5"], "--crop-pct: a number of more than 0 and at most 1"),
-    (["--mean", "0.5"], "--mean: expected 3 arguments"), (["--mean", "1", "2", "3"], "--mean: a number of at least 0"),
-    (["--std", "0", "1", "1"], "--std: a number of more than 0"), (["--crop-mode", "border"], "invalid choice"),
-    (["--interpolation", "lanczos"], "invalid choice"),
-))
-def test_wrong_settings_are_wrong_usage(words: List[str], sentence: str, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words, sentence",
+    (
+        (["--crop-pct", "0"], "--crop-pct: a number of more than 0 and at most 1"),
+        (["--crop-pct", "87.5"], "--crop-pct: a number of more than 0 and at most 1"),
+        (["--mean", "0.5"], "--mean: expected 3 arguments"),
+        (["--mean", "1", "2", "3"], "--mean: a number of at least 0"),
+        (["--std", "0", "1", "1"], "--std: a number of more than 0"),
+        (["--crop-mode", "border"], "invalid choice"),
+        (["--interpolation", "lanczos"], "invalid choice"),
+    ),
+)
+def test_wrong_settings_are_wrong_usage(
+    words: List[str], sentence: str, pictures: Path, tmp_path: Path
+) -> None:
     assert sentence in refused(pictures, tmp_path / "prep", *words, status=2)
 
 
 # ---- from the checkpoint to the images -------------------------------------------------------------------------------
 
+
 def hugging_face(folder: Path, checkpoint: Path, **settings: Any) -> Path:
     """A folder as Hugging Face has them, with the weights of a checkpoint."""
     torch = pytest.importorskip("torch")
     from common.model.checkpoint import find_state_dict, load_checkpoint
+
     folder.mkdir()
-    torch.save(find_state_dict(load_checkpoint(str(checkpoint)), "").tensors, str(folder / "pytorch_model.bin"))
-    (folder / "config.json").write_text(json.dumps({
-        "architecture": "tresnet_m", "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 64, 64], **settings}}))
+    torch.save(
+        find_state_dict(load_checkpoint(str(checkpoint)), "").tensors,
+        str(folder / "pytorch_model.bin"),
+    )
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "architecture": "tresnet_m",
+                "num_classes": 1000,
+                "pretrained_cfg": {"input_size": [3, 64, 64], **settings},
+            }
+        )
+    )
     return folder
 
 
@@ -177,9 +258,17 @@ def hugging_face(folder: Path, checkpoint: Path, **settings: Any) -> Path:
 def exported(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tresnet.onnx of a Hugging Face folder that asks for 64 pixels, squash, crop 1, bicubic."""
     import TResNet_pth2onnx as export
+
     folder = tmp_path_factory.mktemp("exported")
-    source = hugging_face(folder / "hf", small_sample / "model_best.pth.tar", crop_mode="squash", crop_pct=1.0,
-                          interpolation="bicubic", mean=[0, 0, 0], std=[1, 1, 1])
+    source = hugging_face(
+        folder / "hf",
+        small_sample / "model_best.pth.tar",
+        crop_mode="squash",
+        crop_pct=1.0,
+        interpolation="bicubic",
+        mean=[0, 0, 0],
+        std=[1, 1, 1],
+    )
     with small_network():
         run_here(export.main, source, folder / "tresnet.onnx")
     return folder / "tresnet.onnx"
@@ -187,42 +276,72 @@ def exported(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.slow
 def test_a_hugging_face_folders_own_evaluation_is_the_default_down_to_the_images(
-        exported: Path, pictures: Path, tmp_path: Path) -> None:
+    exported: Path, pictures: Path, tmp_path: Path
+) -> None:
     shape = onnxruntime.InferenceSession(str(exported)).get_inputs()[0].shape
     assert shape[2:] == [64, 64]
     done = prepare(pictures, tmp_path / "prep", "--model", exported)
     assert "evaluation: 64×64, crop 1 squash, bicubic, mean 0 0 0, std 1 1 1\n" in done.stdout
     with Image.open(str(pictures / "wide.jpg")) as image:
-        expected = np.asarray(image.resize((64, 64), Image.BICUBIC), np.float32).transpose(2, 0, 1) / np.float32(255)
+        expected = np.asarray(image.resize((64, 64), Image.BICUBIC), np.float32).transpose(
+            2, 0, 1
+        ) / np.float32(255)
     assert (tmp_path / "prep" / "wide.bin").read_bytes() == expected.tobytes("C")
     settings = read(str(tmp_path / "prep")).settings
-    expected_settings = {"img_size": 64, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
+    expected_settings = {
+        "img_size": 64,
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "interpolation": "bicubic",
+    }
     assert {**settings, **expected_settings} == settings
-    said = prepare(pictures, tmp_path / "other", "--model", exported, "--crop-mode", "center").stdout
-    assert (f"note: --crop-mode center contradicts the checkpoint of {exported}, which says squash; the option is "
-            "followed\n") in said
+    said = prepare(
+        pictures, tmp_path / "other", "--model", exported, "--crop-mode", "center"
+    ).stdout
+    assert (
+        f"note: --crop-mode center contradicts the checkpoint of {exported}, which says squash; the option is "
+        "followed\n"
+    ) in said
 
 
 @pytest.mark.slow
 def test_images_made_for_another_evaluation_than_the_checkpoints_are_refused(
-        exported: Path, pictures: Path, tmp_path: Path) -> None:
+    exported: Path, pictures: Path, tmp_path: Path
+) -> None:
     runner = ("scripts/infer_onnx.py", "--model", exported, "--input", tmp_path / "prep")
     prepare(pictures, tmp_path / "prep", "--img-size", 64)
     said = refusal(*runner)
-    assert f"the images in {tmp_path}/prep were made with crop_mode = center, but the checkpoint of {exported} says " \
-           "squash; make them again: python3 TResNet_preprocess.py SRC" in said
+    assert (
+        f"the images in {tmp_path}/prep were made with crop_mode = center, but the checkpoint of {exported} says "
+        "squash; make them again: python3 TResNet_preprocess.py SRC" in said
+    )
     about = Prepared({"crop_pct": 0.875}, {"given": ["crop_pct"]}, {}, {}, {}, {})
-    evaluation.check_prepared(about, {"crop_pct": 1.0}, "prep", "m.onnx")  # whoever gave it was told
+    evaluation.check_prepared(
+        about, {"crop_pct": 1.0}, "prep", "m.onnx"
+    )  # whoever gave it was told
     with pytest.raises(Refusal, match="crop_pct = 0.875"):
-        evaluation.check_prepared(about._replace(about={"given": []}), {"crop_pct": 1.0}, "prep", "m.onnx")
+        evaluation.check_prepared(
+            about._replace(about={"given": []}), {"crop_pct": 1.0}, "prep", "m.onnx"
+        )
 
 
-@pytest.mark.parametrize("spoil, sentence", (
-    (lambda f: (f / "config.json").write_text("{"), "config.json is damaged (Expecting property name"),
-    (lambda f: (f / "config.json").write_text("[]"),
-     "config.json is damaged (it is a list, an object was expected); copy it again"),
-    (lambda f: (f / "pytorch_model.bin").unlink(), "should hold model.safetensors or pytorch_model.bin beside"),
-))
+@pytest.mark.parametrize(
+    "spoil, sentence",
+    (
+        (
+            lambda f: (f / "config.json").write_text("{"),
+            "config.json is damaged (Expecting property name",
+        ),
+        (
+            lambda f: (f / "config.json").write_text("[]"),
+            "config.json is damaged (it is a list, an object was expected); copy it again",
+        ),
+        (
+            lambda f: (f / "pytorch_model.bin").unlink(),
+            "should hold model.safetensors or pytorch_model.bin beside",
+        ),
+    ),
+)
 def test_a_broken_folder_is_refused(spoil: Any, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     (tmp_path / "config.json").write_text("{}")
@@ -234,17 +353,20 @@ def test_a_broken_folder_is_refused(spoil: Any, sentence: str, tmp_path: Path) -
 
 def test_a_model_without_a_record_is_refused(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"")
-    assert "m.onnx has no record of TResNet_pth2onnx.py" in refused(pictures, tmp_path / "prep", "--model",
-                                                                    tmp_path / "m.onnx")
+    assert "m.onnx has no record of TResNet_pth2onnx.py" in refused(
+        pictures, tmp_path / "prep", "--model", tmp_path / "m.onnx"
+    )
 
 
 @pytest.mark.slow
-def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refused(small_sample: Path, tmp_path: Path
-                                                                                  ) -> None:
+def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refused(
+    small_sample: Path, tmp_path: Path
+) -> None:
     torch = pytest.importorskip("torch")
     from common.model.checkpoint import load_checkpoint
 
     import TResNet_pth2onnx as export
+
     checkpoint = load_checkpoint(str(small_sample / "model_best.pth.tar"))
     target = tmp_path / "m.onnx"
     for size, options in ((64, []), (100, ["--img-size", "96"])):
@@ -253,12 +375,18 @@ def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refus
         with small_network():
             run_here(export.main, tmp_path / "m.pth", target, *options)
         assert record.read(str(target)).notes["evaluation"] == {
-            "img_size": 96 if options else 64, "crop_pct": 0.9, "mean": [0.5, 0.5, 0.5]}
-    with small_network(), pytest.raises(Refusal, match="says img_size = 100, but the network halves the image five "):
+            "img_size": 96 if options else 64,
+            "crop_pct": 0.9,
+            "mean": [0.5, 0.5, 0.5],
+        }
+    with small_network(), pytest.raises(
+        Refusal, match="says img_size = 100, but the network halves the image five "
+    ):
         run_here(export.main, tmp_path / "m.pth", target)
 
 
 # ---- the whole family ------------------------------------------------------------------------------------------------
+
 
 @today
 @pytest.mark.slow
@@ -266,6 +394,7 @@ def test_tresnet_v2_l_has_the_logits_of_todays_timm(wheels: Path, tmp_path: Path
     from common.model.checkpoint import load_checkpoint
     from common.model.graph import build_model
     from common.model.network import load_network, recognise
+
     timm_today.run(wheels / "timm-today", wheels, "v2_l", tmp_path)
     tensors = load_checkpoint(str(tmp_path / "weights.pth"))
     seen = recognise(tensors, "weights.pth", "tresnet_v2_l.miil_in21k", None, None)
@@ -273,16 +402,24 @@ def test_tresnet_v2_l_has_the_logits_of_todays_timm(wheels: Path, tmp_path: Path
     network = load_network(OrderedDict(tensors), "weights.pth", seen)
     model = build_model(network, 224, 11, None).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    logits, = session.run(None, {"image": np.load(str(tmp_path / "images.npy"))})
+    (logits,) = session.run(None, {"image": np.load(str(tmp_path / "images.npy"))})
     expected = np.load(str(tmp_path / "logits.npy"))
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
     shutil.rmtree(str(tmp_path))
 
 
-@pytest.mark.parametrize("arch, variant", (
-    ("tresnet_l_448", "tresnet_l"), ("tresnet_m_miil_in21k", "tresnet_m"), ("tresnet_m.miil_in1k_448", "tresnet_m"),
-    ("tresnet_v2_l.miil_in21k_ft_in1k", "tresnet_v2_l"), ("tresnet_l_v2", "tresnet_v2_l"),
-    ("tresnet_xl", "tresnet_xl")))
+@pytest.mark.parametrize(
+    "arch, variant",
+    (
+        ("tresnet_l_448", "tresnet_l"),
+        ("tresnet_m_miil_in21k", "tresnet_m"),
+        ("tresnet_m.miil_in1k_448", "tresnet_m"),
+        ("tresnet_v2_l.miil_in21k_ft_in1k", "tresnet_v2_l"),
+        ("tresnet_l_v2", "tresnet_v2_l"),
+        ("tresnet_xl", "tresnet_xl"),
+    ),
+)
 def test_a_models_name_less_what_tells_of_its_training(arch: str, variant: str) -> None:
     from common.model.network import base_name
+
     assert base_name(arch) == variant

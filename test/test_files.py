@@ -1,4 +1,5 @@
 """Folders and files that cannot be used: what is said, and when."""
+
 import errno
 import os
 import subprocess
@@ -13,9 +14,13 @@ from conftest import ROOT
 
 
 def pipeline(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", *words],
-                          env=dict(os.environ, **environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True)
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", *words],
+        env=dict(os.environ, **environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,19 +41,29 @@ def test_links_that_lead_round_are_not_taken_for_a_refused_link(tmp_path: Path) 
         files.read_regular(str(tmp_path / "loop"), follow_links=False)
 
 
-@pytest.mark.parametrize("name, said", (
-    ("file", "cannot be made or written: {}/file is not a folder"),
-    ("file/below", "cannot be made or written: {}/file is not a folder"),
-    ("nowhere", "is a symbolic link to nowhere"), (os.fsdecode(b"\xff"), "has a name that is not UTF-8"),
-))
-def test_a_work_folder_that_cannot_be_is_seen_by_check_and_before_anything_starts(name: str, said: str,
-                                                                                  tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name, said",
+    (
+        ("file", "cannot be made or written: {}/file is not a folder"),
+        ("file/below", "cannot be made or written: {}/file is not a folder"),
+        ("nowhere", "is a symbolic link to nowhere"),
+        (os.fsdecode(b"\xff"), "has a name that is not UTF-8"),
+    ),
+)
+def test_a_work_folder_that_cannot_be_is_seen_by_check_and_before_anything_starts(
+    name: str, said: str, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "nowhere").symlink_to("gone")
     table = pipeline("--workdir", str(tmp_path / name), "--check")
-    assert table.returncode == 1 and said.format(tmp_path) in table.stdout, table.stdout + table.stderr
+    assert table.returncode == 1 and said.format(tmp_path) in table.stdout, (
+        table.stdout + table.stderr
+    )
     done = pipeline("--workdir", str(tmp_path / name))
-    assert done.returncode == 1 and f"{said.format(tmp_path)}; name another by --workdir" in done.stderr
+    assert (
+        done.returncode == 1
+        and f"{said.format(tmp_path)}; name another by --workdir" in done.stderr
+    )
     assert sorted(os.listdir(str(tmp_path))) == ["file", "nowhere"]
 
 
@@ -62,21 +77,36 @@ def test_a_work_folder_among_the_images_is_refused_before_the_export(tmp_path: P
     assert not (tmp_path / "val_union" / "work").exists()
 
 
-@pytest.mark.parametrize("words, said", (
-    (("--labels", "/nowhere"), "labels: cannot read /nowhere"),
-    (("--class-map", "val_label.txt"), "--class-map is for images in class folders, and there are none here"),
-    (("--class-map", "val_label.txt", "--data", "."), "--class-map is for images in class folders (SRC/CLASS/IMAGE)"),
-    (("--class-map", "/nowhere", "--data", "."), "--class-map is for images in class folders (SRC/CLASS/IMAGE)"),
-))
-def test_labels_that_cannot_serve_are_seen_before_anything_is_made(words: Tuple[str, ...], said: str, tmp_path: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "words, said",
+    (
+        (("--labels", "/nowhere"), "labels: cannot read /nowhere"),
+        (
+            ("--class-map", "val_label.txt"),
+            "--class-map is for images in class folders, and there are none here",
+        ),
+        (
+            ("--class-map", "val_label.txt", "--data", "."),
+            "--class-map is for images in class folders (SRC/CLASS/IMAGE)",
+        ),
+        (
+            ("--class-map", "/nowhere", "--data", "."),
+            "--class-map is for images in class folders (SRC/CLASS/IMAGE)",
+        ),
+    ),
+)
+def test_labels_that_cannot_serve_are_seen_before_anything_is_made(
+    words: Tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "val_union").mkdir()
     for name in ("val_union/a.png", "model_best.pth.tar"):
         (tmp_path / name).touch()
     (tmp_path / "val_label.txt").write_text("a.png 0")
     monkeypatch.chdir(tmp_path)
     done = pipeline(*words)
-    assert done.returncode == 1 and said in done.stderr and not (tmp_path / "work").exists(), done.stderr
+    assert done.returncode == 1 and said in done.stderr and not (tmp_path / "work").exists(), (
+        done.stderr
+    )
 
 
 def test_the_pipeline_starts_where_python_does_not_look_beside_programs() -> None:

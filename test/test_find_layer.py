@@ -1,4 +1,5 @@
 """find_layer.py: each planted fault is named, with two or three compilations, and what was tried is judged rightly."""
+
 import json
 import os
 from pathlib import Path
@@ -47,13 +48,27 @@ def find(tiny: Path, machine: Machine, fault: str = "", *words: object) -> Any:
         elif "ais_bench" in command:
             done = infer_here(here, *command[3:], **switches)
         else:
-            done = start_here(onnx2om.main, dict(machine[0], **switches), machine[1], "onnx2om.sh", *command[2:])
+            done = start_here(
+                onnx2om.main, dict(machine[0], **switches), machine[1], "onnx2om.sh", *command[2:]
+            )
         Path(log).write_text(done.stdout + done.stderr)
         return done.returncode
 
-    with mock.patch.object(host, "run_tool", run_tool), mock.patch.object(bench, "spelling", return_value="_"):
-        return start_here(find_layer.main, dict(machine[0], **switches), machine[1], "find_layer.py",
-                          tiny / "tiny.onnx", "--input", tiny / "in", "--images", 3, *words)
+    with mock.patch.object(host, "run_tool", run_tool), mock.patch.object(
+        bench, "spelling", return_value="_"
+    ):
+        return start_here(
+            find_layer.main,
+            dict(machine[0], **switches),
+            machine[1],
+            "find_layer.py",
+            tiny / "tiny.onnx",
+            "--input",
+            tiny / "in",
+            "--images",
+            3,
+            *words,
+        )
 
 
 def report(machine: Machine) -> Dict[str, Any]:
@@ -62,37 +77,81 @@ def report(machine: Machine) -> Dict[str, Any]:
 
 FAULTS = (
     ("slope", "body.layer2.0.conv1.0.2", "body.layer2.0.relu", "--keep_dtype=", True),
-    ("zero-padding", "body.layer3.0.conv2.1.column", "body.layer3.0.relu", "export with --reflect pad", True),
-    ("sigmoid", "body.layer1.0.se.fc2.sigmoid", "body.layer1.0.relu", "--op_select_implmode=high_precision", True),
+    (
+        "zero-padding",
+        "body.layer3.0.conv2.1.column",
+        "body.layer3.0.relu",
+        "export with --reflect pad",
+        True,
+    ),
+    (
+        "sigmoid",
+        "body.layer1.0.se.fc2.sigmoid",
+        "body.layer1.0.relu",
+        "--op_select_implmode=high_precision",
+        True,
+    ),
     ("overflow", "body.layer3.0.add", "body.layer3.0.relu", "--keep_dtype=", True),
     ("channels", "body.SpaceToDepth", "body.SpaceToDepth", "export with --stem conv4", True),
-    ("weight", "body.layer4.0.conv2.0.0", "body.layer4.0.relu", "--precision_mode=force_fp32", False))
+    (
+        "weight",
+        "body.layer4.0.conv2.0.0",
+        "body.layer4.0.relu",
+        "--precision_mode=force_fp32",
+        False,
+    ),
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault, operator, block, tried, helps", FAULTS, ids=[row[0] for row in FAULTS])
-def test_each_planted_fault_is_named(fault: str, operator: str, block: str, tried: str, helps: bool, tiny: Path,
-                                     machine: Machine) -> None:
+@pytest.mark.parametrize(
+    "fault, operator, block, tried, helps", FAULTS, ids=[row[0] for row in FAULTS]
+)
+def test_each_planted_fault_is_named(
+    fault: str, operator: str, block: str, tried: str, helps: bool, tiny: Path, machine: Machine
+) -> None:
     done = find(tiny, machine, f"atc-{fault}={operator}")
     assert done.returncode == 0, done.stdout + done.stderr
     found = report(machine)
-    assert (found["block"], found["operator"], found["helped"]) == (block, operator, helps), done.stdout
+    assert (found["block"], found["operator"], found["helped"]) == (block, operator, helps), (
+        done.stdout
+    )
     assert tried in found["tried"] and f"the operator that loses: {operator} (" in done.stdout
     assert found["compilations"] == len(calls(machine[0], "atc")) == 3
-    node = next(node for node in onnx_file.load(str(tiny / "tiny.onnx")).graph.node if node.name == operator)
-    assert set(found["range"]) == set(node.input) and f"its input {node.input[0]} lies between" in done.stdout
+    node = next(
+        node for node in onnx_file.load(str(tiny / "tiny.onnx")).graph.node if node.name == operator
+    )
+    assert (
+        set(found["range"]) == set(node.input)
+        and f"its input {node.input[0]} lies between" in done.stdout
+    )
     assert set(os.listdir(str(machine[1]))) - {"find_layer_keep_dtype.txt"} == {
-        "net.onnx", "find_layer.json", "find_layer.json.record.jsonl"}
-    print(f"{fault}: {found['operator']}, {found['compilations']} compilations, {found['seconds']:.1f} s")
+        "net.onnx",
+        "find_layer.json",
+        "find_layer.json.record.jsonl",
+    }
+    print(
+        f"{fault}: {found['operator']}, {found['compilations']} compilations, {found['seconds']:.1f} s"
+    )
 
 
 def test_a_sound_card_is_found_sound_with_one_compilation(tiny: Path, machine: Machine) -> None:
     done = find(tiny, machine)
-    assert done.returncode == 0 and "no block is worse than float16 explains" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "no block is worse than float16 explains" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert report(machine)["operator"] is None and len(calls(machine[0], "atc")) == 1
     assert [row["name"] for row in report(machine)["blocks"]] == [
-        "body.SpaceToDepth", "body.conv1.2", "body.layer1.0.relu", "body.layer2.0.relu", "body.layer3.0.relu",
-        "body.layer4.0.relu", "head.global_pool", "head.flatten", "head.fc"]
+        "body.SpaceToDepth",
+        "body.conv1.2",
+        "body.layer1.0.relu",
+        "body.layer2.0.relu",
+        "body.layer3.0.relu",
+        "body.layer4.0.relu",
+        "head.global_pool",
+        "head.flatten",
+        "head.fc",
+    ]
 
 
 @pytest.mark.slow
@@ -113,10 +172,21 @@ def test_a_file_that_it_did_not_make_is_not_replaced(tiny: Path, machine: Machin
 
 @pytest.mark.slow
 def test_it_runs_as_a_program_and_says_why_a_tool_failed(tiny: Path, machine: Machine) -> None:
-    command = [machine[0]["TRESNET_PYTHON"], ROOT / "scripts" / "find_layer.py", tiny / "tiny.onnx", "--input",
-               tiny / "in", "--images", 1]
+    command = [
+        machine[0]["TRESNET_PYTHON"],
+        ROOT / "scripts" / "find_layer.py",
+        tiny / "tiny.onnx",
+        "--input",
+        tiny / "in",
+        "--images",
+        1,
+    ]
     done = start(dict(machine[0], STANDIN_DEVICE="float16"), machine[1], *command)
     assert done.returncode == 0 and "no block is worse" in done.stdout, done.stderr
     done = start(dict(machine[0], STANDIN_FAULT="atc-fail"), machine[1], *command)
-    assert done.returncode == 1 and "compilation 1 failed and said:" in done.stderr and "E40021" in done.stderr
+    assert (
+        done.returncode == 1
+        and "compilation 1 failed and said:" in done.stderr
+        and "E40021" in done.stderr
+    )
     assert "Traceback" not in done.stderr and (machine[1] / "find_layer.log").exists()

@@ -1,4 +1,5 @@
 """The CPU runner: ais_bench's files, names, summary and printed lines, and the checks that ais_bench lacks."""
+
 import json
 import os
 import re
@@ -32,12 +33,20 @@ def make_model(path: Path, batch: Any = "batch", classes: int = 3, scale: float 
     """
     weight = np.zeros((3, classes), np.float32)
     weight[:3, :3] = np.eye(3)[:, :classes] * scale
-    nodes = [helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
-             helper.make_node("Flatten", ["pooled"], ["flat"]), helper.make_node("Gemm", ["flat", "weight"], ["class"])]
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weight"], ["class"]),
+    ]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])
     means = helper.make_tensor_value_info("class", TensorProto.FLOAT, [batch, classes])
-    graph = helper.make_graph(nodes, "means", [image], [means], [numpy_helper.from_array(weight, "weight")])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), str(path))
+    graph = helper.make_graph(
+        nodes, "means", [image], [means], [numpy_helper.from_array(weight, "weight")]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6),
+        str(path),
+    )
     return path
 
 
@@ -70,19 +79,37 @@ def refuses(*words: object, status: int = 1, cwd: str = ".") -> str:
     return said
 
 
-def infer(model: Path, images: Path, *options: object, outfmt: str = "TXT") -> "subprocess.CompletedProcess[str]":
-    return runs("--model", model, "--input", images, "--output", model.parent, "--output_dirname", "result",
-                   "--outfmt", outfmt, *options)
+def infer(
+    model: Path, images: Path, *options: object, outfmt: str = "TXT"
+) -> "subprocess.CompletedProcess[str]":
+    return runs(
+        "--model",
+        model,
+        "--input",
+        images,
+        "--output",
+        model.parent,
+        "--output_dirname",
+        "result",
+        "--outfmt",
+        outfmt,
+        *options,
+    )
 
 
-def test_txt_results_are_ais_benchs_to_the_byte_and_in_natural_order(model: Path, tmp_path: Path) -> None:
-    images = put_images(tmp_path / "images", ["image_2.bin", "image_10.bin", "image_1.more.dots.bin"])
+def test_txt_results_are_ais_benchs_to_the_byte_and_in_natural_order(
+    model: Path, tmp_path: Path
+) -> None:
+    images = put_images(
+        tmp_path / "images", ["image_2.bin", "image_10.bin", "image_1.more.dots.bin"]
+    )
     (images / "notes.txt").write_text("ignored, as ais_bench does")
     infer(model, images, "--batchsize", 2)
     assert {path.name: path.read_bytes() for path in (tmp_path / "result").iterdir()} == {
         "image_2_0.txt": b"0.000000 0.500000 0.000000 \n",
         "image_10_0.txt": b"1.000000 0.500000 -1.000000 \n",
-        "image_1_0.txt": b"2.000000 0.500000 -2.000000 \n"}
+        "image_1_0.txt": b"2.000000 0.500000 -2.000000 \n",
+    }
     summary = json.loads((tmp_path / "result_summary.json").read_text())
     inferred = [os.path.basename(entry["infiles"][0]) for entry in summary["filesinfo"].values()]
     assert inferred == ["image_1.more.dots.bin", "image_2.bin", "image_10.bin"]
@@ -95,7 +122,8 @@ def test_bin_and_npy_results_are_raw_float32_and_numpy_files(model: Path, tmp_pa
     infer(model, images, outfmt="NPY")
     assert np.load(str(tmp_path / "result" / "b_0.npy")).tolist() == [[1, 0.5, -1]]
     assert sorted(os.listdir(str(tmp_path / "result"))) == ["a_0.npy", "b_0.npy"], (
-        "results of the earlier format are gone")
+        "results of the earlier format are gone"
+    )
 
 
 def test_npy_inputs_are_read(model: Path, tmp_path: Path) -> None:
@@ -118,8 +146,16 @@ def test_summary_and_printed_lines_are_ais_benchs(model: Path, tmp_path: Path) -
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(5)])
     done = infer(model, images, "--batchsize", 2, "--loop", 3, "--display_all_summary", "1")
     summary = json.loads((tmp_path / "result_summary.json").read_text())
-    assert set(summary) == {"filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "throughput",
-                            "npu_compute_time_list", "pid"}
+    assert set(summary) == {
+        "filesinfo",
+        "args",
+        "NPU_compute_time",
+        "H2D_latency",
+        "D2H_latency",
+        "throughput",
+        "npu_compute_time_list",
+        "pid",
+    }
     for key in ("NPU_compute_time", "H2D_latency", "D2H_latency"):
         assert list(summary[key]) == ["min", "max", "mean", "median", "percentile(99%)", "count"]
     times = summary["npu_compute_time_list"]
@@ -128,18 +164,38 @@ def test_summary_and_printed_lines_are_ais_benchs(model: Path, tmp_path: Path) -
     assert summary["throughput"] == pytest.approx(1000 * 2 / np.mean(times))
     number = r"[0-9.e+-]+"
     for title in ("NPU_compute_time", "H2D_latency", "D2H_latency"):
-        assert re.search(rf"^\[INFO\] {title} \(ms\): min = {number}, max = {number}, mean = {number}, "
-                         rf"median = {number}, percentile\(99%\) = {number}$", done.stdout, re.MULTILINE)
-    assert re.search(rf"^\[INFO\] throughput 1000\*batchsize\.mean\(2\)/NPU_compute_time\.mean\({number}\): {number}$",
-                     done.stdout, re.MULTILINE)
+        assert re.search(
+            rf"^\[INFO\] {title} \(ms\): min = {number}, max = {number}, mean = {number}, "
+            rf"median = {number}, percentile\(99%\) = {number}$",
+            done.stdout,
+            re.MULTILINE,
+        )
+    assert re.search(
+        rf"^\[INFO\] throughput 1000\*batchsize\.mean\(2\)/NPU_compute_time\.mean\({number}\): {number}$",
+        done.stdout,
+        re.MULTILINE,
+    )
 
 
 def test_pure_inference_needs_no_input_and_writes_no_results(model: Path, tmp_path: Path) -> None:
     for data in ("zero", "random"):
-        done = runs(f"--model={model}", "--loop=7", "--batchsize=2", "--pure_data_type", data,
-                       "--output", tmp_path, "--output_dirname", data)
+        done = runs(
+            f"--model={model}",
+            "--loop=7",
+            "--batchsize=2",
+            "--pure_data_type",
+            data,
+            "--output",
+            tmp_path,
+            "--output_dirname",
+            data,
+        )
         summary = json.loads((tmp_path / f"{data}_summary.json").read_text())
-        assert len(summary["npu_compute_time_list"]) == 7 and summary["filesinfo"] == {} and "throughput" in done.stdout
+        assert (
+            len(summary["npu_compute_time_list"]) == 7
+            and summary["filesinfo"] == {}
+            and "throughput" in done.stdout
+        )
         assert not (tmp_path / data).exists()
 
 
@@ -149,7 +205,9 @@ def test_only_the_first_images_in_natural_order(model: Path, tmp_path: Path) -> 
     assert sorted(os.listdir(str(tmp_path / "result"))) == ["8_0.txt", "9_0.txt"]
 
 
-def test_results_of_images_that_are_not_asked_for_any_more_do_not_stay(model: Path, tmp_path: Path) -> None:
+def test_results_of_images_that_are_not_asked_for_any_more_do_not_stay(
+    model: Path, tmp_path: Path
+) -> None:
     images = put_images(tmp_path / "images", ["10.bin", "9.bin", "8.bin"])
     infer(model, images)
     (images / "10.bin").unlink()
@@ -162,15 +220,20 @@ def test_results_of_images_that_are_not_asked_for_any_more_do_not_stay(model: Pa
 
 # ---- AIPP ------------------------------------------------------------------------------------------------------------
 
+
 def test_uint8_images_are_converted_as_the_configuration_says(model: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
     pixels[..., 0], pixels[..., 1] = 255, 51
     (tmp_path / "images" / "a.bin").write_bytes(pixels.tobytes())
     for text, expected in (
-            (AIPP, b"1.000000 0.200000 0.000000 \n"),
-            (AIPP.replace("swap_switch : false", "swap_switch : true"), b"0.000000 0.200000 1.000000 \n"),
-            (AIPP.replace("min_chn_1 : 0", "min_chn_1 : 26"), b"1.000000 0.098039 0.000000 \n")):
+        (AIPP, b"1.000000 0.200000 0.000000 \n"),
+        (
+            AIPP.replace("swap_switch : false", "swap_switch : true"),
+            b"0.000000 0.200000 1.000000 \n",
+        ),
+        (AIPP.replace("min_chn_1 : 0", "min_chn_1 : 26"), b"1.000000 0.098039 0.000000 \n"),
+    ):
         (tmp_path / "aipp.cfg").write_text(text)
         infer(model, tmp_path / "images", "--aipp", tmp_path / "aipp.cfg")
         assert (tmp_path / "result" / "a_0.txt").read_bytes() == expected
@@ -179,25 +242,33 @@ def test_uint8_images_are_converted_as_the_configuration_says(model: Path, tmp_p
 def test_aipp_crops(model: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     pixels = np.zeros((SIDE + 2, SIDE + 3, 3), np.uint8)
-    pixels[1:1 + SIDE, 2:2 + SIDE] = 255
+    pixels[1 : 1 + SIDE, 2 : 2 + SIDE] = 255
     (tmp_path / "images" / "a.bin").write_bytes(pixels.tobytes())
-    text = AIPP.replace(f"size_w : {SIDE}", f"size_w : {SIDE + 3}").replace(f"size_h : {SIDE}", f"size_h : {SIDE + 2}")
+    text = AIPP.replace(f"size_w : {SIDE}", f"size_w : {SIDE + 3}").replace(
+        f"size_h : {SIDE}", f"size_h : {SIDE + 2}"
+    )
     crop = f"crop : true\nload_start_pos_w : 2\nload_start_pos_h : 1\ncrop_size_w : {SIDE}\ncrop_size_h : {SIDE}\n"
     (tmp_path / "aipp.cfg").write_text(text.replace("csc_switch", crop + "csc_switch"))
     infer(model, tmp_path / "images", "--aipp", tmp_path / "aipp.cfg")
     assert (tmp_path / "result" / "a_0.txt").read_bytes() == b"1.000000 1.000000 1.000000 \n"
 
 
-@pytest.mark.parametrize("change, sentence", (
-    (("RGB888_U8", "YUV420SP_U8"), "input_format : YUV420SP_U8"), (("static", "dynamic"), "aipp_mode : dynamic"),
-    (("csc_switch : false", "csc_switch : true"), "csc_switch : true"),
-    (("aipp_op {", "aipp {"), "is not one AIPP operator"), (("min_chn_0 : 0", "min_chn_0 : x"), "lacks a number"),
-    (("min_chn_0", "min_chn_9"), "has min_chn_9"),
-    ((f"size_w : {SIDE}", f"size_w : {SIDE * 2}"), f"yields images of {SIDE * 2}×{SIDE}"),
-    (("min_chn_0 : 0", "min_chn_1 : 0"), "each key once"),
-))
-def test_an_aipp_configuration_that_cannot_be_followed_is_refused(change: Any, sentence: str, model: Path,
-                                                                  tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change, sentence",
+    (
+        (("RGB888_U8", "YUV420SP_U8"), "input_format : YUV420SP_U8"),
+        (("static", "dynamic"), "aipp_mode : dynamic"),
+        (("csc_switch : false", "csc_switch : true"), "csc_switch : true"),
+        (("aipp_op {", "aipp {"), "is not one AIPP operator"),
+        (("min_chn_0 : 0", "min_chn_0 : x"), "lacks a number"),
+        (("min_chn_0", "min_chn_9"), "has min_chn_9"),
+        ((f"size_w : {SIDE}", f"size_w : {SIDE * 2}"), f"yields images of {SIDE * 2}×{SIDE}"),
+        (("min_chn_0 : 0", "min_chn_1 : 0"), "each key once"),
+    ),
+)
+def test_an_aipp_configuration_that_cannot_be_followed_is_refused(
+    change: Any, sentence: str, model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "aipp.cfg").write_text(AIPP.replace(*change))
     images = put_images(tmp_path / "images", ["a.bin"])
     assert sentence in refuses("--model", model, "--input", images, "--aipp", tmp_path / "aipp.cfg")
@@ -205,35 +276,61 @@ def test_an_aipp_configuration_that_cannot_be_followed_is_refused(change: Any, s
 
 # ---- what ais_bench would not notice ---------------------------------------------------------------------------------
 
+
 def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: Path) -> None:
     size = 3 * SIDE * SIDE * 4
     for name, content, sentence in (
-            ("short.bin", bytes(size - 1),
-             f"has {size - 1} bytes, but one sample of this model is {size} bytes (float32)"),
-            ("bytes.bin", bytes(size // 4), "or give --aipp for uint8 images"),
-            ("empty.bin", b"", "has 0 bytes"),
-            ("three.bin", bytes(3 * size), "that is 3 samples: one file per image is expected"),
-            ("bad.npy", b"\x93NUMPY", "is not a NumPy file"), ("none.npy", b"", "is not a NumPy file"),
-            ("zip.npy", b"PK\x03\x04", "is not a NumPy file"),
-            ("nan.bin", np.full(size // 4, np.nan, "<f4").tobytes(), "values that are not finite")):
+        (
+            "short.bin",
+            bytes(size - 1),
+            f"has {size - 1} bytes, but one sample of this model is {size} bytes (float32)",
+        ),
+        ("bytes.bin", bytes(size // 4), "or give --aipp for uint8 images"),
+        ("empty.bin", b"", "has 0 bytes"),
+        ("three.bin", bytes(3 * size), "that is 3 samples: one file per image is expected"),
+        ("bad.npy", b"\x93NUMPY", "is not a NumPy file"),
+        ("none.npy", b"", "is not a NumPy file"),
+        ("zip.npy", b"PK\x03\x04", "is not a NumPy file"),
+        ("nan.bin", np.full(size // 4, np.nan, "<f4").tobytes(), "values that are not finite"),
+    ):
         images = put_images(tmp_path / name.replace(".", "_"), ["good.bin"])
         (images / name).write_bytes(content)
-        said = refuses("--model", model, "--input", images, "--output", tmp_path, "--output_dirname", "result",
-                       "--outfmt", "TXT")
+        said = refuses(
+            "--model",
+            model,
+            "--input",
+            images,
+            "--output",
+            tmp_path,
+            "--output_dirname",
+            "result",
+            "--outfmt",
+            "TXT",
+        )
         assert sentence in said and name in said
         assert not (tmp_path / "result" / f"{name.split('.')[0]}_0.txt").exists()
     clash = put_images(tmp_path / "clash", ["a.1.bin", "a.2.bin"])
     assert "agree up to their first dot" in refuses("--model", model, "--input", clash)
 
 
-@pytest.mark.parametrize("options, status, sentence", (
-    (("--loop", "0"), 2, "a whole number from 1"), (("--loop", "1e3"), 2, "a whole number"),
-    (("--loop", "99999999999"), 2, "a whole number from 1 to"), (("--input", ""), 2, "a path is expected"),
-    (("--batchsize", "-1"), 2, "a whole number"), (("--outfmt", "CSV"), 2, "invalid choice"),
-    (("--output_dirname", "x"), 2, "goes with --output"),
-    (("--output", ".", "--output_dirname", "../x"), 2, "a plain file name is expected"),
-    (("--input", "nowhere"), 1, "infer_onnx.py: nowhere should be a folder with .bin"),  # --calibrate says so as well
-))
+@pytest.mark.parametrize(
+    "options, status, sentence",
+    (
+        (("--loop", "0"), 2, "a whole number from 1"),
+        (("--loop", "1e3"), 2, "a whole number"),
+        (("--loop", "99999999999"), 2, "a whole number from 1 to"),
+        (("--input", ""), 2, "a path is expected"),
+        (("--batchsize", "-1"), 2, "a whole number"),
+        (("--outfmt", "CSV"), 2, "invalid choice"),
+        (("--output_dirname", "x"), 2, "goes with --output"),
+        (("--output", ".", "--output_dirname", "../x"), 2, "a plain file name is expected"),
+        (
+            ("--input", "nowhere"),
+            1,
+            "infer_onnx.py: nowhere should be a folder with .bin",
+        ),  # --calibrate says so as well
+    ),
+)
 def test_wrong_usage(options: Any, status: int, sentence: str, model: Path) -> None:
     assert sentence in refuses("--model", model, *options, status=status, cwd=str(model.parent))
 
@@ -241,65 +338,110 @@ def test_wrong_usage(options: Any, status: int, sentence: str, model: Path) -> N
 def test_models_that_are_not_there_broken_or_of_another_kind(tmp_path: Path) -> None:
     assert "is not there" in refuses("--model", tmp_path / "nowhere.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    assert "broken.onnx is no ONNX file, or not whole" in refuses("--model", tmp_path / "broken.onnx")
+    assert "broken.onnx is no ONNX file, or not whole" in refuses(
+        "--model", tmp_path / "broken.onnx"
+    )
     value = helper.make_tensor_value_info("x", TensorProto.INT64, [2])
     copy = helper.make_tensor_value_info("y", TensorProto.INT64, [2])
-    constant = helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(np.zeros(2, np.int64)))
+    constant = helper.make_node(
+        "Constant", [], ["y"], value=numpy_helper.from_array(np.zeros(2, np.int64))
+    )
     for inputs, node in (([value], helper.make_node("Identity", ["x"], ["y"])), ([], constant)):
         graph = helper.make_graph([node], "g", inputs, [copy])
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6),
-                  str(tmp_path / "other.onnx"))
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6),
+            str(tmp_path / "other.onnx"),
+        )
         assert "should have one input, float32 [batch, 3, height, width]" in refuses(
-            "--model", tmp_path / "other.onnx")
+            "--model", tmp_path / "other.onnx"
+        )
 
 
 # ---- going on --------------------------------------------------------------------------------------------------------
+
 
 def times_of(folder: Path) -> Dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_finished_batches_are_not_inferred_again_unless_something_changed(model: Path, tmp_path: Path) -> None:
+def test_finished_batches_are_not_inferred_again_unless_something_changed(
+    model: Path, tmp_path: Path
+) -> None:
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(6)])
     infer(model, images, "--batchsize", 2)
     first = times_of(tmp_path / "result")
-    assert "are up to date" in infer(model, images, "--batchsize", 2).stdout and times_of(tmp_path / "result") == first
+    assert (
+        "are up to date" in infer(model, images, "--batchsize", 2).stdout
+        and times_of(tmp_path / "result") == first
+    )
     (tmp_path / "result" / "3_0.txt").unlink()
     assert "2 images inferred" in infer(model, images, "--batchsize", 2).stdout
-    changed = {name for name, stamp in times_of(tmp_path / "result").items() if first.get(name) != stamp}
+    changed = {
+        name for name, stamp in times_of(tmp_path / "result").items() if first.get(name) != stamp
+    }
     assert changed == {"2_0.txt", "3_0.txt"}
     (images / "5.bin").write_bytes(np.zeros((3, SIDE, SIDE), "<f4").tobytes())
     assert "2 images inferred" in infer(model, images, "--batchsize", 2).stdout
     assert (tmp_path / "result" / "5_0.txt").read_bytes() == b"0.000000 0.000000 0.000000 \n"
-    assert "6 images inferred" in infer(model, images, "--batchsize", 3).stdout, "another batch size rounds differently"
+    assert "6 images inferred" in infer(model, images, "--batchsize", 3).stdout, (
+        "another batch size rounds differently"
+    )
     assert "6 images inferred" in infer(model, images, "--batchsize", 3, "--force").stdout
     make_model(model, scale=2)
     assert "6 images inferred" in infer(model, images, "--batchsize", 3).stdout
     assert (tmp_path / "result" / "1_0.txt").read_bytes() == b"2.000000 1.000000 -2.000000 \n"
     (images / "0.bin").unlink()
     infer(model, images, "--batchsize", 3)
-    assert sorted(os.listdir(str(tmp_path / "result"))) == [f"{index}_0.txt" for index in range(1, 6)]
+    assert sorted(os.listdir(str(tmp_path / "result"))) == [
+        f"{index}_0.txt" for index in range(1, 6)
+    ]
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_whole_files_and_the_next_one_completes_them(model: Path, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_whole_files_and_the_next_one_completes_them(
+    model: Path, tmp_path: Path
+) -> None:
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(300)])
     infer(model, images, "--loop", 1)
     expected = {path.name: path.read_bytes() for path in (tmp_path / "result").iterdir()}
     killed = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / RUNNER), "--model", str(model), "--input", str(images),
-               "--output", str(tmp_path), "--output_dirname", "killed", "--outfmt", "TXT", "--loop", "200"]
+    command = [
+        sys.executable,
+        str(ROOT / RUNNER),
+        "--model",
+        str(model),
+        "--input",
+        str(images),
+        "--output",
+        str(tmp_path),
+        "--output_dirname",
+        "killed",
+        "--outfmt",
+        "TXT",
+        "--loop",
+        "200",
+    ]
     for number, at_least in ((signal.SIGKILL, 5), (signal.SIGTERM, 60), (signal.SIGINT, 120)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         deadline = time.time() + 60
-        while time.time() < deadline and not killed.exists() or len(os.listdir(str(killed))) < at_least:
+        while (
+            time.time() < deadline
+            and not killed.exists()
+            or len(os.listdir(str(killed))) < at_least
+        ):
             time.sleep(0.005)
         process.send_signal(number)
         said = process.communicate(timeout=20)[1]
         assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
         assert b"Traceback" not in said
-        whole = {path.name: path.read_bytes() for path in killed.iterdir() if not path.name.endswith(".part")}
-        assert 0 < len(whole) < 300 and all(expected[name] == content for name, content in whole.items())
+        whole = {
+            path.name: path.read_bytes()
+            for path in killed.iterdir()
+            if not path.name.endswith(".part")
+        }
+        assert 0 < len(whole) < 300 and all(
+            expected[name] == content for name, content in whole.items()
+        )
     done = succeed(*[RUNNER, *command[2:]])
     assert re.search(r"\([1-9]\d* were there already\)", done.stdout)
     assert {path.name: path.read_bytes() for path in killed.iterdir()} == expected
@@ -310,8 +452,12 @@ def results(folder: Path) -> Dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("damage", ("emptied", "cut", "copied over another", "another run's", "zeroed at equal size"))
-def test_damaged_results_are_inferred_again_by_the_same_command(damage: str, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", ("emptied", "cut", "copied over another", "another run's", "zeroed at equal size")
+)
+def test_damaged_results_are_inferred_again_by_the_same_command(
+    damage: str, model: Path, tmp_path: Path
+) -> None:
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(6)])
     infer(model, images, "--batchsize", 2)
     whole = results(tmp_path / "result")
@@ -322,7 +468,9 @@ def test_damaged_results_are_inferred_again_by_the_same_command(damage: str, mod
         for path in (one, other):
             path.write_bytes(b"9.000000 9.000000 9.000000 \n")
     else:
-        one.write_bytes({"emptied": b"", "cut": whole[one.name][:9], "zeroed at equal size": bytes(27)}[damage])
+        one.write_bytes(
+            {"emptied": b"", "cut": whole[one.name][:9], "zeroed at equal size": bytes(27)}[damage]
+        )
     again = 4 if damage.startswith("another") else 2
     assert f"{again} images inferred" in infer(model, images, "--batchsize", 2).stdout
     assert results(tmp_path / "result") == whole
@@ -332,11 +480,18 @@ def test_damaged_results_are_inferred_again_by_the_same_command(damage: str, mod
     assert len(json.loads((tmp_path / "result_summary.json").read_text())["filesinfo"]) == 6
 
 
-@pytest.mark.parametrize("key, value, said", (
-    ("sources", "0" * 64, "this program was updated"), ("versions", {"onnxruntime": "1.14.1"}, "other versions"),
-    ("tool", "infer_om.py", "another program made it"), ("device", 1, "other device")))
-def test_an_update_of_what_computes_makes_everything_again(key: str, value: Any, said: str, model: Path,
-                                                           tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "key, value, said",
+    (
+        ("sources", "0" * 64, "this program was updated"),
+        ("versions", {"onnxruntime": "1.14.1"}, "other versions"),
+        ("tool", "infer_om.py", "another program made it"),
+        ("device", 1, "other device"),
+    ),
+)
+def test_an_update_of_what_computes_makes_everything_again(
+    key: str, value: Any, said: str, model: Path, tmp_path: Path
+) -> None:
     images = put_images(tmp_path / "images", ["a.bin", "b.bin"])
     infer(model, images)
     change_recipe(tmp_path / "result.record.jsonl", **{key: value})
@@ -360,7 +515,8 @@ def overwrite(path: Path, content: bytes) -> None:
 
 
 def test_after_a_restart_an_unfinished_run_is_believed_only_where_the_content_agrees(
-        model: Path, tmp_path: Path) -> None:
+    model: Path, tmp_path: Path
+) -> None:
     """Files of the right size and time may hold nothing after a power loss."""
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(4)])
     infer(model, images)
@@ -371,47 +527,90 @@ def test_after_a_restart_an_unfinished_run_is_believed_only_where_the_content_ag
     (tmp_path / "result_summary.json").write_bytes(b"")
     result = tmp_path / "result" / "2_0.txt"
     overwrite(result, b"\0" * result.stat().st_size)
-    change_file(path, "result/2_0.txt", ctime_ns=result.stat().st_ctime_ns)  # as if nothing but the content told it
+    change_file(
+        path, "result/2_0.txt", ctime_ns=result.stat().st_ctime_ns
+    )  # as if nothing but the content told it
     assert "1 images inferred" in infer(model, images).stdout
     assert result.read_bytes() == b"2.000000 0.500000 -2.000000 \n"
     assert json.loads((tmp_path / "result_summary.json").read_text())["filesinfo"]
 
 
-def test_files_that_no_record_accounts_for_are_refused_and_stay(model: Path, tmp_path: Path) -> None:
+def test_files_that_no_record_accounts_for_are_refused_and_stay(
+    model: Path, tmp_path: Path
+) -> None:
     images = put_images(tmp_path / "images", ["a.bin"])
     (tmp_path / "result").mkdir()
     (tmp_path / "result" / "a_0.txt").write_text("somebody's")
-    command = (RUNNER, "--model", model, "--input", images, "--output", tmp_path, "--output_dirname", "result")
-    assert "result/a_0.txt: no record says that this program made it; move it away" in refusal(*command)
+    command = (
+        RUNNER,
+        "--model",
+        model,
+        "--input",
+        images,
+        "--output",
+        tmp_path,
+        "--output_dirname",
+        "result",
+    )
+    assert "result/a_0.txt: no record says that this program made it; move it away" in refusal(
+        *command
+    )
     (tmp_path / "result" / "a_0.txt").rename(tmp_path / "kept")
     succeed(*command)
     (tmp_path / "result" / "notes.txt").write_text("mine")
-    assert "result/notes.txt: no record says that this program made it" in refusal(*command, "--force")
+    assert "result/notes.txt: no record says that this program made it" in refusal(
+        *command, "--force"
+    )
     assert sorted(os.listdir(str(tmp_path / "result"))) == ["a_0.bin", "notes.txt"]
 
 
-def test_inputs_are_taken_in_ais_benchs_order_and_suffixes_in_any_case(model: Path, tmp_path: Path) -> None:
-    images = put_images(tmp_path / "images", ["b_2.bin", "B_10.BIN", "a_3.bin", "C_1.bin", "5\u00b2.bin"])
+def test_inputs_are_taken_in_ais_benchs_order_and_suffixes_in_any_case(
+    model: Path, tmp_path: Path
+) -> None:
+    images = put_images(
+        tmp_path / "images", ["b_2.bin", "B_10.BIN", "a_3.bin", "C_1.bin", "5\u00b2.bin"]
+    )
     np.save(str(images / "d.npy"), np.zeros((3, SIDE, SIDE), np.float32))
     (images / "d.npy").rename(images / "d.NPY")
     infer(model, images, "--first", 5)
     summary = json.loads((tmp_path / "result_summary.json").read_text())
     assert [os.path.basename(entry["infiles"][0]) for entry in summary["filesinfo"].values()] == [
-        "5\u00b2.bin", "a_3.bin", "b_2.bin", "B_10.BIN", "C_1.bin"]
+        "5\u00b2.bin",
+        "a_3.bin",
+        "b_2.bin",
+        "B_10.BIN",
+        "C_1.bin",
+    ]
     infer(model, images)
     assert len(results(tmp_path / "result")) == 6
 
 
-def test_a_prepared_image_that_was_damaged_is_refused_set_aside_and_made_again(tmp_path: Path) -> None:
+def test_a_prepared_image_that_was_damaged_is_refused_set_aside_and_made_again(
+    tmp_path: Path,
+) -> None:
     fill(tmp_path / "src", ["a.png", "b.png"])
     command = ("TResNet_preprocess.py", tmp_path / "src", tmp_path / "prep", "--img-size", SIDE)
     succeed(*command)
     (tmp_path / "prep" / "b.bin").write_bytes(b"\0" * (3 * SIDE * SIDE * 4))
-    run = (RUNNER, "--model", make_model(tmp_path / "model.onnx"), "--input", tmp_path / "prep", "--output", tmp_path,
-           "--output_dirname", "result")
+    run = (
+        RUNNER,
+        "--model",
+        make_model(tmp_path / "model.onnx"),
+        "--input",
+        tmp_path / "prep",
+        "--output",
+        tmp_path,
+        "--output_dirname",
+        "result",
+    )
     said = refusal(*run)
-    assert "b.bin was damaged after TResNet_preprocess.py had made it; that step makes it again" in said
-    assert f"b.bin is not what this program made there, and lies in {tmp_path}/prep/aside now" in said
+    assert (
+        "b.bin was damaged after TResNet_preprocess.py had made it; that step makes it again"
+        in said
+    )
+    assert (
+        f"b.bin is not what this program made there, and lies in {tmp_path}/prep/aside now" in said
+    )
     assert (tmp_path / "prep" / "aside" / "b.bin").read_bytes() == b"\0" * (3 * SIDE * SIDE * 4)
     assert "1 made" in succeed(*command).stdout
     succeed(*run)

@@ -1,4 +1,5 @@
 """infer_om.py: inference on the card in slices, whichever ais_bench is installed, on one chip or several."""
+
 import json
 import os
 import random
@@ -15,19 +16,41 @@ from common.ascend.slices import FACTOR, IMAGE, START, Sizes
 import infer_om
 import numpy as np
 import pytest
-from ascend.helpers import Done, Machine, calls, make_compiled, make_machine, onnx_scores, prepare, start_here
+from ascend.helpers import (
+    Done,
+    Machine,
+    calls,
+    make_compiled,
+    make_machine,
+    onnx_scores,
+    prepare,
+    start_here,
+)
 from conftest import ROOT
 
 machine = pytest.fixture(make_machine)
 compiled = pytest.fixture(scope="module")(make_compiled)
 
-WORDS = ["--model", "net_bs4.om", "--input", "in", "--output", "./", "--output_dirname", "result", "--outfmt", "NPY"]
+WORDS = [
+    "--model",
+    "net_bs4.om",
+    "--input",
+    "in",
+    "--output",
+    "./",
+    "--output_dirname",
+    "result",
+    "--outfmt",
+    "NPY",
+]
 FOUR_CHIPS = {"STANDIN_NPU_SMI": "310P3+310P3"}
 
 
 def infer(machine: Machine, *words: object, **switches: str) -> Done:
     """infer_om.py's main() without a process; each ais_bench is one."""
-    return start_here(infer_om.main, dict(machine[0], **switches), machine[1], "infer_om.py", *WORDS, *words)
+    return start_here(
+        infer_om.main, dict(machine[0], **switches), machine[1], "infer_om.py", *WORDS, *words
+    )
 
 
 def passed(machine: Machine, *words: object, **switches: str) -> Done:
@@ -48,10 +71,12 @@ def clean(machine: Machine) -> None:
 
 # ---- every generation ------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", ["0.0.2", "later", "newest"])
 def test_every_generation_gives_each_image_its_result_and_a_second_run_does_nothing(
-        machine: Machine, compiled: Path, generation: str) -> None:
+    machine: Machine, compiled: Path, generation: str
+) -> None:
     environment, work = machine
     images = prepare(machine, compiled, 10)
     work.chmod(0o755)  # a normal clone: later versions refuse it as --output
@@ -69,23 +94,49 @@ def test_every_generation_gives_each_image_its_result_and_a_second_run_does_noth
         np.testing.assert_allclose(found[0], expected, atol=0.02)
     summary = json.loads((work / "result_summary.json").read_text())
     assert summary["NPU_compute_time"]["count"] == 3 and summary["slices"] == 3
-    assert summary["filesinfo"]["9"] == {"infiles": ["in/i10.bin"], "outfiles": ["./result/i10_0.npy"]}
+    assert summary["filesinfo"]["9"] == {
+        "infiles": ["in/i10.bin"],
+        "outfiles": ["./result/i10_0.npy"],
+    }
     assert summary["throughput"] == pytest.approx(4000 / summary["NPU_compute_time"]["mean"])
     words = [call["argv"][3:] for call in calls(environment, "ais_bench")]
     joint = "-" if generation == "newest" else "_"
-    assert words == 3 * [["--model", "../net_bs4.om", "--input", "in0", "--output", ".", f"--output{joint}dirname",
-                          "out0", "--outfmt", "NPY"]]
+    assert words == 3 * [
+        [
+            "--model",
+            "../net_bs4.om",
+            "--input",
+            "in0",
+            "--output",
+            ".",
+            f"--output{joint}dirname",
+            "out0",
+            "--outfmt",
+            "NPY",
+        ]
+    ]
     begun, before = time.time(), results(machine)
-    assert "10 results in ./result are up to date" in passed(machine, STANDIN_AIS_BENCH=generation).stdout
-    assert time.time() - begun < 3 and results(machine) == before and len(calls(environment, "ais_bench")) == 3
+    assert (
+        "10 results in ./result are up to date"
+        in passed(machine, STANDIN_AIS_BENCH=generation).stdout
+    )
+    assert (
+        time.time() - begun < 3
+        and results(machine) == before
+        and len(calls(environment, "ais_bench")) == 3
+    )
 
 
 def test_another_package_of_that_name_is_named(machine: Machine, compiled: Path) -> None:
     import check
+
     prepare(machine, compiled, 1)
     environment = dict(machine[0], STANDIN_AIS_BENCH="none")
     done = start_here(check.main, environment, machine[1], "check.py", "--backend", "ascend")
-    assert done.returncode == 1 and "another package of that name, without ais_bench.infer" in done.stdout
+    assert (
+        done.returncode == 1
+        and "another package of that name, without ais_bench.infer" in done.stdout
+    )
 
 
 FAULTS = {
@@ -99,42 +150,60 @@ FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", ["0.0.2", "later", "newest"])
-def test_faults_come_out_as_one_sentence_and_the_next_run_completes(machine: Machine, compiled: Path, generation: str
-                                                                    ) -> None:
+def test_faults_come_out_as_one_sentence_and_the_next_run_completes(
+    machine: Machine, compiled: Path, generation: str
+) -> None:
     prepare(machine, compiled, 16)
     passed(machine, STANDIN_AIS_BENCH=generation)
     whole = results(machine)
     for fault, sentence in FAULTS.items():
-        done = infer(machine, "--force", "--slice", 8, STANDIN_FAULT=fault, STANDIN_AIS_BENCH=generation)
+        done = infer(
+            machine, "--force", "--slice", 8, STANDIN_FAULT=fault, STANDIN_AIS_BENCH=generation
+        )
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-        assert re.search(r"infer_om.py: 16 of 16 images are left: .*" + sentence, done.stderr), done.stderr
+        assert re.search(r"infer_om.py: 16 of 16 images are left: .*" + sentence, done.stderr), (
+            done.stderr
+        )
         assert results(machine).items() <= whole.items(), "nothing half, nothing foreign"
         assert "╭" not in done.stderr and (machine[1] / "result.device0.log").stat().st_size
     passed(machine, STANDIN_AIS_BENCH=generation)
     assert results(machine) == whole
 
 
-def test_half_a_text_result_is_seen_by_its_missing_newline(machine: Machine, compiled: Path) -> None:
+def test_half_a_text_result_is_seen_by_its_missing_newline(
+    machine: Machine, compiled: Path
+) -> None:
     prepare(machine, compiled, 2)
     done = infer(machine, "--outfmt", "TXT", STANDIN_FAULT="ais-half")
     assert done.returncode == 1 and not results(machine)
-    assert "results without a closing newline: i2_0.txt; one of them is half a file" in done.stderr, done.stderr
+    assert (
+        "results without a closing newline: i2_0.txt; one of them is half a file" in done.stderr
+    ), done.stderr
 
 
 # ---- slices ----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", ["0.0.2", "later", "newest"])
-def test_a_finished_slice_is_never_inferred_again(machine: Machine, compiled: Path, generation: str) -> None:
+def test_a_finished_slice_is_never_inferred_again(
+    machine: Machine, compiled: Path, generation: str
+) -> None:
     """Killed at three moments by SIGKILL: the runs that follow begin with the first slice that did not end."""
     environment, work = machine
     prepare(machine, compiled, 28)  # seven slices, of which each killed run may finish two
     passed(machine)
     whole = results(machine)
-    for path in [work / "result_summary.json", work / "result.record.jsonl", *(work / "result").iterdir()]:
+    for path in [
+        work / "result_summary.json",
+        work / "result.record.jsonl",
+        *(work / "result").iterdir(),
+    ]:
         path.unlink()
     command = [sys.executable, str(ROOT / "scripts" / "infer_om.py"), *WORDS, "--slice", "4"]
-    slow = dict(os.environ, STANDIN_FAULT="ais-sleep=0.3", STANDIN_AIS_BENCH=generation, **environment)
+    slow = dict(
+        os.environ, STANDIN_FAULT="ais-sleep=0.3", STANDIN_AIS_BENCH=generation, **environment
+    )
     begun = len(calls(environment, "ais_bench"))
     moments = random.Random(generation)
     for pause in (moments.uniform(0, 0.5) for _ in range(3)):  # after the next slice began
@@ -149,7 +218,9 @@ def test_a_finished_slice_is_never_inferred_again(machine: Machine, compiled: Pa
     done = passed(machine, "--slice", 4, STANDIN_AIS_BENCH=generation)
     kept = re.search(r"28 results, one for each image \((\d+) were there already\)", done.stdout)
     assert kept and int(kept.group(1)) >= 12 and int(kept.group(1)) % 4 == 0
-    assert len(calls(environment, "ais_bench")) - begun <= 7 + 3, "at most the slice under way at each kill"
+    assert len(calls(environment, "ais_bench")) - begun <= 7 + 3, (
+        "at most the slice under way at each kill"
+    )
     assert results(machine) == whole
     clean(machine)
 
@@ -164,11 +235,17 @@ def test_only_what_changed_is_inferred_again(machine: Machine, compiled: Path) -
     assert "8 results, one for each image (4 were there already)" in done.stdout
     after = results(machine)
     assert {name for name in after if after[name] != before[name]} == {"i1_0.npy"}
-    assert "other device" in passed(machine, "--device", 1).stdout, "another chip's results are not this one's"
-    assert "everything is inferred again: other options" in passed(machine, "--outfmt", "BIN").stdout
+    assert "other device" in passed(machine, "--device", 1).stdout, (
+        "another chip's results are not this one's"
+    )
+    assert (
+        "everything is inferred again: other options" in passed(machine, "--outfmt", "BIN").stdout
+    )
 
 
-def test_inputs_that_ais_bench_refuses_as_they_are_are_lent_as_copies(machine: Machine, compiled: Path) -> None:
+def test_inputs_that_ais_bench_refuses_as_they_are_are_lent_as_copies(
+    machine: Machine, compiled: Path
+) -> None:
     """A link, a file that others can write, a file system of its own: all are read, none is changed."""
     work = machine[1]
     prepare(machine, compiled, 3)
@@ -180,17 +257,33 @@ def test_inputs_that_ais_bench_refuses_as_they_are_are_lent_as_copies(machine: M
     assert len(results(machine)) == 3 and (work / "in" / "i2.bin").stat().st_mode & 0o777 == 0o666
 
 
-@pytest.mark.parametrize("batch_size, images, start_cost, image_cost", [
-    (8, 50000, START, IMAGE), (8, 10**6, 3.0, 0.001), (1, 300000, 5.0, 0.003), (32, 10**6, 2.0, 0.0002)])
+@pytest.mark.parametrize(
+    "batch_size, images, start_cost, image_cost",
+    [
+        (8, 50000, START, IMAGE),
+        (8, 10**6, 3.0, 0.001),
+        (1, 300000, 5.0, 0.003),
+        (32, 10**6, 2.0, 0.0002),
+    ],
+)
 def test_starting_costs_less_than_a_tenth_once_both_times_are_known(
-        batch_size: int, images: int, start_cost: float, image_cost: float) -> None:
+    batch_size: int, images: int, start_cost: float, image_cost: float
+) -> None:
     sizes, waiting, starts, seconds = Sizes(batch_size, 602112), images, 0.0, 0.0
     sizes.start, sizes.image, sizes.learned = start_cost, image_cost, True
     while waiting:
         count = sizes.next(waiting, 1)
         assert count == waiting or (count % batch_size == 0 and count <= 100000)
-        waiting, starts, seconds = waiting - count, starts + start_cost, seconds + start_cost + count * image_cost
-    assert starts < seconds / 10 or images * image_cost < FACTOR * start_cost or image_cost * 50000 < 10 * start_cost
+        waiting, starts, seconds = (
+            waiting - count,
+            starts + start_cost,
+            seconds + start_cost + count * image_cost,
+        )
+    assert (
+        starts < seconds / 10
+        or images * image_cost < FACTOR * start_cost
+        or image_cost * 50000 < 10 * start_cost
+    )
 
 
 def test_both_times_are_learned_from_a_slice() -> None:
@@ -202,40 +295,61 @@ def test_both_times_are_learned_from_a_slice() -> None:
 
 # ---- several chips ---------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("device, chips", [("0,1", 2), ("all", 4)])
-def test_several_chips_give_what_one_gives(machine: Machine, compiled: Path, device: str, chips: int) -> None:
+def test_several_chips_give_what_one_gives(
+    machine: Machine, compiled: Path, device: str, chips: int
+) -> None:
     environment, work = machine
     prepare(machine, compiled, 32)
     passed(machine, **FOUR_CHIPS)
     alone, slow = results(machine), dict(FOUR_CHIPS, STANDIN_FAULT="ais-sleep=0.1")
     done = passed(machine, "--device", device, "--force", "--slice", 8, **slow)
     used = [call["argv"][-1] for call in calls(environment, "ais_bench")[1:]]
-    assert len(used) == 4 and set(used) == {"NPY", *map(str, range(1, chips))}, "NPY: the last word for device 0"
+    assert len(used) == 4 and set(used) == {"NPY", *map(str, range(1, chips))}, (
+        "NPY: the last word for device 0"
+    )
     assert results(machine) == alone and "device 1: 8 images in " in done.stdout
     assert json.loads((work / "result_summary.json").read_text())["devices"] == list(range(chips))
     clean(machine)
 
 
 @pytest.mark.slow
-def test_a_chip_that_fails_half_way_is_named_and_the_others_do_its_work(machine: Machine, compiled: Path) -> None:
+def test_a_chip_that_fails_half_way_is_named_and_the_others_do_its_work(
+    machine: Machine, compiled: Path
+) -> None:
     prepare(machine, compiled, 32)
     passed(machine)
     alone = results(machine)
-    done = passed(machine, "--device", "0,1", "--force", "--slice", 8, STANDIN_FAULT="ais-device=1:1")
-    assert re.fullmatch(r"infer_om.py: device 1 failed: ais_bench failed with exit status 1 and said '\[ERROR\] .* "
-                        r"device 1'; the whole output: \./result\.device1\.log; its 8 images go to the others\n",
-                        done.stderr)
+    done = passed(
+        machine, "--device", "0,1", "--force", "--slice", 8, STANDIN_FAULT="ais-device=1:1"
+    )
+    assert re.fullmatch(
+        r"infer_om.py: device 1 failed: ais_bench failed with exit status 1 and said '\[ERROR\] .* "
+        r"device 1'; the whole output: \./result\.device1\.log; its 8 images go to the others\n",
+        done.stderr,
+    )
     assert results(machine) == alone
     done = infer(machine, "--device", "0,1", "--force", "--slice", 8, STANDIN_FAULT="ais-crash=0")
-    assert done.returncode == 1 and "32 of 32 images are left: device " in done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 1 and "32 of 32 images are left: device " in done.stderr.splitlines()[-1]
+    )
 
 
-@pytest.mark.parametrize("device, status, sentence", [
-    ("0,x", 2, "several joined by commas, or all is expected, not '0,x'"), ("5", 1, "107001"),
-    ("all", 1, "npu-smi info failed")])
-def test_devices_that_cannot_be_meant(machine: Machine, compiled: Path, device: str, status: int, sentence: str
-                                      ) -> None:
+@pytest.mark.parametrize(
+    "device, status, sentence",
+    [
+        ("0,x", 2, "several joined by commas, or all is expected, not '0,x'"),
+        ("5", 1, "107001"),
+        ("all", 1, "npu-smi info failed"),
+    ],
+)
+def test_devices_that_cannot_be_meant(
+    machine: Machine, compiled: Path, device: str, status: int, sentence: str
+) -> None:
     prepare(machine, compiled, 1)
-    done = infer(machine, "--device", device, **({"STANDIN_NPU_SMI": "fail"} if device == "all" else {}))
+    done = infer(
+        machine, "--device", device, **({"STANDIN_NPU_SMI": "fail"} if device == "all" else {})
+    )
     assert done.returncode == status and sentence in done.stderr

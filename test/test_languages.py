@@ -1,4 +1,5 @@
 """The Chinese pages: every command, option and figure of the English ones, and a way from each to the other."""
+
 import re
 import unicodedata
 from pathlib import Path
@@ -8,7 +9,17 @@ import pytest
 from conftest import ROOT
 
 CHINESE = sorted(path for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.zh-CN.md"))
-NEEDED = {"README", "ascend", "checkpoints", "data", "files", "graph", "report", "scale", "weights"}  # on a card
+NEEDED = {
+    "README",
+    "ascend",
+    "checkpoints",
+    "data",
+    "files",
+    "graph",
+    "report",
+    "scale",
+    "weights",
+}  # on a card
 CODE = "`[^`]+`"
 FIGURE = r"(?:\d[\d.,]*)?\d"
 WIDTH = 130  # columns; a Chinese character takes two
@@ -48,7 +59,9 @@ def sections(page: Path) -> List[Set[str]]:
 def anchors(page: Path) -> Set[str]:
     """What GitHub calls the page's headings in links."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
 
 
 def test_the_pages_that_a_user_of_a_card_needs_are_there() -> None:
@@ -78,19 +91,26 @@ def test_each_section_names_the_same_options_files_and_figures(page: Path) -> No
 def test_each_page_begins_with_a_link_to_the_other_and_has_the_same_sections(page: Path) -> None:
     for here, there in ((page, english(page)), (english(page), page)):
         assert f"]({there.name})" in "\n".join(lines(here)[:6])
-    levels = [[line.split(" ")[0] for line in lines(path) if line.startswith("#")] for path in (page, english(page))]
+    levels = [
+        [line.split(" ")[0] for line in lines(path) if line.startswith("#")]
+        for path in (page, english(page))
+    ]
     assert levels[0] == levels[1]
 
 
 @both
-def test_links_lead_to_files_and_sections_that_are_there_in_chinese_where_there_is_a_chinese_page(page: Path) -> None:
+def test_links_lead_to_files_and_sections_that_are_there_in_chinese_where_there_is_a_chinese_page(
+    page: Path,
+) -> None:
     text = page.read_text(encoding="utf-8")
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
         other = page.parent / target if target else page
         assert other.exists(), target
         assert not anchor or anchor in anchors(other), f"{other.name} has no section #{anchor}"
         chinese = other.with_name(f"{other.stem}.zh-CN.md")
-        assert other.suffix != ".md" or other == english(page) or not chinese.exists(), f"{chinese.name} is there"
+        assert other.suffix != ".md" or other == english(page) or not chinese.exists(), (
+            f"{chinese.name} is there"
+        )
 
 
 @both

@@ -1,4 +1,5 @@
 """The compiled C files: whatever became of one in the cache, it is compiled again."""
+
 import contextlib
 import hashlib
 import os
@@ -18,8 +19,9 @@ IMAGES, CLASSES = 40, 50
 FLIPS = 6  # seeded positions of a flipped bit
 LARGE = 1 << 26  # bytes, more than any library has
 
-pytestmark = pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")),
-                                reason="needs a C compiler")
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("cc") or shutil.which("gcc")), reason="needs a C compiler"
+)
 
 
 class Copy:
@@ -29,8 +31,11 @@ class Copy:
         self.folder = folder
         shutil.copy(str(ROOT / "TResNet_postprocess.py"), str(folder))
         common = folder / "scripts" / "common"
-        shutil.copytree(str(ROOT / "scripts" / "common"), str(common),
-                        ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            str(ROOT / "scripts" / "common"),
+            str(common),
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
         (folder / "result").mkdir()
         generator = np.random.RandomState(3)
         labels = []
@@ -41,7 +46,7 @@ class Copy:
             labels.append(f"i{image}.JPEG {np.argsort(-scores)[image % 7]}\n")
         (folder / "labels.txt").write_text("".join(labels))
         self.accuracies = self.postprocess()
-        self.library, = (common / "__pycache__").glob("ranks-*.so")
+        (self.library,) = (common / "__pycache__").glob("ranks-*.so")
         self.checksum = Path(f"{self.library}.sha256")
         self.content = self.library.read_bytes()
         self.line = f"{hashlib.sha256(self.content).hexdigest()}  {self.library.name}\n".encode()
@@ -50,7 +55,11 @@ class Copy:
         """The accuracies that a run of the program writes."""
         done = subprocess.run(
             [sys.executable, "TResNet_postprocess.py", "result", "labels.txt", ".", "acc.json"],
-            cwd=str(self.folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+            cwd=str(self.folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
         assert (done.returncode, done.stderr) == (0, b"")
         accuracies = (self.folder / "acc.json").read_bytes()
         (self.folder / "acc.json").unlink()
@@ -144,13 +153,23 @@ def let_others_write(copy: Copy) -> None:
 
 
 DAMAGES: Tuple[Callable[[Copy], None], ...] = (
-    truncate, fill_with_noise, empty, grow, lose_checksum, damage_checksum, link_library,
-    link_checksum, replace_library_by_fifo, replace_checksum_by_fifo)
+    truncate,
+    fill_with_noise,
+    empty,
+    grow,
+    lose_checksum,
+    damage_checksum,
+    link_library,
+    link_checksum,
+    replace_library_by_fifo,
+    replace_checksum_by_fifo,
+)
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_library_is_never_used_and_compiled_again(
-        damage: Callable[[Copy], None], copy: Copy) -> None:
+    damage: Callable[[Copy], None], copy: Copy
+) -> None:
     damage(copy)
     copy.rank_and_rebuild()
 
@@ -192,9 +211,15 @@ def test_a_whole_library_is_loaded_as_it_is(copy: Copy) -> None:
 
 def test_both_libraries_in_one_process_are_told_apart(copy: Copy) -> None:
     """The dynamic loader takes two libraries that were opened under one name for the same."""
-    code = ("from common import native;"
-            "[native.load(name) for name in ('results/ranks.c', 'data/resize.c')];"
-            "print(native.load('results/ranks.c').label_ranks, native.load('data/resize.c').crop_resize)")
+    code = (
+        "from common import native;"
+        "[native.load(name) for name in ('results/ranks.c', 'data/resize.c')];"
+        "print(native.load('results/ranks.c').label_ranks, native.load('data/resize.c').crop_resize)"
+    )
     for _ in range(2):  # compiled, then from the cache
-        subprocess.run([sys.executable, "-c", code], cwd=str(copy.folder / "scripts"), check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=str(copy.folder / "scripts"),
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )

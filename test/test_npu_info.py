@@ -1,4 +1,5 @@
 """npu_info.py and what the host tells of its Ascend tools: the chip for every answer of npu-smi, or what is wrong."""
+
 import json
 import os
 import random
@@ -15,9 +16,15 @@ from conftest import DATA, refusal, succeed
 machine = pytest.fixture(make_machine)
 
 
-@pytest.mark.parametrize("sample, chip, soc", [
-    ("310P3", "310P3", "Ascend310P3"), ("910B4", "910B4", "Ascend910B4"), ("Ascend910", "Ascend910", "Ascend910"),
-    ("310P3+no_process_tail", "310P3", "Ascend310P3")])
+@pytest.mark.parametrize(
+    "sample, chip, soc",
+    [
+        ("310P3", "310P3", "Ascend310P3"),
+        ("910B4", "910B4", "Ascend910B4"),
+        ("Ascend910", "Ascend910", "Ascend910"),
+        ("310P3+no_process_tail", "310P3", "Ascend310P3"),
+    ],
+)
 def test_npu_info_names_the_chip(machine: Machine, sample: str, chip: str, soc: str) -> None:
     environment = dict(machine[0], STANDIN_NPU_SMI=sample)
     assert succeed("scripts/npu_info.py", env=environment).stdout == chip + "\n"
@@ -26,23 +33,39 @@ def test_npu_info_names_the_chip(machine: Machine, sample: str, chip: str, soc: 
 
 def test_npu_info_lists_two_chips_of_one_card_and_no_processes(machine: Machine) -> None:
     """The table of processes looks like that of chips; its numbers are not taken for chips."""
-    processes = (DATA / "npu-smi" / "no_process_tail.txt").read_text().replace(
-        "| No running processes found in NPU 0                                                            |",
-        "| 0       0                 | 4711          | 310P3                    | 1024                    |")
+    processes = (
+        (DATA / "npu-smi" / "no_process_tail.txt")
+        .read_text()
+        .replace(
+            "| No running processes found in NPU 0                                                            |",
+            "| 0       0                 | 4711          | 310P3                    | 1024                    |",
+        )
+    )
     assert "4711" in processes
     answer = machine[1] / "answer.txt"
     answer.write_text((DATA / "npu-smi" / "Ascend910.txt").read_text() + processes)
-    done = succeed("scripts/npu_info.py", "--json", env=dict(machine[0], STANDIN_NPU_SMI=str(answer)))
+    done = succeed(
+        "scripts/npu_info.py", "--json", env=dict(machine[0], STANDIN_NPU_SMI=str(answer))
+    )
     assert json.loads(done.stdout) == [
         {"npu": 0, "chip": 0, "name": "Ascend910", "health": "OK", "bus_id": "0000:9D:00.0"},
-        {"npu": 0, "chip": 1, "name": "Ascend910", "health": "OK", "bus_id": "0000:9F:00.0"}]
+        {"npu": 0, "chip": 1, "name": "Ascend910", "health": "OK", "bus_id": "0000:9F:00.0"},
+    ]
 
 
-@pytest.mark.parametrize("answer, complaint", [
-    ("no_process_tail", "names no NPU"), ("310P3+910B4", "different kinds (310P3, 910B4)"), ("fail", "status 252"),
-    ("hang", "within 0.5 s")])
+@pytest.mark.parametrize(
+    "answer, complaint",
+    [
+        ("no_process_tail", "names no NPU"),
+        ("310P3+910B4", "different kinds (310P3, 910B4)"),
+        ("fail", "status 252"),
+        ("hang", "within 0.5 s"),
+    ],
+)
 def test_npu_info_says_what_is_wrong(machine: Machine, answer: str, complaint: str) -> None:
-    said = refusal("scripts/npu_info.py", "--timeout", "0.5", env=dict(machine[0], STANDIN_NPU_SMI=answer))
+    said = refusal(
+        "scripts/npu_info.py", "--timeout", "0.5", env=dict(machine[0], STANDIN_NPU_SMI=answer)
+    )
     assert complaint in said and "--soc-version" in said and said.count("\n") == 1
 
 
@@ -55,15 +78,24 @@ def test_npu_info_refuses_an_unreadable_answer(machine: Machine, damage: str) ->
     text = (DATA / "npu-smi" / "310P3.txt").read_text()
     answer = machine[1] / "answer.txt"
     row = text.replace("| 0       310P3     | OK ", "| ?                 | OK ")
-    answer.write_bytes({"cut": text[:text.index("| 0       0 ")].encode(), "row": row.encode(),
-                        "binary": bytes(range(256)) * 9, "empty": b""}[damage])
+    answer.write_bytes(
+        {
+            "cut": text[: text.index("| 0       0 ")].encode(),
+            "row": row.encode(),
+            "binary": bytes(range(256)) * 9,
+            "empty": b"",
+        }[damage]
+    )
     said = refusal("scripts/npu_info.py", env=dict(machine[0], STANDIN_NPU_SMI=str(answer)))
-    assert ("cannot be read" if damage in ("cut", "row") else "names no NPU") in said and said.count("\n") == 1
+    assert (
+        "cannot be read" if damage in ("cut", "row") else "names no NPU"
+    ) in said and said.count("\n") == 1
 
 
 def test_npu_info_reads_or_refuses_any_answer() -> None:
     """1,000 damaged answers: chips with all their keys, or the one error that is meant for it."""
     from common.ascend.chips import parse_npu_smi
+
     rng = random.Random(0)
     texts = [path.read_text() for path in sorted((DATA / "npu-smi").iterdir())]
     outcomes = set()
@@ -83,15 +115,22 @@ def test_npu_info_reads_or_refuses_any_answer() -> None:
 def test_the_host_tells_its_versions(machine: Machine, tmp_path: Path) -> None:
     """Of CANN's two kinds of version files, of an importable package, and none of what is not there."""
     from common.ascend.host import cann_version, host_facts, host_versions, set_env
+
     cann = tmp_path / "toolkit" / "latest"
     (cann / "x86_64-linux").mkdir(parents=True)
-    (cann / "x86_64-linux" / "ascend_toolkit_install.info").write_text("package_name=x\nversion=6.0.RC1\n")
+    (cann / "x86_64-linux" / "ascend_toolkit_install.info").write_text(
+        "package_name=x\nversion=6.0.RC1\n"
+    )
     (cann.parent / "set_env.sh").write_text("")
     distribution = tmp_path / "packages" / "ais_bench-0.0.2.dist-info"
     distribution.mkdir(parents=True)
-    (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: ais_bench\nVersion: 0.0.2\n")
+    (distribution / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: ais_bench\nVersion: 0.0.2\n"
+    )
     path = os.pathsep.join([machine[0]["PYTHONPATH"], str(tmp_path / "packages")])
-    with mock.patch.dict(os.environ, dict(machine[0], PYTHONPATH=path, ASCEND_TOOLKIT_HOME=str(cann))):
+    with mock.patch.dict(
+        os.environ, dict(machine[0], PYTHONPATH=path, ASCEND_TOOLKIT_HOME=str(cann))
+    ):
         host_facts.cache_clear()
         assert (cann_version(), set_env()) == ("6.0.RC1", str(cann.parent / "set_env.sh"))
         (cann / "version.cfg").write_text("# version: 1.0\nversion=[8.0.RC1:x]\n")
@@ -104,9 +143,14 @@ def test_the_host_tells_its_versions(machine: Machine, tmp_path: Path) -> None:
         assert host_versions(str(known))["ais_bench"] == "9.9"
 
 
-def test_a_killed_run_of_the_same_process_id_leaves_its_folder_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_killed_run_of_the_same_process_id_leaves_its_folder_in_nobodys_way(
+    tmp_path: Path,
+) -> None:
     from common.ascend.host import run_folder
-    (tmp_path / f"result-run-{os.getpid()}" / "in0").mkdir(parents=True)  # as in a container that is started again
+
+    (tmp_path / f"result-run-{os.getpid()}" / "in0").mkdir(
+        parents=True
+    )  # as in a container that is started again
     with run_folder(str(tmp_path / "result-run")) as folder:
         assert os.listdir(folder) == []
     assert os.listdir(str(tmp_path)) == []
@@ -114,23 +158,42 @@ def test_a_killed_run_of_the_same_process_id_leaves_its_folder_in_nobodys_way(tm
 
 def test_ais_bench_is_started_with_the_contracts_words() -> None:
     from common.ascend.bench import command
-    assert " ".join(command("m.om", input="in", output="./", output_dirname="result", outfmt="TXT")) == (
-        "python3 -m ais_bench --model m.om --input in --output ./ --output_dirname result --outfmt TXT")
+
+    assert " ".join(
+        command("m.om", input="in", output="./", output_dirname="result", outfmt="TXT")
+    ) == (
+        "python3 -m ais_bench --model m.om --input in --output ./ --output_dirname result --outfmt TXT"
+    )
     assert " ".join(command("m.om", loop=20, batchsize=8, device=3)) == (
-        "python3 -m ais_bench --model=m.om --loop=20 --batchsize=8 --device=3")
+        "python3 -m ais_bench --model=m.om --loop=20 --batchsize=8 --device=3"
+    )
 
 
-@pytest.mark.parametrize("smi, wanted, soc, found", [
-    ("310P3", None, "", ([0], "310P3")), ("310P3", [], "", ([0, 1], "310P3")), ("310P3", [1], "", ([1], "310P3")),
-    ("910B4+310P3", [3], "", ([3], "310P3")), ("910B4+310P3", None, "Ascend310P3", ([2], "310P3")),
-    ("910B4+310P3", [], "Ascend310P3", ([2, 3], "310P3")), ("910B4+310P3", [2], "Ascend310P3", ([2], "310P3")),
-    ("Ascend910", None, "Ascend910A", ([0], "Ascend910")), ("fail", None, "Ascend310P3", ([0], "310P3")),
-    ("310P3", [0, 2], "", "--device 2 was asked for, but there are 2"), ("fail", [1], "", "npu-smi info failed"),
-    ("910B4+310P3", None, "", "of different kinds (310P3, 910B4)"), ("910B4+310P3", [], "", "of different kinds"),
-    ("910B4+310P3", [1, 2], "", "--device 2 (310P3) or --device 1 (910B4), or by"),
-    ("fail", [], "Ascend310P3", "npu-smi info failed")])
-def test_which_devices_a_run_uses(machine: Machine, smi: str, wanted: Any, soc: str, found: Any) -> None:
+@pytest.mark.parametrize(
+    "smi, wanted, soc, found",
+    [
+        ("310P3", None, "", ([0], "310P3")),
+        ("310P3", [], "", ([0, 1], "310P3")),
+        ("310P3", [1], "", ([1], "310P3")),
+        ("910B4+310P3", [3], "", ([3], "310P3")),
+        ("910B4+310P3", None, "Ascend310P3", ([2], "310P3")),
+        ("910B4+310P3", [], "Ascend310P3", ([2, 3], "310P3")),
+        ("910B4+310P3", [2], "Ascend310P3", ([2], "310P3")),
+        ("Ascend910", None, "Ascend910A", ([0], "Ascend910")),
+        ("fail", None, "Ascend310P3", ([0], "310P3")),
+        ("310P3", [0, 2], "", "--device 2 was asked for, but there are 2"),
+        ("fail", [1], "", "npu-smi info failed"),
+        ("910B4+310P3", None, "", "of different kinds (310P3, 910B4)"),
+        ("910B4+310P3", [], "", "of different kinds"),
+        ("910B4+310P3", [1, 2], "", "--device 2 (310P3) or --device 1 (910B4), or by"),
+        ("fail", [], "Ascend310P3", "npu-smi info failed"),
+    ],
+)
+def test_which_devices_a_run_uses(
+    machine: Machine, smi: str, wanted: Any, soc: str, found: Any
+) -> None:
     from common.ascend.chips import choose_devices, find_chips
+
     find_chips.cache_clear()
     with mock.patch.dict(os.environ, dict(machine[0], STANDIN_NPU_SMI=smi)):
         if isinstance(found, tuple):

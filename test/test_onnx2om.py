@@ -1,4 +1,5 @@
 """onnx2om.sh: the contract's command for each batch size, nothing twice, no half model, and why atc failed."""
+
 import fcntl
 import os
 import re
@@ -36,10 +37,15 @@ SCRIPT = ROOT / "scripts" / "onnx2om.sh"
 machine = pytest.fixture(make_machine)
 
 
-def compile_here(machine: Machine, *words: object, **switches: str) -> "subprocess.CompletedProcess[str]":
+def compile_here(
+    machine: Machine, *words: object, **switches: str
+) -> "subprocess.CompletedProcess[str]":
     """As compile_net(), but onnx2om.py's main() without a process."""
     import onnx2om
-    return start_here(onnx2om.main, dict(machine[0], **switches), machine[1], "onnx2om.sh", "net.onnx", *words)
+
+    return start_here(
+        onnx2om.main, dict(machine[0], **switches), machine[1], "onnx2om.sh", "net.onnx", *words
+    )
 
 
 def test_onnx2om_runs_the_contracts_command_for_each_batch_size(machine: Machine) -> None:
@@ -48,13 +54,26 @@ def test_onnx2om_runs_the_contracts_command_for_each_batch_size(machine: Machine
     assert done.returncode == 0, done.stdout + done.stderr
     rows = calls(environment, "atc")
     assert [row["argv"] for row in rows] == [
-        [word.replace("image:1", f"image:{batch}").replace("bs1", f"bs{batch}").replace("=net.", f"={work}/net.")
-         for word in CONTRACT] for batch in (1, 4, 8, 16, 32)]
+        [
+            word.replace("image:1", f"image:{batch}")
+            .replace("bs1", f"bs{batch}")
+            .replace("=net.", f"={work}/net.")
+            for word in CONTRACT
+        ]
+        for batch in (1, 4, 8, 16, 32)
+    ]
     for row in rows:
-        assert Path(row["cwd"]).parent == work and not Path(row["cwd"]).exists(), "a folder of its own, gone afterwards"
-        assert row["python"] == str(Path(environment["PATH"].split(os.pathsep)[1]) / "python3"), "the host's Python"
+        assert Path(row["cwd"]).parent == work and not Path(row["cwd"]).exists(), (
+            "a folder of its own, gone afterwards"
+        )
+        assert row["python"] == str(Path(environment["PATH"].split(os.pathsep)[1]) / "python3"), (
+            "the host's Python"
+        )
     assert {path.name for path in work.iterdir()} == {"net.onnx"} | {
-        f"net_bs{batch}.{suffix}" for batch in (1, 4, 8, 16, 32) for suffix in ("om", "om.record.jsonl", "atc.log")}
+        f"net_bs{batch}.{suffix}"
+        for batch in (1, 4, 8, 16, 32)
+        for suffix in ("om", "om.record.jsonl", "atc.log")
+    }
     assert (work / "net_bs8.om").stat().st_mode & 0o777 == 0o640
     assert "ATC run success" in (work / "net_bs8.atc.log").read_text()
     assert "atc starts" in (work / "net_bs8.atc.log").read_text(), "CANN's own log is kept with it"
@@ -74,7 +93,10 @@ def test_onnx2om_keeps_what_the_same_command_made(machine: Machine, tmp_path: Pa
         done = compile_here(machine, "--batch-sizes", "1,8", *words, **switches)
         assert done.returncode == 0, done.stderr
         made = len(calls(environment, "atc")) - before
-        assert (done.stdout.count(" compiled in "), done.stdout.count(" is up to date (")) == (made, 2 - made)
+        assert (done.stdout.count(" compiled in "), done.stdout.count(" is up to date (")) == (
+            made,
+            2 - made,
+        )
         return made
 
     assert (compiles(), compiles(), compiles("--force")) == (2, 0, 2)
@@ -94,7 +116,9 @@ def test_onnx2om_keeps_what_the_same_command_made(machine: Machine, tmp_path: Pa
     (tmp_path / "latest").mkdir()
     (tmp_path / "latest" / "version.cfg").write_text("version=[8.0.RC1:x]\n")
     cann = str(tmp_path / "latest")
-    assert (compiles(ASCEND_TOOLKIT_HOME=cann), compiles(ASCEND_TOOLKIT_HOME=cann)) == (2, 0), "another CANN"
+    assert (compiles(ASCEND_TOOLKIT_HOME=cann), compiles(ASCEND_TOOLKIT_HOME=cann)) == (2, 0), (
+        "another CANN"
+    )
 
 
 def test_onnx2om_never_replaces_a_model_that_it_did_not_make(machine: Machine) -> None:
@@ -103,9 +127,14 @@ def test_onnx2om_never_replaces_a_model_that_it_did_not_make(machine: Machine) -
     for words in ((), ("--force",)):
         done = compile_here(machine, "--batch-sizes", "1,4", *words)
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-        assert f"onnx2om.sh: {work}/net_bs4.om: no record says that this program made it" in done.stderr
+        assert (
+            f"onnx2om.sh: {work}/net_bs4.om: no record says that this program made it"
+            in done.stderr
+        )
     assert (work / "net_bs4.om").read_bytes() == b"precious"
-    assert all("bs1" in row["argv"][3] for row in calls(environment, "atc")), "atc was not even started"
+    assert all("bs1" in row["argv"][3] for row in calls(environment, "atc")), (
+        "atc was not even started"
+    )
 
 
 def test_onnx2om_goes_on_where_it_was_killed_between_model_and_record(machine: Machine) -> None:
@@ -118,7 +147,9 @@ def test_onnx2om_goes_on_where_it_was_killed_between_model_and_record(machine: M
 
 
 @pytest.mark.parametrize("shell, linked", [("sh", False), ("sh", True), ("bash", True), ("", True)])
-def test_onnx2om_runs_however_it_is_started(machine: Machine, tmp_path: Path, shell: str, linked: bool) -> None:
+def test_onnx2om_runs_however_it_is_started(
+    machine: Machine, tmp_path: Path, shell: str, linked: bool
+) -> None:
     """By sh as well, through a symbolic link, and with the Python that setup_env.py names."""
     script = tmp_path / "compile it"
     if linked:
@@ -137,7 +168,9 @@ def test_onnx2om_hands_aipp_settings_to_atc_and_sees_them_change(machine: Machin
     (work / "aipp.cfg").write_text(AIPP + "}\n")
     for expected in (1, 1):
         done = compile_here(machine, "--batch-sizes", "1", "--aipp", "aipp.cfg")
-        assert done.returncode == 0 and len(calls(environment, "atc")) == expected, done.stdout + done.stderr
+        assert done.returncode == 0 and len(calls(environment, "atc")) == expected, (
+            done.stdout + done.stderr
+        )
         (work / "aipp.cfg").write_text(AIPP + "}\n")  # the same settings, written later
     assert calls(environment, "atc")[-1]["argv"][-1] == f"--insert_op_conf={work}/aipp.cfg"
     (work / "aipp.cfg").write_text(AIPP + " min_chn_0 : 1\n}\n")
@@ -146,7 +179,9 @@ def test_onnx2om_hands_aipp_settings_to_atc_and_sees_them_change(machine: Machin
 
 
 def test_onnx2om_accepts_the_other_name_that_atc_gives(machine: Machine) -> None:
-    done = compile_net(machine, "--batch-sizes", "1", "--output-dir", "models", STANDIN_OM_NAME="host")
+    done = compile_net(
+        machine, "--batch-sizes", "1", "--output-dir", "models", STANDIN_OM_NAME="host"
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (machine[1] / "models").glob("*.om")) == ["net_bs1.om"]
     assert (machine[1] / "models").stat().st_mode & 0o777 == 0o750
@@ -157,7 +192,9 @@ def test_onnx2om_dry_run_prints_pasteable_commands_and_does_nothing(machine: Mac
     done = compile_net(machine, "--dry-run", "--batch-sizes", "1,8", "--output-dir", "om")
     assert done.stdout == "".join(
         f"atc --framework=5 --model={work}/net.onnx --output=om/net_bs{batch} --input_format=NCHW "
-        f'--input_shape="image:{batch},3,32,32" --log=error --soc_version=Ascend310P3\n' for batch in (1, 8))
+        f'--input_shape="image:{batch},3,32,32" --log=error --soc_version=Ascend310P3\n'
+        for batch in (1, 8)
+    )
     assert [path.name for path in work.iterdir()] == ["net.onnx"] and not calls(environment)
 
 
@@ -172,7 +209,8 @@ def test_onnx2om_shows_why_atc_failed_and_goes_on_there(machine: Machine) -> Non
     assert sorted(path.name for path in work.glob("*.om")) == ["net_bs1.om", "net_bs4.om"]
     assert compile_net(machine).returncode == 0
     assert [row["argv"][3] for row in calls(environment, "atc")] == [
-        f"--output=net_bs{batch}" for batch in (1, 4, 8, 8, 16, 32)], "the two that were made are not made again"
+        f"--output=net_bs{batch}" for batch in (1, 4, 8, 8, 16, 32)
+    ], "the two that were made are not made again"
 
 
 @pytest.mark.slow
@@ -183,18 +221,29 @@ def test_onnx2om_leaves_no_half_model_when_atc_is_killed(machine: Machine) -> No
     assert sorted(path.name for path in work.iterdir()) == ["net.onnx", "net_bs4.atc.log"]
     assert compile_net(machine, "--batch-sizes", "4").returncode == 0
     good = (work / "net_bs4.om").read_bytes()
-    assert compile_net(machine, "--batch-sizes", "4", "--force", STANDIN_FAULT="atc-kill=4").returncode == 1
+    assert (
+        compile_net(machine, "--batch-sizes", "4", "--force", STANDIN_FAULT="atc-kill=4").returncode
+        == 1
+    )
     assert (work / "net_bs4.om").read_bytes() == good, "what was there stays"
     assert infer_here(machine, "--model", "net_bs4.om").returncode == 0
     assert "is up to date" in compile_net(machine, "--batch-sizes", "4").stdout
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_onnx2om_ends_atc_with_itself(machine: Machine, number: int, status: int) -> None:
     environment, work = machine
     command = ["bash", str(SCRIPT), "net.onnx", "--batch-sizes", "1"]
-    with subprocess.Popen(command, cwd=str(work), env=dict(os.environ, STANDIN_FAULT="atc-sleep=60", **environment),
-                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True) as child:
+    with subprocess.Popen(
+        command,
+        cwd=str(work),
+        env=dict(os.environ, STANDIN_FAULT="atc-sleep=60", **environment),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    ) as child:
         deadline = time.time() + 20
         while not calls(environment, "atc") and time.time() < deadline:
             time.sleep(0.05)
@@ -204,7 +253,11 @@ def test_onnx2om_ends_atc_with_itself(machine: Machine, number: int, status: int
         said = child.communicate()[1]
         assert time.time() - begun < 2
     assert child.returncode == status
-    expected = "\nonnx2om.sh: interrupted; the model being compiled is dropped, .*\n" if status == 130 else ""
+    expected = (
+        "\nonnx2om.sh: interrupted; the model being compiled is dropped, .*\n"
+        if status == 130
+        else ""
+    )
     assert re.fullmatch(expected, said), said
     assert sorted(path.name for path in work.iterdir()) == ["net.onnx", "net_bs1.atc.log"]
     assert f"--model={work}/net.onnx" not in processes()
@@ -222,8 +275,13 @@ def test_onnx2om_ends_what_does_not_listen(machine: Machine, tmp_path: Path) -> 
     atc.chmod(0o755)
     path = os.pathsep.join([str(tmp_path / "bin"), environment["PATH"]])
     command = ["bash", str(SCRIPT), "net.onnx", "--batch-sizes", "1"]
-    with subprocess.Popen(command, cwd=str(work), env=dict(os.environ, **dict(environment, PATH=path)),
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(
+        command,
+        cwd=str(work),
+        env=dict(os.environ, **dict(environment, PATH=path)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as child:
         deadline = time.time() + 20
         while not (tmp_path / "begun").exists() and time.time() < deadline:
             time.sleep(0.05)
@@ -238,11 +296,18 @@ def test_onnx2om_ends_what_does_not_listen(machine: Machine, tmp_path: Path) -> 
 def test_onnx2om_killed_leaves_the_lock_to_atc(machine: Machine) -> None:
     """A pipeline's lock on the work folder holds as long as an atc of its is at work there."""
     from common.core import cli, files
+
     environment, work = machine
     lock = files.hold(str(work / "lock"))
     command = ["bash", str(SCRIPT), "net.onnx", "--batch-sizes", "1"]
-    with subprocess.Popen(command, cwd=str(work), env=dict(os.environ, STANDIN_FAULT="atc-sleep=60", **environment),
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[lock]) as child:
+    with subprocess.Popen(
+        command,
+        cwd=str(work),
+        env=dict(os.environ, STANDIN_FAULT="atc-sleep=60", **environment),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[lock],
+    ) as child:
         os.close(lock)
         deadline = time.time() + 20
         while not calls(environment, "atc") and time.time() < deadline:
@@ -250,8 +315,12 @@ def test_onnx2om_killed_leaves_the_lock_to_atc(machine: Machine) -> None:
         child.kill()
     with pytest.raises(cli.Refusal, match="in use by another run"):
         files.hold(str(work / "lock"))
-    atc = next(path.name for path in Path("/proc").glob("[0-9]*") if str(child.pid) != path.name
-               and f"--model={work}/net.onnx" in (path / "cmdline").read_text(errors="replace"))
+    atc = next(
+        path.name
+        for path in Path("/proc").glob("[0-9]*")
+        if str(child.pid) != path.name
+        and f"--model={work}/net.onnx" in (path / "cmdline").read_text(errors="replace")
+    )
     os.kill(int(atc), signal.SIGKILL)
     with open(str(work / "lock")) as lock_file:
         fcntl.flock(lock_file, fcntl.LOCK_EX)  # waits until it has ended
@@ -267,45 +336,70 @@ def test_onnx2om_clears_away_what_a_killed_run_left(machine: Machine) -> None:
     (work / f"atc-run-{gone.pid}" / "kernel_meta").mkdir(parents=True)
     (work / f"atc-run-{os.getpid()}").mkdir()
     assert compile_net(machine, "--batch-sizes", "1").returncode == 0
-    assert [path.name for path in work.glob("*run*")] == [f"atc-run-{os.getpid()}"], "a living run's stays"
+    assert [path.name for path in work.glob("*run*")] == [f"atc-run-{os.getpid()}"], (
+        "a living run's stays"
+    )
 
 
-@pytest.mark.parametrize("words, switches, status, complaint", [
-    (["--batch-sizes", "1,x"], {}, 2, "batch sizes joined by commas are expected"),
-    (["--batch-sizes", "0"], {}, 2, "batch sizes joined by commas are expected"),
-    (["--batch-sizes"], {}, 2, "expected one argument"),
-    (["--soc-version", "310 P3"], {}, 2, "a name such as Ascend310P3 is expected"),
-    (["--output-dir", ""], {}, 2, "is a shell variable unset?"),
-    (["--optimise", "1"], {}, 2, "unrecognized arguments: --optimise 1"),
-    (["second.onnx"], {}, 2, "unrecognized arguments: second.onnx"),
-    (["--aipp", "absent.cfg"], {}, 1, "no readable AIPP file"),
-    (["--output-dir", "with space"], {}, 1, "move or rename"),
-    (["--output-dir", "net.onnx/x"], {}, 1, "cannot be made or written"),
-    (["--", "--fusion_switch_file=net.onnx"], {}, 1, "absolute path"),
-    (["--", "--batch-sizes"], {"STANDIN_NPU_SMI": "fail"}, 1, "npu-smi info failed"),
-    ([], {"STANDIN_NPU_SMI": "no_process_tail"}, 1, "names no NPU"),
-    ([], {"STANDIN_NPU_SMI": "310P3+910B4"}, 1, "different kinds"),
-])
-def test_onnx2om_refuses(machine: Machine, words: List[str], switches: Dict[str, str], status: int,
-                         complaint: str) -> None:
+@pytest.mark.parametrize(
+    "words, switches, status, complaint",
+    [
+        (["--batch-sizes", "1,x"], {}, 2, "batch sizes joined by commas are expected"),
+        (["--batch-sizes", "0"], {}, 2, "batch sizes joined by commas are expected"),
+        (["--batch-sizes"], {}, 2, "expected one argument"),
+        (["--soc-version", "310 P3"], {}, 2, "a name such as Ascend310P3 is expected"),
+        (["--output-dir", ""], {}, 2, "is a shell variable unset?"),
+        (["--optimise", "1"], {}, 2, "unrecognized arguments: --optimise 1"),
+        (["second.onnx"], {}, 2, "unrecognized arguments: second.onnx"),
+        (["--aipp", "absent.cfg"], {}, 1, "no readable AIPP file"),
+        (["--output-dir", "with space"], {}, 1, "move or rename"),
+        (["--output-dir", "net.onnx/x"], {}, 1, "cannot be made or written"),
+        (["--", "--fusion_switch_file=net.onnx"], {}, 1, "absolute path"),
+        (["--", "--batch-sizes"], {"STANDIN_NPU_SMI": "fail"}, 1, "npu-smi info failed"),
+        ([], {"STANDIN_NPU_SMI": "no_process_tail"}, 1, "names no NPU"),
+        ([], {"STANDIN_NPU_SMI": "310P3+910B4"}, 1, "different kinds"),
+    ],
+)
+def test_onnx2om_refuses(
+    machine: Machine, words: List[str], switches: Dict[str, str], status: int, complaint: str
+) -> None:
     done = compile_here(machine, *words, **switches)
-    assert done.returncode == status and complaint in done.stderr.splitlines()[-1], done.stdout + done.stderr
+    assert done.returncode == status and complaint in done.stderr.splitlines()[-1], (
+        done.stdout + done.stderr
+    )
     assert not calls(machine[0], "atc")
 
 
 def test_onnx2om_refuses_on_the_command_line_too(machine: Machine) -> None:
     done = compile_net(machine, "--batch-sizes", "0")
-    assert done.returncode == 2 and "onnx2om.sh: error: argument --batch-sizes: batch sizes" in done.stderr
+    assert (
+        done.returncode == 2
+        and "onnx2om.sh: error: argument --batch-sizes: batch sizes" in done.stderr
+    )
     done = compile_net(machine, "--aipp", "absent.cfg")
-    assert (done.returncode, done.stderr) == (1, "onnx2om.sh: there is no readable AIPP file absent.cfg\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "onnx2om.sh: there is no readable AIPP file absent.cfg\n",
+    )
     done = compile_net(machine, TRESNET_PYTHON="/absent/python")
-    assert done.returncode == 1 and done.stderr.startswith("onnx2om.sh: there is no Python at /absent/python; ")
+    assert done.returncode == 1 and done.stderr.startswith(
+        "onnx2om.sh: there is no Python at /absent/python; "
+    )
 
 
-@pytest.mark.parametrize("content, complaint", [
-    (b"", "must have one input"), (b"not a model", "no ONNX file"), (None, "no readable ONNX file"),
-    ("name", "--input_shape takes only"), ("fixed", "give --batch-sizes 2")])
-def test_onnx2om_refuses_what_is_no_such_model(machine: Machine, content: Any, complaint: str) -> None:
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        (b"", "must have one input"),
+        (b"not a model", "no ONNX file"),
+        (None, "no readable ONNX file"),
+        ("name", "--input_shape takes only"),
+        ("fixed", "give --batch-sizes 2"),
+    ],
+)
+def test_onnx2om_refuses_what_is_no_such_model(
+    machine: Machine, content: Any, complaint: str
+) -> None:
     path = machine[1] / "net.onnx"
     if content is None:
         path.unlink()
@@ -314,16 +408,22 @@ def test_onnx2om_refuses_what_is_no_such_model(machine: Machine, content: Any, c
     else:
         save_network(path, **({"name": 'a"; rm -rf "'} if content == "name" else {"batch": 2}))
     done = compile_here(machine)
-    assert done.returncode == 1 and complaint in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1 and complaint in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
     assert not calls(machine[0], "atc")
 
 
 def test_onnx2om_without_atc_says_how_to_get_it(machine: Machine, tmp_path: Path) -> None:
     """With no CANN at all, and with one that is installed but not sourced."""
     environment, work = machine
-    path = os.pathsep.join(part for part in environment["PATH"].split(os.pathsep) if part != str(HERE / "bin"))
+    path = os.pathsep.join(
+        part for part in environment["PATH"].split(os.pathsep) if part != str(HERE / "bin")
+    )
     done = compile_net(machine, PATH=path)
-    assert done.returncode == 1 and "source /usr/local/Ascend/ascend-toolkit/set_env.sh" in done.stderr
+    assert (
+        done.returncode == 1 and "source /usr/local/Ascend/ascend-toolkit/set_env.sh" in done.stderr
+    )
     script = tmp_path / "Ascend" / "ascend-toolkit" / "set_env.sh"
     script.parent.mkdir(parents=True)
     script.write_text("")
@@ -331,12 +431,13 @@ def test_onnx2om_without_atc_says_how_to_get_it(machine: Machine, tmp_path: Path
 
 
 def test_onnx2om_names_a_virtual_environment_on_atcs_path(machine: Machine, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True
+    )
     path = os.pathsep.join([str(tmp_path / "venv" / "bin"), machine[0]["PATH"]])
     done = compile_net(machine, PATH=path)
     assert done.returncode == 1 and "EC0010" in done.stderr
     assert f"virtual environment's ({tmp_path}/venv/bin/python3): deactivate it" in done.stderr
-
 
 
 def test_comparison_catches_a_lossy_compilation(machine: Machine) -> None:
@@ -344,16 +445,31 @@ def test_comparison_catches_a_lossy_compilation(machine: Machine) -> None:
     environment, work = machine
     (work / "in").mkdir(mode=0o750)
     rng = np.random.RandomState(3)
-    for number in range(8):  # images that differ in contrast and colour, so that their classes differ
+    for number in range(
+        8
+    ):  # images that differ in contrast and colour, so that their classes differ
         image = rng.rand(3, 1, 1) * rng.rand(3, SIZE, SIZE) ** rng.randint(1, 5)
         image.astype(np.float32).tofile(str(work / "in" / f"i{number}.bin"))
-    succeed("scripts/infer_onnx.py", "--model", work / "net.onnx", "--input", work / "in", "--output", work,
-            "--output_dirname", "onnx", "--outfmt", "TXT")
+    succeed(
+        "scripts/infer_onnx.py",
+        "--model",
+        work / "net.onnx",
+        "--input",
+        work / "in",
+        "--output",
+        work,
+        "--output_dirname",
+        "onnx",
+        "--outfmt",
+        "TXT",
+    )
     outcome = {}
     for fault in ("", "atc-lossy"):
         done = compile_net(machine, "--batch-sizes", "4", "--force", STANDIN_FAULT=fault)
         assert done.returncode == 0, done.stderr
         name = "result" + fault
         assert infer_here(machine, *CONTRACT_INFER[:-3], name, "--outfmt", "TXT").returncode == 0
-        outcome[fault] = run("scripts/compare_results.py", work / name, work / "onnx", "--min-cosine", 0.999).returncode
+        outcome[fault] = run(
+            "scripts/compare_results.py", work / name, work / "onnx", "--min-cosine", 0.999
+        ).returncode
     assert outcome == {"": 0, "atc-lossy": 3}

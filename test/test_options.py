@@ -1,4 +1,5 @@
 """Options are declared once, contradict each other in one table, and importing a module changes nothing."""
+
 import argparse
 import ast
 import itertools
@@ -22,11 +23,14 @@ from conftest import ROOT, refusal
 
 import TResNet_postprocess
 
-SOURCES = sorted([*ROOT.glob("TResNet_*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/common/**/*.py")])
+SOURCES = sorted(
+    [*ROOT.glob("TResNet_*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/common/**/*.py")]
+)
 TABLE = ROOT / "scripts" / "common" / "options.py"
 
 
 # ---- declared once ---------------------------------------------------------------------------------------------------
+
 
 def calls(path: Path) -> Iterator[ast.Call]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -49,7 +53,9 @@ def test_no_program_declares_an_option_of_its_own() -> None:
     assert len(options.OPTIONS) == len(options.TABLE), "each has a name of its own"
 
 
-def test_a_word_has_one_declaration_and_so_one_type_or_is_named_as_one_of_several_meanings() -> None:
+def test_a_word_has_one_declaration_and_so_one_type_or_is_named_as_one_of_several_meanings() -> (
+    None
+):
     names: Dict[str, List[str]] = {}
     for name, option in options.OPTIONS.items():
         for word in option.words:
@@ -63,14 +69,22 @@ def test_an_option_is_known_in_the_program_by_its_name_in_the_table() -> None:
     for name in options.OPTIONS:
         parser = argparse.ArgumentParser()
         options.add(parser, name)
-        known, = vars(parser.parse_args([]))
+        (known,) = vars(parser.parse_args([]))
         assert known == name or name in several | {"from"}
 
 
 def test_a_program_may_change_default_help_and_choices_and_nothing_else() -> None:
     parser = argparse.ArgumentParser()
-    options.add(parser, "outfmt", "precision", "input", required=["input"], default={"outfmt": "TXT"},
-                choices={"precision": ("float", "int8")}, help={"input": "what goes in"})
+    options.add(
+        parser,
+        "outfmt",
+        "precision",
+        "input",
+        required=["input"],
+        default={"outfmt": "TXT"},
+        choices={"precision": ("float", "int8")},
+        help={"input": "what goes in"},
+    )
     given = parser.parse_args(["--input", "in", "--precision", "float"])
     assert (given.outfmt, given.precision, given.input) == ("TXT", "float", "in")
     assert "what goes in" in parser.format_help()
@@ -88,19 +102,25 @@ def test_the_defaults_that_the_help_names_are_timms() -> None:
 
 # ---- contradictions --------------------------------------------------------------------------------------------------
 
+
 def values(program: str, words: List[str]) -> argparse.Namespace:
     """What a program is given; its own parser, whose contradictions are not looked at."""
     if program == "quantise":
         return quantisation.parser("", 1).parse_args(["a", "b.onnx", "--calibrate", "c", *words])
     main = {"pipeline": pipeline, "postprocess": TResNet_postprocess, "infer": infer_onnx}[program]
-    needed = {"pipeline": [], "postprocess": ["a", "b", "c", "d"], "infer": ["--model", "m.onnx"]}[program]
+    needed = {"pipeline": [], "postprocess": ["a", "b", "c", "d"], "infer": ["--model", "m.onnx"]}[
+        program
+    ]
     with mock.patch.object(sys, "argv", [program, *needed, *words]), mock.patch.object(
-            options, "RULES", ()):
+        options, "RULES", ()
+    ):
         return main.parse_arguments()  # type: ignore[attr-defined, no-any-return]
 
 
 INT8, CARD = ["--precision", "int8"], {"backend": "ascend"}
-CASES: Tuple[Tuple[str, str, List[str], Dict[str, Any]], ...] = (  # (code or "", program, words, what is known)
+CASES: Tuple[
+    Tuple[str, str, List[str], Dict[str, Any]], ...
+] = (  # (code or "", program, words, what is known)
     ("small-channel", "pipeline", ["--small-channel"], CARD),
     ("small-channel", "pipeline", ["--small-channel", "--uint8"], {"backend": "cpu"}),
     ("small-channel", "pipeline", ["--small-channel", "--uint8", "--stem", "space-to-depth"], CARD),
@@ -124,11 +144,14 @@ CASES: Tuple[Tuple[str, str, List[str], Dict[str, Any]], ...] = (  # (code or ""
     ("", "pipeline", ["--min-cosine", "0", "--tune"], {"backend": "cpu"}),
     ("", "pipeline", ["--min-cosine", "0"], CARD),
     ("output-dirname", "infer", ["--output_dirname", "r"], {}),
-    ("", "infer", ["--output_dirname", "r", "--output", "."], {}))
+    ("", "infer", ["--output_dirname", "r", "--output", "."], {}),
+)
 
 
 @pytest.mark.parametrize("code, program, words, known", CASES)
-def test_options_that_contradict_each_other(code: str, program: str, words: List[str], known: Dict[str, Any]) -> None:
+def test_options_that_contradict_each_other(
+    code: str, program: str, words: List[str], known: Dict[str, Any]
+) -> None:
     broken = options.contradiction(values(program, words), **known)
     assert (broken.code if broken else "") == code
 
@@ -139,9 +162,20 @@ def test_each_rule_is_tried_above() -> None:
 
 
 def test_a_program_refuses_a_contradiction_as_wrong_usage(tmp_path: Path) -> None:
-    said = refusal("TResNet_postprocess.py", "a", "b", tmp_path, "acc.json", "--multi-label", "--min-top1", "5",
-                   status=2)
-    assert "TResNet_postprocess.py: error: --min-top1 and --min-top5 are not for --multi-label" in said
+    said = refusal(
+        "TResNet_postprocess.py",
+        "a",
+        "b",
+        tmp_path,
+        "acc.json",
+        "--multi-label",
+        "--min-top1",
+        "5",
+        status=2,
+    )
+    assert (
+        "TResNet_postprocess.py: error: --min-top1 and --min-top5 are not for --multi-label" in said
+    )
 
 
 # ---- importing changes nothing ---------------------------------------------------------------------------------------
@@ -163,16 +197,28 @@ for name in {names!r}:
 
 @pytest.mark.slow
 def test_importing_a_module_changes_neither_words_nor_signals_nor_streams() -> None:
-    names = [".".join(path.relative_to(ROOT / "scripts" if "scripts" in path.parts else ROOT).with_suffix("").parts)
-             for path in SOURCES]
+    names = [
+        ".".join(
+            path.relative_to(ROOT / "scripts" if "scripts" in path.parts else ROOT)
+            .with_suffix("")
+            .parts
+        )
+        for path in SOURCES
+    ]
     names = [name.replace(".__init__", "") for name in names]
     code = IMPORTING.format(root=str(ROOT), names=names)
-    done = subprocess.run([sys.executable, "-c", code, "a word"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          stdin=subprocess.DEVNULL, universal_newlines=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "a word"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        universal_newlines=True,
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 # ---- what is looked at before the first step -------------------------------------------------------------------------
+
 
 def given_to_check(*words: object) -> argparse.Namespace:
     parser = cli.parser("")
@@ -188,7 +234,9 @@ def answer(question: Any, data: check.Data) -> str:
 
 
 @pytest.mark.parametrize("form", ("lines", "folders", "nothing"))
-def test_what_check_finds_does_not_depend_on_what_was_asked_before(form: str, tmp_path: Path) -> None:
+def test_what_check_finds_does_not_depend_on_what_was_asked_before(
+    form: str, tmp_path: Path
+) -> None:
     for name in ("cat/a.jpg", "dog/b.jpg"):
         image = tmp_path / "data" / ("val" if form == "folders" else "val_union") / name
         image.parent.mkdir(parents=True)
@@ -197,30 +245,50 @@ def test_what_check_finds_does_not_depend_on_what_was_asked_before(form: str, tm
     if form == "lines":
         (tmp_path / "data" / "val_label.txt").write_text("cat/a.jpg 0\ndog/b.jpg 1\n")
     given = given_to_check("--data", tmp_path / "data", "--workdir", tmp_path / "work")
-    questions = (check.check_images, check.check_labels, check.check_checkpoint, check.number_of_images,
-                 lambda data: check.check_classes(data, 1))
+    questions = (
+        check.check_images,
+        check.check_labels,
+        check.check_checkpoint,
+        check.number_of_images,
+        lambda data: check.check_classes(data, 1),
+    )
     alone = [answer(question, check.locate(given)) for question in questions]
     for order in itertools.permutations(range(len(questions))):
         data = check.locate(given)
         found = {place: answer(questions[place], data) for place in order}
         assert [found[place] for place in range(len(questions))] == alone
     if form == "lines":
-        assert alone[:2] == [f"2 in {tmp_path}/data/val_union", f"2 in {tmp_path}/data/val_label.txt"]
+        assert alone[:2] == [
+            f"2 in {tmp_path}/data/val_union",
+            f"2 in {tmp_path}/data/val_label.txt",
+        ]
         assert "label 1 is outside the classes 0 to 0" in alone[4]
 
 
 def test_the_backend_is_chosen_by_codes_whatever_the_words(tmp_path: Path) -> None:
     def row(good: bool, code: str) -> check.Row:
-        return check.Row("ascend", "an item", good, "some words; and advice", "", code, "some words")
+        return check.Row(
+            "ascend", "an item", good, "some words; and advice", "", code, "some words"
+        )
+
     given, there = given_to_check("--workdir", tmp_path), row(True, check.ATC)
     assert check.choose(given, [row(False, chips.KINDS), there])[0] == "ascend"
-    assert check.choose(given, [row(False, chips.UNANSWERED), there]) == ("cpu", "for ascend, an item: some words")
+    assert check.choose(given, [row(False, chips.UNANSWERED), there]) == (
+        "cpu",
+        "for ascend, an item: some words",
+    )
     assert check.choose(given, [row(False, chips.KINDS), row(False, check.BENCH)])[0] == "cpu"
     assert check.choose(given, [there, row(False, "")])[0] == "ascend", "auto does not ask for that"
 
 
-@pytest.mark.parametrize("names, wanted, code", (
-    (["310P3", "910A"], None, chips.KINDS), (["310P3"], [1], chips.BEYOND), ([], None, chips.UNANSWERED)))
+@pytest.mark.parametrize(
+    "names, wanted, code",
+    (
+        (["310P3", "910A"], None, chips.KINDS),
+        (["310P3"], [1], chips.BEYOND),
+        ([], None, chips.UNANSWERED),
+    ),
+)
 def test_a_problem_with_chips_has_a_code(names: List[str], wanted: Any, code: str) -> None:
     problem = chips.ChipProblem(chips.UNANSWERED, "nobody answers", "ask again")
     found = [{"name": name} for name in names]
@@ -235,7 +303,11 @@ def test_steps_do_not_talk_through_the_environment() -> None:
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             targets = node.targets if isinstance(node, (ast.Assign, ast.Delete)) else []
-            written = [target for target in targets if isinstance(target, ast.Subscript)
-                       and ast.dump(target.value).startswith("Attribute(value=Name(id='os'") and "environ" in ast.dump(
-                           target.value)]
+            written = [
+                target
+                for target in targets
+                if isinstance(target, ast.Subscript)
+                and ast.dump(target.value).startswith("Attribute(value=Name(id='os'")
+                and "environ" in ast.dump(target.value)
+            ]
             assert not written, f"{path.name}:{node.lineno}"

@@ -1,4 +1,5 @@
 """perf_sweep.py: every figure is the runner's own, table and plot show them, and nothing is measured twice."""
+
 import io
 import json
 import os
@@ -37,52 +38,128 @@ machine = pytest.fixture(make_machine)
 compiled = pytest.fixture(scope="module")(make_compiled)
 
 
-def sweep(machine: Machine, *words: object, backend: str = "ascend", status: int = 0, **switches: str
-          ) -> "subprocess.CompletedProcess[str]":
+def sweep(
+    machine: Machine, *words: object, backend: str = "ascend", status: int = 0, **switches: str
+) -> "subprocess.CompletedProcess[str]":
     """perf_sweep.py's main() without a process; the runners it starts are processes."""
-    done = start_here(perf_sweep.main, dict(machine[0], **switches), machine[1], "perf_sweep.py", "--backend", backend,
-                      "--model", "net.onnx", *words)
+    done = start_here(
+        perf_sweep.main,
+        dict(machine[0], **switches),
+        machine[1],
+        "perf_sweep.py",
+        "--backend",
+        backend,
+        "--model",
+        "net.onnx",
+        *words,
+    )
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
 
 
-def test_perf_sweep_runs_the_contracts_command_and_writes_table_plot_and_json(machine: Machine) -> None:
+def test_perf_sweep_runs_the_contracts_command_and_writes_table_plot_and_json(
+    machine: Machine,
+) -> None:
     environment, work = machine
     assert compile_net(machine, "--batch-sizes", "1,4").returncode == 0
-    (work / "acc.json").write_text(json.dumps({"title": "Overall statistical evaluation", "value": [
-        {"key": "Number of images", "value": "20"}, {"key": "Top1 accuracy", "value": "80.5%"},
-        {"key": "Top2 accuracy", "value": "90.0%"}, {"key": "Top5 accuracy", "value": "94.43%"}]}))
-    done = start(*machine, sys.executable, ROOT / "scripts" / "perf_sweep.py", "--backend", "ascend", "--model",
-                 "net.onnx", "--batch-sizes", "1,4", "--repeat", 2, "--data-set", "ImageNet", "--accuracy", "acc.json")
+    (work / "acc.json").write_text(
+        json.dumps(
+            {
+                "title": "Overall statistical evaluation",
+                "value": [
+                    {"key": "Number of images", "value": "20"},
+                    {"key": "Top1 accuracy", "value": "80.5%"},
+                    {"key": "Top2 accuracy", "value": "90.0%"},
+                    {"key": "Top5 accuracy", "value": "94.43%"},
+                ],
+            }
+        )
+    )
+    done = start(
+        *machine,
+        sys.executable,
+        ROOT / "scripts" / "perf_sweep.py",
+        "--backend",
+        "ascend",
+        "--model",
+        "net.onnx",
+        "--batch-sizes",
+        "1,4",
+        "--repeat",
+        2,
+        "--data-set",
+        "ImageNet",
+        "--accuracy",
+        "acc.json",
+    )
     assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
     words = [row["argv"] for row in calls(environment, "ais_bench")]
     assert [row[:6] for row in words] == [
-        ["python3", "-m", "ais_bench", f"--model=../net_bs{batch}.om", "--loop=20", f"--batchsize={batch}"]
-        for batch in (1, 4, 1, 4)], "the batch sizes take turns"
+        [
+            "python3",
+            "-m",
+            "ais_bench",
+            f"--model=../net_bs{batch}.om",
+            "--loop=20",
+            f"--batchsize={batch}",
+        ]
+        for batch in (1, 4, 1, 4)
+    ], "the batch sizes take turns"
     assert all(re.match(r"--(output|output_dirname)=", word) for row in words for word in row[6:])
     report = json.loads((work / "perf.json").read_text())
     assert [row["batch_size"] for row in report["rows"]] == [1, 4]
     assert report["best"] == max(report["rows"], key=lambda row: row["throughput"])
     for row in report["rows"]:
-        assert len(row["throughput_runs"]) == 2 and row["latency_p99"] >= row["latency_mean"] * 0.9 > 0
-        assert row["throughput"] == pytest.approx(sum(row["throughput_runs"]) / 2), "the median of two"
+        assert (
+            len(row["throughput_runs"]) == 2 and row["latency_p99"] >= row["latency_mean"] * 0.9 > 0
+        )
+        assert row["throughput"] == pytest.approx(sum(row["throughput_runs"]) / 2), (
+            "the median of two"
+        )
     table = (work / "perf.md").read_text().splitlines()
-    assert table[0] == "| Chip | Batch size | Data set | Accuracy | images/s | latency mean ms | latency p99 ms |"
+    assert (
+        table[0]
+        == "| Chip | Batch size | Data set | Accuracy | images/s | latency mean ms | latency p99 ms |"
+    )
     row = report["rows"][1]
-    assert table[3] == (f"| 310P3 | 4 | ImageNet | Top-1 80.5%, Top-5 94.43% | {row['throughput']:.1f} ± "
-                        f"{50 * row['throughput_spread']:.1f} % | {row['latency_mean']:.3f} | "
-                        f"{row['latency_p99']:.3f} |")
-    assert f"Best batch size: {report['best']['batch_size']}, " in table[-1] and table[-1] in done.stdout
+    assert table[3] == (
+        f"| 310P3 | 4 | ImageNet | Top-1 80.5%, Top-5 94.43% | {row['throughput']:.1f} ± "
+        f"{50 * row['throughput_spread']:.1f} % | {row['latency_mean']:.3f} | "
+        f"{row['latency_p99']:.3f} |"
+    )
+    assert (
+        f"Best batch size: {report['best']['batch_size']}, " in table[-1]
+        and table[-1] in done.stdout
+    )
     with Image.open(work / "perf.png") as plot:
         assert plot.format == "PNG" and plot.size == (960, 600)
-    assert {path.name for path in work.glob("perf*")} == {"perf.json", "perf.md", "perf.png", "perf.record.jsonl"}
+    assert {path.name for path in work.glob("perf*")} == {
+        "perf.json",
+        "perf.md",
+        "perf.png",
+        "perf.record.jsonl",
+    }
 
 
 def test_perf_sweep_on_the_cpu(machine: Machine) -> None:
-    done = sweep(machine, "--batch-sizes", "1,8", "--repeat", 1, "--loop", 3, "--output", "out", backend="cpu")
+    done = sweep(
+        machine,
+        "--batch-sizes",
+        "1,8",
+        "--repeat",
+        1,
+        "--loop",
+        3,
+        "--output",
+        "out",
+        backend="cpu",
+    )
     report = json.loads((machine[1] / "out" / "perf.json").read_text())
-    assert report["chip"].startswith("CPU (") and [row["batch_size"] for row in report["rows"]] == [1, 8]
+    assert report["chip"].startswith("CPU (") and [row["batch_size"] for row in report["rows"]] == [
+        1,
+        8,
+    ]
     assert "Best batch size: " in done.stdout and not calls(machine[0])
 
 
@@ -110,8 +187,12 @@ mean = 1000 * int(flags["batchsize"]) / throughput
 times = {{"mean": mean, "percentile(99%)": 2 * mean, "count": {count} or int(flags["loop"])}}
 json.dump({{"throughput": throughput, "NPU_compute_time": times}}, open(prefix + "_summary.json", "w"))
 """)
-    python = folder / "python3"  # by way of sh: the first line of a script may not name a path with a space
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(HOST_PYTHON)} {shlex.quote(str(script))} "$@"\n')
+    python = (
+        folder / "python3"
+    )  # by way of sh: the first line of a script may not name a path with a space
+    python.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(HOST_PYTHON)} {shlex.quote(str(script))} "$@"\n'
+    )
     python.chmod(0o755)
     return os.pathsep.join([str(folder), machine[0]["PATH"]])
 
@@ -122,14 +203,30 @@ def test_perf_sweep_takes_the_median_and_the_spread(machine: Machine, tmp_path: 
     words = ["--batch-sizes", "8", "--chip", "X"]
     sweep(machine, *words, PATH=path)
     row = json.loads((machine[1] / "perf.json").read_text())["rows"][0]
-    assert (row["throughput"], row["latency_mean"], row["latency_p99"], row["throughput_spread"]) == (1000, 8, 16, 0.5)
-    assert "| X | 8 | - | - | 1000.0 ± 25.0 % | 8.000 | 16.000 |" in (machine[1] / "perf.md").read_text()
+    assert (
+        row["throughput"],
+        row["latency_mean"],
+        row["latency_p99"],
+        row["throughput_spread"],
+    ) == (1000, 8, 16, 0.5)
+    assert (
+        "| X | 8 | - | - | 1000.0 ± 25.0 % | 8.000 | 16.000 |"
+        in (machine[1] / "perf.md").read_text()
+    )
     path = fake_runner(machine, tmp_path / "again", [900.0, 1000.0, 1400.0] * 2)
-    assert "perf_sweep.py: the best throughput is 1000.0 images/s (batch size 8), below --min-throughput 1000.5" in (
-        sweep(machine, *words, "--force", "--min-throughput", 1000.5, status=3, PATH=path).stderr)
+    assert (
+        "perf_sweep.py: the best throughput is 1000.0 images/s (batch size 8), below --min-throughput 1000.5"
+        in (
+            sweep(
+                machine, *words, "--force", "--min-throughput", 1000.5, status=3, PATH=path
+            ).stderr
+        )
+    )
     sweep(machine, *words, "--min-throughput", 999.5, PATH=path)
-    assert "below --min-throughput 1000000000.0\n" in sweep(
-        machine, *words, "--min-throughput", "1e9", status=3, PATH=path).stderr
+    assert (
+        "below --min-throughput 1000000000.0\n"
+        in sweep(machine, *words, "--min-throughput", "1e9", status=3, PATH=path).stderr
+    )
 
 
 def test_one_run_is_called_one_run(machine: Machine, tmp_path: Path) -> None:
@@ -137,67 +234,107 @@ def test_one_run_is_called_one_run(machine: Machine, tmp_path: Path) -> None:
     (machine[1] / "net_bs8.om").write_text("never opened: the runner is a double")
     for loop, words in ((20, "one run of 20 batches"), (1, "one run of one batch")):
         path = fake_runner(machine, tmp_path / str(loop), [1000.0])
-        sweep(machine, "--batch-sizes", "8", "--chip", "X", "--repeat", 1, "--loop", loop, PATH=path)
+        sweep(
+            machine, "--batch-sizes", "8", "--chip", "X", "--repeat", 1, "--loop", loop, PATH=path
+        )
         table = (machine[1] / "perf.md").read_text()
-        assert f"Pure inference (zeros in, no files): {words}. Latency is that of a whole batch.\n" in table
+        assert (
+            f"Pure inference (zeros in, no files): {words}. Latency is that of a whole batch.\n"
+            in table
+        )
         assert "| X | 8 | - | - | 1000.0 | 8.000 | 16.000 |" in table and "±" not in table
 
 
 # ---- what is up to date is not measured again ------------------------------------------------------------------------
+
 
 def test_figures_that_are_up_to_date_are_kept(machine: Machine, compiled: Path) -> None:
     environment, work = machine
     prepare(machine, compiled)
     words = ["--batch-sizes", "4", "--repeat", 1, "--loop", 2]
     sweep(machine, *words)
-    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in work.glob("perf.*")}
+    before = {
+        path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in work.glob("perf.*")
+    }
     done = sweep(machine, *words)
-    assert f"the figures in {work}/perf.json are up to date; --force measures again\n" in done.stdout
-    assert done.stdout.endswith("s)\n") and "Best batch size: 4" in done.stdout, "the table is printed all the same"
+    assert (
+        f"the figures in {work}/perf.json are up to date; --force measures again\n" in done.stdout
+    )
+    assert done.stdout.endswith("s)\n") and "Best batch size: 4" in done.stdout, (
+        "the table is printed all the same"
+    )
     assert len(calls(environment, "ais_bench")) == 1
-    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in work.glob("perf.*")} == before
+    assert {
+        path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in work.glob("perf.*")
+    } == before
     sweep(machine, *words, "--force")
     assert len(calls(environment, "ais_bench")) == 2
 
 
-def test_kept_figures_get_the_accuracy_and_data_set_of_today(machine: Machine, tmp_path: Path) -> None:
+def test_kept_figures_get_the_accuracy_and_data_set_of_today(
+    machine: Machine, tmp_path: Path
+) -> None:
     (machine[1] / "net_bs8.om").write_text("never opened: the runner is a double")
     path = fake_runner(machine, tmp_path / "fake", [1000.0])  # a second run would fail
     words = ["--batch-sizes", "8", "--chip", "X", "--repeat", 1]
     sweep(machine, *words, PATH=path)
-    (machine[1] / "acc.json").write_text(json.dumps({"value": [{"key": "Top1 accuracy", "value": "80.5%"}]}))
+    (machine[1] / "acc.json").write_text(
+        json.dumps({"value": [{"key": "Top1 accuracy", "value": "80.5%"}]})
+    )
     done = sweep(machine, *words, "--data-set", "ImageNet", "--accuracy", "acc.json", PATH=path)
     line = "| X | 8 | ImageNet | Top-1 80.5% | 1000.0 | 8.000 | 16.000 |"
     assert line in (machine[1] / "perf.md").read_text() and line in done.stdout
     report = json.loads((machine[1] / "perf.json").read_text())
     assert (report["data_set"], report["accuracy"]) == ("ImageNet", {"Top1 accuracy": "80.5%"})
-    several = [{"key": "Number of images", "value": "9"}, {"key": "Mean average precision", "value": "81.2%"}]
+    several = [
+        {"key": "Number of images", "value": "9"},
+        {"key": "Mean average precision", "value": "81.2%"},
+    ]
     (machine[1] / "acc.json").write_text(json.dumps({"value": several}))
     done = sweep(machine, *words, "--data-set", "MS-COCO", "--accuracy", "acc.json", PATH=path)
-    assert "| X | 8 | MS-COCO | Mean average precision 81.2% | 1000.0 | 8.000 | 16.000 |" in done.stdout
+    assert (
+        "| X | 8 | MS-COCO | Mean average precision 81.2% | 1000.0 | 8.000 | 16.000 |"
+        in done.stdout
+    )
     assert "up to date" in sweep(machine, *words, PATH=path).stdout
     assert "| X | 8 | - | - | 1000.0 |" in (machine[1] / "perf.md").read_text()
 
 
 @pytest.mark.parametrize("backend", ["ascend", "cpu"])
-def test_aipp_settings_count_by_what_they_say(machine: Machine, compiled: Path, backend: str) -> None:
+def test_aipp_settings_count_by_what_they_say(
+    machine: Machine, compiled: Path, backend: str
+) -> None:
     """The pipeline writes them anew in each run."""
     if backend == "ascend":
         prepare(machine, compiled)
     settings = machine[1] / "aipp.cfg"
     kept = []
     for factor in ("0.003921569", "0.003921569", "0.5"):
-        settings.write_text(f"{AIPP} src_image_size_w : {SIZE}\n src_image_size_h : {SIZE}\n"
-                            f" var_reci_chn_0 : {factor}\n}}\n")
+        settings.write_text(
+            f"{AIPP} src_image_size_w : {SIZE}\n src_image_size_h : {SIZE}\n"
+            f" var_reci_chn_0 : {factor}\n}}\n"
+        )
         os.utime(str(settings), ns=(0, 10**18 + len(kept) * 10**9))
-        done = sweep(machine, "--batch-sizes", "4", "--repeat", 1, "--loop", 1, "--aipp", "aipp.cfg", backend=backend)
+        done = sweep(
+            machine,
+            "--batch-sizes",
+            "4",
+            "--repeat",
+            1,
+            "--loop",
+            1,
+            "--aipp",
+            "aipp.cfg",
+            backend=backend,
+        )
         kept.append("are up to date" in done.stdout)
     assert kept == [False, True, False]
 
 
 @pytest.mark.slow
-def test_figures_of_another_case_are_never_taken(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-                                                 ) -> None:
+def test_figures_of_another_case_are_never_taken(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another device, chip, number of batches, runs, batch sizes, model, ais_bench, CANN or backend."""
     environment, work = machine
     for batch in (4, 8):
@@ -205,7 +342,9 @@ def test_figures_of_another_case_are_never_taken(machine: Machine, tmp_path: Pat
     packages, cann = tmp_path / "packages", tmp_path / "cann"
     for folder in (packages / "ais_bench-0.0.2.dist-info", cann):
         folder.mkdir(parents=True)
-    (packages / "ais_bench-0.0.2.dist-info" / "METADATA").write_text("Name: ais_bench\nVersion: 0.0.2\n")
+    (packages / "ais_bench-0.0.2.dist-info" / "METADATA").write_text(
+        "Name: ais_bench\nVersion: 0.0.2\n"
+    )
     (cann / "version.cfg").write_text("version=7.0.1\n")
     monkeypatch.setattr(plots, "speed_png", lambda report: b"drawing takes time")
     other_bench = {"PYTHONPATH": os.pathsep.join([environment["PYTHONPATH"], str(packages)])}
@@ -213,10 +352,19 @@ def test_figures_of_another_case_are_never_taken(machine: Machine, tmp_path: Pat
 
     def measures(*words: object, backend: str = "ascend", **switches: str) -> bool:
         usual = ["--batch-sizes", 4, "--repeat", 1, "--loop", 1]
-        return "up to date" not in sweep(machine, *usual, *words, backend=backend, PATH=path, **switches).stdout
+        return (
+            "up to date"
+            not in sweep(machine, *usual, *words, backend=backend, PATH=path, **switches).stdout
+        )
 
     assert (measures(), measures()) == (True, False)
-    for words in (("--device", 1), ("--chip", "X"), ("--loop", 2), ("--repeat", 2), ("--batch-sizes", "4,8")):
+    for words in (
+        ("--device", 1),
+        ("--chip", "X"),
+        ("--loop", 2),
+        ("--repeat", 2),
+        ("--batch-sizes", "4,8"),
+    ):
         assert measures(*words), words
     for switches in (other_bench, {"ASCEND_TOOLKIT_HOME": str(cann)}):
         assert measures(**switches), switches
@@ -229,11 +377,15 @@ def test_figures_of_another_case_are_never_taken(machine: Machine, tmp_path: Pat
     assert (measures(backend="cpu"), measures(backend="cpu"), measures()) == (True, False, True)
 
 
-def test_figures_of_another_onnx_runtime_are_never_taken(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_of_another_onnx_runtime_are_never_taken(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["--batch-sizes", "4", "--repeat", 1, "--loop", 1]
     sweep(machine, *words, backend="cpu")
     assert "up to date" in sweep(machine, *words, backend="cpu").stdout
-    monkeypatch.setattr(perf_sweep.recipe, "versions", lambda packages: {name: "1.2.3" for name in packages})
+    monkeypatch.setattr(
+        perf_sweep.recipe, "versions", lambda packages: {name: "1.2.3" for name in packages}
+    )
     assert "up to date" not in sweep(machine, *words, backend="cpu").stdout
 
 
@@ -248,8 +400,11 @@ def test_a_file_that_it_did_not_write_is_not_replaced(machine: Machine, compiled
 # ---- the plot --------------------------------------------------------------------------------------------------------
 
 
-def test_perf_sweep_sets_the_published_figures_beside_those_of_the_same_case(machine: Machine, tmp_path: Path) -> None:
+def test_perf_sweep_sets_the_published_figures_beside_those_of_the_same_case(
+    machine: Machine, tmp_path: Path
+) -> None:
     import onnx
+
     path = machine[1] / "net.onnx"
     model = onnx.load(str(path))
     for place in (2, 3):
@@ -258,17 +413,34 @@ def test_perf_sweep_sets_the_published_figures_beside_those_of_the_same_case(mac
     for batch in (8, 64):
         (machine[1] / f"net_bs{batch}.om").write_text("never opened: the runner is a double")
     words = ["--batch-sizes", "8,64", "--repeat", 1]
-    sweep(machine, *words, "--chip", "310P3", PATH=fake_runner(machine, tmp_path / "fake", [1579.0, 2000.0]))
+    sweep(
+        machine,
+        *words,
+        "--chip",
+        "310P3",
+        PATH=fake_runner(machine, tmp_path / "fake", [1579.0, 2000.0]),
+    )
     table = (machine[1] / "perf.md").read_text().splitlines()
     assert table[0].endswith("| latency p99 ms | reference images/s | ratio |")
     assert table[2].endswith(" | 3158 | 0.50 |") and table[3].endswith(" | - | - |")
-    sweep(machine, *words, "--chip", "910B4", PATH=fake_runner(machine, tmp_path / "again", [1579.0, 2000.0]))
-    assert "reference" not in (machine[1] / "perf.md").read_text(), "another chip has no published figure"
+    sweep(
+        machine,
+        *words,
+        "--chip",
+        "910B4",
+        PATH=fake_runner(machine, tmp_path / "again", [1579.0, 2000.0]),
+    )
+    assert "reference" not in (machine[1] / "perf.md").read_text(), (
+        "another chip has no published figure"
+    )
+
 
 def draw(throughputs: Dict[int, float], chip: str = "X") -> np.ndarray:
     """The plot of a report as pixels [height, width, 3], and so that it can be opened."""
-    rows = [{"batch_size": batch, "throughput": throughput, "latency_mean": 1.0, "latency_p99": 1.1}
-            for batch, throughput in throughputs.items()]
+    rows = [
+        {"batch_size": batch, "throughput": throughput, "latency_mean": 1.0, "latency_p99": 1.1}
+        for batch, throughput in throughputs.items()
+    ]
     report = {"chip": chip, "variant": "tresnet_m", "img_size": 224, "rows": rows}
     perf_sweep.add_reference(report)
     with Image.open(io.BytesIO(plots.speed_png(report))) as plot:
@@ -279,12 +451,16 @@ def draw(throughputs: Dict[int, float], chip: str = "X") -> np.ndarray:
 def where(pixels: np.ndarray, color: str) -> np.ndarray:
     """bool [height, width] between the axes: where the plot has a colour, given as #rrggbb."""
     inner = pixels[100:500, 85:880]
-    return np.abs(inner - [int(color[i:i + 2], 16) for i in (1, 3, 5)]).sum(axis=2) < 12
+    return np.abs(inner - [int(color[i : i + 2], 16) for i in (1, 3, 5)]).sum(axis=2) < 12
 
 
-@pytest.mark.parametrize("throughputs", [
-    {8: 1000.0}, {1: 1000.0, 8: 3000.0}, {1: 600.0, 4: 1200.0, 8: 1800.0, 16: 2400.0, 32: 3000.0}])
-def test_plot_shows_a_bar_for_each_batch_size_in_proportion_to_throughput(throughputs: Dict[int, float]) -> None:
+@pytest.mark.parametrize(
+    "throughputs",
+    [{8: 1000.0}, {1: 1000.0, 8: 3000.0}, {1: 600.0, 4: 1200.0, 8: 1800.0, 16: 2400.0, 32: 3000.0}],
+)
+def test_plot_shows_a_bar_for_each_batch_size_in_proportion_to_throughput(
+    throughputs: Dict[int, float],
+) -> None:
     heights = where(draw(throughputs), plots.FIRST).sum(axis=0)
     edges = np.flatnonzero(np.diff((heights > 0).astype(int))) + 1
     bars = [int(heights[start:end].max()) for start, end in zip(edges[::2], edges[1::2])]
@@ -299,9 +475,15 @@ def test_plot_marks_published_figures_where_they_exist() -> None:
     assert not where(draw(throughputs, "910B4"), plots.INK).any()
     marked = where(draw(throughputs, "310P3"), plots.INK)
     rows, columns = np.nonzero(marked)
-    assert columns.max() < marked.shape[1] / 2 and columns.max() - columns.min() > 150, "only over batch size 8"
-    bar = where(draw(throughputs, "310P3"), plots.FIRST)[:, :marked.shape[1] // 2].sum(axis=0).max()
-    assert marked.shape[0] - rows.mean() == pytest.approx(2 * bar, rel=0.05), "at twice the height of the bar"
+    assert columns.max() < marked.shape[1] / 2 and columns.max() - columns.min() > 150, (
+        "only over batch size 8"
+    )
+    bar = (
+        where(draw(throughputs, "310P3"), plots.FIRST)[:, : marked.shape[1] // 2].sum(axis=0).max()
+    )
+    assert marked.shape[0] - rows.mean() == pytest.approx(2 * bar, rel=0.05), (
+        "at twice the height of the bar"
+    )
 
 
 def test_plot_takes_any_name() -> None:
@@ -310,17 +492,30 @@ def test_plot_takes_any_name() -> None:
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("words, switches, complaint", [
-    (["--batch-sizes", "1,2"], {}, "there is no {work}/net_bs2.om; make it: bash scripts/onnx2om.sh"),
-    (["--batch-sizes", "1", "--device", "7"], {}, "--device 7 was asked for, but there are 2, numbered from 0"),
-    (["--batch-sizes", "1"], {"STANDIN_FAULT": "ais-crash=0"}, "507011"),
-    (["--batch-sizes", "1"], {"STANDIN_NPU_SMI": "no_process_tail"}, "names no NPU"),
-    (["--batch-sizes", "1", "--accuracy", "net.onnx"], {}, "net.onnx is damaged"),
-    (["--batch-sizes", "1", "--output", "a b"], {}, "ais_bench accept only"),
-    (["--batch-sizes", "1", "--output", "net.onnx"], {}, "cannot be made or written"),
-])
-def test_perf_sweep_refuses(machine: Machine, compiled: Path, words: List[str],
-                            switches: Dict[str, str], complaint: str) -> None:
+
+@pytest.mark.parametrize(
+    "words, switches, complaint",
+    [
+        (
+            ["--batch-sizes", "1,2"],
+            {},
+            "there is no {work}/net_bs2.om; make it: bash scripts/onnx2om.sh",
+        ),
+        (
+            ["--batch-sizes", "1", "--device", "7"],
+            {},
+            "--device 7 was asked for, but there are 2, numbered from 0",
+        ),
+        (["--batch-sizes", "1"], {"STANDIN_FAULT": "ais-crash=0"}, "507011"),
+        (["--batch-sizes", "1"], {"STANDIN_NPU_SMI": "no_process_tail"}, "names no NPU"),
+        (["--batch-sizes", "1", "--accuracy", "net.onnx"], {}, "net.onnx is damaged"),
+        (["--batch-sizes", "1", "--output", "a b"], {}, "ais_bench accept only"),
+        (["--batch-sizes", "1", "--output", "net.onnx"], {}, "cannot be made or written"),
+    ],
+)
+def test_perf_sweep_refuses(
+    machine: Machine, compiled: Path, words: List[str], switches: Dict[str, str], complaint: str
+) -> None:
     work = machine[1]
     (work / "net_bs1.om").write_bytes(compiled.read_bytes())
     (work / "net_bs1.om").chmod(0o640)
@@ -329,32 +524,57 @@ def test_perf_sweep_refuses(machine: Machine, compiled: Path, words: List[str],
     assert not list(work.glob("perf.*")) and not list(work.glob("perf_runs*"))
 
 
-@pytest.mark.parametrize("words, complaint", [
-    (["--device", "256"], "a device (0 to 255), several joined by commas, or all is expected"),
-    (["--loop", "0"], "a whole number from 1"),
-    (["--repeat", "x"], "a whole number from 1"), (["--batch-sizes", "1,,2"], "batch sizes joined by commas"),
-    (["--min-throughput", "-1"], "a number of at least 0"), (["--min-throughput", "nan"], "a number of at least 0"),
-    (["--accuracy", ""], "is a shell variable unset?")])
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (["--device", "256"], "a device (0 to 255), several joined by commas, or all is expected"),
+        (["--loop", "0"], "a whole number from 1"),
+        (["--repeat", "x"], "a whole number from 1"),
+        (["--batch-sizes", "1,,2"], "batch sizes joined by commas"),
+        (["--min-throughput", "-1"], "a number of at least 0"),
+        (["--min-throughput", "nan"], "a number of at least 0"),
+        (["--accuracy", ""], "is a shell variable unset?"),
+    ],
+)
 def test_perf_sweep_refuses_wrong_usage(machine: Machine, words: List[str], complaint: str) -> None:
     assert complaint in sweep(machine, *words, status=2).stderr
 
 
-@pytest.mark.parametrize("throughputs, count, complaint", [
-    ([-1000.0], 20, "cannot be true"), ([1000.0], 19, "19 runs"), ([], 20, "status 1")])
-def test_perf_sweep_believes_no_strange_summary(machine: Machine, tmp_path: Path,
-                                                throughputs: List[float], count: int, complaint: str) -> None:
+@pytest.mark.parametrize(
+    "throughputs, count, complaint",
+    [([-1000.0], 20, "cannot be true"), ([1000.0], 19, "19 runs"), ([], 20, "status 1")],
+)
+def test_perf_sweep_believes_no_strange_summary(
+    machine: Machine, tmp_path: Path, throughputs: List[float], count: int, complaint: str
+) -> None:
     (machine[1] / "net_bs8.om").write_text("never opened: the runner is a double")
     path = fake_runner(machine, tmp_path / "fake", throughputs, count)
-    assert complaint in sweep(machine, "--batch-sizes", "8", "--chip", "X", status=1, PATH=path).stderr
+    assert (
+        complaint in sweep(machine, "--batch-sizes", "8", "--chip", "X", status=1, PATH=path).stderr
+    )
 
 
 def test_perf_sweep_ends_its_runner_with_itself(machine: Machine, compiled: Path) -> None:
     environment, work = machine
     prepare(machine, compiled)
-    command = [sys.executable, str(ROOT / "scripts" / "perf_sweep.py"), "--backend", "ascend", "--model", "net.onnx",
-               "--batch-sizes", "4"]
-    with subprocess.Popen(command, cwd=str(work), env=dict(os.environ, STANDIN_FAULT="ais-sleep=60", **environment),
-                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True) as child:
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "perf_sweep.py"),
+        "--backend",
+        "ascend",
+        "--model",
+        "net.onnx",
+        "--batch-sizes",
+        "4",
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=str(work),
+        env=dict(os.environ, STANDIN_FAULT="ais-sleep=60", **environment),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    ) as child:
         deadline = time.time() + 20
         while not calls(environment, "ais_bench") and time.time() < deadline:
             time.sleep(0.05)
@@ -363,6 +583,9 @@ def test_perf_sweep_ends_its_runner_with_itself(machine: Machine, compiled: Path
         begun = time.time()
         said = child.communicate()[1]
         assert time.time() - begun < 2
-    assert child.returncode == 130 and said == "\nperf_sweep.py: interrupted; no figures were written\n"
+    assert (
+        child.returncode == 130
+        and said == "\nperf_sweep.py: interrupted; no figures were written\n"
+    )
     assert not list(work.glob("perf_runs*"))
     assert not processes(work)

@@ -1,6 +1,7 @@
 """The chain as a whole on the CPU: right on real photos, wrong when it should be,
 and impossible to damage by stopping it.
 """
+
 import contextlib
 import json
 import os
@@ -29,14 +30,30 @@ import TResNet_pth2onnx as export
 pytestmark = pytest.mark.slow
 SIZE = ("--img-size", str(SMALL))
 # Without these a machine with the stand-ins or a real card would choose another backend.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+ENVIRONMENT = {
+    key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
+}
 
 
-def pipeline(*arguments: object, cwd: Path = ROOT,
-             env: Optional[Dict[str, str]] = None) -> "subprocess.CompletedProcess[str]":
-    command = ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", *map(str, arguments)]
-    return subprocess.run(command, cwd=str(cwd), env=dict(ENVIRONMENT, **env or {}), universal_newlines=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+def pipeline(
+    *arguments: object, cwd: Path = ROOT, env: Optional[Dict[str, str]] = None
+) -> "subprocess.CompletedProcess[str]":
+    command = [
+        "bash",
+        str(ROOT / "scripts" / "pipeline.sh"),
+        "--backend",
+        "cpu",
+        *map(str, arguments),
+    ]
+    return subprocess.run(
+        command,
+        cwd=str(cwd),
+        env=dict(ENVIRONMENT, **env or {}),
+        universal_newlines=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def passed(*arguments: object, **options: object) -> str:
@@ -53,14 +70,26 @@ def refused(*arguments: object, status: int = 1, **options: object) -> str:
 
 
 def accuracy(workdir: Path) -> Dict[str, str]:
-    return {row["key"]: row["value"] for row in json.loads((workdir / "acc.json").read_text())["value"]}
+    return {
+        row["key"]: row["value"] for row in json.loads((workdir / "acc.json").read_text())["value"]
+    }
 
 
 def products(workdir: Path) -> Dict[str, str]:
     """{path: SHA-256} of everything that a run leaves but its notes about times, paths and process ids."""
-    notes = {".lock", "manifest.jsonl", "acc_report.json", "result_summary.json", "run.json", "report.html"}
-    return {str(path.relative_to(workdir)): sha256(path) for path in workdir.rglob("*")
-            if path.is_file() and path.name not in notes and not path.name.endswith(".record.jsonl")}
+    notes = {
+        ".lock",
+        "manifest.jsonl",
+        "acc_report.json",
+        "result_summary.json",
+        "run.json",
+        "report.html",
+    }
+    return {
+        str(path.relative_to(workdir)): sha256(path)
+        for path in workdir.rglob("*")
+        if path.is_file() and path.name not in notes and not path.name.endswith(".record.jsonl")
+    }
 
 
 @pytest.fixture
@@ -78,25 +107,38 @@ def options(copy: Path, small_sample: Path) -> Tuple[object, ...]:
 
 # ---- right, and wrong when it should be ------------------------------------------------------------------------------
 
-def test_the_commands_of_a_dry_run_are_the_steps_and_can_be_pasted(small_work: Path, small_model: Path,
-                                                                   small_sample: Path, tmp_path: Path) -> None:
+
+def test_the_commands_of_a_dry_run_are_the_steps_and_can_be_pasted(
+    small_work: Path, small_model: Path, small_sample: Path, tmp_path: Path
+) -> None:
     out = passed("--dry-run", "--perf", "--stem", "conv12")
     assert "--data-set '20 sample photos'" in out and "tresnet.onnx --stem conv12\n" in out
     out = passed("--dry-run", "--workdir", tmp_path / "by hand", "--data", small_sample, *SIZE)
     commands = [line[2:] for line in out.splitlines() if line.startswith("$ ")]
     assert not (tmp_path / "by hand").exists() and len(commands) == 7
     copy_products(small_model, tmp_path / "by hand")
-    subprocess.run(["bash", "-ec", "\n".join(commands)], cwd=str(ROOT), env=ENVIRONMENT, check=True,
-                   stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-    assert (tmp_path / "by hand" / "acc.json").read_bytes() == (small_work / "acc.json").read_bytes()
+    subprocess.run(
+        ["bash", "-ec", "\n".join(commands)],
+        cwd=str(ROOT),
+        env=ENVIRONMENT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+    )
+    assert (tmp_path / "by hand" / "acc.json").read_bytes() == (
+        small_work / "acc.json"
+    ).read_bytes()
 
 
 def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_again(
-        small_work: Path, copy: Path, options: Tuple[object, ...]) -> None:
+    small_work: Path, copy: Path, options: Tuple[object, ...]
+) -> None:
     options += ("--uint8", "--perf", "--batch-sizes", "1", "--loop", "1", "--repeat", "1")
     passed(*options)
-    settings, = copy.glob("prep_dataset-*/aipp.cfg")  # beside the folder of the run before, which had other settings
-    assert {path.stat().st_size for path in settings.parent.glob("*.bin")} == {3 * SMALL ** 2}
+    (settings,) = copy.glob(
+        "prep_dataset-*/aipp.cfg"
+    )  # beside the folder of the run before, which had other settings
+    assert {path.stat().st_size for path in settings.parent.glob("*.bin")} == {3 * SMALL**2}
     for path in (small_work / "result").iterdir():
         difference = np.abs(read_result(str(path)) - read_result(str(copy / "result" / path.name)))
         assert difference.max() <= 1.2e-3  # of a largest logit of 12
@@ -105,28 +147,54 @@ def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_agai
     out = passed(*options)
     assert out.count("up to date") == 4 and "0 made in" in out
     changed = {name for name, stamp in before.items() if (copy / name).stat().st_mtime_ns != stamp}
-    assert changed <= {"acc.json", f"{settings.parent.name}/aipp.cfg", "perf.json", "perf.md", "perf.png"}
+    assert changed <= {
+        "acc.json",
+        f"{settings.parent.name}/aipp.cfg",
+        "perf.json",
+        "perf.md",
+        "perf.png",
+    }
 
 
-def test_int8_is_measured_against_float32(copy: Path, options: Tuple[object, ...], capsys: pytest.CaptureFixture
-                                          ) -> None:
+def test_int8_is_measured_against_float32(
+    copy: Path, options: Tuple[object, ...], capsys: pytest.CaptureFixture
+) -> None:
     out = passed(*options, "--precision", "int8")
     assert accuracy(copy)["Top1 accuracy"] == "100.0%"
     comparison = json.loads((copy / "compare.json").read_text())
-    speed = {name: json.loads((copy / f"{name}_summary.json").read_text())["throughput"]
-             for name in ("result", "result_int8")}
+    speed = {
+        name: json.loads((copy / f"{name}_summary.json").read_text())["throughput"]
+        for name in ("result", "result_int8")
+    }
     summary = out.split("== Summary")[1]
     assert re.search(r"Top5 accuracy +100\.0%, float32 100\.0%\n", summary)
     assert f"{speed['result_int8']:.1f} images/s, float32 {speed['result']:.1f}: " in summary
     assert comparison["images"] == 20
-    assert re.search(rf"float32 for {comparison['top1_agreement']:.2f} % .*{comparison['cosine']['min']:.4f}", summary)
-    said = (copy / "result_summary.json").read_text()  # with 0 as a run leaves it that goes on after its last image
+    assert re.search(
+        rf"float32 for {comparison['top1_agreement']:.2f} % .*{comparison['cosine']['min']:.4f}",
+        summary,
+    )
+    said = (
+        copy / "result_summary.json"
+    ).read_text()  # with 0 as a run leaves it that goes on after its last image
     (copy / "result_summary.json").write_text(json.dumps(dict(json.loads(said), throughput=0.0)))
     model, quantised = str(copy / "tresnet.onnx"), str(copy / "tresnet_int8.onnx")
-    summary_of.show(str(copy), "cpu", model, quantised, str(copy / "result_int8"), str(copy / "result"), True, False,
-                    "")
+    summary_of.show(
+        str(copy),
+        "cpu",
+        model,
+        quantised,
+        str(copy / "result_int8"),
+        str(copy / "result"),
+        True,
+        False,
+        "",
+    )
     assert re.search("speed +not measured: ", capsys.readouterr().out)
-    metadata = {entry.key: entry.value for entry in onnx.load(str(copy / "tresnet_int8.onnx")).metadata_props}
+    metadata = {
+        entry.key: entry.value
+        for entry in onnx.load(str(copy / "tresnet_int8.onnx")).metadata_props
+    }
     assert metadata["precision"] == "int8" and metadata["variant"] == "tresnet_m"
 
 
@@ -139,11 +207,18 @@ def test_performance_is_measured_and_drawn(copy: Path, options: Tuple[object, ..
     assert "perf.png" not in passed(*options).split("== Summary")[1], "that was another run's"
 
 
-@pytest.mark.parametrize("words, note", (
-    ((), summary_of.SAMPLE_NOTE), (("--img-size", "224"), summary_of.SAMPLE_NOTE),
-    (("--img-size", "448"), summary_of.PREPARED_OTHERWISE), (("--checkpoint", "mine.pth"), "")))
+@pytest.mark.parametrize(
+    "words, note",
+    (
+        ((), summary_of.SAMPLE_NOTE),
+        (("--img-size", "224"), summary_of.SAMPLE_NOTE),
+        (("--img-size", "448"), summary_of.PREPARED_OTHERWISE),
+        (("--checkpoint", "mine.pth"), ""),
+    ),
+)
 def test_the_samples_accuracy_is_a_proof_only_where_it_is_prepared_as_it_should_be(
-        words: Tuple[str, ...], note: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: Tuple[str, ...], note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["pipeline.sh", *words])
     arguments = chain.parse_arguments()
     run = chain.describe(arguments, chain.check.locate(arguments), "cpu", "", sys.executable)
@@ -151,6 +226,7 @@ def test_the_samples_accuracy_is_a_proof_only_where_it_is_prepared_as_it_should_
 
 
 # ---- a user's own data -----------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def class_folders(small_sample: Path, tmp_path: Path) -> Path:
@@ -164,55 +240,107 @@ def class_folders(small_sample: Path, tmp_path: Path) -> Path:
     return data
 
 
-def test_class_folders_spaces_in_names_and_a_bad_image(class_folders: Path, small_sample: Path, small_model: Path,
-                                                       tmp_path: Path) -> None:
+def test_class_folders_spaces_in_names_and_a_bad_image(
+    class_folders: Path, small_sample: Path, small_model: Path, tmp_path: Path
+) -> None:
     (class_folders / "val" / "class 0" / "broken.jpg").write_bytes(b"\xff\xd8 no image")
-    numbers = [line.split()[1] for line in (small_sample / "val_label.txt").read_text().splitlines()[:4]]
-    (tmp_path / "map.txt").write_text("".join(f"class {place} {number}\n" for place, number in enumerate(numbers)))
+    numbers = [
+        line.split()[1] for line in (small_sample / "val_label.txt").read_text().splitlines()[:4]
+    ]
+    (tmp_path / "map.txt").write_text(
+        "".join(f"class {place} {number}\n" for place, number in enumerate(numbers))
+    )
     copy_products(small_model, tmp_path / "w o r k")
-    options = ("--data", class_folders, "--workdir", tmp_path / "w o r k", "--class-map", tmp_path / "map.txt", *SIZE)
+    options = (
+        "--data",
+        class_folders,
+        "--workdir",
+        tmp_path / "w o r k",
+        "--class-map",
+        tmp_path / "map.txt",
+        *SIZE,
+    )
     said = refused(*options)
     assert "broken.jpg" in said and "the step 'Preprocess' failed with exit status 1" in said
     out = passed(*options, "--skip-bad")
     assert "1 of 5 images were left out" in out
     report = json.loads((tmp_path / "w o r k" / "acc_report.json").read_text())
-    assert report["counts"]["evaluated"] == 4 and report["left_out"][0]["source"] == "class 0/broken.jpg"
+    assert (
+        report["counts"]["evaluated"] == 4
+        and report["left_out"][0]["source"] == "class 0/broken.jpg"
+    )
     assert accuracy(tmp_path / "w o r k")["Top1 accuracy"] == "100.0%"
 
 
-def test_gates_end_with_status_3_and_one_sentence(small_sample: Path, copy: Path, options: Tuple[object, ...]) -> None:
+def test_gates_end_with_status_3_and_one_sentence(
+    small_sample: Path, copy: Path, options: Tuple[object, ...]
+) -> None:
     data = copy.parent / "data"
     copy_products(small_sample, data)
     labels = (data / "val_label.txt").read_text().splitlines()
-    (data / "val_label.txt").write_text("\n".join([labels[0].rsplit(" ", 1)[0] + " 7", *labels[1:]]))
+    (data / "val_label.txt").write_text(
+        "\n".join([labels[0].rsplit(" ", 1)[0] + " 7", *labels[1:]])
+    )
     options += ("--data", data)
     said = refused(*options, "--min-top1", "95.5", status=3)
     assert "95.0" in said and "95.5" in said and len(said.strip().splitlines()) == 1
-    assert "below a minimum" in (copy / "report.html").read_text(), "the report is made all the same"
-    said = refused(*options, "--min-top1", "95", "--min-top5", "95", "--min-throughput", "1e9", "--batch-sizes", "1",
-                   "--loop", "1", "--repeat", "1", status=3)
-    line, = [line for line in said.strip().splitlines() if not line.startswith("\r")]
+    assert "below a minimum" in (copy / "report.html").read_text(), (
+        "the report is made all the same"
+    )
+    said = refused(
+        *options,
+        "--min-top1",
+        "95",
+        "--min-top5",
+        "95",
+        "--min-throughput",
+        "1e9",
+        "--batch-sizes",
+        "1",
+        "--loop",
+        "1",
+        "--repeat",
+        "1",
+        status=3,
+    )
+    (line,) = [line for line in said.strip().splitlines() if not line.startswith("\r")]
     assert "below --min-throughput 1000000000.0" in line, "the other two hold"
 
 
 # ---- what can be known at the start ----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("arguments, status, sentence", (
-    (("--frobnicate",), 2, "unrecognized arguments: --frobnicate"),
-    (("work",), 2, "unrecognized arguments: work"),
-    (("--data",), 2, "--data: expected one argument"), (("--backend=gpu",), 2, "--backend: invalid choice: 'gpu'"),
-    (("--data", ""), 2, "--data: a path is expected, but it is empty"), (("--workdir", ""), 2, "--workdir: a path"),
-    (("--workdir", "/"), 2, "the root folder cannot be meant"), (("--img-size", "225"), 2, "a multiple of 32"),
-    (("--min-top1", "high"), 2, "--min-top1: a number of at least 0 and at most 100 is expected, not 'high'"),
-    (("--min-top1", "150"), 2, "a number of at least 0 and at most 100 is expected, not '150'"),
-    (("--batch-sizes", "1,,2"), 2, "batch sizes joined by commas"), (("--loop", "99999999999"), 2, "a whole number"),
-    (("--min-cosine", "0.9"), 2, "--min-cosine needs a comparison"),
-    (("--max-drop", "1"), 2, "--max-drop is a promise about int8"),
-    (("--tune", "--precision", "int8", "--max-drop", "1"), 2, "--tune does not try --max-drop"),
-    (("--small-channel", "--backend", "cpu"), 2, "--small-channel is for a first convolution behind AIPP on the card"),
-    (("--data", "/nowhere"), 1, "should hold a folder val_union/"),
-    (("--workdir", "/proc/work"), 1, "cannot be made or written"),
-))
+
+@pytest.mark.parametrize(
+    "arguments, status, sentence",
+    (
+        (("--frobnicate",), 2, "unrecognized arguments: --frobnicate"),
+        (("work",), 2, "unrecognized arguments: work"),
+        (("--data",), 2, "--data: expected one argument"),
+        (("--backend=gpu",), 2, "--backend: invalid choice: 'gpu'"),
+        (("--data", ""), 2, "--data: a path is expected, but it is empty"),
+        (("--workdir", ""), 2, "--workdir: a path"),
+        (("--workdir", "/"), 2, "the root folder cannot be meant"),
+        (("--img-size", "225"), 2, "a multiple of 32"),
+        (
+            ("--min-top1", "high"),
+            2,
+            "--min-top1: a number of at least 0 and at most 100 is expected, not 'high'",
+        ),
+        (("--min-top1", "150"), 2, "a number of at least 0 and at most 100 is expected, not '150'"),
+        (("--batch-sizes", "1,,2"), 2, "batch sizes joined by commas"),
+        (("--loop", "99999999999"), 2, "a whole number"),
+        (("--min-cosine", "0.9"), 2, "--min-cosine needs a comparison"),
+        (("--max-drop", "1"), 2, "--max-drop is a promise about int8"),
+        (("--tune", "--precision", "int8", "--max-drop", "1"), 2, "--tune does not try --max-drop"),
+        (
+            ("--small-channel", "--backend", "cpu"),
+            2,
+            "--small-channel is for a first convolution behind AIPP on the card",
+        ),
+        (("--data", "/nowhere"), 1, "should hold a folder val_union/"),
+        (("--workdir", "/proc/work"), 1, "cannot be made or written"),
+    ),
+)
 def test_wrong_usage(arguments: List[str], status: int, sentence: str, tmp_path: Path) -> None:
     assert sentence in refused(*arguments, status=status, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -235,7 +363,9 @@ def a_line_that_is_no_label(data: Path) -> str:
 
 def no_checkpoint(data: Path) -> str:
     (data / "model_best.pth.tar").unlink()
-    return "checkpoint: the checkpoint .*model_best.pth.tar is not there; name it: --checkpoint FILE"
+    return (
+        "checkpoint: the checkpoint .*model_best.pth.tar is not there; name it: --checkpoint FILE"
+    )
 
 
 def no_images(data: Path) -> str:
@@ -244,10 +374,12 @@ def no_images(data: Path) -> str:
     return "images: there are no images in .*val_union: no file there ends in .jpg, "
 
 
-@pytest.mark.parametrize("spoil", (no_labels, labels_of_other_images, a_line_that_is_no_label, no_checkpoint,
-                                   no_images))
+@pytest.mark.parametrize(
+    "spoil", (no_labels, labels_of_other_images, a_line_that_is_no_label, no_checkpoint, no_images)
+)
 def test_data_that_cannot_be_evaluated_are_refused_before_anything_is_made(
-        spoil: Callable[[Path], str], small_sample: Path, tmp_path: Path) -> None:
+    spoil: Callable[[Path], str], small_sample: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data"
     copy_products(small_sample, data)
     assert re.search(spoil(data), refused("--data", data, "--workdir", tmp_path / "work"))
@@ -255,16 +387,25 @@ def test_data_that_cannot_be_evaluated_are_refused_before_anything_is_made(
 
 
 def test_labels_that_the_network_does_not_have_are_refused_before_the_inference(
-        class_folders: Path, small_sample: Path, small_model: Path, tmp_path: Path) -> None:
+    class_folders: Path, small_sample: Path, small_model: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data"
     copy_products(small_sample, data)
-    (data / "val_label.txt").write_text((data / "val_label.txt").read_text().replace(" 243\n", " 1000\n"))
+    (data / "val_label.txt").write_text(
+        (data / "val_label.txt").read_text().replace(" 243\n", " 1000\n")
+    )
     copy_products(small_model, tmp_path / "work")
     done = pipeline("--data", data, "--workdir", tmp_path / "work", *SIZE)
-    assert done.returncode == 1 and "line 1: label 1000 is outside the classes 0 to 999 of the model" in done.stderr
+    assert (
+        done.returncode == 1
+        and "line 1: label 1000 is outside the classes 0 to 999 of the model" in done.stderr
+    )
     assert "== Preprocess " not in done.stdout
     done = pipeline("--data", class_folders, "--workdir", tmp_path / "work", *SIZE)
-    assert done.returncode == 1 and "4 class folders ('class 0', 'class 1', 'class 2' and 1 more)" in done.stderr
+    assert (
+        done.returncode == 1
+        and "4 class folders ('class 0', 'class 1', 'class 2' and 1 more)" in done.stderr
+    )
     assert "but the network has 1000 classes; say which is which: --class-map FILE" in done.stderr
     assert "== Preprocess " not in done.stdout
 
@@ -272,47 +413,78 @@ def test_labels_that_the_network_does_not_have_are_refused_before_the_inference(
 def test_a_disk_too_small_for_the_chain_is_refused_in_one_sentence(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m,mode=750", "tmpfs", str(disk)],
-                          stderr=subprocess.PIPE)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=10m,mode=750", "tmpfs", str(disk)],
+        stderr=subprocess.PIPE,
+    )
     if done.returncode:
         pytest.skip(f"this user may not mount a tmpfs: {os.fsdecode(done.stderr).strip()}")
     try:
         said = refused("--workdir", disk / "work")
-        assert re.fullmatch(r"pipeline.sh: disk space: 1[01] MB are free for \S+, 2\d\d MB are needed for 20 images "
-                            r"and the models; make room, or --workdir on another disk; `--check` shows all that is "
-                            r"missing\n", said)
+        assert re.fullmatch(
+            r"pipeline.sh: disk space: 1[01] MB are free for \S+, 2\d\d MB are needed for 20 images "
+            r"and the models; make room, or --workdir on another disk; `--check` shows all that is "
+            r"missing\n",
+            said,
+        )
         assert not list(disk.iterdir())
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("TResNet_*.py"), *ROOT.glob("scripts/*.py")]
-                 if path.name != "summary.py")
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("TResNet_*.py"), *ROOT.glob("scripts/*.py")]
+    if path.name != "summary.py"
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_outside_the_environment_each_script_says_which_package_is_missing(script: str, tmp_path: Path) -> None:
+def test_outside_the_environment_each_script_says_which_package_is_missing(
+    script: str, tmp_path: Path
+) -> None:
     bare = os.path.join(sys.base_prefix, "bin", "python%d.%d" % sys.version_info[:2])
-    done = subprocess.run([bare, "-I", "-c", f"import sys, runpy; sys.argv = [{str(ROOT / script)!r}, '--help'];"
-                           "sys.path = [p for p in sys.path if 'site-packages' not in p];"
-                           f"sys.path.insert(0, {str((ROOT / script).parent)!r});"
-                           f"runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"],
-                          universal_newlines=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        [
+            bare,
+            "-I",
+            "-c",
+            f"import sys, runpy; sys.argv = [{str(ROOT / script)!r}, '--help'];"
+            "sys.path = [p for p in sys.path if 'site-packages' not in p];"
+            f"sys.path.insert(0, {str((ROOT / script).parent)!r});"
+            f"runpy.run_path({str(ROOT / script)!r}, run_name='__main__')",
+        ],
+        universal_newlines=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     if done.returncode == 0:  # this one runs in a bare Python
         assert "usage: " in done.stdout and done.stderr == ""
         return
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     packages = "numpy|onnx|Pillow|onnxruntime|matplotlib"
     name = Path(script).name.replace("onnx2om.py", "onnx2om.sh")  # what its user types
-    assert re.match(rf"{name}: the package ({packages}) is not installed for \S+; take the environment "
-                    r"that has it: ", done.stderr), done.stderr
+    assert re.match(
+        rf"{name}: the package ({packages}) is not installed for \S+; take the environment "
+        r"that has it: ",
+        done.stderr,
+    ), done.stderr
 
 
 def test_a_failing_step_is_named_with_its_own_error(small_sample: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pth").write_text("<html>")
-    said = refused("--data", small_sample, "--checkpoint", tmp_path / "checkpoint.pth",
-                   "--workdir", tmp_path / "work")
-    assert "is not a PyTorch checkpoint" in said and "the step 'Export' failed with exit status 1" in said
+    said = refused(
+        "--data",
+        small_sample,
+        "--checkpoint",
+        tmp_path / "checkpoint.pth",
+        "--workdir",
+        tmp_path / "work",
+    )
+    assert (
+        "is not a PyTorch checkpoint" in said
+        and "the step 'Export' failed with exit status 1" in said
+    )
 
 
 def test_check_tells_what_is_missing_for_each_backend(tmp_path: Path) -> None:
@@ -322,27 +494,50 @@ def test_check_tells_what_is_missing_for_each_backend(tmp_path: Path) -> None:
     done = pipeline("--check", "--data", tmp_path, "--workdir", tmp_path / "work")
     assert done.returncode == 1
     missing = [line for line in done.stdout.splitlines() if " missing " in line]
-    found = {line.split("  ")[1].strip() if line.startswith(("both", "cpu")) else "" for line in missing}
-    assert {"images", "labels", "checkpoint"} <= {word for line in missing for word in line.split()}, found
+    found = {
+        line.split("  ")[1].strip() if line.startswith(("both", "cpu")) else "" for line in missing
+    }
+    assert {"images", "labels", "checkpoint"} <= {
+        word for line in missing for word in line.split()
+    }, found
 
 
 # ---- once, one at a time, and resumed --------------------------------------------------------------------------------
 
+
 def test_a_second_run_does_nothing_again(copy: Path, options: Tuple[object, ...]) -> None:
     passed(*options)  # the copy's report names other paths
-    before = {name: (copy / name).stat().st_mtime_ns for name in products(copy) if name != "acc.json"}
+    before = {
+        name: (copy / name).stat().st_mtime_ns for name in products(copy) if name != "acc.json"
+    }
     done = pipeline(*options, env={"PYTHONPROFILEIMPORTTIME": "1"})
-    assert {name: (copy / name).stat().st_mtime_ns for name in products(copy) if name != "acc.json"} == before
-    assert done.stdout.count("up to date") == 3 and "(20 were there already): 0 made in" in done.stdout
-    assert heavy_imports(done.stderr) == [], "what takes a second to import is not needed to see that nothing is to do"
+    assert {
+        name: (copy / name).stat().st_mtime_ns for name in products(copy) if name != "acc.json"
+    } == before
+    assert (
+        done.stdout.count("up to date") == 3 and "(20 were there already): 0 made in" in done.stdout
+    )
+    assert heavy_imports(done.stderr) == [], (
+        "what takes a second to import is not needed to see that nothing is to do"
+    )
 
 
-def test_a_second_run_at_the_same_time_is_told_who_is_at_work(sample: Path, copy: Path, options: Tuple[object, ...]
-                                                              ) -> None:
-    command = ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", *map(str, options), "--force",
-               "--checkpoint", str(sample / "model_best.pth.tar")]
-    first = subprocess.Popen(command, cwd=str(ROOT), env=ENVIRONMENT, stdout=subprocess.PIPE,
-                             stderr=subprocess.DEVNULL)
+def test_a_second_run_at_the_same_time_is_told_who_is_at_work(
+    sample: Path, copy: Path, options: Tuple[object, ...]
+) -> None:
+    command = [
+        "bash",
+        str(ROOT / "scripts" / "pipeline.sh"),
+        "--backend",
+        "cpu",
+        *map(str, options),
+        "--force",
+        "--checkpoint",
+        str(sample / "model_best.pth.tar"),
+    ]
+    first = subprocess.Popen(
+        command, cwd=str(ROOT), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     assert first.stdout is not None
     wait_for(first, "Export")
     said = refused(*options)
@@ -377,10 +572,24 @@ def session(leader: int) -> List[int]:
 
 
 def start(workdir: Path, *options: object) -> "subprocess.Popen[bytes]":
-    command = ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", "--workdir", str(workdir),
-               *map(str, options)]
-    return subprocess.Popen(command, cwd=str(ROOT), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            stdin=subprocess.DEVNULL, start_new_session=True)
+    command = [
+        "bash",
+        str(ROOT / "scripts" / "pipeline.sh"),
+        "--backend",
+        "cpu",
+        "--workdir",
+        str(workdir),
+        *map(str, options),
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=str(ROOT),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def kill_all(process: "subprocess.Popen[bytes]") -> None:
@@ -396,8 +605,9 @@ def kill_all(process: "subprocess.Popen[bytes]") -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bytes(small_sample: Path, small_model: Path,
-                                                                 small_work: Path, tmp_path: Path) -> None:
+def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bytes(
+    small_sample: Path, small_model: Path, small_work: Path, tmp_path: Path
+) -> None:
     workdir, options = tmp_path / "work", ("--data", small_sample, *SIZE)
     copy_products(small_model, workdir)
     generator = random.Random(5)
@@ -430,14 +640,24 @@ def test_killed_in_the_export_it_exports_the_same_file(sample: Path, tmp_path: P
     for model in (tmp_path / "work" / "tresnet.onnx", tmp_path / "undisturbed.onnx"):
         run_here(export.main, sample / "model_best.pth.tar", model, *SIZE)
     assert sha256(tmp_path / "work" / "tresnet.onnx") == sha256(tmp_path / "undisturbed.onnx")
-    assert {path.name for path in (tmp_path / "work").glob("tresnet*")} == {"tresnet.onnx", "tresnet.onnx.record.jsonl"}
+    assert {path.name for path in (tmp_path / "work").glob("tresnet*")} == {
+        "tresnet.onnx",
+        "tresnet.onnx.record.jsonl",
+    }
 
 
-def test_killed_while_the_sample_is_made_it_makes_the_same_sample(small_sample: Path, tmp_path: Path) -> None:
+def test_killed_while_the_sample_is_made_it_makes_the_same_sample(
+    small_sample: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "sample"
     program = "import sys, pathlib, conftest; conftest.make_small_sample(pathlib.Path(sys.argv[1]))"
-    for seen in ("val_union", "val_label.txt"):  # before the photos are complete, and before the checkpoint is
-        process = subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=str(ROOT / "test"))
+    for seen in (
+        "val_union",
+        "val_label.txt",
+    ):  # before the photos are complete, and before the checkpoint is
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(folder)], cwd=str(ROOT / "test")
+        )
         while not (folder / seen).exists() and process.poll() is None:
             time.sleep(0.01)
         process.kill()
@@ -446,29 +666,44 @@ def test_killed_while_the_sample_is_made_it_makes_the_same_sample(small_sample: 
     made, expected = products(folder), products(small_sample)
     checkpoint = "model_best.pth.tar"  # PyTorch 1.6 names its parts by addresses in memory
     assert made.pop(checkpoint) and expected.pop(checkpoint) and made == expected
-    found, right = (find_state_dict(load_checkpoint(str(place / checkpoint)), checkpoint).tensors
-                    for place in (folder, small_sample))
+    found, right = (
+        find_state_dict(load_checkpoint(str(place / checkpoint)), checkpoint).tensors
+        for place in (folder, small_sample)
+    )
     assert list(found) == list(right)
-    assert all(np.array_equal(tensor.numpy(), right[name].numpy()) for name, tensor in found.items())
+    assert all(
+        np.array_equal(tensor.numpy(), right[name].numpy()) for name, tensor in found.items()
+    )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("number, status", ((signal.SIGINT, 130), (signal.SIGTERM, 143)))
 @pytest.mark.parametrize("step", ("Preprocess", "Export", "Inference"))
-def test_ctrl_c_ends_all_within_two_seconds_with_one_line(step: str, number: signal.Signals, status: int,
-                                                          sample: Path, small_sample: Path, small_work: Path,
-                                                          tmp_path: Path) -> None:
+def test_ctrl_c_ends_all_within_two_seconds_with_one_line(
+    step: str,
+    number: signal.Signals,
+    status: int,
+    sample: Path,
+    small_sample: Path,
+    small_work: Path,
+    tmp_path: Path,
+) -> None:
     workdir = tmp_path / "work"
     if step != "Export":
         copy_products(small_work, workdir)
         shutil.rmtree(str(workdir / "prep_dataset"))
     process = start(workdir, "--data", sample if step == "Export" else small_sample, *SIZE)
     assert wait_for(process, step)
-    time.sleep(0.3 if step == "Export" else 0.1)  # the other two are over after 0.3 s with 20 small images
+    time.sleep(
+        0.3 if step == "Export" else 0.1
+    )  # the other two are over after 0.3 s with 20 small images
     began = time.time()
     process.send_signal(number)
     said = process.communicate()[1].decode()
     assert time.time() - began < 2.5 and process.returncode == status
     assert not session(process.pid)
-    assert f"stopped during {step}; the same command goes on from there" in said and "Traceback" not in said
+    assert (
+        f"stopped during {step}; the same command goes on from there" in said
+        and "Traceback" not in said
+    )
     assert len(said.strip().splitlines()) == 1, said

@@ -1,6 +1,7 @@
 """The chain on the Ascend backend, with stand-ins for npu-smi, atc and ais_bench that are as strict as
 the real ones.
 """
+
 import json
 import os
 import re
@@ -18,11 +19,19 @@ from records import rows_of
 pytestmark = pytest.mark.slow
 WITHOUT = ("PYTHONPATH", "VIRTUAL_ENV")
 BATCH_SIZES = (1, 4, 8, 16, 32)
-ONE = ("--batch-size", "1", "--batch-sizes", "1", "--compare", "0")  # what does not look at tables and comparisons
+ONE = (
+    "--batch-size",
+    "1",
+    "--batch-sizes",
+    "1",
+    "--compare",
+    "0",
+)  # what does not look at tables and comparisons
 
 
 class Machine(NamedTuple):
     """A machine with a card: its home, with its log of calls and the work folder in it; and its data set."""
+
     home: Path
     data: Path
 
@@ -31,13 +40,35 @@ class Machine(NamedTuple):
         return self.home / "work"
 
 
-def pipeline(machine: Machine, *arguments: object, **switches: str) -> "subprocess.CompletedProcess[str]":
+def pipeline(
+    machine: Machine, *arguments: object, **switches: str
+) -> "subprocess.CompletedProcess[str]":
     environment = {key: value for key, value in os.environ.items() if key not in WITHOUT}
     environment.update(ascend_environment(machine.home, **switches), HOME=str(machine.home))
-    command = ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--workdir", str(machine.work), "--data",
-               str(machine.data), "--img-size", str(SMALL), "--loop", "1", "--repeat", "1", *map(str, arguments)]
-    return subprocess.run(command, cwd=str(ROOT), env=environment, universal_newlines=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    command = [
+        "bash",
+        str(ROOT / "scripts" / "pipeline.sh"),
+        "--workdir",
+        str(machine.work),
+        "--data",
+        str(machine.data),
+        "--img-size",
+        str(SMALL),
+        "--loop",
+        "1",
+        "--repeat",
+        "1",
+        *map(str, arguments),
+    ]
+    return subprocess.run(
+        command,
+        cwd=str(ROOT),
+        env=environment,
+        universal_newlines=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def passed(machine: Machine, *arguments: object, **switches: str) -> str:
@@ -57,9 +88,11 @@ def stamps(machine: Machine, pattern: str) -> Dict[str, int]:
 @pytest.fixture(scope="session")
 def first_run(shared: Shared, small_sample: Path, small_model: Path) -> Path:
     """The work folder of a run on the card that ended well, batch size 1."""
+
     def make(folder: Path) -> None:
         copy_products(small_model, folder / "work")
         passed(Machine(folder, small_sample), *ONE)
+
     return shared("first_run", make) / "work"
 
 
@@ -71,12 +104,16 @@ def machine(first_run: Path, small_sample: Path, tmp_path: Path) -> Machine:
 
 
 def test_without_a_word_the_card_is_taken_every_command_is_the_contracts_and_a_second_run_does_nothing_again(
-        small_sample: Path, small_model: Path, tmp_path: Path) -> None:
+    small_sample: Path, small_model: Path, tmp_path: Path
+) -> None:
     machine = Machine(tmp_path, small_sample)
     copy_products(small_model, machine.work)
     finished = passed(machine)
     assert finished.startswith("backend: ascend: Ascend310P3, atc and ais_bench are there\n")
-    values = {row["key"]: row["value"] for row in json.loads((machine.work / "acc.json").read_text())["value"]}
+    values = {
+        row["key"]: row["value"]
+        for row in json.loads((machine.work / "acc.json").read_text())["value"]
+    }
     assert values["Top1 accuracy"] == "100.0%" and values["Number of images"] == "20"
     assert set(stamps(machine, "*.om")) == {f"tresnet_bs{batch}.om" for batch in BATCH_SIZES}
     compared = json.loads((machine.work / "compare.json").read_text())
@@ -92,29 +129,65 @@ def test_without_a_word_the_card_is_taken_every_command_is_the_contracts_and_a_s
 
     work, found = str(machine.work), calls(machine)
     atc = [call["argv"] for call in found if call["tool"] == "atc"]
-    assert atc == [["atc", "--framework=5", f"--model={work}/tresnet.onnx", f"--output=tresnet_bs{batch}",
-                    "--input_format=NCHW", f"--input_shape=image:{batch},3,{SMALL},{SMALL}", "--log=error",
-                    "--soc_version=Ascend310P3"] for batch in BATCH_SIZES]
+    assert atc == [
+        [
+            "atc",
+            "--framework=5",
+            f"--model={work}/tresnet.onnx",
+            f"--output=tresnet_bs{batch}",
+            "--input_format=NCHW",
+            f"--input_shape=image:{batch},3,{SMALL},{SMALL}",
+            "--log=error",
+            "--soc_version=Ascend310P3",
+        ]
+        for batch in BATCH_SIZES
+    ]
     bench = [call["argv"] for call in found if call["tool"] == "ais_bench"]
-    assert bench[0] == ["python3", "-m", "ais_bench", "--model", "../tresnet_bs8.om", "--input", "in0", "--output", ".",
-                        "--output_dirname", "out0", "--outfmt", "NPY"], "short names, seen from a folder of its own"
+    assert bench[0] == [
+        "python3",
+        "-m",
+        "ais_bench",
+        "--model",
+        "../tresnet_bs8.om",
+        "--input",
+        "in0",
+        "--output",
+        ".",
+        "--output_dirname",
+        "out0",
+        "--outfmt",
+        "NPY",
+    ], "short names, seen from a folder of its own"
     for words in bench[1:]:
         batch = words[5].split("=")[1]
-        assert words[:6] == ["python3", "-m", "ais_bench", f"--model=../tresnet_bs{batch}.om", "--loop=1",
-                             f"--batchsize={batch}"]
+        assert words[:6] == [
+            "python3",
+            "-m",
+            "ais_bench",
+            f"--model=../tresnet_bs{batch}.om",
+            "--loop=1",
+            f"--batchsize={batch}",
+        ]
     assert len(bench) == 1 + len(BATCH_SIZES)
-    assert not any(".venv" in call["python"] for call in found), "atc and ais_bench run in the host's own Python"
+    assert not any(".venv" in call["python"] for call in found), (
+        "atc and ais_bench run in the host's own Python"
+    )
 
     commands = json.loads((machine.work / "run.json").read_text())["commands"]
     told = [words for words in commands if f" --host-facts {work}/.host.json" in words]
-    assert len(told) == 2 and not (machine.work / ".host.json").exists(), "the inference and the sweep, for this run"
+    assert len(told) == 2 and not (machine.work / ".host.json").exists(), (
+        "the inference and the sweep, for this run"
+    )
 
     before = stamps(machine, "*.om"), stamps(machine, "result/*.npy")
     done = pipeline(machine, PYTHONPROFILEIMPORTTIME="1")
     assert (stamps(machine, "*.om"), stamps(machine, "result/*.npy")) == before
     assert "20 results in" in done.stdout and done.stdout.count("up to date") == 5 + 6, (
-        "five models, export, forecast, two inferences, performance, report")
-    assert heavy_imports(done.stderr) == [], "what takes a second to import is not needed to see that nothing is to do"
+        "five models, export, forecast, two inferences, performance, report"
+    )
+    assert heavy_imports(done.stderr) == [], (
+        "what takes a second to import is not needed to see that nothing is to do"
+    )
 
 
 def kept_figures(machine: Machine) -> Dict[str, Any]:
@@ -126,6 +199,7 @@ def kept_figures(machine: Machine) -> Dict[str, Any]:
 
 def test_in_one_work_folder_each_runs_figures_are_that_runs(machine: Machine) -> None:
     """The card, the CPU and the card again: nothing of one is taken for the other's."""
+
     def results_now() -> Dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (machine.work / "result").iterdir()}
 
@@ -133,21 +207,35 @@ def test_in_one_work_folder_each_runs_figures_are_that_runs(machine: Machine) ->
     for backend in ("cpu", "ascend"):
         out = passed(machine, *ONE, "--perf", "--backend", backend)
         assert re.search(f"backend +{backend}\n", out.split("== Summary")[1])
-        assert ("20 images inferred" in out.split("== Accuracy")[0]) == (backend == "cpu"), "nothing is kept"
+        assert ("20 images inferred" in out.split("== Accuracy")[0]) == (backend == "cpu"), (
+            "nothing is kept"
+        )
         seen.append(kept_figures(machine))
         results.append(results_now())
-    assert seen[0] == seen[2] and seen[0]["tool"] == "infer_om.py" and seen[1]["tool"] == "infer_onnx.py"
+    assert (
+        seen[0] == seen[2]
+        and seen[0]["tool"] == "infer_om.py"
+        and seen[1]["tool"] == "infer_onnx.py"
+    )
     assert seen[0]["chip"] == "310P3" and seen[1]["chip"].startswith("CPU")
     assert results[0] == results[2] != results[1], "float16 rounds other than float32"
 
 
-def test_another_device_infers_again_and_results_of_the_users_are_never_removed(machine: Machine) -> None:
+def test_another_device_infers_again_and_results_of_the_users_are_never_removed(
+    machine: Machine,
+) -> None:
     out = passed(machine, *ONE, "--device", "1")
-    assert "everything is inferred again: other device" in out and "20 results, one for each image" in out
+    assert (
+        "everything is inferred again: other device" in out
+        and "20 results, one for each image" in out
+    )
     notes = machine.work / "result" / "notes.txt"
     notes.write_text("mine")
     done = pipeline(machine, *ONE)
-    assert done.returncode == 1 and "result/notes.txt: no record says that this program made it" in done.stderr
+    assert (
+        done.returncode == 1
+        and "result/notes.txt: no record says that this program made it" in done.stderr
+    )
     assert notes.read_text() == "mine"
 
 
@@ -177,12 +265,23 @@ def test_two_chips_give_the_accuracy_of_one_even_if_one_of_them_fails(machine: M
     assert "== Performance " in out and (machine.work / "acc.json").read_bytes() == accuracy
     assert (machine.work / "result.device1.log").exists()
     table = (machine.work / "perf.md").read_text()
-    assert "| Batch size | device 0 alone | device 1 alone | all at once, sum | loss of each |" in table
+    assert (
+        "| Batch size | device 0 alone | device 1 alone | all at once, sum | loss of each |"
+        in table
+    )
     perf = json.loads((machine.work / "perf.json").read_text())
-    row, = perf["together"]
-    assert row["throughput"] == pytest.approx(sum(row["devices"].values())) == perf["best"]["throughput"]
-    assert row["alone"] == pytest.approx(sum(perf["devices"][device][0]["throughput"] for device in "01"))
-    assert row["loss"] == pytest.approx(1 - row["throughput"] / row["alone"]) and set(row["devices"]) == {"0", "1"}
+    (row,) = perf["together"]
+    assert (
+        row["throughput"]
+        == pytest.approx(sum(row["devices"].values()))
+        == perf["best"]["throughput"]
+    )
+    assert row["alone"] == pytest.approx(
+        sum(perf["devices"][device][0]["throughput"] for device in "01")
+    )
+    assert row["loss"] == pytest.approx(1 - row["throughput"] / row["alone"]) and set(
+        row["devices"]
+    ) == {"0", "1"}
 
 
 MIXED = {"STANDIN_NPU_SMI": "910B4+310P3"}  # devices 0 and 1, devices 2 and 3
@@ -195,20 +294,38 @@ def test_chips_of_two_kinds_work_with_the_remedy_that_is_shown(machine: Machine)
     assert out.startswith("backend: ascend: a chip was named") and out.count("--device 2") == 2
 
 
-@pytest.mark.parametrize("words, switches, sentence", (
-    (("--device", "5"), {}, "--device 5 was asked for, but there are 2"),
-    (("--device", "0"), {"STANDIN_NPU_SMI": "fail"}, "npu-smi info failed"),
-    (("--soc-version", "Ascend310P3"), {"STANDIN_AIS_BENCH": "none"}, "another package of that name"),
-    ((), MIXED, "choose it by --device 2 (310P3) or --device 0 (910B4), or by --soc-version Ascend310P3")))
+@pytest.mark.parametrize(
+    "words, switches, sentence",
+    (
+        (("--device", "5"), {}, "--device 5 was asked for, but there are 2"),
+        (("--device", "0"), {"STANDIN_NPU_SMI": "fail"}, "npu-smi info failed"),
+        (
+            ("--soc-version", "Ascend310P3"),
+            {"STANDIN_AIS_BENCH": "none"},
+            "another package of that name",
+        ),
+        (
+            (),
+            MIXED,
+            "choose it by --device 2 (310P3) or --device 0 (910B4), or by --soc-version Ascend310P3",
+        ),
+    ),
+)
 def test_auto_never_computes_on_the_cpu_where_a_chip_was_meant(
-        machine: Machine, words: Tuple[str, ...], switches: Dict[str, str], sentence: str) -> None:
+    machine: Machine, words: Tuple[str, ...], switches: Dict[str, str], sentence: str
+) -> None:
     done = pipeline(machine, *ONE, *words, **switches)
-    assert done.returncode == 1 and sentence in done.stderr and "==" not in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and sentence in done.stderr and "==" not in done.stdout, (
+        done.stdout + done.stderr
+    )
 
 
 def test_auto_says_why_it_takes_the_cpu(machine: Machine) -> None:
     out = passed(machine, *ONE, "--dry-run", STANDIN_NPU_SMI="fail")
-    assert "backend: cpu: for ascend, NPU (npu-smi): npu-smi info failed with status 252 and said 'dcmi model" in out
+    assert (
+        "backend: cpu: for ascend, NPU (npu-smi): npu-smi info failed with status 252 and said 'dcmi model"
+        in out
+    )
 
 
 def test_what_atc_needs_of_the_hosts_python_is_looked_at(machine: Machine) -> None:
@@ -217,45 +334,73 @@ def test_what_atc_needs_of_the_hosts_python_is_looked_at(machine: Machine) -> No
         shutil.rmtree(str(user), ignore_errors=True)
         give_host_packages(user, numpy)
         for name in lacking:
-            path, = user.glob(f"lib/*/site-packages/{name}-*.dist-info")
+            (path,) = user.glob(f"lib/*/site-packages/{name}-*.dist-info")
             shutil.rmtree(str(path))
         (machine.home / "version.cfg").write_text(f"version={cann}\n")
-        return pipeline(machine, "--check", "--backend", "ascend", PYTHONUSERBASE=str(user),
-                        ASCEND_TOOLKIT_HOME=str(machine.home)).stdout
+        return pipeline(
+            machine,
+            "--check",
+            "--backend",
+            "ascend",
+            PYTHONUSERBASE=str(user),
+            ASCEND_TOOLKIT_HOME=str(machine.home),
+        ).stdout
+
     assert "which has what atc needs" in check() and "can run" in check()
-    code = ("import sys; sys.path.append(sys.argv[1]); from common.core import recipe as r; "
-            "print(r.versions(sys.argv[2:]))")
+    code = (
+        "import sys; sys.path.append(sys.argv[1]); from common.core import recipe as r; "
+        "print(r.versions(sys.argv[2:]))"
+    )
     names = ("decorator", "pathlib2")
     own = subprocess.check_output([HOST_PYTHON, "-s", "-c", code, str(ROOT / "scripts"), *names])
     lacking = [name for name in names if f"'{name}': ''" in own.decode()]
-    assert f"atc needs {', '.join(lacking)} in it   → pip3 install {' '.join(lacking)}" in check(*lacking)
-    too_new = sys.version_info[:3] > (3, 11, 4)  # the host's Python is the one that the tests' was made from
-    said = "takes 3.11.4 at most" if too_new else "NumPy 1.26.0, but the atc of CANN 8.0.RC1 needs numpy<1.25"
+    assert f"atc needs {', '.join(lacking)} in it   → pip3 install {' '.join(lacking)}" in check(
+        *lacking
+    )
+    too_new = sys.version_info[:3] > (
+        3,
+        11,
+        4,
+    )  # the host's Python is the one that the tests' was made from
+    said = (
+        "takes 3.11.4 at most"
+        if too_new
+        else "NumPy 1.26.0, but the atc of CANN 8.0.RC1 needs numpy<1.25"
+    )
     assert said in check(numpy="1.26.0", cann="8.0.RC1")
     assert "which has what atc needs" in check(numpy="1.26.0", cann="8.5.0")
     assert "needs numpy<2.0" in check(numpy="2.1.0", cann="8.5.0")
 
 
-def test_a_failing_compiler_is_reported_and_the_next_run_compiles_only_what_is_missing(machine: Machine) -> None:
+def test_a_failing_compiler_is_reported_and_the_next_run_compiles_only_what_is_missing(
+    machine: Machine,
+) -> None:
     options = ("--batch-size", "1", "--batch-sizes", "1,8", "--compare", "0")
     before = stamps(machine, "*.om")
-    for fault, sentence in (("atc-fail=8", r"atc failed with status \d+ at batch size 8\n(.*\n)*?.*E[0-9A-Z]{5}"),
-                            ("atc-kill=8", r"atc was ended by signal KILL at batch size 8")):
+    for fault, sentence in (
+        ("atc-fail=8", r"atc failed with status \d+ at batch size 8\n(.*\n)*?.*E[0-9A-Z]{5}"),
+        ("atc-kill=8", r"atc was ended by signal KILL at batch size 8"),
+    ):
         done = pipeline(machine, *options, STANDIN_FAULT=fault)
         assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
         assert "the step 'Compile' failed" in done.stderr and "Traceback" not in done.stderr
         assert stamps(machine, "*.om") == before, "no half-written model"
     passed(machine, *options)
     after = stamps(machine, "*.om")
-    assert set(after) == {"tresnet_bs1.om", "tresnet_bs8.om"} and after["tresnet_bs1.om"] == before["tresnet_bs1.om"]
+    assert (
+        set(after) == {"tresnet_bs1.om", "tresnet_bs8.om"}
+        and after["tresnet_bs1.om"] == before["tresnet_bs1.om"]
+    )
 
 
 def test_an_incomplete_inference_is_never_evaluated(machine: Machine) -> None:
     before = stamps(machine, "*.om")
     cut = next((machine.work / "result").iterdir())
     cut.write_bytes(cut.read_bytes()[:50])  # as a power loss may leave it
-    for fault, sentence in (("ais-crash=5", r"said '\[ERROR\] execute model failed, .*errorCode is 507011"),
-                            ("ais-missing=3", r"3 of 20 images have no result: imagenet_")):
+    for fault, sentence in (
+        ("ais-crash=5", r"said '\[ERROR\] execute model failed, .*errorCode is 507011"),
+        ("ais-missing=3", r"3 of 20 images have no result: imagenet_"),
+    ):
         done = pipeline(machine, *ONE, STANDIN_FAULT=fault)
         assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
         assert "== Accuracy " not in done.stdout
@@ -272,19 +417,25 @@ def test_silent_loss_in_conversion_is_seen_in_the_comparison(machine: Machine) -
 
 def test_bytes_and_aipp_on_the_card(machine: Machine) -> None:
     passed(machine, "--uint8", "--batch-sizes", "1", "--min-top1", "100", "--min-cosine", "0.999")
-    settings, = machine.work.glob("prep_dataset*/aipp.cfg")
+    (settings,) = machine.work.glob("prep_dataset*/aipp.cfg")
     assert any(f"--insert_op_conf={settings}" in call["argv"] for call in calls(machine))
 
 
-@pytest.mark.parametrize("switches, arguments, sentence", (
-    ({"STANDIN_NPU_SMI": "310P3+910B4"}, (), "chips of different kinds"),
-    ({"STANDIN_NPU_SMI": "fail"}, ("--backend", "ascend"), "npu-smi info failed"),
-    ({}, ("--backend", "ascend", "--device", "9"), "--device 9 was asked for, but there are 2"),
-))
+@pytest.mark.parametrize(
+    "switches, arguments, sentence",
+    (
+        ({"STANDIN_NPU_SMI": "310P3+910B4"}, (), "chips of different kinds"),
+        ({"STANDIN_NPU_SMI": "fail"}, ("--backend", "ascend"), "npu-smi info failed"),
+        ({}, ("--backend", "ascend", "--device", "9"), "--device 9 was asked for, but there are 2"),
+    ),
+)
 def test_a_machine_that_cannot_run_is_refused_in_one_sentence(
-        switches: Dict[str, str], arguments: List[str], sentence: str, machine: Machine) -> None:
+    switches: Dict[str, str], arguments: List[str], sentence: str, machine: Machine
+) -> None:
     done = pipeline(machine, *arguments, "--backend", "ascend", "--force", **switches)
-    assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
 
 
 def test_path_and_permission_rules_are_checked_before_anything_long(tmp_path: Path) -> None:
@@ -295,13 +446,23 @@ def test_path_and_permission_rules_are_checked_before_anything_long(tmp_path: Pa
     open_folder.chmod(0o777)
     link = tmp_path / "link"
     link.symlink_to(tmp_path)
-    refusals = ((open_folder, "chmod 750"), (tmp_path / "w o r k", "only letters, digits and _ / . - are accepted"),
-                (link, "is a symbolic link"))
+    refusals = (
+        (open_folder, "chmod 750"),
+        (tmp_path / "w o r k", "only letters, digits and _ / . - are accepted"),
+        (link, "is a symbolic link"),
+    )
     for workdir, sentence in refusals:
-        done = subprocess.run(["bash", str(ROOT / "scripts" / "pipeline.sh"), "--workdir", str(workdir)],
-                              env=environment, cwd=str(ROOT), universal_newlines=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE)
-        assert done.returncode == 1 and sentence in done.stderr and "==" not in done.stdout, done.stdout + done.stderr
+        done = subprocess.run(
+            ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--workdir", str(workdir)],
+            env=environment,
+            cwd=str(ROOT),
+            universal_newlines=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert done.returncode == 1 and sentence in done.stderr and "==" not in done.stdout, (
+            done.stdout + done.stderr
+        )
 
 
 def test_check_names_chip_and_tools(machine: Machine) -> None:
@@ -314,14 +475,26 @@ def test_check_names_chip_and_tools(machine: Machine) -> None:
 
 
 def test_int8_on_the_card_stands_beside_float16_and_keeps_its_promise(machine: Machine) -> None:
-    out = passed(machine, *ONE, "--precision", "int8", "--max-drop", "100", "--uint8", "--small-channel")
+    out = passed(
+        machine, *ONE, "--precision", "int8", "--max-drop", "100", "--uint8", "--small-channel"
+    )
     summary = out.split("== Summary")[1]
     assert re.search(r"Top1 accuracy +[0-9.]+%, float16 100.0%\n", summary)
     assert re.search(r"speed +[0-9.]+ images/s, float16 [0-9.]+: ", summary)
-    assert re.search(r"int8 loses +[0-9.]+ points of Top-1 against float32 \(95 % interval .*\), --max-drop 100\n"
-                     r"put back +nothing\n", summary)
+    assert re.search(
+        r"int8 loses +[0-9.]+ points of Top-1 against float32 \(95 % interval .*\), --max-drop 100\n"
+        r"put back +nothing\n",
+        summary,
+    )
     found = calls(machine)
-    assert "--calibration_config" in next(call["argv"] for call in found if call["tool"] == "amct_onnx")
+    assert "--calibration_config" in next(
+        call["argv"] for call in found if call["tool"] == "amct_onnx"
+    )
     last = [call["argv"] for call in found if call["tool"] == "atc"][-1]
-    assert f"--model={machine.work}/tresnet_int8.onnx" in last and last[-1] == "--enable_small_channel=1"
-    assert (machine.work / "tresnet_int8_bs1.om").exists() and (machine.work / "acc_float16.json").exists()
+    assert (
+        f"--model={machine.work}/tresnet_int8.onnx" in last
+        and last[-1] == "--enable_small_channel=1"
+    )
+    assert (machine.work / "tresnet_int8_bs1.om").exists() and (
+        machine.work / "acc_float16.json"
+    ).exists()

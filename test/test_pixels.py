@@ -1,4 +1,5 @@
 """The bytes of a .bin: those of the original environment, with any Pillow, with the fast path and without."""
+
 import hashlib
 import io
 import os
@@ -34,46 +35,71 @@ def need_fast(img_size: int = 224, dtype: str = "float32") -> Callable[..., Any]
 def copy_program(folder: Path) -> None:
     """The step and its rooms, without anything compiled."""
     shutil.copy(str(ROOT / SCRIPT), str(folder))
-    shutil.copytree(str(ROOT / "scripts" / "common"), str(folder / "scripts" / "common"),
-                    ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        str(ROOT / "scripts" / "common"),
+        str(folder / "scripts" / "common"),
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
 
 
 # ---- the reference ---------------------------------------------------------------------------------------------------
 
-def test_sample_photos_become_the_bytes_of_the_original_environment(photos: Path, tmp_path: Path) -> None:
+
+def test_sample_photos_become_the_bytes_of_the_original_environment(
+    photos: Path, tmp_path: Path
+) -> None:
     done = succeed(SCRIPT, photos, tmp_path / "prep")
     assert bins(tmp_path / "prep") == listed_sha256("sample.sha256")
-    assert re.fullmatch(r"20 images in \S+: 20 made in [\d.]+ s, [\d.]+ images/s", done.stdout.splitlines()[-1])
+    assert re.fullmatch(
+        r"20 images in \S+: 20 made in [\d.]+ s, [\d.]+ images/s", done.stdout.splitlines()[-1]
+    )
     need_fast()
     assert "note:" not in done.stderr  # it was taken
 
 
 def test_odd_images_become_the_bytes_of_the_original_environment(tmp_path: Path) -> None:
     prepare(GOLDEN / "odd", tmp_path / "prep")
-    made = {source: sha256(tmp_path / "prep" / name) for source, name in prepared_sources(tmp_path / "prep").items()}
+    made = {
+        source: sha256(tmp_path / "prep" / name)
+        for source, name in prepared_sources(tmp_path / "prep").items()
+    }
     assert made == listed_sha256("odd.sha256")
 
 
-@pytest.mark.parametrize("size, expected", [  # SHA-256 of what Pillow 9.5's one-step resize gives
-    ((279, 589), "2635073f8b8c056c1b762c44e7bd28e9482b4358a8e28fb705409492d8bfc7d4"),  # Pillow 13 in one step: others
-    ((300, 2000), "e02395a3e901d95c0770df3697bb7b788ac0b52533e0254abcb1f2efe2701816"),  # likewise
-    ((2000, 300), "3dac9c00121eb237c7942745b7ee648dac9761c2d82232cb0f6795b126afc3de"),
-    ((500, 375), "4cb66993f4fbd15d31d44d3afd90f273fdddfd5c5ed2308de2828d99a3d7456c"),
-    ((256, 600), "4b37ffcd047dcd98d865632ef077df2c1da2175521bf7f03c90a1dc4299ba505"),
-    ((100, 80), "f1a7b9df339f3c34322bd32ea94e27fe8e24c157f9fd5f76dbcf604204503f48")])
+@pytest.mark.parametrize(
+    "size, expected",
+    [  # SHA-256 of what Pillow 9.5's one-step resize gives
+        (
+            (279, 589),
+            "2635073f8b8c056c1b762c44e7bd28e9482b4358a8e28fb705409492d8bfc7d4",
+        ),  # Pillow 13 in one step: others
+        (
+            (300, 2000),
+            "e02395a3e901d95c0770df3697bb7b788ac0b52533e0254abcb1f2efe2701816",
+        ),  # likewise
+        ((2000, 300), "3dac9c00121eb237c7942745b7ee648dac9761c2d82232cb0f6795b126afc3de"),
+        ((500, 375), "4cb66993f4fbd15d31d44d3afd90f273fdddfd5c5ed2308de2828d99a3d7456c"),
+        ((256, 600), "4b37ffcd047dcd98d865632ef077df2c1da2175521bf7f03c90a1dc4299ba505"),
+        ((100, 80), "f1a7b9df339f3c34322bd32ea94e27fe8e24c157f9fd5f76dbcf604204503f48"),
+    ],
+)
 def test_the_resize_is_that_of_old_pillow_with_any_pillow(size: Any, expected: str) -> None:
     file = io.BytesIO()
     pattern(*size).save(file, "PNG")
     assert hashlib.sha256(pixels.convert(file, DEFAULT, "float32")).hexdigest() == expected
 
 
-def test_uint8_is_the_same_pixels_in_height_width_channel_order(photos: Path, tmp_path: Path) -> None:
+def test_uint8_is_the_same_pixels_in_height_width_channel_order(
+    photos: Path, tmp_path: Path
+) -> None:
     prepare(photos, tmp_path / "prep", "--dtype", "uint8")
     floats = {}
     for path in (tmp_path / "prep").glob("*.bin"):
         assert path.stat().st_size == 150528
         image = np.fromfile(str(path), np.uint8).reshape(224, 224, 3).transpose(2, 0, 1)
-        floats[path.name] = hashlib.sha256((image.astype("<f4") / np.float32(255)).tobytes("C")).hexdigest()
+        floats[path.name] = hashlib.sha256(
+            (image.astype("<f4") / np.float32(255)).tobytes("C")
+        ).hexdigest()
     assert floats == listed_sha256("sample.sha256")
 
 
@@ -81,7 +107,9 @@ def test_img_size_resizes_to_eight_sevenths(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     pattern(400, 300).save(tmp_path / "src" / "a.png")
     prepare(tmp_path / "src", tmp_path / "prep", "--img-size", 100, "--dtype", "uint8")
-    image = pattern(400, 300).resize((152, 300), Image.BILINEAR).resize((152, 114), Image.BILINEAR)  # floor(100 / .875)
+    image = (
+        pattern(400, 300).resize((152, 300), Image.BILINEAR).resize((152, 114), Image.BILINEAR)
+    )  # floor(100 / .875)
     expected = np.asarray(image.crop((26, 7, 126, 107))).tobytes()
     assert (tmp_path / "prep" / "a.bin").read_bytes() == expected
 
@@ -95,8 +123,13 @@ def test_the_reason_of_a_bad_image_is_one_harmless_line() -> None:
 
 # ---- the fast path ---------------------------------------------------------------------------------------------------
 
-def test_fast_path_gives_the_reference_bytes_on_800_random_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageFile, "MAXBLOCK", 1 << 22)  # Pillow writes a progressive JPEG only from one buffer
+
+def test_fast_path_gives_the_reference_bytes_on_800_random_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        ImageFile, "MAXBLOCK", 1 << 22
+    )  # Pillow writes a progressive JPEG only from one buffer
     fast = [(dtype, need_fast(dtype=dtype)) for dtype in pixels.BYTES]
     if native.has_avx2():
         monkeypatch.setattr(native, "has_avx2", lambda: False)  # other CPUs
@@ -113,14 +146,25 @@ def test_fast_path_gives_the_reference_bytes_on_800_random_sizes(monkeypatch: py
         file = io.BytesIO()
         image = Image.fromarray(source[:height, :width])
         (image.convert("L") if number % 9 == 0 else image).save(
-            file, "JPEG", quality=generator.randint(20, 98), subsampling=generator.randint(0, 2),
-            progressive=generator.random() < 0.2)
+            file,
+            "JPEG",
+            quality=generator.randint(20, 98),
+            subsampling=generator.randint(0, 2),
+            progressive=generator.random() < 0.2,
+        )
         with Image.open(file) as image:
             reference = pixels.reference_crop(image, DEFAULT)
-        expected = {dtype: pixels.network_input(reference, dtype, DEFAULT) for dtype in pixels.BYTES}
+        expected = {
+            dtype: pixels.network_input(reference, dtype, DEFAULT) for dtype in pixels.BYTES
+        }
         for dtype, fast_path in fast:
             result = fast_path(file.getvalue(), width, height)
-            assert result is not None and result.tobytes() == expected[dtype], (number, width, height, dtype)
+            assert result is not None and result.tobytes() == expected[dtype], (
+                number,
+                width,
+                height,
+                dtype,
+            )
 
 
 def test_fast_path_gives_the_reference_bytes_on_large_photos_and_other_sizes(photos: Path) -> None:
@@ -130,7 +174,10 @@ def test_fast_path_gives_the_reference_bytes_on_large_photos_and_other_sizes(pho
         for path in sorted(photos.iterdir()):
             with path.open("rb") as file, Image.open(path) as image:
                 result = fast(path.read_bytes(), image.width, image.height)
-                assert result.tobytes() == pixels.convert(file, setting, "float32"), (path, img_size)
+                assert result.tobytes() == pixels.convert(file, setting, "float32"), (
+                    path,
+                    img_size,
+                )
 
 
 def test_fast_path_gives_the_golden_bytes_and_leaves_the_unusual_to_pillow() -> None:
@@ -143,8 +190,13 @@ def test_fast_path_gives_the_golden_bytes_and_leaves_the_unusual_to_pillow() -> 
 
     for name, expected in listed_sha256("odd.sha256").items():
         with open(str(GOLDEN / "odd" / name), "rb") as file:
-            assert hashlib.sha256(pixels.convert(file, DEFAULT, "float32", watched)).hexdigest() == expected, name
-    assert len(calls) == 6 and all(result is not None for result in calls)  # the JPEGs, not CMYK or PNG
+            assert (
+                hashlib.sha256(pixels.convert(file, DEFAULT, "float32", watched)).hexdigest()
+                == expected
+            ), name
+    assert len(calls) == 6 and all(
+        result is not None for result in calls
+    )  # the JPEGs, not CMYK or PNG
 
 
 def test_a_damaged_jpeg_is_judged_by_pillow_with_or_without_the_fast_path(photos: Path) -> None:
@@ -156,7 +208,9 @@ def test_a_damaged_jpeg_is_judged_by_pillow_with_or_without_the_fast_path(photos
         damaged = bytearray(whole)
         for _ in range(generator.randint(1, 4)):
             damaged[generator.randint(2, len(damaged) - 1)] ^= 1 << generator.randint(0, 7)
-        data = bytes(damaged[:generator.randint(100, len(damaged))] if number % 3 == 0 else damaged)
+        data = bytes(
+            damaged[: generator.randint(100, len(damaged))] if number % 3 == 0 else damaged
+        )
         results: List[Any] = []
         for path in (None, fast):
             try:
@@ -171,44 +225,67 @@ def test_a_damaged_jpeg_is_judged_by_pillow_with_or_without_the_fast_path(photos
     assert outcomes == {str, bytes}  # both kinds occurred
 
 
-def test_without_a_compiler_and_cache_the_bytes_are_the_same_and_it_says_so_once(tmp_path: Path, photos: Path) -> None:
+def test_without_a_compiler_and_cache_the_bytes_are_the_same_and_it_says_so_once(
+    tmp_path: Path, photos: Path
+) -> None:
     copy_program(tmp_path)
     (tmp_path / "src").mkdir()
     for name in "ab":
         os.link(str(photos / "imagenet_14_129.jpg"), str(tmp_path / "src" / f"{name}.jpg"))
-    done = subprocess.run([sys.executable, str(tmp_path / SCRIPT), str(tmp_path / "src"), str(tmp_path / "prep")],
-                          check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-                          env=dict(os.environ, PATH=str(tmp_path)))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / SCRIPT), str(tmp_path / "src"), str(tmp_path / "prep")],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        env=dict(os.environ, PATH=str(tmp_path)),
+    )
     assert re.fullmatch(r"note: the fast path is not used, Pillow does it all: \S.*\n", done.stderr)
     golden = listed_sha256("sample.sha256")["imagenet_14_129.bin"]
     assert bins(tmp_path / "prep") == {"a.bin": golden, "b.bin": golden}
 
 
 def test_without_simplejpeg_the_bytes_are_the_same_and_it_says_so(
-        tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
     done = prepare(photos, tmp_path / "prep")
-    assert done.stderr == "note: the fast path is not used, Pillow does it all: simplejpeg is not installed\n"
+    assert (
+        done.stderr
+        == "note: the fast path is not used, Pillow does it all: simplejpeg is not installed\n"
+    )
     assert bins(tmp_path / "prep") == listed_sha256("sample.sha256")
 
 
 def test_a_fast_path_that_differs_from_this_pillow_is_not_taken(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     need_fast()
     crop = pixels.reference_crop
-    monkeypatch.setattr(pixels, "reference_crop", lambda image, evaluation: crop(image, evaluation) ^ 1)
+    monkeypatch.setattr(
+        pixels, "reference_crop", lambda image, evaluation: crop(image, evaluation) ^ 1
+    )
     done = prepare(fill(tmp_path / "src", ["a.png"]), tmp_path / "prep")
-    assert "Pillow does it all: its result differs from that of the Pillow installed here\n" in done.stderr
+    assert (
+        "Pillow does it all: its result differs from that of the Pillow installed here\n"
+        in done.stderr
+    )
 
 
 @pytest.mark.slow
 def test_runs_that_compile_at_the_same_time_do_not_meet(tmp_path: Path) -> None:
     need_fast()
     copy_program(tmp_path)
-    code = ("import ctypes; from common.core import native;"
-            "print(bool(ctypes.cast(native.load('data/resize.c').crop_resize, ctypes.c_void_p).value))")
-    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=str(tmp_path / "scripts"), stdout=subprocess.PIPE)
-            for _ in range(4)]
+    code = (
+        "import ctypes; from common.core import native;"
+        "print(bool(ctypes.cast(native.load('data/resize.c').crop_resize, ctypes.c_void_p).value))"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=str(tmp_path / "scripts"), stdout=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
     assert [run.communicate()[0] for run in runs] == [b"True\n"] * 4
     cache = tmp_path / "scripts" / "common" / "__pycache__"
     left = [name for name in os.listdir(str(cache)) if not name.endswith(".pyc")]

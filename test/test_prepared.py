@@ -1,4 +1,5 @@
 """What is made again, and what is not: after a change, after a kill at any moment, after a power loss."""
+
 import os
 import random
 import shutil
@@ -14,8 +15,27 @@ from common.data.prepared import Prepared, read
 
 import pytest
 from conftest import ROOT, Shared, refusal
-from pictures import bins, children, fill, pattern, prepare, refused, start, until, write_slow_images
-from records import change_file, change_rows, manifest_of, prepared_sources, restart, rows_of, unfinish, write_finished
+from pictures import (
+    bins,
+    children,
+    fill,
+    pattern,
+    prepare,
+    refused,
+    start,
+    until,
+    write_slow_images,
+)
+from records import (
+    change_file,
+    change_rows,
+    manifest_of,
+    prepared_sources,
+    restart,
+    rows_of,
+    unfinish,
+    write_finished,
+)
 from test_record import irregular, new_record, old_record, somebodys
 
 ALL = [f"{letter}.bin" for letter in "abcde"]
@@ -29,7 +49,9 @@ def slow_images(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def slow_bins(slow_images: Path, shared: Shared) -> Dict[str, str]:
     """What an undisturbed run makes of slow_images."""
-    return bins(shared("slow images prepared", lambda folder: prepare(slow_images, folder) and None))
+    return bins(
+        shared("slow images prepared", lambda folder: prepare(slow_images, folder) and None)
+    )
 
 
 @pytest.fixture
@@ -42,7 +64,9 @@ def prepared(tmp_path: Path) -> Path:
 def made_by(tmp_path: Path, *options: object) -> List[str]:
     """Run once more; the names of the .bin files that were made again (by inode)."""
     before = {path.name: path.stat().st_ino for path in (tmp_path / "prep").glob("*.bin")}
-    keep = [open(str(path), "rb") for path in (tmp_path / "prep").glob("*.bin")]  # so that no inode is used again
+    keep = [
+        open(str(path), "rb") for path in (tmp_path / "prep").glob("*.bin")
+    ]  # so that no inode is used again
     prepare(tmp_path / "src", tmp_path / "prep", *options)
     for file in keep:
         file.close()
@@ -65,6 +89,7 @@ def power_loss(folder: Path, pieces: int) -> List[str]:
 
 
 # ---- after a change --------------------------------------------------------------------------------------------------
+
 
 def test_what_is_done_is_not_done_again_and_force_does_all(prepared: Path) -> None:
     assert made_by(prepared) == []
@@ -91,7 +116,9 @@ def in_place(path: Path, content: bytes) -> None:
 def test_another_content_of_the_same_size_and_time_is_seen(prepared: Path) -> None:
     source, good = prepared / "src" / "b.png", bins(prepared / "prep")
     other = (prepared / "src" / "c.png").read_bytes()
-    source.write_bytes(source.read_bytes() + b"\0" * 2000)  # what stands after a picture's end is not read
+    source.write_bytes(
+        source.read_bytes() + b"\0" * 2000
+    )  # what stands after a picture's end is not read
     made_by(prepared)
     in_place(source, other + b"\0" * (source.stat().st_size - len(other)))
     in_place(prepared / "prep" / "d.bin", b"\0" * 602112)
@@ -125,12 +152,26 @@ def test_a_bin_from_the_future_is_made_again(prepared: Path) -> None:
     assert (prepared / "prep" / "b.bin").stat().st_mtime_ns < time.time_ns()
 
 
-@pytest.mark.parametrize("row", [
-    {"key": 5, "inputs": [], "files": []}, {"key": "a.png"}, {"key": "a.png", "inputs": [], "files": 3},
-    {"key": "a.png", "inputs": [], "files": [["a.bin"]]}, {"key": "a.png", "inputs": 1, "files": []},
-    {"key": "a.png", "inputs": [], "files": [], "notes": []}, {"expected": 7}, {"expected": [1, "../x"]},
-    {"announced": "x"}, {"announced": [[1]]}, {"announced": [["../x", 1, "0"]]},
-    {"announced": [["x.bin", float("inf"), "0"]]}, {"recipe": 7}, {"recipe": [["a"]]}, {}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"key": 5, "inputs": [], "files": []},
+        {"key": "a.png"},
+        {"key": "a.png", "inputs": [], "files": 3},
+        {"key": "a.png", "inputs": [], "files": [["a.bin"]]},
+        {"key": "a.png", "inputs": 1, "files": []},
+        {"key": "a.png", "inputs": [], "files": [], "notes": []},
+        {"expected": 7},
+        {"expected": [1, "../x"]},
+        {"announced": "x"},
+        {"announced": [[1]]},
+        {"announced": [["../x", 1, "0"]]},
+        {"announced": [["x.bin", float("inf"), "0"]]},
+        {"recipe": 7},
+        {"recipe": [["a"]]},
+        {},
+    ],
+)
 def test_malformed_rows_of_a_manifest_are_passed_over(row: Row, prepared: Path) -> None:
     change_rows(manifest_of(prepared / "prep"), lambda rows: rows.append(row))
     assert made_by(prepared) == []
@@ -145,48 +186,80 @@ def test_a_bin_that_is_not_as_it_was_recorded_is_made_again(prepared: Path) -> N
     piece = folders.open_record(str(prepared / "prep")).pieces["a.png"]
     source, made = (prepared / "src" / "a.png").stat(), (prepared / "prep" / "a.bin").stat()
     assert piece.inputs == [["a.png", source.st_size, source.st_mtime_ns, source.st_ctime_ns]]
-    assert [made[:4] for made in piece.files] == [("a.bin", 602112, made.st_mtime_ns, made.st_ctime_ns)]
+    assert [made[:4] for made in piece.files] == [
+        ("a.bin", 602112, made.st_mtime_ns, made.st_ctime_ns)
+    ]
     assert made_by(prepared) == ["b.bin", "c.bin", "d.bin"]
     assert bins(prepared / "prep") == good
 
 
-@pytest.mark.parametrize("option, changed", [(("--img-size", "64"), "img_size was 224"),
-                                             (("--dtype", "uint8"), "dtype was float32")])
-def test_other_settings_keep_what_is_there_unless_forced(option: Any, changed: str, prepared: Path) -> None:
+@pytest.mark.parametrize(
+    "option, changed",
+    [(("--img-size", "64"), "img_size was 224"), (("--dtype", "uint8"), "dtype was float32")],
+)
+def test_other_settings_keep_what_is_there_unless_forced(
+    option: Any, changed: str, prepared: Path
+) -> None:
     before = bins(prepared / "prep")
     change_rows(manifest_of(prepared / "prep"), lambda rows: rows[-1].update(seconds=7200.0))
     said = refused(prepared / "src", prepared / "prep", *option)
-    assert f"holds 5 images, which took 7200 s, made with other settings: {changed}; to keep them, name" in said
+    assert (
+        f"holds 5 images, which took 7200 s, made with other settings: {changed}; to keep them, name"
+        in said
+    )
     assert bins(prepared / "prep") == before
     prepare(prepared / "src", prepared / "prep", *option, "--force")
     sizes = [path.stat().st_size for path in (prepared / "prep").glob("*.bin")]
     assert sizes == [3 * 64 * 64 * 4 if "64" in option else 150528] * 5
 
 
-@pytest.mark.parametrize("change, changed", [
-    (lambda recipe: recipe.update(sources="0" * 64), "this program was updated"),
-    (lambda recipe: recipe["versions"].update(Pillow="9.4.9"), "Pillow was 9.4.9"),
-    (lambda recipe: recipe["versions"].update(simplejpeg=""), "simplejpeg was missing")])
+@pytest.mark.parametrize(
+    "change, changed",
+    [
+        (lambda recipe: recipe.update(sources="0" * 64), "this program was updated"),
+        (lambda recipe: recipe["versions"].update(Pillow="9.4.9"), "Pillow was 9.4.9"),
+        (lambda recipe: recipe["versions"].update(simplejpeg=""), "simplejpeg was missing"),
+    ],
+)
 def test_another_program_or_another_package_does_all_again(
-        change: Callable[[Row], None], changed: str, prepared: Path) -> None:
+    change: Callable[[Row], None], changed: str, prepared: Path
+) -> None:
     def another(rows: List[Row]) -> None:
         change(rows[0]["recipe"])
         rows[-1].update(seconds=0.1)  # on a busy machine it took longer, and is told
 
     change_rows(manifest_of(prepared / "prep"), another)
     done = prepare(prepared / "src", prepared / "prep")
-    assert "5 made" in done.stdout and done.stderr == f"everything is made again (5 images): {changed}\n"
+    assert (
+        "5 made" in done.stdout
+        and done.stderr == f"everything is made again (5 images): {changed}\n"
+    )
     assert made_by(prepared) == []
 
 
 def test_the_recipe_says_what_decides_over_the_bytes(prepared: Path) -> None:
-    about, program = folders.open_record(str(prepared / "prep")), str(ROOT / "TResNet_preprocess.py")
+    about, program = (
+        folders.open_record(str(prepared / "prep")),
+        str(ROOT / "TResNet_preprocess.py"),
+    )
     assert about.recipe == {
-        "tool": "TResNet_preprocess.py", "sources": recipe.sources(program),
-        "versions": recipe.versions(["numpy", "Pillow", "simplejpeg"]), "inputs": [], "settings": [],
-        "options": {"img_size": 224, "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bilinear",
-                    "mean": [0, 0, 0], "std": [1, 1, 1], "dtype": "float32", "source": str(prepared / "src"),
-                    "shard": [1, 1]}}
+        "tool": "TResNet_preprocess.py",
+        "sources": recipe.sources(program),
+        "versions": recipe.versions(["numpy", "Pillow", "simplejpeg"]),
+        "inputs": [],
+        "settings": [],
+        "options": {
+            "img_size": 224,
+            "crop_pct": 0.875,
+            "crop_mode": "center",
+            "interpolation": "bilinear",
+            "mean": [0, 0, 0],
+            "std": [1, 1, 1],
+            "dtype": "float32",
+            "source": str(prepared / "src"),
+            "shard": [1, 1],
+        },
+    }
     assert about.about == {"given": [], "labels": False, "class_folders": []}
     assert about.recipe["versions"]["numpy"] and about.recipe["versions"]["Pillow"]
 
@@ -204,7 +277,10 @@ def test_a_manifest_of_another_program_is_not_replaced(force: List[str], tmp_pat
     (tmp_path / "prep").mkdir()
     (tmp_path / "prep" / "manifest.jsonl").write_text('{"audio": "a.wav"}\n')
     said = refusal("TResNet_preprocess.py", tmp_path / "src", tmp_path / "prep", *force)
-    assert "prep/manifest.jsonl is not a record of this program; move it away, or name another place" in said
+    assert (
+        "prep/manifest.jsonl is not a record of this program; move it away, or name another place"
+        in said
+    )
     assert (tmp_path / "prep" / "manifest.jsonl").read_text() == '{"audio": "a.wav"}\n'
 
 
@@ -214,7 +290,9 @@ def test_a_torn_manifest_costs_only_what_was_torn(prepared: Path) -> None:
     last = rows_of(path)[-2]["files"][0][0]
     path.write_bytes(b"".join(lines[:-2]) + lines[-2][:60])
     assert made_by(prepared) == [last]
-    assert len(prepared_sources(prepared / "prep")) == 5 and "finished" in rows_of(path)[-1], "it is whole again"
+    assert len(prepared_sources(prepared / "prep")) == 5 and "finished" in rows_of(path)[-1], (
+        "it is whole again"
+    )
 
 
 def test_without_its_recipe_nothing_of_a_manifest_is_kept(prepared: Path) -> None:
@@ -222,7 +300,10 @@ def test_without_its_recipe_nothing_of_a_manifest_is_kept(prepared: Path) -> Non
     path = manifest_of(prepared / "prep")
     path.write_bytes(path.read_bytes().replace(b'"crop_mode": "center"', b'"crop_mode": "cente2"'))
     done = prepare(prepared / "src", prepared / "prep", "--crop-mode", "squash")
-    assert "5 made" in done.stdout and done.stderr == "everything is made again: its record is damaged\n"
+    assert (
+        "5 made" in done.stdout
+        and done.stderr == "everything is made again: its record is damaged\n"
+    )
     assert read(str(prepared / "prep")).settings["crop_mode"] == "squash"
 
 
@@ -235,7 +316,10 @@ def test_a_removed_image_alone_takes_its_bin_away(prepared: Path) -> None:
 def test_labels_of_ours_go_with_the_class_folders(tmp_path: Path) -> None:
     fill(tmp_path / "src", ["cat/1.png"])
     prepare(tmp_path / "src", tmp_path / "prep")
-    assert read(str(tmp_path / "prep")).about["labels"] and (tmp_path / "prep" / "val_label.txt").exists()
+    assert (
+        read(str(tmp_path / "prep")).about["labels"]
+        and (tmp_path / "prep" / "val_label.txt").exists()
+    )
     fill(tmp_path / "src", ["2.png"])
     prepare(tmp_path / "src", tmp_path / "prep")
     assert not read(str(tmp_path / "prep")).about["labels"]
@@ -244,7 +328,10 @@ def test_labels_of_ours_go_with_the_class_folders(tmp_path: Path) -> None:
 
 def test_a_second_run_with_nothing_to_do_rewrites_nothing(prepared: Path) -> None:
     def states() -> Dict[str, Any]:
-        return {path.name: (path.stat().st_ino, path.stat().st_ctime_ns) for path in (prepared / "prep").iterdir()}
+        return {
+            path.name: (path.stat().st_ino, path.stat().st_ctime_ns)
+            for path in (prepared / "prep").iterdir()
+        }
 
     before = states()
     assert "(5 were there already)" in prepare(prepared / "src", prepared / "prep").stdout
@@ -253,8 +340,10 @@ def test_a_second_run_with_nothing_to_do_rewrites_nothing(prepared: Path) -> Non
 
 # ---- after a power loss ----------------------------------------------------------------------------------------------
 
+
 def test_after_a_restart_nothing_of_an_unfinished_run_is_believed_before_the_step_has_run_again(
-        prepared: Path) -> None:
+    prepared: Path,
+) -> None:
     lost = power_loss(prepared / "prep", 2)
     assert read(str(prepared / "prep")).sources == {} and len(lost) == 3
     assert made_by(prepared) == lost
@@ -265,8 +354,11 @@ def test_after_a_restart_content_decides_over_what_an_unfinished_run_made(prepar
     power_loss(prepared / "prep", 5)
     (prepared / "prep" / "b.bin").write_bytes(b"")
     in_place(prepared / "prep" / "d.bin", b"\0" * 602112)
-    change_file(manifest_of(prepared / "prep"), "d.bin",  # as if nothing but the content told it
-                ctime_ns=(prepared / "prep" / "d.bin").stat().st_ctime_ns)
+    change_file(
+        manifest_of(prepared / "prep"),
+        "d.bin",  # as if nothing but the content told it
+        ctime_ns=(prepared / "prep" / "d.bin").stat().st_ctime_ns,
+    )
     assert made_by(prepared) == ["b.bin", "d.bin"]
     power_loss(prepared / "prep", 5)
     assert made_by(prepared) == []
@@ -293,11 +385,17 @@ def test_after_a_power_loss_all_files_of_ours_are_known_still(prepared: Path) ->
 
 # ---- after a kill ----------------------------------------------------------------------------------------------------
 
+
 def test_leftovers_of_a_killed_run_are_removed(prepared: Path) -> None:
     """Those of names that this program makes, with its own ending."""
     (prepared / "src" / "b.png").unlink()
     others = ["a.bin.part", "a.bin.0123ABCD.part", "mine.txt.0123abcd.part"]
-    for name in (*others, "a.bin.0123abcd.part", "b.bin.89abcdef.part", "manifest.jsonl.00000000.part"):
+    for name in (
+        *others,
+        "a.bin.0123abcd.part",
+        "b.bin.89abcdef.part",
+        "manifest.jsonl.00000000.part",
+    ):
         (prepared / "prep" / name).write_bytes(b"half")
     prepare(prepared / "src", prepared / "prep")
     assert sorted(path.name for path in (prepared / "prep").glob("*.part")) == sorted(others)
@@ -315,14 +413,19 @@ def test_what_a_killed_run_was_to_make_is_known_to_a_run_with_other_images(prepa
         (prepared / "src" / f"{name}.png").rename(prepared / "src" / f"{name}2.png")
     prepare(prepared / "src", prepared / "prep")
     assert sorted(path.name for path in (prepared / "prep").iterdir()) == [
-        *(f"{letter}2.bin" for letter in "abcde"), "manifest.jsonl"]
+        *(f"{letter}2.bin" for letter in "abcde"),
+        "manifest.jsonl",
+    ]
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("number, status, said", [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 0),
-                                                  (signal.SIGHUP, 129, 0)])
-def test_a_signal_ends_all_processes_within_two_seconds(number: int, status: int, said: int, slow_images: Path,
-                                                        tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number, status, said",
+    [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 0), (signal.SIGHUP, 129, 0)],
+)
+def test_a_signal_ends_all_processes_within_two_seconds(
+    number: int, status: int, said: int, slow_images: Path, tmp_path: Path
+) -> None:
     process = start(slow_images, tmp_path / "prep", "-j", 4)
     until(lambda: list((tmp_path / "prep").glob("*.bin")))
     workers = children(process.pid)
@@ -338,8 +441,9 @@ def test_a_signal_ends_all_processes_within_two_seconds(number: int, status: int
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
     assert not list((tmp_path / "prep").glob("*.part"))
     if said:
-        assert errors.strip() == ("TResNet_preprocess.py: interrupted; run the same command again, it goes on from "
-                                  "here")
+        assert errors.strip() == (
+            "TResNet_preprocess.py: interrupted; run the same command again, it goes on from here"
+        )
 
 
 def test_workers_do_not_outlive_a_killed_parent(slow_images: Path, tmp_path: Path) -> None:
@@ -348,62 +452,89 @@ def test_workers_do_not_outlive_a_killed_parent(slow_images: Path, tmp_path: Pat
     workers = children(process.pid)
     process.kill()
     process.communicate()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
-                          for pid in workers), 2)
+    until(
+        lambda: (
+            not any(
+                Path(f"/proc/{pid}").exists()
+                and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+                for pid in workers
+            )
+        ),
+        2,
+    )
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_same_files(slow_images: Path, slow_bins: Dict[str, str],
-                                                              tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_ends_with_the_same_files(
+    slow_images: Path, slow_bins: Dict[str, str], tmp_path: Path
+) -> None:
     generator, target = random.Random(5), tmp_path / "prep"
     finished = kills = 0
     for number in range(10):
         process = start(slow_images, target)
         end = time.monotonic() + 10
-        while number % 2 and process.poll() is None and time.monotonic() < end:  # in the middle of the work
+        while (
+            number % 2 and process.poll() is None and time.monotonic() < end
+        ):  # in the middle of the work
             if len(prepared_sources(target)) > finished:
                 break
         time.sleep(generator.random() * (0.1 if number % 2 else 0.6))
         kills += process.poll() is None
-        process.send_signal(generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        process.send_signal(
+            generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        )
         process.communicate()
         done = len(prepared_sources(target)) if target.exists() else 0
         assert done >= finished, f"kill {number} lost finished images"
         finished = done
         assert all(path.stat().st_size == 602112 for path in target.glob("*.bin"))
     assert kills >= 3
-    assert finished > 0 and f"({finished} were there already)" in prepare(slow_images, target).stdout
+    assert (
+        finished > 0 and f"({finished} were there already)" in prepare(slow_images, target).stdout
+    )
     assert bins(target) == slow_bins and not list(target.glob("*.part"))
 
 
 # ---- what is not a regular file, links -------------------------------------------------------------------------------
 
+
 @irregular
 def test_a_manifest_that_is_not_a_regular_file_is_refused_at_once(
-        make: Callable[[str], Any], prepared: Path) -> None:
+    make: Callable[[str], Any], prepared: Path
+) -> None:
     before = bins(prepared / "prep")
     manifest_of(prepared / "prep").unlink()
     make(str(manifest_of(prepared / "prep")))
     for options in ([], ["--force"]):
         said = refused(prepared / "src", prepared / "prep", *options)
-        assert said == f"TResNet_preprocess.py: {prepared}/prep/manifest.jsonl is not a regular file\n"
+        assert (
+            said == f"TResNet_preprocess.py: {prepared}/prep/manifest.jsonl is not a regular file\n"
+        )
     assert bins(prepared / "prep") == before
 
 
 @irregular
 def test_what_is_not_a_regular_file_in_the_place_of_a_bin_is_set_aside(
-        make: Callable[[str], Any], prepared: Path) -> None:
+    make: Callable[[str], Any], prepared: Path
+) -> None:
     before = bins(prepared / "prep")
     (prepared / "prep" / "b.bin").unlink()
     make(str(prepared / "prep" / "b.bin"))
     done = prepare(prepared / "src", prepared / "prep")
     assert "1 made" in done.stdout
-    assert f"b.bin is not what this program made there, and lies in {prepared}/prep/aside now" in done.stderr
-    assert bins(prepared / "prep") == before and os.listdir(str(prepared / "prep" / "aside")) == ["b.bin"]
+    assert (
+        f"b.bin is not what this program made there, and lies in {prepared}/prep/aside now"
+        in done.stderr
+    )
+    assert bins(prepared / "prep") == before and os.listdir(str(prepared / "prep" / "aside")) == [
+        "b.bin"
+    ]
 
 
 @pytest.mark.parametrize("craft", [old_record, new_record])
-def test_a_prepared_folder_that_is_a_link_is_refused(craft: Callable[[Path, Path, str], None], tmp_path: Path) -> None:
+def test_a_prepared_folder_that_is_a_link_is_refused(
+    craft: Callable[[Path, Path, str], None], tmp_path: Path
+) -> None:
     """Its manifest, which lies there as well, may call somebody's files this program's own."""
     fill(tmp_path / "src", ["a.png"])
     contents = somebodys(tmp_path / "home")
@@ -417,7 +548,10 @@ def test_a_prepared_folder_that_is_a_link_is_refused(craft: Callable[[Path, Path
 
 # ---- two runs --------------------------------------------------------------------------------------------------------
 
-def test_a_second_run_in_the_same_folder_stops_and_says_who_holds_it(slow_images: Path, tmp_path: Path) -> None:
+
+def test_a_second_run_in_the_same_folder_stops_and_says_who_holds_it(
+    slow_images: Path, tmp_path: Path
+) -> None:
     process = start(slow_images, tmp_path / "prep")
     until(lambda: list((tmp_path / "prep").glob("*.bin")))
     said = refused(slow_images, tmp_path / "prep")
@@ -427,11 +561,15 @@ def test_a_second_run_in_the_same_folder_stops_and_says_who_holds_it(slow_images
 
 
 @pytest.mark.parametrize("name", ["stranger.bin", "stranger.npy", "STRANGER.NPY", "A.Bin"])
-def test_a_folder_with_strangers_files_is_refused_with_their_names(name: str, prepared: Path) -> None:
+def test_a_folder_with_strangers_files_is_refused_with_their_names(
+    name: str, prepared: Path
+) -> None:
     (prepared / "prep" / name).write_bytes(b"x")
     assert name in refused(prepared / "src", prepared / "prep")
     (prepared / "other").mkdir()
-    (prepared / "other" / "a.bin").write_bytes(b"x")  # named like one of ours, but nothing says that we made it
+    (prepared / "other" / "a.bin").write_bytes(
+        b"x"
+    )  # named like one of ours, but nothing says that we made it
     assert "a.bin" in refused(prepared / "src", prepared / "other")
     assert (prepared / "other" / "a.bin").read_bytes() == b"x"
 

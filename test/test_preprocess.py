@@ -1,4 +1,5 @@
 """TResNet_preprocess.py: what it refuses, and that bad images, a full disk or strange folders lose no others."""
+
 import contextlib
 import fcntl
 import io
@@ -34,7 +35,15 @@ def tiny_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
     def mount(options: str) -> Path:
         nonlocal mounted
-        command = ["mount", "-t", "tmpfs", "-o", ("remount," if mounted else "") + options, "tmpfs", str(folder)]
+        command = [
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            ("remount," if mounted else "") + options,
+            "tmpfs",
+            str(folder),
+        ]
         done = subprocess.run(command, stderr=subprocess.PIPE)
         if done.returncode:
             pytest.skip(f"this user may not mount a tmpfs: {os.fsdecode(done.stderr).strip()}")
@@ -48,12 +57,15 @@ def tiny_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 # ---- bad images ------------------------------------------------------------------------------------------------------
 
+
 def make_bad(source: Path, photo: Path) -> Dict[str, str]:
     """All kinds of bad images in a folder, and what is to be said of each."""
     (source / "truncated.jpg").write_bytes(photo.read_bytes()[:9000])
     (source / "empty.jpg").write_bytes(b"")
     (source / "text.png").write_text("not an image")
-    (source / "script.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    (source / "script.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
+    )
     (source / "bomb.png").write_bytes(png(30000, 30000, b"\0" * 1000))
     (source / "half_bomb.png").write_bytes(png(12000, 12000, b"\0" * 1000))
     (source / "needle.png").write_bytes(png(1, 400000, b"\0" * 4 * 400000))
@@ -61,13 +73,24 @@ def make_bad(source: Path, photo: Path) -> Dict[str, str]:
     os.mkfifo(str(source / "pipe.jpg"))
     (source / "broken_link.jpg").symlink_to("nowhere.jpg")
     (source / "device.jpg").symlink_to("/dev/zero")
-    return {"truncated.jpg": "image file is truncated", "empty.jpg": "empty", "text.png": "not an image",
-            "script.jpg": "not an image", "bomb.png": "decompression bomb", "half_bomb.png": "decompression bomb",
-            "needle.png": "decompression bomb", "folder.jpg": "a folder without images",
-            "pipe.jpg": "not a regular file", "broken_link.jpg": "broken link", "device.jpg": "not a regular file"}
+    return {
+        "truncated.jpg": "image file is truncated",
+        "empty.jpg": "empty",
+        "text.png": "not an image",
+        "script.jpg": "not an image",
+        "bomb.png": "decompression bomb",
+        "half_bomb.png": "decompression bomb",
+        "needle.png": "decompression bomb",
+        "folder.jpg": "a folder without images",
+        "pipe.jpg": "not a regular file",
+        "broken_link.jpg": "broken link",
+        "device.jpg": "not a regular file",
+    }
 
 
-def test_bad_images_are_listed_with_the_reason_and_all_others_made(photos: Path, tmp_path: Path) -> None:
+def test_bad_images_are_listed_with_the_reason_and_all_others_made(
+    photos: Path, tmp_path: Path
+) -> None:
     source = tmp_path / "src"
     source.mkdir()
     good = sorted(photos.iterdir())[:3]
@@ -75,16 +98,21 @@ def test_bad_images_are_listed_with_the_reason_and_all_others_made(photos: Path,
         shutil.copy(str(path), str(source))
     expected = make_bad(source, good[0])
     said = refused(source, tmp_path / "prep")
-    listed = dict(line[len("bad image "):].split(": ", 1) for line in said.splitlines())
+    listed = dict(line[len("bad image ") :].split(": ", 1) for line in said.splitlines())
     assert listed.keys() == expected.keys()
     for name, why in expected.items():
         assert listed[name].startswith(why), name
     golden = listed_sha256("sample.sha256")
-    assert bins(tmp_path / "prep") == {path.stem + ".bin": golden[path.stem + ".bin"] for path in good}
+    assert bins(tmp_path / "prep") == {
+        path.stem + ".bin": golden[path.stem + ".bin"] for path in good
+    }
     assert read(str(tmp_path / "prep")).bad == listed
 
     done = prepare(source, tmp_path / "prep", "--skip-bad")  # and now as a warning
-    assert "3 images in" in done.stdout and "(3 were there already), 11 bad ones left out" in done.stdout
+    assert (
+        "3 images in" in done.stdout
+        and "(3 were there already), 11 bad ones left out" in done.stdout
+    )
     assert done.stderr.count("bad image ") == 11
 
 
@@ -108,16 +136,33 @@ def test_a_bomb_does_not_take_memory(tmp_path: Path) -> None:
     zeros = zlib.compressobj(9)
     body = b"".join(zeros.compress(b"\0" * 30001 * 3 * 100) for _ in range(30)) + zeros.flush()
     whole = png(30000, 3000, b"")
-    (tmp_path / "src" / "bomb.png").write_bytes(whole.replace(struct.pack(">II", 30000, 3000), struct.pack(
-        ">II", 30000, 30000)) + body)
+    (tmp_path / "src" / "bomb.png").write_bytes(
+        whole.replace(struct.pack(">II", 30000, 3000), struct.pack(">II", 30000, 30000)) + body
+    )
     (tmp_path / "src" / "sparse.jpg").touch()
     os.truncate(str(tmp_path / "src" / "sparse.jpg"), 1 << 36)  # 64 GiB that take no room
-    measure = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:]);"
-               "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
-    done = subprocess.run([sys.executable, "-c", measure, sys.executable, str(ROOT / SCRIPT), str(tmp_path / "src"),
-                           str(tmp_path / "prep")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    measure = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            measure,
+            sys.executable,
+            str(ROOT / SCRIPT),
+            str(tmp_path / "src"),
+            str(tmp_path / "prep"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
     assert done.stderr.count(b"bad image") == 2
-    assert int(done.stdout.split()[-1]) < 150 * 1024  # KiB, with NumPy, Pillow and 16 MiB of the large file
+    assert (
+        int(done.stdout.split()[-1]) < 150 * 1024
+    )  # KiB, with NumPy, Pillow and 16 MiB of the large file
 
 
 @pytest.mark.slow
@@ -141,19 +186,27 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
 
 # ---- disk and folders ------------------------------------------------------------------------------------------------
 
-def test_a_disk_too_small_is_refused_before_anything_is_written(tiny_disk: Any, tmp_path: Path) -> None:
+
+def test_a_disk_too_small_is_refused_before_anything_is_written(
+    tiny_disk: Any, tmp_path: Path
+) -> None:
     disk = tiny_disk("size=2m")
     said = refused(fill(tmp_path / "src", [f"{i}.png" for i in range(5)]), disk / "prep")
     assert "3 MB are needed" in said and "only 2 MB are free" in said
     assert list(disk.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_ends_in_one_sentence_and_resumes(tiny_disk: Any, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_ends_in_one_sentence_and_resumes(
+    tiny_disk: Any, tmp_path: Path
+) -> None:
     disk = tiny_disk("size=20m,nr_inodes=12")  # the space is enough, the inodes are not
     source = fill(tmp_path / "src", [f"{i:02}.png" for i in range(20)])
     said = refused(source, disk / "prep")
-    assert re.fullmatch(r"TResNet_preprocess\.py: cannot write to \S+: No space left on device; make room and run the "
-                        r"same command again, it goes on from here\n", said)
+    assert re.fullmatch(
+        r"TResNet_preprocess\.py: cannot write to \S+: No space left on device; make room and run the "
+        r"same command again, it goes on from here\n",
+        said,
+    )
     assert not list((disk / "prep").glob("*.part"))
     there = len(read(str(disk / "prep")).sources)
     tiny_disk("size=20m,nr_inodes=100")
@@ -173,29 +226,41 @@ def test_a_read_only_target_is_refused(tiny_disk: Any, tmp_path: Path) -> None:
     assert "read-only" in refused(source, disk / "prep")
 
 
-def test_folders_that_cannot_be_meant_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_folders_that_cannot_be_meant_are_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
     source = fill(tmp_path / "src", ["a.png", "sub/b.png"])
     (tmp_path / "link").symlink_to(source)
     (tmp_path / "file").write_text("x")
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "readme.txt").write_text("x")
     before = sorted(tmp_path.rglob("*"))
-    for src, dst, message in ((source, source, "same folder"), (source, tmp_path / "link", "is a symbolic link"),
-                              (source, source / "prep", "DST is inside SRC"),
-                              (source, tmp_path / "link" / "prep", "DST is inside SRC"),
-                              (source, tmp_path, "SRC is inside DST"), (tmp_path / "gone", "out", "does not exist"),
-                              (tmp_path / "file", tmp_path / "out", "is not a folder"),
-                              (source, tmp_path / "file", "is a file"), (source, tmp_path / "file" / "x", "is a file"),
-                              (tmp_path / "none", tmp_path / "out", "no images in")):
+    for src, dst, message in (
+        (source, source, "same folder"),
+        (source, tmp_path / "link", "is a symbolic link"),
+        (source, source / "prep", "DST is inside SRC"),
+        (source, tmp_path / "link" / "prep", "DST is inside SRC"),
+        (source, tmp_path, "SRC is inside DST"),
+        (tmp_path / "gone", "out", "does not exist"),
+        (tmp_path / "file", tmp_path / "out", "is not a folder"),
+        (source, tmp_path / "file", "is a file"),
+        (source, tmp_path / "file" / "x", "is a file"),
+        (tmp_path / "none", tmp_path / "out", "no images in"),
+    ):
         said = refused(src, dst, cwd=str(tmp_path))
-        assert message in said and said.startswith("TResNet_preprocess.py: ") and said.count("\n") == 1
+        assert (
+            message in said and said.startswith("TResNet_preprocess.py: ") and said.count("\n") == 1
+        )
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_others_can_never_write_the_products(tmp_path: Path) -> None:
     fill(tmp_path / "src", ["cat/a.png"])
     prepare(tmp_path / "src", tmp_path / "new" / "prep", umask=0)
-    assert {path.name for path in (tmp_path / "new" / "prep").iterdir()} >= {"manifest.jsonl", "val_label.txt"}
+    assert {path.name for path in (tmp_path / "new" / "prep").iterdir()} >= {
+        "manifest.jsonl",
+        "val_label.txt",
+    }
     for path in [tmp_path / "new", *(tmp_path / "new").rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o640), path
 
@@ -219,31 +284,59 @@ def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
 
 # ---- the command line ------------------------------------------------------------------------------------------------
 
+
 def test_wrong_usage_is_status_2(tmp_path: Path) -> None:
-    for options in ([], [tmp_path], [tmp_path, "out", "-j", 0], [tmp_path, "out", "--img-size", "x"],
-                    [tmp_path, "out", "--dtype", "float16"], [tmp_path, "out", "--timeout", "nan"],
-                    [tmp_path, "out", "--timeout", 0], ["", "out"], [tmp_path, ""]):
+    for options in (
+        [],
+        [tmp_path],
+        [tmp_path, "out", "-j", 0],
+        [tmp_path, "out", "--img-size", "x"],
+        [tmp_path, "out", "--dtype", "float16"],
+        [tmp_path, "out", "--timeout", "nan"],
+        [tmp_path, "out", "--timeout", 0],
+        ["", "out"],
+        [tmp_path, ""],
+    ):
         assert "usage: " in refused(*options, status=2)
 
 
 def test_without_its_packages_it_says_which_is_missing_and_what_mends_that(tmp_path: Path) -> None:
     fill(tmp_path / "src", ["a.png", "b.png"])
-    done = subprocess.run([sys.executable, "-E", "-S", str(ROOT / SCRIPT), str(tmp_path / "src"),
-                           str(tmp_path / "prep")],  # -S: a bare Python
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-E",
+            "-S",
+            str(ROOT / SCRIPT),
+            str(tmp_path / "src"),
+            str(tmp_path / "prep"),
+        ],  # -S: a bare Python
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
     assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "prep").exists()
-    assert re.fullmatch(r"TResNet_preprocess\.py: the package numpy is not installed for .*source \S+\n", done.stderr)
+    assert re.fullmatch(
+        r"TResNet_preprocess\.py: the package numpy is not installed for .*source \S+\n",
+        done.stderr,
+    )
 
 
 def test_the_progress_bar_is_only_for_terminals(tmp_path: Path) -> None:
     fill(tmp_path / "src", ["a.png", "b.png"])
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    code = ("import runpy; from common.core import progress; progress.PATIENCE = progress.REDRAW = 0; "  # it is quick
-            f"runpy.run_path({str(ROOT / SCRIPT)!r}, run_name='__main__')")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "src"), str(tmp_path / "prep")],
-                          stderr=theirs, stdout=subprocess.PIPE, check=True,
-                          env=dict(os.environ, PYTHONPATH=str(ROOT / "scripts"), TERM="xterm"))
+    code = (
+        "import runpy; from common.core import progress; progress.PATIENCE = progress.REDRAW = 0; "  # it is quick
+        f"runpy.run_path({str(ROOT / SCRIPT)!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "src"), str(tmp_path / "prep")],
+        stderr=theirs,
+        stdout=subprocess.PIPE,
+        check=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT / "scripts"), TERM="xterm"),
+    )
     os.close(theirs)
     seen = b""
     with contextlib.suppress(OSError):  # EIO: all is read
@@ -255,11 +348,20 @@ def test_the_progress_bar_is_only_for_terminals(tmp_path: Path) -> None:
     assert prepare(tmp_path / "src", tmp_path / "prep", "--force").stderr == ""
 
 
-def test_a_run_with_nothing_to_do_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_nothing_to_do_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(tmp_path / "src", ["a.png"])
     (tmp_path / "src" / "gone.png").symlink_to("nowhere")
     prepare(tmp_path / "src", tmp_path / "prep", "--skip-bad")
-    for part in ("TResNet_preprocess.fast_path", "TResNet_preprocess.run_workers", "common.core.record.begin"):
+    for part in (
+        "TResNet_preprocess.fast_path",
+        "TResNet_preprocess.run_workers",
+        "common.core.record.begin",
+    ):
         monkeypatch.setattr(part, None)
     done = prepare(tmp_path / "src", tmp_path / "prep", "--skip-bad")
-    assert done.stderr == "bad image gone.png: broken link\n" and "(1 were there already)" in done.stdout
+    assert (
+        done.stderr == "bad image gone.png: broken link\n"
+        and "(1 were there already)" in done.stdout
+    )

@@ -1,4 +1,5 @@
 """Progress: on a terminal a bar that goes again, elsewhere nothing, or a plain line at times."""
+
 import contextlib
 import fcntl
 import io
@@ -48,7 +49,7 @@ class Terminal:
         for written in self.output().split("\n"):
             line = ""
             for part in written.split("\r"):  # each overwrites the one before
-                line = part + line[len(part):]
+                line = part + line[len(part) :]
             screen.append(line.rstrip())
         return screen
 
@@ -61,8 +62,9 @@ class Terminal:
 def terminal(columns: int = 100, encoding: str = "utf-8") -> Iterator[Terminal]:
     """The terminal that this process has as stderr and stdout meanwhile."""
     made = Terminal(columns, encoding)
-    with contextlib.redirect_stderr(made.stream), contextlib.redirect_stdout(made.stream), \
-            mock.patch.dict(os.environ, TERM="xterm"):
+    with contextlib.redirect_stderr(made.stream), contextlib.redirect_stdout(
+        made.stream
+    ), mock.patch.dict(os.environ, TERM="xterm"):
         yield made
     made.close()
 
@@ -101,9 +103,12 @@ def inference(clock: List[float], seconds: int, **options: Any) -> Iterator[prog
 def test_on_a_terminal_it_says_how_far_and_how_long_and_leaves_nothing(clock: List[float]) -> None:
     with terminal() as screen:
         with inference(clock, 40):
-            line, = screen.lines()
-            match = re.fullmatch(r"inference:  50 %\|(█+)[▉-▏]?( +)\| 500 of 1,000 images "
-                                 r"\[00:40<00:50, 10\.00 images/s\]", line)
+            (line,) = screen.lines()
+            match = re.fullmatch(
+                r"inference:  50 %\|(█+)[▉-▏]?( +)\| 500 of 1,000 images "
+                r"\[00:40<00:50, 10\.00 images/s\]",
+                line,
+            )
             assert match and abs(len(match[1]) - len(match[2])) <= 1, line
         assert screen.lines() == [""]
 
@@ -120,12 +125,12 @@ def test_what_takes_less_than_two_seconds_draws_nothing(clock: List[float]) -> N
 def test_a_bar_is_as_wide_as_the_terminal_is_now(clock: List[float]) -> None:
     with terminal(80) as screen:
         with inference(clock, 5) as bar:
-            line, = screen.lines()
+            (line,) = screen.lines()
             assert len(line) in (79, 80), "tqdm's versions differ in the last column"
             screen.resize(130)
             clock[0] += 1
             bar.advance()
-            line, = screen.lines()
+            (line,) = screen.lines()
             assert len(line) in (129, 130)
 
 
@@ -133,7 +138,7 @@ def test_a_line_without_a_bar_is_cut_at_the_terminals_width(clock: List[float]) 
     with terminal(40) as screen, progress.Bar("a package " * 10, 0, "MB") as bar:
         clock[0] += 3
         bar.advance()
-        line, = screen.lines()
+        (line,) = screen.lines()
         assert line in (("a package " * 10)[:39], ("a package " * 10)[:40].rstrip())
 
 
@@ -150,18 +155,21 @@ def test_a_dumb_terminal_gets_no_bar(clock: List[float]) -> None:
 
 
 def test_a_log_file_has_nothing_of_it_or_plain_lines(
-        clock: List[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock: List[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with inference(clock, 50):
         assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
     with inference(clock, 45, lines_every=20):
         assert sys.stderr.getvalue().splitlines() == [  # type: ignore[attr-defined]
             "inference: 300 of 1,000 images, 10/s, about 1:10 min left",
-            "inference: 500 of 1,000 images, 10/s, about 50 s left"]
+            "inference: 500 of 1,000 images, 10/s, about 50 s left",
+        ]
 
 
 def test_without_a_total_it_says_how_much_and_since_when(
-        clock: List[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock: List[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     with progress.Bar("torch", 0, "MB", lines_every=10) as bar:
@@ -187,7 +195,8 @@ def test_without_a_total_a_terminal_shows_no_share_of_it(clock: List[float]) -> 
 
 
 def test_another_programs_work_is_counted_as_it_appears(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(progress, "TICK", 0.01)
     monkeypatch.setattr(progress, "PATIENCE", 0)
     threads = threading.active_count()
@@ -231,9 +240,13 @@ print("tqdm" in sys.modules)
 
 def has_imported_tqdm(stderr: Any, *options: str) -> str:
     """Whether a program that shows progress at once has imported tqdm: what it prints of that."""
-    done = subprocess.run([sys.executable, *options, "-c", SHOWS_AT_ONCE], stdout=subprocess.PIPE,
-                          stderr=stderr, check=True,
-                          env=dict(os.environ, PYTHONPATH=str(ROOT / "scripts"), TERM="xterm"))
+    done = subprocess.run(
+        [sys.executable, *options, "-c", SHOWS_AT_ONCE],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        check=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT / "scripts"), TERM="xterm"),
+    )
     return done.stdout.decode().strip()
 
 
@@ -250,7 +263,8 @@ def test_tqdm_is_imported_only_to_draw() -> None:
     assert has_imported_tqdm(subprocess.DEVNULL) == "False"
 
 
-@pytest.mark.parametrize("seconds, text", (
-    (0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (7199, "1:59 h")))
+@pytest.mark.parametrize(
+    "seconds, text", ((0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (7199, "1:59 h"))
+)
 def test_durations(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text

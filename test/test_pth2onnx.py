@@ -1,4 +1,5 @@
 """The patch and the export: whose network it is, what is accepted, what is refused, and what the graph is made of."""
+
 import argparse
 import functools
 import os
@@ -34,7 +35,18 @@ import TResNet_pth2onnx as export
 
 pytestmark = pytest.mark.slow
 VARIANTS = ("tresnet_m", "tresnet_l", "tresnet_xl")
-ALLOWED = {"Conv", "LeakyRelu", "Relu", "Add", "Mul", "Sigmoid", "GlobalAveragePool", "AveragePool", "Flatten", "Gemm"}
+ALLOWED = {
+    "Conv",
+    "LeakyRelu",
+    "Relu",
+    "Add",
+    "Mul",
+    "Sigmoid",
+    "GlobalAveragePool",
+    "AveragePool",
+    "Flatten",
+    "Gemm",
+}
 NODES = {"tresnet_m": 256, "tresnet_l": 369, "tresnet_xl": 447}
 REFLECTED = 3  # blurs, each with two times Slice and Concat
 
@@ -42,7 +54,9 @@ REFLECTED = 3  # blurs, each with two times Slice and Concat
 @pytest.fixture(scope="module")
 def images(photos: Path) -> np.ndarray:
     """The sample photos in file-name order, float32 [20, 3, 224, 224]; GOLDEN_PHOTOS takes fewer, under emulation."""
-    return load_images(sorted(map(str, photos.iterdir()))[:int(os.environ.get("GOLDEN_PHOTOS", "20"))])
+    return load_images(
+        sorted(map(str, photos.iterdir()))[: int(os.environ.get("GOLDEN_PHOTOS", "20"))]
+    )
 
 
 class Weights(Dict[str, Tensors]):
@@ -61,10 +75,12 @@ def weights() -> Weights:
 @pytest.fixture(scope="module")
 def networks(weights: Weights) -> Callable[[str, str], torch.nn.Module]:
     """A function (variant, lineage) -> the network with those weights, which nobody may change: the last two stay."""
+
     @functools.lru_cache(2)
     def loaded(variant: str, lineage: str) -> torch.nn.Module:
         tensors = weights[variant] if lineage == "ascend" else untracked(weights[variant])
         return load_network(tensors, "x.pth", Recognised(variant, 1000, lineage, ""))
+
     return loaded
 
 
@@ -91,14 +107,20 @@ def small(state: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def untracked(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
     """As InplaceABN saves it."""
-    return OrderedDict((name, tensor) for name, tensor in state.items() if not name.endswith("num_batches_tracked"))
+    return OrderedDict(
+        (name, tensor) for name, tensor in state.items() if not name.endswith("num_batches_tracked")
+    )
 
 
 def today(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
     """As timm 0.8 and newer name the official weights, the absolute value taken."""
-    norms = {name[:-len("running_var")] + "weight" for name in state if name.endswith("running_var")}
-    return OrderedDict((name_today(name), tensor.abs() + 1e-5 if name in norms else tensor)
-                       for name, tensor in untracked(state).items())
+    norms = {
+        name[: -len("running_var")] + "weight" for name in state if name.endswith("running_var")
+    }
+    return OrderedDict(
+        (name_today(name), tensor.abs() + 1e-5 if name in norms else tensor)
+        for name, tensor in untracked(state).items()
+    )
 
 
 def save_safetensors(path: Path, state: Dict[str, torch.Tensor], dtype: str = "F32") -> None:
@@ -110,53 +132,91 @@ def save_safetensors(path: Path, state: Dict[str, torch.Tensor], dtype: str = "F
 
 # ---- the patch -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("tool", (["patch", "--fuzz=0", "-p1", "-i"], ["git", "apply", "-p1"]),
-                         ids=lambda tool: tool[0])
-def test_the_patch_applies_to_the_unpatched_source_without_fuzz(tool: List[str], tmp_path: Path) -> None:
+
+@pytest.mark.parametrize(
+    "tool", (["patch", "--fuzz=0", "-p1", "-i"], ["git", "apply", "-p1"]), ids=lambda tool: tool[0]
+)
+def test_the_patch_applies_to_the_unpatched_source_without_fuzz(
+    tool: List[str], tmp_path: Path
+) -> None:
     if not shutil.which(tool[0]):
         pytest.skip(f"{tool[0]} is not installed")
     source = tmp_path / "source"
     shutil.copytree(str(ROOT / "pytorch-image-models"), str(source))
     (source / ".patched-with").unlink()
     environment = dict(os.environ, GIT_CEILING_DIRECTORIES=str(tmp_path))
-    subprocess.run(["git", "apply", "-p1", "--reverse", str(ROOT / "TResNet.patch")], cwd=str(source), env=environment,
-                   check=True)
+    subprocess.run(
+        ["git", "apply", "-p1", "--reverse", str(ROOT / "TResNet.patch")],
+        cwd=str(source),
+        env=environment,
+        check=True,
+    )
     assert "InplaceAbn(nf" in (source / "timm/models/tresnet.py").read_text()
-    done = subprocess.run([*tool, str(ROOT / "TResNet.patch")], cwd=str(source), env=environment,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert done.returncode == 0 and b"fuzz" not in done.stdout and b"offset" not in done.stdout, done.stdout
+    done = subprocess.run(
+        [*tool, str(ROOT / "TResNet.patch")],
+        cwd=str(source),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0 and b"fuzz" not in done.stdout and b"offset" not in done.stdout, (
+        done.stdout
+    )
     patched = ROOT / "pytorch-image-models/timm/models/tresnet.py"
     assert (source / "timm/models/tresnet.py").read_bytes() == patched.read_bytes()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_patched_network_has_the_names_and_logits_of_the_original_environment(
-        variant: str, networks: Any, images: np.ndarray) -> None:
+    variant: str, networks: Any, images: np.ndarray
+) -> None:
     network = networks(variant, "ascend")
-    found = [f"{name} {str(tensor.dtype)[6:]} {list(tensor.shape)}" for name, tensor in network.state_dict().items()]
+    found = [
+        f"{name} {str(tensor.dtype)[6:]} {list(tensor.shape)}"
+        for name, tensor in network.state_dict().items()
+    ]
     assert found == (GOLDEN / f"{variant}.keys.txt").read_text().splitlines()
-    expected = np.load(str(GOLDEN / f"{variant}.ascend.npy"))[:len(images)]
+    expected = np.load(str(GOLDEN / f"{variant}.ascend.npy"))[: len(images)]
     with torch.no_grad():
-        logits = network(torch.from_numpy(images[:len(expected)])).numpy()
+        logits = network(torch.from_numpy(images[: len(expected)])).numpy()
     assert np.abs(logits - expected).max() <= 1e-4
 
 
 # ---- whose network it is: every lineage and naming, through the ONNX file --------------------------------------------
 
 FORMS = {
-    "ascend training checkpoint": ("ascend", lambda state: {
-        "epoch": 3, "arch": None, "metric": np.float64(77.5), "args": argparse.Namespace(lr=0.1),
-        "state_dict": OrderedDict(("module." + name, t) for name, t in state.items())}),
+    "ascend training checkpoint": (
+        "ascend",
+        lambda state: {
+            "epoch": 3,
+            "arch": None,
+            "metric": np.float64(77.5),
+            "args": argparse.Namespace(lr=0.1),
+            "state_dict": OrderedDict(("module." + name, t) for name, t in state.items()),
+        },
+    ),
     "miil bare, timm 0.4.5 names": ("miil", untracked),
     "miil's own repository": ("miil", lambda state: {"model": untracked(state)}),
     "timm 0.8 names": ("miil", today),
 }
 
 
-@pytest.mark.parametrize("variant, form", [*(("tresnet_m", form) for form in FORMS), ("tresnet_l", "timm 0.8 names"),
-                                           ("tresnet_xl", "ascend training checkpoint")])
-def test_golden_logits_through_the_onnx_file(variant: str, form: str, weights: Any, images: np.ndarray, tmp_path: Path,
-                                             capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "variant, form",
+    [
+        *(("tresnet_m", form) for form in FORMS),
+        ("tresnet_l", "timm 0.8 names"),
+        ("tresnet_xl", "ascend training checkpoint"),
+    ],
+)
+def test_golden_logits_through_the_onnx_file(
+    variant: str,
+    form: str,
+    weights: Any,
+    images: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
     lineage, wrap = FORMS[form]
     checkpoint = wrap(weights[variant])
     if "arch" in checkpoint:
@@ -164,18 +224,24 @@ def test_golden_logits_through_the_onnx_file(variant: str, form: str, weights: A
     torch.save(checkpoint, tmp_path / "checkpoint.pth.tar")
     run_here(export.main, tmp_path / "checkpoint.pth.tar", tmp_path / "network.onnx")
     assert f"{variant}, 1000 classes, {lineage} lineage" in capsys.readouterr().out
-    expected = np.load(str(GOLDEN / f"{variant}.{lineage}.npy"))[:min(4, len(images))]
-    session = onnxruntime.InferenceSession(str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"])
-    logits, = session.run(None, {"image": images[:len(expected)]})
+    expected = np.load(str(GOLDEN / f"{variant}.{lineage}.npy"))[: min(4, len(images))]
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"]
+    )
+    (logits,) = session.run(None, {"image": images[: len(expected)]})
     assert np.abs(logits - expected).max() <= 1e-4
     shutil.rmtree(str(tmp_path))  # a gigabyte for all of these
 
 
 @pytest.mark.parametrize("dtype, tolerance", (("F32", 0), ("F16", 2e-3), ("BF16", 2e-2)))
-def test_safetensors_are_read_in_every_precision(dtype: str, tolerance: float, state: Tensors, tmp_path: Path) -> None:
+def test_safetensors_are_read_in_every_precision(
+    dtype: str, tolerance: float, state: Tensors, tmp_path: Path
+) -> None:
     state = today(state)
     save_safetensors(tmp_path / "weights.safetensors", state, dtype)
-    found = find_state_dict(load_checkpoint(str(tmp_path / "weights.safetensors")), "weights").tensors
+    found = find_state_dict(
+        load_checkpoint(str(tmp_path / "weights.safetensors")), "weights"
+    ).tensors
     assert list(found) == sorted(state)
     for name, tensor in state.items():
         assert found[name].dtype in (torch.float32, torch.float16)
@@ -184,25 +250,41 @@ def test_safetensors_are_read_in_every_precision(dtype: str, tolerance: float, s
 
 
 def test_a_safetensors_file_and_half_precision_are_exported(
-        state: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    state: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     save_safetensors(tmp_path / "half.safetensors", today(state), "F16")
-    run_here(export.main, tmp_path / "half.safetensors", tmp_path / "half.onnx", "--img-size", SMALL)
+    run_here(
+        export.main, tmp_path / "half.safetensors", tmp_path / "half.onnx", "--img-size", SMALL
+    )
     said = capsys.readouterr().out
     assert "tresnet_m, 1000 classes, miil lineage, named as by timm 0.8 or newer" in said
     assert "verified: ONNX Runtime differs from PyTorch by at most" in said
 
 
-def test_averaged_weights_are_taken_only_when_asked_for(state: Tensors, tmp_path: Path,
-                                                        capsys: pytest.CaptureFixture) -> None:
+def test_averaged_weights_are_taken_only_when_asked_for(
+    state: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     averaged = OrderedDict(state, **{"head.fc.bias": torch.full_like(state["head.fc.bias"], 7.0)})
     torch.save({"state_dict": state, "state_dict_ema": averaged}, tmp_path / "both.pth")
     biases = {}
     for options in ((), ("--ema",)):
-        run_here(export.main, tmp_path / "both.pth", tmp_path / "network.onnx", "--img-size", SMALL, *options)
+        run_here(
+            export.main,
+            tmp_path / "both.pth",
+            tmp_path / "network.onnx",
+            "--img-size",
+            SMALL,
+            *options,
+        )
         model = onnx.load(str(tmp_path / "network.onnx"))
-        biases[options] = next(onnx.numpy_helper.to_array(w) for w in model.graph.initializer
-                               if w.name == "head.fc.bias")
-    assert np.array_equal(biases[()], state["head.fc.bias"].numpy()) and set(biases[("--ema",)]) == {7.0}
+        biases[options] = next(
+            onnx.numpy_helper.to_array(w)
+            for w in model.graph.initializer
+            if w.name == "head.fc.bias"
+        )
+    assert np.array_equal(biases[()], state["head.fc.bias"].numpy()) and set(
+        biases[("--ema",)]
+    ) == {7.0}
     assert "it also holds averaged weights" in capsys.readouterr().out
 
 
@@ -211,23 +293,34 @@ def test_any_number_of_classes_and_a_larger_image(state: Tensors, tmp_path: Path
     torch.save(OrderedDict(state, **head), tmp_path / "tuned.pth")
     run_here(export.main, tmp_path / "tuned.pth", tmp_path / "tuned.onnx", "--img-size", 448)
     model = onnx.load(str(tmp_path / "tuned.onnx"))
-    shapes = [[side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
-              for value in (model.graph.input[0], model.graph.output[0])]
+    shapes = [
+        [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+        for value in (model.graph.input[0], model.graph.output[0])
+    ]
     assert shapes == [["batch", 3, 448, 448], ["batch", 7]]
     metadata = onnx_file.describe(str(tmp_path / "tuned.onnx"))["metadata"]
     keys = ("variant", "num_classes", "lineage", "img_size", "version", "checkpoint_sha256")
     assert [metadata[key] for key in keys] == [
-        "tresnet_m", "7", "ascend", "448", cli.VERSION, sha256(tmp_path / "tuned.pth")]
+        "tresnet_m",
+        "7",
+        "ascend",
+        "448",
+        cli.VERSION,
+        sha256(tmp_path / "tuned.pth"),
+    ]
     assert record.read(str(tmp_path / "tuned.onnx")).notes["num_classes"] == "7"
 
 
-def test_ascend_weights_whose_counters_were_stripped_need_a_word_from_the_user(state: Tensors) -> None:
+def test_ascend_weights_whose_counters_were_stripped_need_a_word_from_the_user(
+    state: Tensors,
+) -> None:
     tensors = untracked(state)
     assert recognise(tensors, "x.pth", None, None, None).lineage == "miil"
     assert recognise(tensors, "x.pth", None, None, "ascend").lineage == "ascend"
 
 
 # ---- the graph -------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def models(networks: Any) -> Dict[str, onnx.ModelProto]:
@@ -244,10 +337,14 @@ def models(networks: Any) -> Dict[str, onnx.ModelProto]:
 
 
 def attributes(node: onnx.NodeProto) -> Dict[str, Any]:
-    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {
+        attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute
+    }
 
 
-def test_the_graph_has_only_operators_that_an_npu_runs_as_they_are(models: Dict[str, onnx.ModelProto]) -> None:
+def test_the_graph_has_only_operators_that_an_npu_runs_as_they_are(
+    models: Dict[str, onnx.ModelProto],
+) -> None:
     for name, model in models.items():
         variant, lineage = name.split()
         counts = Counter(node.op_type for node in model.graph.node)
@@ -257,40 +354,58 @@ def test_the_graph_has_only_operators_that_an_npu_runs_as_they_are(models: Dict[
         assert sum(counts.values()) == NODES[variant], name
 
 
-def test_every_operator_is_written_as_cann_takes_it_without_more_work(models: Dict[str, onnx.ModelProto]) -> None:
+def test_every_operator_is_written_as_cann_takes_it_without_more_work(
+    models: Dict[str, onnx.ModelProto],
+) -> None:
     """Of CANN's sources: no auto_pad, the average without a Mul behind it, Gemm's factors 1, one set of operators."""
     for model in models.values():
         assert len(model.opset_import) == 1
-        found = {kind: [attributes(node) for node in model.graph.node if node.op_type == kind]
-                 for kind in ("Conv", "AveragePool", "Gemm")}
+        found = {
+            kind: [attributes(node) for node in model.graph.node if node.op_type == kind]
+            for kind in ("Conv", "AveragePool", "Gemm")
+        }
         assert all("auto_pad" not in values for rows in found.values() for values in rows)
         assert [values["count_include_pad"] for values in found["AveragePool"]] == [1, 1, 1]
         assert [{"alpha", "beta"} & set(values) for values in found["Gemm"]] == [set()]
 
 
 def test_the_graph_has_no_dead_weights_old_ir_and_shapes_with_only_the_batch_open(
-        models: Dict[str, onnx.ModelProto]) -> None:
+    models: Dict[str, onnx.ModelProto],
+) -> None:
     for name, model in models.items():
         read = {name for node in model.graph.node for name in node.input}
         computed = {node.output[0] for node in model.graph.node}
-        assert {weight.name for weight in model.graph.initializer} == read - computed - {"image"}, name
-        assert model.ir_version <= 8 and [version.version for version in model.opset_import] == [11], name
+        assert {weight.name for weight in model.graph.initializer} == read - computed - {"image"}, (
+            name
+        )
+        assert model.ir_version <= 8 and [version.version for version in model.opset_import] == [
+            11
+        ], name
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-        shapes = {value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
-                  for value in [*inferred.graph.value_info, *inferred.graph.output]}
+        shapes = {
+            value.name: [
+                side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim
+            ]
+            for value in [*inferred.graph.value_info, *inferred.graph.output]
+        }
         for node in model.graph.node:
             shape = shapes[node.output[0]]
-            assert shape[0] == "batch" and all(isinstance(side, int) and side > 0 for side in shape[1:]), (
-                name, node.name, shape)
+            assert shape[0] == "batch" and all(
+                isinstance(side, int) and side > 0 for side in shape[1:]
+            ), (name, node.name, shape)
 
 
-def test_a_second_runtime_agrees(models: Dict[str, onnx.ModelProto], images: np.ndarray, tmp_path: Path) -> None:
+def test_a_second_runtime_agrees(
+    models: Dict[str, onnx.ModelProto], images: np.ndarray, tmp_path: Path
+) -> None:
     openvino = pytest.importorskip("openvino", reason="OpenVINO has no build for this Python")
     for lineage in ("ascend", "miil"):
         path = tmp_path / f"{lineage}.onnx"
         onnx.save(models[f"tresnet_m {lineage}"], str(path))
         core = openvino.Core()
-        compiled = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core.compile_model(
+            core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
         logits = compiled(images[:4])[0]
         assert np.abs(logits - np.load(str(GOLDEN / f"tresnet_m.{lineage}.npy"))[:4]).max() <= 1e-3
 
@@ -305,32 +420,55 @@ def test_every_opset_is_verified(opset: int, small: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("lineage", ("ascend", "miil"))
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_golden_logits_with_every_stem(variant: str, lineage: str, networks: Any, images: np.ndarray,
-                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_golden_logits_with_every_stem(
+    variant: str, lineage: str, networks: Any, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Within 1e-5 of the largest; the miil lineage's with both ways to reflect."""
-    monkeypatch.setattr(graph, "folded", functools.lru_cache(None)(graph.folded))  # most of it is the same for all
+    monkeypatch.setattr(
+        graph, "folded", functools.lru_cache(None)(graph.folded)
+    )  # most of it is the same for all
     network = networks(variant, lineage)
     expected = np.load(str(GOLDEN / f"{variant}.{lineage}.npy"))[:1]
     for stem in STEMS:
         reflect = "pad" if stem == "space-to-depth" else "slice"
-        logits = onnx_scores(build_model(network, 224, 11, None, stem, reflect).SerializeToString(), images[:1])
+        logits = onnx_scores(
+            build_model(network, 224, 11, None, stem, reflect).SerializeToString(), images[:1]
+        )
         assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max(), stem
 
 
-@pytest.mark.parametrize("stem, kernels, first", (
-    ("conv4", [[4, 4], [3, 3]], "Conv"), ("conv12", [[12, 12]], "Conv"), ("conv", [[12, 12]], "Conv"),
-    ("space-to-depth", [[3, 3]], "SpaceToDepth")))
-def test_the_stem_is_the_one_asked_for(stem: str, kernels: Any, first: str, small: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stem, kernels, first",
+    (
+        ("conv4", [[4, 4], [3, 3]], "Conv"),
+        ("conv12", [[12, 12]], "Conv"),
+        ("conv", [[12, 12]], "Conv"),
+        ("space-to-depth", [[3, 3]], "SpaceToDepth"),
+    ),
+)
+def test_the_stem_is_the_one_asked_for(
+    stem: str, kernels: Any, first: str, small: Path, tmp_path: Path
+) -> None:
     run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--stem", stem)
     nodes = list(onnx.load(str(tmp_path / "network.onnx")).graph.node)
-    before = nodes[:[node.op_type for node in nodes].index("LeakyRelu")]
+    before = nodes[: [node.op_type for node in nodes].index("LeakyRelu")]
     assert before[0].op_type == first
-    assert [attributes(node)["kernel_shape"] for node in before if node.op_type == "Conv"] == kernels
+    assert [
+        attributes(node)["kernel_shape"] for node in before if node.op_type == "Conv"
+    ] == kernels
 
 
 def test_reflect_padding_is_one_pad_on_request(state: Tensors, tmp_path: Path) -> None:
     torch.save(untracked(state), tmp_path / "official.pth")
-    run_here(export.main, tmp_path / "official.pth", tmp_path / "network.onnx", "--img-size", SMALL, "--reflect", "pad")
+    run_here(
+        export.main,
+        tmp_path / "official.pth",
+        tmp_path / "network.onnx",
+        "--img-size",
+        SMALL,
+        "--reflect",
+        "pad",
+    )
     counts = Counter(node.op_type for node in onnx.load(str(tmp_path / "network.onnx")).graph.node)
     assert (counts["Pad"], counts["Slice"], counts["Concat"]) == (REFLECTED, 0, 0)
 
@@ -339,28 +477,43 @@ def test_a_checkpoint_of_zeros_is_refused(state: Tensors, tmp_path: Path) -> Non
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     torch.save(zeros, tmp_path / "zeros.pth")
     with pytest.raises(cli.Refusal, match="every logit of the network is 0"):
-        run_here(export.main, tmp_path / "zeros.pth", tmp_path / "network.onnx", "--img-size", SMALL)
+        run_here(
+            export.main, tmp_path / "zeros.pth", tmp_path / "network.onnx", "--img-size", SMALL
+        )
     assert not (tmp_path / "network.onnx").exists()
 
 
-def test_an_opset_that_cann_6_refuses_comes_with_a_word(small: Path, tmp_path: Path,
-                                                        capsys: pytest.CaptureFixture) -> None:
+def test_an_opset_that_cann_6_refuses_comes_with_a_word(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     said = {}
     for opset in (15, 16):
-        run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--opset", opset)
+        run_here(
+            export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--opset", opset
+        )
         said[opset] = capsys.readouterr().err
-    assert said[15] == "" and said[16].startswith("TResNet_pth2onnx.py: CANN 6 refuses opset 16 (it reads up to 15")
+    assert said[15] == "" and said[16].startswith(
+        "TResNet_pth2onnx.py: CANN 6 refuses opset 16 (it reads up to 15"
+    )
 
 
 def test_a_fixed_batch(small: Path, tmp_path: Path) -> None:
     run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--batch-size", 3)
-    assert onnx.load(str(tmp_path / "network.onnx")).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
+    assert (
+        onnx.load(str(tmp_path / "network.onnx"))
+        .graph.input[0]
+        .type.tensor_type.shape.dim[0]
+        .dim_value
+        == 3
+    )
 
 
 # ---- doing it once, and not leaving a wrong file ---------------------------------------------------------------------
 
+
 def test_a_second_export_finds_the_first_unless_something_changed(
-        small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     target = tmp_path / "network.onnx"
 
     def run_again(*options: object) -> str:
@@ -377,8 +530,9 @@ def test_a_second_export_finds_the_first_unless_something_changed(
 
 
 @pytest.mark.parametrize("changed", ("sources", "versions", "settings"))
-def test_an_update_of_the_program_exports_again(changed: str, small: Path, tmp_path: Path,
-                                                capsys: pytest.CaptureFixture) -> None:
+def test_an_update_of_the_program_exports_again(
+    changed: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     command = (export.main, small, tmp_path / "network.onnx", "--img-size", SMALL)
     run_here(*command)
     path = tmp_path / "network.onnx.record.jsonl"
@@ -391,7 +545,9 @@ def test_an_update_of_the_program_exports_again(changed: str, small: Path, tmp_p
     assert "verified" in capsys.readouterr().out
 
 
-def test_a_file_that_this_program_did_not_make_is_not_overwritten(small: Path, tmp_path: Path) -> None:
+def test_a_file_that_this_program_did_not_make_is_not_overwritten(
+    small: Path, tmp_path: Path
+) -> None:
     (tmp_path / "network.onnx").write_text("somebody's")
     for force in ((), ("--force",)):
         with pytest.raises(cli.Refusal, match="no record says that this program made it"):
@@ -400,7 +556,8 @@ def test_a_file_that_this_program_did_not_make_is_not_overwritten(small: Path, t
 
 
 def test_a_graph_that_differs_from_the_network_is_refused_and_not_written(
-        small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = graph.folded
 
     def wrong(convolution: Any, norm: Any) -> Any:
@@ -414,6 +571,7 @@ def test_a_graph_that_differs_from_the_network_is_refused_and_not_written(
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
+
 
 class Evil:
     """Unpickled naively, makes a file."""
@@ -433,7 +591,7 @@ def broken_files(folder: Path, state: Dict[str, torch.Tensor]) -> Dict[str, str]
     torch.save(state, folder / "whole.pth")
     whole = (folder / "whole.pth").read_bytes()
     (folder / "whole.pth").unlink()
-    (folder / "truncated.pth").write_bytes(whole[:len(whole) // 2])
+    (folder / "truncated.pth").write_bytes(whole[: len(whole) // 2])
     (folder / "page.pth").write_text("<!DOCTYPE html><html>404</html>")
     (folder / "empty.pth").write_bytes(b"")
     (folder / "zeros.pth").write_bytes(b"PK\x03\x04" + bytes(100000))
@@ -441,35 +599,60 @@ def broken_files(folder: Path, state: Dict[str, torch.Tensor]) -> Dict[str, str]
         archive.writestr("archive/data.pkl", bytes(1000))
     (folder / "short.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
     (folder / "outside.safetensors").write_bytes(
-        struct.pack("<Q", 66) + b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}    ')
+        struct.pack("<Q", 66)
+        + b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}    '
+    )
     torch.save({"weights": 5, "note": "x"}, folder / "no_weights.pth")
-    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512)}, folder / "resnet.pth")
-    torch.save(OrderedDict(state, **{"body.conv1.0.weight": torch.zeros(65, 48, 3, 3)}), folder / "width_65.pth")
-    torch.save(OrderedDict(state, **{"head.fc.bias": state["head.fc.bias"] * float("nan")}), folder / "nan.pth")
+    torch.save(
+        {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512)},
+        folder / "resnet.pth",
+    )
+    torch.save(
+        OrderedDict(state, **{"body.conv1.0.weight": torch.zeros(65, 48, 3, 3)}),
+        folder / "width_65.pth",
+    )
+    torch.save(
+        OrderedDict(state, **{"head.fc.bias": state["head.fc.bias"] * float("nan")}),
+        folder / "nan.pth",
+    )
     torch.save(OrderedDict(state, **{"head.extra": torch.zeros(3)}), folder / "unexpected.pth")
-    torch.save(OrderedDict(state, **{"body.layer4.0.conv3.0.weight": torch.zeros(512, 256, 1, 1)}),
-               folder / "misshapen.pth")
-    torch.save(OrderedDict((name, tensor) for name, tensor in state.items() if name != "body.layer1.0.se.fc1.bias"),
-               folder / "missing.pth")
+    torch.save(
+        OrderedDict(state, **{"body.layer4.0.conv3.0.weight": torch.zeros(512, 256, 1, 1)}),
+        folder / "misshapen.pth",
+    )
+    torch.save(
+        OrderedDict(
+            (name, tensor) for name, tensor in state.items() if name != "body.layer1.0.se.fc1.bias"
+        ),
+        folder / "missing.pth",
+    )
     torch.save({"arch": "tresnet_l", "state_dict": state}, folder / "arch.pth")
     torch.save({"module.a": torch.zeros(1), "a": torch.zeros(1)}, folder / "twice.pth")
     return {
-        "evil_zip.pth": "mkdir, which weights do not need", "evil_pickle.pth": "mkdir, which weights do not need",
+        "evil_zip.pth": "mkdir, which weights do not need",
+        "evil_pickle.pth": "mkdir, which weights do not need",
         "truncated.pth": "cannot be read as a checkpoint",
         "page.pth": "is not a PyTorch checkpoint: it begins with b'<!DOCTYPE html><'",
-        "empty.pth": "is not a PyTorch checkpoint", "zeros.pth": "cannot be read as a checkpoint",
-        "zipped_zeros.pth": "holds compressed files", "short.safetensors": "more than the file has",
-        "outside.safetensors": "cannot be read as a checkpoint", "no_weights.pth": "should hold a state dict",
-        "resnet.pth": "is not a TResNet", "width_65.pth": "has 65 channels",
-        "nan.pth": "head.fc.bias has values that are not finite", "unexpected.pth": "head.extra is not expected",
+        "empty.pth": "is not a PyTorch checkpoint",
+        "zeros.pth": "cannot be read as a checkpoint",
+        "zipped_zeros.pth": "holds compressed files",
+        "short.safetensors": "more than the file has",
+        "outside.safetensors": "cannot be read as a checkpoint",
+        "no_weights.pth": "should hold a state dict",
+        "resnet.pth": "is not a TResNet",
+        "width_65.pth": "has 65 channels",
+        "nan.pth": "head.fc.bias has values that are not finite",
+        "unexpected.pth": "head.extra is not expected",
         "misshapen.pth": "body.layer4.0.conv3.0.weight has shape [512, 256, 1, 1] instead of [512, 128, 1, 1]",
-        "missing.pth": "body.layer1.0.se.fc1.bias is missing", "arch.pth": "says tresnet_l, but the tensors of",
+        "missing.pth": "body.layer1.0.se.fc1.bias is missing",
+        "arch.pth": "says tresnet_l, but the tensors of",
         "twice.pth": "holds some tensors twice",
     }
 
 
 def test_broken_and_hostile_files_are_refused_in_one_sentence_and_nothing_runs(
-        state: Tensors, tmp_path: Path) -> None:
+    state: Tensors, tmp_path: Path
+) -> None:
     expected = broken_files(tmp_path, state)
     for name, sentence in expected.items():
         with pytest.raises(SystemExit) as error:
@@ -487,25 +670,32 @@ def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
         run_here(export.main, tmp_path / "scripted.pt", tmp_path / "network.onnx")
 
 
-@pytest.mark.parametrize("options, sentence", (
-    (("--model", "tresnet_l"), "--model says tresnet_l, but the tensors of"),
-    (("--lineage", "miil"), "--lineage miil contradicts"),
-    (("--ema",), "has no averaged weights"),
-))
-def test_what_the_user_says_against_the_evidence_is_refused(options: Any, sentence: str, small: Path, tmp_path: Path
-                                                            ) -> None:
+@pytest.mark.parametrize(
+    "options, sentence",
+    (
+        (("--model", "tresnet_l"), "--model says tresnet_l, but the tensors of"),
+        (("--lineage", "miil"), "--lineage miil contradicts"),
+        (("--ema",), "has no averaged weights"),
+    ),
+)
+def test_what_the_user_says_against_the_evidence_is_refused(
+    options: Any, sentence: str, small: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SystemExit) as error:
         run_here(export.main, small, tmp_path / "network.onnx", *options)
     assert sentence in str(error.value)
 
 
-@pytest.mark.parametrize("arguments, status, sentence", (
-    (("nowhere.pth", "x.onnx"), 1, "the checkpoint nowhere.pth is not there"),
-    ((".", "x.onnx"), 1, "the folder . should hold model.safetensors or pytorch_model.bin"),
-    (("nowhere.pth", "x.pb"), 2, "a file that ends in .onnx is expected"),
-    (("nowhere.pth", "x.onnx", "--img-size", "225"), 2, "is not a multiple of 32"),
-    (("nowhere.pth", "x.onnx", "--batch-size", "0"), 2, "a whole number from 1 to 4,096"),
-))
+@pytest.mark.parametrize(
+    "arguments, status, sentence",
+    (
+        (("nowhere.pth", "x.onnx"), 1, "the checkpoint nowhere.pth is not there"),
+        ((".", "x.onnx"), 1, "the folder . should hold model.safetensors or pytorch_model.bin"),
+        (("nowhere.pth", "x.pb"), 2, "a file that ends in .onnx is expected"),
+        (("nowhere.pth", "x.onnx", "--img-size", "225"), 2, "is not a multiple of 32"),
+        (("nowhere.pth", "x.onnx", "--batch-size", "0"), 2, "a whole number from 1 to 4,096"),
+    ),
+)
 def test_wrong_usage(arguments: Any, status: int, sentence: str, tmp_path: Path) -> None:
     assert sentence in refusal("TResNet_pth2onnx.py", *arguments, status=status, cwd=str(tmp_path))
 

@@ -1,4 +1,5 @@
 """int8: for the card by the stand-in of AMCT, and with a promise: the layer that spoils it is the one put back."""
+
 import json
 import shutil
 import sys
@@ -37,7 +38,9 @@ from records import write_finished
 
 machine = pytest.fixture(make_machine)
 IMAGES = 20
-POISONED = "body.layer3.0.conv2.0.0"  # its input comes from a LeakyReLU behind body.layer3.0.conv1.0
+POISONED = (
+    "body.layer3.0.conv2.0.0"  # its input comes from a LeakyReLU behind body.layer3.0.conv1.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +49,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     save_tiny_tresnet(folder / "tiny.onnx")
     save_images(folder / "in", IMAGES)
-    images = np.stack([np.fromfile(str(folder / "in" / f"i{number}.bin"), np.float32).reshape(3, 64, 64)
-                       for number in range(1, IMAGES + 1)])
+    images = np.stack(
+        [
+            np.fromfile(str(folder / "in" / f"i{number}.bin"), np.float32).reshape(3, 64, 64)
+            for number in range(1, IMAGES + 1)
+        ]
+    )
     fit_head(folder / "tiny.onnx", images)
     poison(folder / "tiny.onnx", folder / "poisoned.onnx")
-    (folder / "labels.txt").write_text("".join(f"i{number} {number % 10}\n" for number in range(1, IMAGES + 1)))
+    (folder / "labels.txt").write_text(
+        "".join(f"i{number} {number % 10}\n" for number in range(1, IMAGES + 1))
+    )
     np.save(str(folder / "images.npy"), images)
     return folder
 
@@ -58,15 +67,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fit_head(path: Path, images: np.ndarray) -> None:
     """Give the network a head that says number % 10 for image number, by ridge regression."""
     model = onnx.load(str(path))
-    features = onnx_outputs(operators.with_outputs(model, ["head.flatten"]).SerializeToString(), images)[0]
+    features = onnx_outputs(
+        operators.with_outputs(model, ["head.flatten"]).SerializeToString(), images
+    )[0]
     centred = (features - features.mean(0)).astype(np.float64)
     wanted = np.eye(10)[np.arange(1, IMAGES + 1) % 10] - 0.1
     gram = centred @ centred.T
-    weight = wanted.T @ np.linalg.solve(gram + 0.01 * np.trace(gram) / IMAGES * np.eye(IMAGES), centred)
+    weight = wanted.T @ np.linalg.solve(
+        gram + 0.01 * np.trace(gram) / IMAGES * np.eye(IMAGES), centred
+    )
     fitted = {"head.fc.weight": weight, "head.fc.bias": -weight @ features.mean(0)}
     for tensor in model.graph.initializer:
         if tensor.name in fitted:
-            tensor.CopyFrom(numpy_helper.from_array(fitted[tensor.name].astype(np.float32), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(fitted[tensor.name].astype(np.float32), tensor.name)
+            )
     onnx.save(model, str(path))
 
 
@@ -76,7 +91,10 @@ def poison(source: Path, target: Path) -> None:
     In int8 that channel decides the step of every output channel, and little is left of the others.
     """
     model = onnx.load(str(source))
-    nodes, tensors = {n.name: n for n in model.graph.node}, {t.name: t for t in model.graph.initializer}
+    nodes, tensors = (
+        {n.name: n for n in model.graph.node},
+        {t.name: t for t in model.graph.initializer},
+    )
 
     def scale(tensor: str, place: Any, factor: float) -> None:
         array = numpy_helper.to_array(tensors[tensor]).copy()
@@ -91,11 +109,14 @@ def poison(source: Path, target: Path) -> None:
 
 
 def amct_here(machine: Machine, *words: object, **switches: str) -> Any:
-    return start_here(load(HERE / "amct.py").main, dict(machine[0], **switches), machine[1], "amct_onnx", *words)
+    return start_here(
+        load(HERE / "amct.py").main, dict(machine[0], **switches), machine[1], "amct_onnx", *words
+    )
 
 
 def run_tool(machine: Machine) -> Any:
     """ascend.run_tool() with the stand-ins and our scripts in this process."""
+
     def run(command: List[str], log: str, cwd: str = "", **_: Any) -> int:
         here = (machine[0], Path(cwd) if cwd else machine[1])
         words = list(map(str, command))
@@ -109,26 +130,34 @@ def run_tool(machine: Machine) -> Any:
             done = start_here(infer_om.main, machine[0], machine[1], "infer_om.py", *words[2:])
         Path(log).write_text(done.stdout + done.stderr)
         return done.returncode
+
     return run
 
 
 def quantise_for_card(machine: Machine, *words: object) -> Any:
     with mock.patch.object(host, "run_tool", run_tool(machine)), mock.patch.object(
-            host, "host_versions", return_value={}):
+        host, "host_versions", return_value={}
+    ):
         return start_here(quantize_amct.main, machine[0], machine[1], "quantize_amct.py", *words)
 
 
 # ---- the promise -----------------------------------------------------------------------------------------------------
+
 
 def test_the_paired_drop_and_its_interval() -> None:
     before = np.array([True] * 80 + [False] * 20)
     after = np.array([True] * 74 + [False] * 6 + [True] * 2 + [False] * 18)
     drop = quantisation.paired_drop(before, after)
     assert (drop.points, drop.images) == (4.0, 100)
-    middle, half = 4 / 102, 1.959964 * (9 - 16 / 102) ** 0.5 / 102  # Agresti and Min: half an image in each cell
+    middle, half = (
+        4 / 102,
+        1.959964 * (9 - 16 / 102) ** 0.5 / 102,
+    )  # Agresti and Min: half an image in each cell
     assert (drop.low, drop.high) == pytest.approx((100 * (middle - half), 100 * (middle + half)))
     none = quantisation.paired_drop(before, before)
-    assert none.points == 0 and none.low == -none.high and 1.9 < none.high < 2, "no change is not certainty"
+    assert none.points == 0 and none.low == -none.high and 1.9 < none.high < 2, (
+        "no change is not certainty"
+    )
 
 
 def test_layers_go_back_in_the_order_of_their_cost_until_the_promise_holds() -> None:
@@ -148,7 +177,9 @@ def test_layers_go_back_in_the_order_of_their_cost_until_the_promise_holds() -> 
     assert not never["held"] and len(never["put_back"]) == 5
     at_once = quantisation.keep_promise(3.0, right, judge, lambda: {}, lambda _: None)
     assert at_once["held"] and at_once["put_back"] == []
-    nothing_to_put_back = quantisation.keep_promise(1.0, right, lambda _: ~right, lambda: {}, lambda _: None)
+    nothing_to_put_back = quantisation.keep_promise(
+        1.0, right, lambda _: ~right, lambda: {}, lambda _: None
+    )
     assert not nothing_to_put_back["held"] and len(nothing_to_put_back["rounds"]) == 1
 
 
@@ -164,27 +195,52 @@ def test_the_poisoned_layer_costs_most(tiny: Path) -> None:
 
 def test_layers_that_stay_float_on_the_card(tiny: Path) -> None:
     left = quantisation.float_on_card(onnx_file.load(str(tiny / "tiny.onnx")))
-    assert {name: why for name, why in left.items() if "se" not in name.split(".") and why != "few input channels"} == {
-        "body.SpaceToDepth": "stem", "body.conv1.0": "stem"}
-    assert {why for name, why in left.items() if "se" in name.split(".")} == {"squeeze-and-excitation"}
+    assert {
+        name: why
+        for name, why in left.items()
+        if "se" not in name.split(".") and why != "few input channels"
+    } == {"body.SpaceToDepth": "stem", "body.conv1.0": "stem"}
+    assert {why for name, why in left.items() if "se" in name.split(".")} == {
+        "squeeze-and-excitation"
+    }
     assert left["body.layer2.0.conv1.1"] == "few input channels" and "head.fc" not in left
 
 
 # ---- AMCT ------------------------------------------------------------------------------------------------------------
 
-COMMAND = {"--model": "poisoned.onnx", "--save_path": "amct/net", "--input_shape": "image:1,3,64,64",
-           "--data_dir": "in", "--data_types": "float32", "--calibration_config": "quant.cfg"}
+COMMAND = {
+    "--model": "poisoned.onnx",
+    "--save_path": "amct/net",
+    "--input_shape": "image:1,3,64,64",
+    "--data_dir": "in",
+    "--data_types": "float32",
+    "--calibration_config": "quant.cfg",
+}
 
 
-@pytest.mark.parametrize("change, complaint", (
-    ({"--model": "absent.onnx"}, "cannot load absent.onnx"), ({"--model": "opset15.onnx"}, "the opset 15"),
-    ({"--input_shape": "input:1,3,64,64"}, "does not match"), ({"--input_shape": "image:1,3,32,32"}, "does not match"),
-    ({"--input_shape": "image"}, "expected input_name"), ({"--data_types": "uint8"}, "is not the type"),
-    ({"--data_dir": "short"}, "is not a .bin file of [1, 3, 64, 64] float32 values"),
-    ({"--data_dir": "absent"}, "is no folder"), ({"--calibration_config": "much.cfg"}, "batch_num is 99"),
-    ({"--calibration_config": "typo.cfg"}, "cannot parse the line"), ({"--optimise": "1"}, "unrecognized arguments"),
-    ({"--calibration_config": "layer.cfg"}, "the layer absent of skip_layers is not in the model")))
-def test_amct_standin_refuses(change: Dict[str, str], complaint: str, tiny: Path, machine: Machine) -> None:
+@pytest.mark.parametrize(
+    "change, complaint",
+    (
+        ({"--model": "absent.onnx"}, "cannot load absent.onnx"),
+        ({"--model": "opset15.onnx"}, "the opset 15"),
+        ({"--input_shape": "input:1,3,64,64"}, "does not match"),
+        ({"--input_shape": "image:1,3,32,32"}, "does not match"),
+        ({"--input_shape": "image"}, "expected input_name"),
+        ({"--data_types": "uint8"}, "is not the type"),
+        ({"--data_dir": "short"}, "is not a .bin file of [1, 3, 64, 64] float32 values"),
+        ({"--data_dir": "absent"}, "is no folder"),
+        ({"--calibration_config": "much.cfg"}, "batch_num is 99"),
+        ({"--calibration_config": "typo.cfg"}, "cannot parse the line"),
+        ({"--optimise": "1"}, "unrecognized arguments"),
+        (
+            {"--calibration_config": "layer.cfg"},
+            "the layer absent of skip_layers is not in the model",
+        ),
+    ),
+)
+def test_amct_standin_refuses(
+    change: Dict[str, str], complaint: str, tiny: Path, machine: Machine
+) -> None:
     work = machine[1]
     shutil.copytree(str(tiny / "in"), str(work / "in"))
     shutil.copy(str(tiny / "poisoned.onnx"), str(work))
@@ -193,8 +249,12 @@ def test_amct_standin_refuses(change: Dict[str, str], complaint: str, tiny: Path
     onnx.save(model, str(work / "opset15.onnx"))
     (work / "short").mkdir()
     (work / "short" / "i1.bin").write_bytes(b"1234")
-    for name, text in (("quant", "batch_num : 2\n"), ("much", "batch_num : 99\n"), ("typo", "batchnum : 2\n"),
-                       ("layer", 'skip_layers : "absent"\n')):
+    for name, text in (
+        ("quant", "batch_num : 2\n"),
+        ("much", "batch_num : 99\n"),
+        ("typo", "batchnum : 2\n"),
+        ("layer", 'skip_layers : "absent"\n'),
+    ):
         (work / f"{name}.cfg").write_text(text)
     words = [word for pair in {**COMMAND, **change}.items() for word in pair]
     done = amct_here(machine, "calibration", *words)
@@ -204,19 +264,34 @@ def test_amct_standin_refuses(change: Dict[str, str], complaint: str, tiny: Path
 
 def card_logits(machine: Machine, model: str, images: np.ndarray) -> np.ndarray:
     """What the stand-in of the card says of an ONNX file, compiled as the chain does it."""
-    done = atc_here(machine, "--framework=5", f"--model={model}", "--output=net", "--soc_version=Ascend310P3",
-                    f"--input_shape=image:{len(images)},3,64,64", STANDIN_DEVICE="float16")
+    done = atc_here(
+        machine,
+        "--framework=5",
+        f"--model={model}",
+        "--output=net",
+        "--soc_version=Ascend310P3",
+        f"--input_shape=image:{len(images)},3,64,64",
+        STANDIN_DEVICE="float16",
+    )
     assert done.returncode == 0, done.stdout
     from ascend.python.ascend_standin import read_om
+
     return onnx_outputs(read_om(str(machine[1] / "net.om"))[1], images)[0]
 
 
-def test_an_int8_model_for_the_card_is_near_float32_and_says_what_stayed_float(tiny: Path, machine: Machine) -> None:
+def test_an_int8_model_for_the_card_is_near_float32_and_says_what_stayed_float(
+    tiny: Path, machine: Machine
+) -> None:
     work = machine[1]
-    done = quantise_for_card(machine, tiny / "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 8)
+    done = quantise_for_card(
+        machine, tiny / "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 8
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    call, = calls(machine[0], "amct_onnx")
-    assert call["argv"][:3] == ["amct_onnx", "calibration", "--model"] and "image:1,3,64,64" in call["argv"]
+    (call,) = calls(machine[0], "amct_onnx")
+    assert (
+        call["argv"][:3] == ["amct_onnx", "calibration", "--model"]
+        and "image:1,3,64,64" in call["argv"]
+    )
     model = onnx_file.load(str(work / "int8.onnx"))
     layers = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
     behind = {node.input[0]: node for node in model.graph.node if node.op_type == "AscendDequant"}
@@ -224,21 +299,45 @@ def test_an_int8_model_for_the_card_is_near_float32_and_says_what_stayed_float(t
     report = json.loads((work / "int8.json").read_text())
     assert sorted(quantised) == sorted(set(layers) - set(report["float"])) and len(quantised) >= 10
     images = np.load(str(tiny / "images.npy"))
-    right, found = onnx_outputs(tiny / "tiny.onnx", images)[0], card_logits(machine, "int8.onnx", images)
+    right, found = (
+        onnx_outputs(tiny / "tiny.onnx", images)[0],
+        card_logits(machine, "int8.onnx", images),
+    )
     cosines = [cosine_similarity(a, b) for a, b in zip(right, found)]
     assert 0.97 < min(cosines) < 0.9999, "int8 rounds more than float16"
     assert np.array_equal(found.argmax(1), right.argmax(1))
-    assert "is up to date" in quantise_for_card(machine, tiny / "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in",
-                                                "--images", 8).stdout
+    assert (
+        "is up to date"
+        in quantise_for_card(
+            machine, tiny / "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 8
+        ).stdout
+    )
 
 
 @pytest.mark.slow
-def test_with_max_drop_0_the_poisoned_layer_is_put_back_on_the_card(tiny: Path, machine: Machine) -> None:
-    done = quantise_for_card(machine, tiny / "poisoned.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 8,
-                             "--labels", tiny / "labels.txt", "--max-drop", 0)
+def test_with_max_drop_0_the_poisoned_layer_is_put_back_on_the_card(
+    tiny: Path, machine: Machine
+) -> None:
+    done = quantise_for_card(
+        machine,
+        tiny / "poisoned.onnx",
+        "int8.onnx",
+        "--calibrate",
+        tiny / "in",
+        "--images",
+        8,
+        "--labels",
+        tiny / "labels.txt",
+        "--max-drop",
+        0,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((machine[1] / "int8.json").read_text())
-    assert [row["name"] for row in report["put_back"]] == [POISONED] and report["held"] and report["drop"] <= 0
+    assert (
+        [row["name"] for row in report["put_back"]] == [POISONED]
+        and report["held"]
+        and report["drop"] <= 0
+    )
     assert report["rounds"][0]["drop"] > 0 and len(calls(machine[0], "amct_onnx")) == 2
     assert "int8 with 1 layers put back to float loses" in done.stdout
 
@@ -248,8 +347,16 @@ def test_the_int8_file_has_the_same_bytes_each_time(tiny: Path, tmp_path: Path) 
     for seed in (1, 2):  # of Python's hashes, which decide the order of sets
         folder = tmp_path / str(seed)
         folder.mkdir()
-        succeed("scripts/quantize_onnx.py", tiny / "tiny.onnx", folder / "int8.onnx", "--calibrate", tiny / "in",
-                "--images", 4, env={"PYTHONHASHSEED": str(seed)})
+        succeed(
+            "scripts/quantize_onnx.py",
+            tiny / "tiny.onnx",
+            folder / "int8.onnx",
+            "--calibrate",
+            tiny / "in",
+            "--images",
+            4,
+            env={"PYTHONHASHSEED": str(seed)},
+        )
         made.append((folder / "int8.onnx").read_bytes())
     assert made[0] == made[1]
 
@@ -263,79 +370,172 @@ def test_a_model_with_a_fixed_batch_is_quantised(tiny: Path, tmp_path: Path) -> 
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, str(tmp_path / "four.onnx"))
-    done = quantise_here(tmp_path, "four.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 3)
+    done = quantise_here(
+        tmp_path, "four.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 3
+    )
     assert done.returncode == 0, done.stderr
     images = np.load(str(tiny / "images.npy"))[:4]
     right, found = (onnx_outputs(tmp_path / f"{name}.onnx", images)[0] for name in ("four", "int8"))
     assert min(map(cosine_similarity, right, found)) > 0.97
 
 
-def test_the_int8_model_belongs_to_the_evaluation_of_the_model_that_it_was_made_of(tiny: Path, tmp_path: Path) -> None:
+def test_the_int8_model_belongs_to_the_evaluation_of_the_model_that_it_was_made_of(
+    tiny: Path, tmp_path: Path
+) -> None:
     shutil.copy(str(tiny / "tiny.onnx"), str(tmp_path))
     model, said = tmp_path / "tiny.onnx", {"img_size": 64, "crop_pct": 0.95}
-    write_finished(Path(f"{model}.record.jsonl"), {"tool": "TResNet_pth2onnx.py"}, {"": ["tiny.onnx"]},
-                   notes={"": {"evaluation": said}})
-    assert quantise_here(tmp_path, "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 2).returncode == 0
+    write_finished(
+        Path(f"{model}.record.jsonl"),
+        {"tool": "TResNet_pth2onnx.py"},
+        {"": ["tiny.onnx"]},
+        notes={"": {"evaluation": said}},
+    )
+    assert (
+        quantise_here(
+            tmp_path, "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 2
+        ).returncode
+        == 0
+    )
     notes = record.read(str(tmp_path / "int8.onnx")).notes
     assert notes["evaluation"] == said, "infer_onnx.py holds the images against it"
 
 
 def test_aipp_settings_for_another_size_are_refused(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "aipp.cfg").write_text("aipp_op {\naipp_mode : static\ninput_format : RGB888_U8\n"
-                                       "src_image_size_w : 32\nsrc_image_size_h : 32\n}\n")
+    (tmp_path / "aipp.cfg").write_text(
+        "aipp_op {\naipp_mode : static\ninput_format : RGB888_U8\n"
+        "src_image_size_w : 32\nsrc_image_size_h : 32\n}\n"
+    )
     np.zeros((32, 32, 3), np.uint8).tofile(str(tmp_path / "a.bin"))
-    done = quantise_here(tmp_path, tiny / "tiny.onnx", "int8.onnx", "--calibrate", "a.bin", "--aipp", "aipp.cfg")
-    assert done.returncode == 1 and "aipp.cfg gives images of 32×32, but the model takes 64×64" in done.stderr
+    done = quantise_here(
+        tmp_path, tiny / "tiny.onnx", "int8.onnx", "--calibrate", "a.bin", "--aipp", "aipp.cfg"
+    )
+    assert (
+        done.returncode == 1
+        and "aipp.cfg gives images of 32×32, but the model takes 64×64" in done.stderr
+    )
 
 
 @pytest.mark.slow
-def test_with_max_drop_0_the_poisoned_layer_is_put_back_on_the_cpu(tiny: Path, tmp_path: Path) -> None:
-    done = quantise_here(tmp_path, tiny / "poisoned.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 8,
-                         "--labels", tiny / "labels.txt", "--max-drop", 0)
+def test_with_max_drop_0_the_poisoned_layer_is_put_back_on_the_cpu(
+    tiny: Path, tmp_path: Path
+) -> None:
+    done = quantise_here(
+        tmp_path,
+        tiny / "poisoned.onnx",
+        "int8.onnx",
+        "--calibrate",
+        tiny / "in",
+        "--images",
+        8,
+        "--labels",
+        tiny / "labels.txt",
+        "--max-drop",
+        0,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "int8.json").read_text())
-    assert report["put_back"][0]["name"] == POISONED and report["held"] and report["rounds"][0]["drop"] > 0
-    layer = {node.name: node for node in onnx_file.load(str(tmp_path / "int8.onnx")).graph.node}[POISONED]
+    assert (
+        report["put_back"][0]["name"] == POISONED
+        and report["held"]
+        and report["rounds"][0]["drop"] > 0
+    )
+    layer = {node.name: node for node in onnx_file.load(str(tmp_path / "int8.onnx")).graph.node}[
+        POISONED
+    ]
     rounded = [name.endswith("DequantizeLinear_Output") for name in layer.input]
-    if sys.version_info < (3, 8):  # its ONNX Runtime, 1.14, rounds an operator's output for whoever reads it
+    if sys.version_info < (
+        3,
+        8,
+    ):  # its ONNX Runtime, 1.14, rounds an operator's output for whoever reads it
         rounded[0] = False
     assert not any(rounded)
 
 
 @pytest.mark.slow
-def test_a_run_whose_int8_is_below_a_minimum_reports_its_own_accuracy(small_work: Path, small_sample: Path,
-                                                                     tmp_path: Path) -> None:
+def test_a_run_whose_int8_is_below_a_minimum_reports_its_own_accuracy(
+    small_work: Path, small_sample: Path, tmp_path: Path
+) -> None:
     copy_products(small_work, tmp_path / "work")
     (tmp_path / "work" / "acc.json").unlink()  # whatever stands in the report is this run's
     (tmp_path / "work" / "acc_report.json").unlink()
-    said = refusal("scripts/pipeline.py", "--backend", "cpu", "--data", small_sample, "--workdir", tmp_path / "work",
-                   "--img-size", 64, "--precision", "int8", "--min-cosine", 1, status=3)
+    said = refusal(
+        "scripts/pipeline.py",
+        "--backend",
+        "cpu",
+        "--data",
+        small_sample,
+        "--workdir",
+        tmp_path / "work",
+        "--img-size",
+        64,
+        "--precision",
+        "int8",
+        "--min-cosine",
+        1,
+        status=3,
+    )
     assert said.splitlines()[-1].endswith("below --min-cosine 1.0"), said
     page = (tmp_path / "work" / "report.html").read_text()
     assert "below a minimum" in page and (tmp_path / "work" / "acc_float32.json").exists()
 
 
-@pytest.mark.parametrize("words, status, complaint", (
-    (["--max-drop", "0"], 2, "--max-drop and --labels go together"),
-    (["--device", "first"], 2, "a device (0 to 255), several joined by commas, or all is expected"),
-    ([], 1, "there is no amct_onnx on the PATH")))
-def test_what_quantising_for_the_card_needs(words: List[str], status: int, complaint: str, tiny: Path,
-                                            machine: Machine, tmp_path: Path) -> None:
-    done = start_here(quantize_amct.main, {"PATH": str(tmp_path)}, machine[1], "quantize_amct.py", tiny / "tiny.onnx",
-                      "int8.onnx", "--calibrate", tiny / "in", *words)
+@pytest.mark.parametrize(
+    "words, status, complaint",
+    (
+        (["--max-drop", "0"], 2, "--max-drop and --labels go together"),
+        (
+            ["--device", "first"],
+            2,
+            "a device (0 to 255), several joined by commas, or all is expected",
+        ),
+        ([], 1, "there is no amct_onnx on the PATH"),
+    ),
+)
+def test_what_quantising_for_the_card_needs(
+    words: List[str], status: int, complaint: str, tiny: Path, machine: Machine, tmp_path: Path
+) -> None:
+    done = start_here(
+        quantize_amct.main,
+        {"PATH": str(tmp_path)},
+        machine[1],
+        "quantize_amct.py",
+        tiny / "tiny.onnx",
+        "int8.onnx",
+        "--calibrate",
+        tiny / "in",
+        *words,
+    )
     assert done.returncode == status and complaint in done.stderr
 
 
 def test_an_empty_file_in_place_of_a_model_is_refused(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
-    done = start_here(quantize_amct.main, {"PATH": str(tmp_path)}, machine[1], "quantize_amct.py",
-                      tmp_path / "empty.onnx", "int8.onnx", "--calibrate", tmp_path)
-    assert done.returncode == 1 and "empty.onnx has opset 0, and AMCT reads 8 to 14" in done.stderr, done.stderr
+    done = start_here(
+        quantize_amct.main,
+        {"PATH": str(tmp_path)},
+        machine[1],
+        "quantize_amct.py",
+        tmp_path / "empty.onnx",
+        "int8.onnx",
+        "--calibrate",
+        tmp_path,
+    )
+    assert (
+        done.returncode == 1 and "empty.onnx has opset 0, and AMCT reads 8 to 14" in done.stderr
+    ), done.stderr
 
 
 def test_amct_that_fails_is_reported(tiny: Path, machine: Machine) -> None:
-    command = [machine[0]["TRESNET_PYTHON"], quantize_amct.__file__, tiny / "tiny.onnx", "int8.onnx", "--calibrate",
-               tiny / "in"]
+    command = [
+        machine[0]["TRESNET_PYTHON"],
+        quantize_amct.__file__,
+        tiny / "tiny.onnx",
+        "int8.onnx",
+        "--calibrate",
+        tiny / "in",
+    ]
     done = start(dict(machine[0], STANDIN_FAULT="amct-fail"), machine[1], *command)
-    assert done.returncode == 1 and "amct_onnx failed with status 1 and said" in done.stderr, done.stderr
+    assert done.returncode == 1 and "amct_onnx failed with status 1 and said" in done.stderr, (
+        done.stderr
+    )
     assert "the data overflow" in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,5 @@
 """The record of a product: what it believes, what it never destroys, what no damaged or crafted one can do."""
+
 import os
 import random
 import shutil
@@ -17,7 +18,16 @@ import numpy as np
 import onnx
 import pytest
 from conftest import ROOT, run_here
-from records import change_file, change_rows, made, restart, rows_of, unfinish, write_finished, write_rows
+from records import (
+    change_file,
+    change_rows,
+    made,
+    restart,
+    rows_of,
+    unfinish,
+    write_finished,
+    write_rows,
+)
 from test_infer import RUNNER, infer, make_model, overwrite, put_images, refuses
 
 import TResNet_postprocess
@@ -29,6 +39,7 @@ VICTIM = b"somebody's only copy"
 @pytest.fixture
 def limit() -> Iterator[None]:
     """Let a test that waits for ever fail."""
+
     def fail(number: int, frame: Any) -> None:
         raise AssertionError("it waits")
 
@@ -43,7 +54,12 @@ def limit() -> Iterator[None]:
 def product(tmp_path: Path) -> Path:
     """A file that this program made at once, with notes."""
     path = tmp_path / "net.onnx"
-    record.write(str(path), MADE_BY, {str(path): b"weights" * 100}, evaluation={"img_size": 224, "crop_pct": 0.875})
+    record.write(
+        str(path),
+        MADE_BY,
+        {str(path): b"weights" * 100},
+        evaluation={"img_size": 224, "crop_pct": 0.875},
+    )
     return path
 
 
@@ -61,10 +77,14 @@ def write_again(path: Path, content: bytes = b"new") -> None:
 
 # ---- what still holds ------------------------------------------------------------------------------------------------
 
+
 def test_a_product_is_current_until_its_recipe_or_its_content_is_another(product: Path) -> None:
     assert about(product).is_current(MADE_BY)
     other = Recipe({**MADE_BY.row, "options": {"size": 2}})
-    assert not about(product).is_current(other) and about(product).differences(other) == "other options"
+    assert (
+        not about(product).is_current(other)
+        and about(product).differences(other) == "other options"
+    )
     os.utime(str(product), ns=(1, 1))
     assert about(product).is_current(MADE_BY), "it was only touched"
     overwrite(product, b"weightz" * 100)
@@ -92,7 +112,9 @@ def test_what_an_earlier_run_made_beside_and_this_one_does_not_goes(tmp_path: Pa
     assert sorted(os.listdir(str(tmp_path))) == ["perf.json", "perf.record.jsonl"]
 
 
-def test_a_run_that_was_killed_between_name_and_row_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_killed_between_name_and_row_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "net.onnx"
 
     def killed(piece: record.Piece) -> Row:
@@ -105,7 +127,9 @@ def test_a_run_that_was_killed_between_name_and_row_goes_on(tmp_path: Path, monk
     assert path.read_bytes() == b"first" and not about(path).is_current(MADE_BY)
     write_again(path, b"second")
     assert path.read_bytes() == b"second" and sorted(os.listdir(str(tmp_path))) == [
-        "net.onnx", "net.onnx.record.jsonl"]
+        "net.onnx",
+        "net.onnx.record.jsonl",
+    ]
 
 
 def folder_run(work: Path, names: List[str]) -> record.Writer:
@@ -125,8 +149,15 @@ def test_a_folder_is_made_piece_by_piece_and_finished_pieces_stay(tmp_path: Path
         writer.publish([Draft("b", [["b.bin", 1, 1]], [writer.part("result/b", b"2")])])
         writer.finish(seconds=2.5)
     said = record.read(str(tmp_path / "result"))
-    assert said.finished and sorted(said.pieces) == ["a", "b"] and said.pieces["a"].inputs == [["a.bin", 1, 1]]
-    assert (tmp_path / "result" / "a").stat().st_ino == first and said.ending == {"pieces": 2, "seconds": 2.5}
+    assert (
+        said.finished
+        and sorted(said.pieces) == ["a", "b"]
+        and said.pieces["a"].inputs == [["a.bin", 1, 1]]
+    )
+    assert (tmp_path / "result" / "a").stat().st_ino == first and said.ending == {
+        "pieces": 2,
+        "seconds": 2.5,
+    }
 
 
 def test_a_finished_record_that_lost_a_piece_is_not_finished(tmp_path: Path) -> None:
@@ -143,7 +174,11 @@ def test_a_finished_record_that_lost_a_piece_is_not_finished(tmp_path: Path) -> 
 def test_with_other_settings_the_parts_that_a_killed_run_left_go(tmp_path: Path) -> None:
     """Its record knows the names from the beginning, also those of which nothing was finished."""
     folder_run(tmp_path, ["a.txt", "b.txt"]).__exit__(None, None, None)
-    for name in ("result/a.txt.0123abcd.part", "result/b.txt.89abcdef.part", "result.record.jsonl.00000000.part"):
+    for name in (
+        "result/a.txt.0123abcd.part",
+        "result/b.txt.89abcdef.part",
+        "result.record.jsonl.00000000.part",
+    ):
         (tmp_path / name).write_bytes(b"half")
     with folder_run(tmp_path, ["a.npy"]) as writer:
         writer.publish([Draft("a", [], [writer.part("result/a.npy", b"1")])])
@@ -153,14 +188,20 @@ def test_with_other_settings_the_parts_that_a_killed_run_left_go(tmp_path: Path)
 
 # ---- after a restart of the machine ----------------------------------------------------------------------------------
 
+
 def test_after_a_restart_a_finished_record_is_believed_and_an_unfinished_one_where_content_agrees(
-        tmp_path: Path) -> None:
+    tmp_path: Path,
+) -> None:
     with folder_run(tmp_path, ["a", "b", "c"]) as writer:
-        writer.publish([Draft(name, [], [writer.part(f"result/{name}", b"content")]) for name in "abc"])
+        writer.publish(
+            [Draft(name, [], [writer.part(f"result/{name}", b"content")]) for name in "abc"]
+        )
         writer.finish()
     path = tmp_path / "result.record.jsonl"
     overwrite(tmp_path / "result" / "b", bytes(7))
-    change_file(path, "result/b", ctime_ns=(tmp_path / "result" / "b").stat().st_ctime_ns)  # only the content tells it
+    change_file(
+        path, "result/b", ctime_ns=(tmp_path / "result" / "b").stat().st_ctime_ns
+    )  # only the content tells it
     (tmp_path / "result" / "c").write_bytes(b"")
     restart(path)
     said = record.read(str(tmp_path / "result"))
@@ -171,32 +212,40 @@ def test_after_a_restart_a_finished_record_is_believed_and_an_unfinished_one_whe
 
 
 def test_after_a_power_loss_empty_files_are_replaced_and_others_set_aside(
-        tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """The disk may have the names of all files, the content of some, and of the record only its beginning."""
     folder_run(tmp_path, ["a", "b", "c"]).__exit__(None, None, None)
     restart(tmp_path / "result.record.jsonl")
     (tmp_path / "result" / "a").write_bytes(b"")
     (tmp_path / "result" / "b").write_bytes(b"half")
     with folder_run(tmp_path, ["a", "b", "c"]) as writer:
-        writer.publish([Draft(name, [], [writer.part(f"result/{name}", b"content")]) for name in "abc"])
+        writer.publish(
+            [Draft(name, [], [writer.part(f"result/{name}", b"content")]) for name in "abc"]
+        )
         writer.finish()
     assert {path.read_bytes() for path in (tmp_path / "result").iterdir()} == {b"content"}
     assert [path.read_bytes() for path in (tmp_path / "result.aside").iterdir()] == [b"half"]
     assert capsys.readouterr().err.endswith(
-        f"{tmp_path}/result/b is not what this program made there, and lies in {tmp_path}/result.aside now\n")
+        f"{tmp_path}/result/b is not what this program made there, and lies in {tmp_path}/result.aside now\n"
+    )
 
 
 # ---- what is not ours stays ------------------------------------------------------------------------------------------
 
+
 def test_a_file_of_another_content_is_set_aside_and_the_product_made_again(
-        product: Path, capsys: pytest.CaptureFixture) -> None:
+    product: Path, capsys: pytest.CaptureFixture
+) -> None:
     product.write_bytes(VICTIM)
     write_again(product)
     product.write_bytes(VICTIM + b"!")
     write_again(product)
     aside = product.parent / "net.onnx.aside"
     assert product.read_bytes() == b"new"
-    assert (aside / "net.onnx").read_bytes() == VICTIM and (aside / "net.onnx.2").read_bytes() == VICTIM + b"!"
+    assert (aside / "net.onnx").read_bytes() == VICTIM and (
+        aside / "net.onnx.2"
+    ).read_bytes() == VICTIM + b"!"
     assert capsys.readouterr().err.count(f"and lies in {aside} now") == 2
     assert stat.S_IMODE(aside.stat().st_mode) & 0o027 == 0
 
@@ -205,10 +254,16 @@ def test_a_file_of_another_content_is_set_aside_and_the_product_made_again(
 def test_what_no_record_names_is_refused_and_stays(kind: str, tmp_path: Path) -> None:
     path, other = tmp_path / "net.onnx", tmp_path / "other"
     other.write_bytes(VICTIM)
-    {"file": lambda: path.write_bytes(b""), "folder": path.mkdir, "link": lambda: path.symlink_to(other),
-     "dangling link": lambda: path.symlink_to("nowhere")}[kind]()
+    {
+        "file": lambda: path.write_bytes(b""),
+        "folder": path.mkdir,
+        "link": lambda: path.symlink_to(other),
+        "dangling link": lambda: path.symlink_to("nowhere"),
+    }[kind]()
     before = path.lstat()
-    with pytest.raises(Refusal, match="net.onnx: no record says that this program made it; move it away"):
+    with pytest.raises(
+        Refusal, match="net.onnx: no record says that this program made it; move it away"
+    ):
         write_again(path)
     assert path.lstat() == before and sorted(os.listdir(str(tmp_path))) == ["net.onnx", "other"]
 
@@ -219,7 +274,10 @@ def test_a_link_in_the_place_of_a_product_is_replaced_and_its_target_stays(produ
     product.symlink_to("other")
     assert not about(product).is_current(MADE_BY)
     write_again(product)
-    assert product.read_bytes() == b"new" and (product.parent / "other").read_bytes() == b"weights" * 100
+    assert (
+        product.read_bytes() == b"new"
+        and (product.parent / "other").read_bytes() == b"weights" * 100
+    )
     assert not product.is_symlink()
 
 
@@ -245,43 +303,89 @@ def old_record(path: Path, folder: Path, prefix: str) -> None:
     """A crafted record as version 1.2 wrote them, which knows every file of a folder truly."""
     import hashlib
     import json
-    entries = [[f"{prefix}{file.name}", *files.stamp(file.stat()), hashlib.sha256(file.read_bytes()).hexdigest()]
-               for file in folder.iterdir()]
-    rows = [{"tool": "infer_onnx.py", "boot_id": "x"}, {"expected": [entry[0] for entry in entries]},
-            *({"inputs": [], "files": [entry]} for entry in entries)]
+
+    entries = [
+        [
+            f"{prefix}{file.name}",
+            *files.stamp(file.stat()),
+            hashlib.sha256(file.read_bytes()).hexdigest(),
+        ]
+        for file in folder.iterdir()
+    ]
+    rows = [
+        {"tool": "infer_onnx.py", "boot_id": "x"},
+        {"expected": [entry[0] for entry in entries]},
+        *({"inputs": [], "files": [entry]} for entry in entries),
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def new_record(path: Path, folder: Path, prefix: str) -> None:
     """A crafted record as this version writes them, which knows every file of a folder truly."""
-    pieces = [record.Piece(file.name, [], [made(folder, file.name)._replace(name=prefix + file.name)], {})
-              for file in folder.iterdir()]
-    announced = [[entry.name, entry.size, entry.checksum] for piece in pieces for entry in piece.files]
-    write_rows(path, [{"recipe": {"tool": "infer_onnx.py"}, "about": {}, "boot_id": record.boot_id()},
-                      {"expected": [entry[0] for entry in announced]}, {"announced": announced},
-                      *map(record.row_of, pieces), {"finished": True, "pieces": len(pieces)}])
+    pieces = [
+        record.Piece(file.name, [], [made(folder, file.name)._replace(name=prefix + file.name)], {})
+        for file in folder.iterdir()
+    ]
+    announced = [
+        [entry.name, entry.size, entry.checksum] for piece in pieces for entry in piece.files
+    ]
+    write_rows(
+        path,
+        [
+            {"recipe": {"tool": "infer_onnx.py"}, "about": {}, "boot_id": record.boot_id()},
+            {"expected": [entry[0] for entry in announced]},
+            {"announced": announced},
+            *map(record.row_of, pieces),
+            {"finished": True, "pieces": len(pieces)},
+        ],
+    )
 
 
 @pytest.mark.parametrize("craft", [old_record, new_record])
 def test_nothing_is_removed_through_a_link_in_the_place_of_the_product_folder(
-        craft: Callable[[Path, Path, str], None], tmp_path: Path) -> None:
+    craft: Callable[[Path, Path, str], None], tmp_path: Path
+) -> None:
     contents = somebodys(tmp_path / "home")
     images, model = put_images(tmp_path / "images", ["a.bin"]), make_model(tmp_path / "model.onnx")
     (tmp_path / "result").symlink_to("home")
     craft(tmp_path / "result.record.jsonl", tmp_path / "home", "result/")
     for force in ([], ["--force"]):
-        said = refuses("--model", model, "--input", images, "--output", tmp_path, "--output_dirname", "result",
-                       "--outfmt", "TXT", *force)
-        assert "result is a symbolic link, and nothing is made or removed through one; name " in said
+        said = refuses(
+            "--model",
+            model,
+            "--input",
+            images,
+            "--output",
+            tmp_path,
+            "--output_dirname",
+            "result",
+            "--outfmt",
+            "TXT",
+            *force,
+        )
+        assert (
+            "result is a symbolic link, and nothing is made or removed through one; name " in said
+        )
         assert said.count("\n") == 1
     assert {path.name: path.read_bytes() for path in (tmp_path / "home").iterdir()} == contents
 
 
 @pytest.mark.parametrize("craft", [old_record, new_record])
-@pytest.mark.parametrize("prefix", ["../home/", "{home}/", "result/../home/", "home/../home/", "./home/", "home//",
-                                    "result/x/../../home/"])
-def test_names_that_lead_out_of_the_records_folder_are_none(craft: Callable[[Path, Path, str], None], prefix: str,
-                                                            tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "../home/",
+        "{home}/",
+        "result/../home/",
+        "home/../home/",
+        "./home/",
+        "home//",
+        "result/x/../../home/",
+    ],
+)
+def test_names_that_lead_out_of_the_records_folder_are_none(
+    craft: Callable[[Path, Path, str], None], prefix: str, tmp_path: Path
+) -> None:
     work = tmp_path / "work"
     work.mkdir()
     contents = [somebodys(tmp_path / "home"), somebodys(work / "home")]
@@ -291,37 +395,69 @@ def test_names_that_lead_out_of_the_records_folder_are_none(craft: Callable[[Pat
     before = record.read(str(work / "result"))
     if craft is old_record:  # of which nothing is left: it is no record at all
         assert before.foreign and "is not a record of this program" in refuses(
-            "--model", model, "--input", images, "--output", work, "--output_dirname", "result")
+            "--model", model, "--input", images, "--output", work, "--output_dirname", "result"
+        )
     else:
         infer(model, images)
         assert (work / "result" / "a_0.txt").exists()
-    assert [{path.name: path.read_bytes() for path in folder.iterdir()}
-            for folder in (tmp_path / "home", work / "home")] == contents
+    assert [
+        {path.name: path.read_bytes() for path in folder.iterdir()}
+        for folder in (tmp_path / "home", work / "home")
+    ] == contents
 
 
-@pytest.mark.parametrize("name", ["a\0b", "", "/", "x" * 100_000, "result/" + "y" * 5000, 5, None, ["a"], {}, True,
-                                  "..", ".", "a/b/c", "\ud800"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a\0b",
+        "",
+        "/",
+        "x" * 100_000,
+        "result/" + "y" * 5000,
+        5,
+        None,
+        ["a"],
+        {},
+        True,
+        "..",
+        ".",
+        "a/b/c",
+        "\ud800",
+    ],
+)
 def test_names_that_no_file_can_have_do_no_harm(name: Any, tmp_path: Path) -> None:
     images, model = put_images(tmp_path / "images", ["a.bin"]), make_model(tmp_path / "model.onnx")
     entry = [name, 3, 1, 1, "00000000"]
-    write_rows(tmp_path / "result.record.jsonl", [
-        {"recipe": {"tool": "infer_onnx.py"}, "about": {}, "boot_id": ""}, {"expected": [name]},
-        {"announced": [[name, 3, "00000000"]]}, {"key": "a", "inputs": [], "files": [entry]},
-        {"finished": True, "pieces": 1}])
+    write_rows(
+        tmp_path / "result.record.jsonl",
+        [
+            {"recipe": {"tool": "infer_onnx.py"}, "about": {}, "boot_id": ""},
+            {"expected": [name]},
+            {"announced": [[name, 3, "00000000"]]},
+            {"key": "a", "inputs": [], "files": [entry]},
+            {"finished": True, "pieces": 1},
+        ],
+    )
     infer(model, images)
     assert (tmp_path / "result" / "a_0.txt").read_bytes() == b"0.000000 0.500000 0.000000 \n"
 
 
 def test_a_crafted_record_cannot_have_a_file_of_another_content_removed(
-        tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     images, model = put_images(tmp_path / "images", ["a.bin"]), make_model(tmp_path / "model.onnx")
     somebodys(tmp_path / "home")
     for name in ("thesis.txt", "home/thesis.txt"):
         (tmp_path / name).write_bytes(VICTIM)
     entries = [[name, len(VICTIM), 1, 1, "01234567"] for name in ("thesis.txt", "home/thesis.txt")]
-    write_rows(tmp_path / "result.record.jsonl", [
-        {"recipe": {"tool": "infer_onnx.py"}, "about": {}, "boot_id": record.boot_id()},
-        {"key": "a", "inputs": [], "files": entries}, {"finished": True, "pieces": 1}])
+    write_rows(
+        tmp_path / "result.record.jsonl",
+        [
+            {"recipe": {"tool": "infer_onnx.py"}, "about": {}, "boot_id": record.boot_id()},
+            {"key": "a", "inputs": [], "files": entries},
+            {"finished": True, "pieces": 1},
+        ],
+    )
     said = infer(model, images).stderr
     assert {path.read_bytes() for path in (tmp_path / "result.aside").iterdir()} == {VICTIM}
     assert len(os.listdir(str(tmp_path / "result.aside"))) == 2
@@ -329,7 +465,8 @@ def test_a_crafted_record_cannot_have_a_file_of_another_content_removed(
 
 
 def test_parts_get_fresh_names_so_nothing_that_lies_there_is_written_into(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A hard link, a link, a FIFO under the name that an earlier version took, and under the very name taken now."""
     victim = tmp_path / "victim"
     victim.write_bytes(VICTIM)
@@ -338,7 +475,11 @@ def test_parts_get_fresh_names_so_nothing_that_lies_there_is_written_into(
     for name in ("acc.json", "perf.json"):
         files.write_whole(str(tmp_path / name), b"new")
     monkeypatch.setattr(files.os, "urandom", lambda count: b"\1\2\3\4")
-    for make in (lambda path: os.link(str(victim), path), lambda path: os.symlink(str(victim), path), os.mkfifo):
+    for make in (
+        lambda path: os.link(str(victim), path),
+        lambda path: os.symlink(str(victim), path),
+        os.mkfifo,
+    ):
         make(str(tmp_path / "acc.json.01020304.part"))
         with pytest.raises(FileExistsError):
             files.write_whole(str(tmp_path / "acc.json"), b"newer")
@@ -346,7 +487,9 @@ def test_parts_get_fresh_names_so_nothing_that_lies_there_is_written_into(
     assert victim.read_bytes() == VICTIM and (tmp_path / "acc.json").read_bytes() == b"new"
 
 
-def test_the_accuracy_is_not_written_into_a_hard_link_under_the_old_parts_name(tmp_path: Path) -> None:
+def test_the_accuracy_is_not_written_into_a_hard_link_under_the_old_parts_name(
+    tmp_path: Path,
+) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(VICTIM)
     (tmp_path / "result").mkdir()
@@ -354,11 +497,18 @@ def test_the_accuracy_is_not_written_into_a_hard_link_under_the_old_parts_name(t
     (tmp_path / "labels.txt").write_text("a 1\n")
     os.link(str(victim), str(tmp_path / "acc.json.part"))
     os.symlink(str(victim), str(tmp_path / "acc_report.json.part"))
-    run_here(TResNet_postprocess.main, tmp_path / "result", tmp_path / "labels.txt", tmp_path, "acc.json")
-    assert victim.read_bytes() == VICTIM and victim.stat().st_nlink == 2 and (tmp_path / "acc.json").exists()
+    run_here(
+        TResNet_postprocess.main, tmp_path / "result", tmp_path / "labels.txt", tmp_path, "acc.json"
+    )
+    assert (
+        victim.read_bytes() == VICTIM
+        and victim.stat().st_nlink == 2
+        and (tmp_path / "acc.json").exists()
+    )
 
 
 # ---- what is not a regular file --------------------------------------------------------------------------------------
+
 
 def make_device(path: str) -> None:
     try:
@@ -382,23 +532,46 @@ irregular = pytest.mark.parametrize("make", IRREGULAR, ids=["FIFO", "device", "s
 
 
 @irregular
-@pytest.mark.parametrize("name, words", [("result.record.jsonl", []), ("images/manifest.jsonl", []),
-                                         ("model.onnx.record.jsonl", []), ("model.onnx", []),
-                                         ("aipp.cfg", ["--aipp", "aipp.cfg"])])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("result.record.jsonl", []),
+        ("images/manifest.jsonl", []),
+        ("model.onnx.record.jsonl", []),
+        ("model.onnx", []),
+        ("aipp.cfg", ["--aipp", "aipp.cfg"]),
+    ],
+)
 def test_the_inference_opens_nothing_that_is_not_a_regular_file(
-        name: str, words: List[str], make: Callable[[str], Any], limit: None, tmp_path: Path) -> None:
+    name: str, words: List[str], make: Callable[[str], Any], limit: None, tmp_path: Path
+) -> None:
     images, model = put_images(tmp_path / "images", ["a.bin"]), make_model(tmp_path / "model.onnx")
     if (tmp_path / name).exists():
         (tmp_path / name).unlink()
     make(str(tmp_path / name))
-    said = refuses("--model", model, "--input", images, "--output", tmp_path, "--output_dirname", "result", *words,
-                   cwd=str(tmp_path))
-    assert said.count("\n") == 1 and os.path.basename(name) in said and not (tmp_path / "result").exists()
+    said = refuses(
+        "--model",
+        model,
+        "--input",
+        images,
+        "--output",
+        tmp_path,
+        "--output_dirname",
+        "result",
+        *words,
+        cwd=str(tmp_path),
+    )
+    assert (
+        said.count("\n") == 1
+        and os.path.basename(name) in said
+        and not (tmp_path / "result").exists()
+    )
 
 
 @irregular
 def test_a_result_that_is_not_a_regular_file_is_set_aside_and_made_again(
-        make: Callable[[str], Any], limit: None, tmp_path: Path) -> None:
+    make: Callable[[str], Any], limit: None, tmp_path: Path
+) -> None:
     images, model = put_images(tmp_path / "images", ["a.bin"]), make_model(tmp_path / "model.onnx")
     result = tmp_path / "result" / "a_0.txt"
     infer(model, images)
@@ -406,15 +579,21 @@ def test_a_result_that_is_not_a_regular_file_is_set_aside_and_made_again(
     make(str(result))
     kind = stat.S_IFMT(result.lstat().st_mode)
     done = infer(model, images)
-    assert "1 images inferred" in done.stdout and result.read_bytes() == b"0.000000 0.500000 0.000000 \n"
+    assert (
+        "1 images inferred" in done.stdout
+        and result.read_bytes() == b"0.000000 0.500000 0.000000 \n"
+    )
     assert stat.S_IFMT((tmp_path / "result.aside" / "a_0.txt").lstat().st_mode) == kind
     assert f"lies in {tmp_path}/result.aside now" in done.stderr
 
 
 @irregular
-@pytest.mark.parametrize("name", ["labels.txt", "result/a_0.txt", "result.record.jsonl", "acc.json", "acc_report.json"])
+@pytest.mark.parametrize(
+    "name", ["labels.txt", "result/a_0.txt", "result.record.jsonl", "acc.json", "acc_report.json"]
+)
 def test_the_accuracy_opens_nothing_that_is_not_a_regular_file(
-        name: str, make: Callable[[str], Any], limit: None, tmp_path: Path) -> None:
+    name: str, make: Callable[[str], Any], limit: None, tmp_path: Path
+) -> None:
     (tmp_path / "result").mkdir()
     (tmp_path / "result" / "a_0.txt").write_text("1.000000 2.000000 \n")
     (tmp_path / "labels.txt").write_text("a 1\n")
@@ -422,34 +601,54 @@ def test_the_accuracy_opens_nothing_that_is_not_a_regular_file(
         (tmp_path / name).unlink()
     make(str(tmp_path / name))
     with pytest.raises(Refusal) as refusal:
-        run_here(TResNet_postprocess.main, tmp_path / "result", tmp_path / "labels.txt", tmp_path, "acc.json")
+        run_here(
+            TResNet_postprocess.main,
+            tmp_path / "result",
+            tmp_path / "labels.txt",
+            tmp_path,
+            "acc.json",
+        )
     assert os.path.basename(name) in refusal.value.sentence and "\n" not in refusal.value.sentence
     assert stat.S_IFMT((tmp_path / name).lstat().st_mode) != stat.S_IFREG
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, make_device, make_socket, lambda path: os.symlink("elsewhere", path)],
-                         ids=["FIFO", "device", "socket", "link"])
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, make_device, make_socket, lambda path: os.symlink("elsewhere", path)],
+    ids=["FIFO", "device", "socket", "link"],
+)
 def test_a_lock_is_a_regular_file(make: Callable[[str], Any], limit: None, tmp_path: Path) -> None:
     make(str(tmp_path / ".lock"))
-    with pytest.raises(Refusal, match=".lock cannot be locked: it is (a symbolic link|not a regular file); remove it"):
+    with pytest.raises(
+        Refusal,
+        match=".lock cannot be locked: it is (a symbolic link|not a regular file); remove it",
+    ):
         files.hold(str(tmp_path / ".lock"))
     assert os.listdir(str(tmp_path)) == [".lock"]
 
 
 # ---- an input is all its files, and what was loaded is what is recorded ----------------------------------------------
 
+
 def model_in_two_files(folder: Path, scale: float) -> Path:
     """The model of test_infer with its weights in weights.bin beside it."""
     folder.mkdir()
     whole = onnx.load(str(make_model(folder / "whole.onnx", scale=scale)))
-    onnx.save_model(whole, str(folder / "model.onnx"), save_as_external_data=True, location="weights.bin",
-                    size_threshold=0)
+    onnx.save_model(
+        whole,
+        str(folder / "model.onnx"),
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
     (folder / "whole.onnx").unlink()
     return folder / "model.onnx"
 
 
 def test_another_content_of_a_models_data_file_is_seen(tmp_path: Path) -> None:
-    model, other = (model_in_two_files(tmp_path / name, scale) for name, scale in (("a", 1.0), ("b", 2.0)))
+    model, other = (
+        model_in_two_files(tmp_path / name, scale) for name, scale in (("a", 1.0), ("b", 2.0))
+    )
     assert model.read_bytes() == other.read_bytes(), "only the data file differs"
     images = put_images(tmp_path / "images", ["a.bin"])
     infer(model, images, "--batchsize", 1)
@@ -465,7 +664,8 @@ def test_another_content_of_a_models_data_file_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [[], ["--batchsize", 1]], ids=["loaded first", "hashed first"])
 @pytest.mark.parametrize("turn_back", [False, True])
 def test_a_model_that_is_replaced_while_the_inference_begins_is_refused(
-        words: List[object], turn_back: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: List[object], turn_back: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A link that is turned to another model between the two readings, and back again after the second."""
     models = [make_model(tmp_path / f"{scale}.onnx", scale=scale) for scale in (1.0, 2.0)]
     link, images = tmp_path / "model.onnx", put_images(tmp_path / "images", ["a.bin"])
@@ -485,7 +685,17 @@ def test_a_model_that_is_replaced_while_the_inference_begins_is_refused(
             turn(models[0])
         return found
 
-    command = ("--model", link, "--input", images, "--output", tmp_path, "--output_dirname", "result", *words)
+    command = (
+        "--model",
+        link,
+        "--input",
+        images,
+        "--output",
+        tmp_path,
+        "--output_dirname",
+        "result",
+        *words,
+    )
     with monkeypatch.context() as patched:
         patched.setattr(*second, swapped)
         said = refuses(*command)
@@ -519,6 +729,7 @@ def test_an_input_that_is_replaced_before_the_product_is_written_is_refused(tmp_
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
 
+
 def flips(content: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
     """The content with one bit flipped, in turn each of so many chosen by chance."""
     places = random.Random(seed).sample(range(8 * len(content)), min(count, 8 * len(content)))
@@ -547,7 +758,9 @@ def test_no_flipped_bit_of_a_products_record_changes_what_it_says(product: Path)
 
 
 @pytest.mark.slow
-def test_no_flipped_bit_of_an_exported_models_record_changes_the_evaluation(small_model: Path) -> None:
+def test_no_flipped_bit_of_an_exported_models_record_changes_the_evaluation(
+    small_model: Path,
+) -> None:
     path = small_model / "tresnet.onnx.record.jsonl"
     whole = record.read(str(small_model / "tresnet.onnx"))
     made_by = Recipe(whole.recipe)
@@ -555,16 +768,23 @@ def test_no_flipped_bit_of_an_exported_models_record_changes_the_evaluation(smal
     for damaged in flips(path.read_bytes(), 2000):
         said = Record(str(path), damaged)
         assert said.notes in (whole.notes, {})
-        assert facts(said) == facts(whole) or not (said.finished and said.pieces and said.recipe == whole.recipe)
+        assert facts(said) == facts(whole) or not (
+            said.finished and said.pieces and said.recipe == whole.recipe
+        )
 
 
 def test_no_flipped_bit_of_a_manifest_makes_other_settings_or_sources(tmp_path: Path) -> None:
     from common.data import prepared
+
     put_images(tmp_path / "prep", [f"{index}.bin" for index in range(5)])
     pieces = {f"{index}.png": [f"{index}.bin"] for index in range(5)}
-    write_finished(tmp_path / "prep" / "manifest.jsonl", {"tool": prepared.TOOL, "options": {"img_size": 4},
-                                                          "versions": {"numpy": "1"}},
-                   pieces, {"given": ["img_size"]}, {"bad.png": {"error": "empty"}})
+    write_finished(
+        tmp_path / "prep" / "manifest.jsonl",
+        {"tool": prepared.TOOL, "options": {"img_size": 4}, "versions": {"numpy": "1"}},
+        pieces,
+        {"given": ["img_size"]},
+        {"bad.png": {"error": "empty"}},
+    )
     content = (tmp_path / "prep" / "manifest.jsonl").read_bytes()
     whole = prepared.read(str(tmp_path / "prep"))
     assert whole.bad and len(whole.sources) == 5
@@ -574,7 +794,9 @@ def test_no_flipped_bit_of_a_manifest_makes_other_settings_or_sources(tmp_path: 
         said = prepared.described(record_now)
         for before, now in zip(whole, said):
             assert now.items() <= before.items()
-        assert (said.settings, said.about) in ((whole.settings, whole.about), ({}, {})), "together or not at all"
+        assert (said.settings, said.about) in ((whole.settings, whole.about), ({}, {})), (
+            "together or not at all"
+        )
         assert said == whole or not record_now.finished or not record_now.recipe
         lost += said != whole
     assert lost > 1000
@@ -585,42 +807,65 @@ def test_a_flipped_bit_in_any_row_costs_no_more_than_making_it_again(product: Pa
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 5
     for place, line in enumerate(lines):
-        path.write_bytes(b"".join([*lines[:place], bytes([line[0] ^ 1]) + line[1:], *lines[place + 1:]]))
+        path.write_bytes(
+            b"".join([*lines[:place], bytes([line[0] ^ 1]) + line[1:], *lines[place + 1 :]])
+        )
         if not about(product).is_current(MADE_BY):
             record.write(str(product), MADE_BY, {str(product): b"weights" * 100})
         assert about(product).is_current(MADE_BY) and product.read_bytes() == b"weights" * 100
     assert not (product.parent / "net.onnx.aside").exists()
 
 
-@pytest.mark.parametrize("content", [b"\n", b"no record\n", b'{"audio": "a.wav"}\n', b"\xff" * 100, b"[" * 100_000,
-                                     b'{"boot_id": 1}\n', b'[1]\n', b"\r" * 50])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\n",
+        b"no record\n",
+        b'{"audio": "a.wav"}\n',
+        b"\xff" * 100,
+        b"[" * 100_000,
+        b'{"boot_id": 1}\n',
+        b"[1]\n",
+        b"\r" * 50,
+    ],
+)
 def test_a_file_that_is_not_a_record_is_refused_and_stays(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "net.onnx.record.jsonl").write_bytes(content)
-    with pytest.raises(Refusal, match="net.onnx.record.jsonl is not a record of this program; move it away"):
+    with pytest.raises(
+        Refusal, match="net.onnx.record.jsonl is not a record of this program; move it away"
+    ):
         write_again(tmp_path / "net.onnx")
     assert (tmp_path / "net.onnx.record.jsonl").read_bytes() == content
 
 
 # ---- accuracy --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("count", [12, 20])
 def test_results_that_changed_places_are_refused_even_where_no_time_tells_it(
-        count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some file systems have no time of a change; the time of the last modification is set as it was."""
-    monkeypatch.setattr(files, "stamp", lambda status: (status.st_size, status.st_mtime_ns, status.st_mtime_ns))
+    monkeypatch.setattr(
+        files, "stamp", lambda status: (status.st_size, status.st_mtime_ns, status.st_mtime_ns)
+    )
     names = [f"i{index:02}" for index in range(20)]
-    images, model = put_images(tmp_path / "images", [f"{name}.bin" for name in names]), make_model(
-        tmp_path / "model.onnx")
+    images, model = (
+        put_images(tmp_path / "images", [f"{name}.bin" for name in names]),
+        make_model(tmp_path / "model.onnx"),
+    )
     infer(model, images)
     (tmp_path / "labels.txt").write_text("".join(f"{name} 0\n" for name in names))
     accuracy = (tmp_path / "result", tmp_path / "labels.txt", tmp_path, "acc.json")
     run_here(TResNet_postprocess.main, *accuracy)
     before = (tmp_path / "acc.json").read_bytes()
-    chosen = [tmp_path / "result" / f"{name}_0.txt" for name in names[20 - count:]]
+    chosen = [tmp_path / "result" / f"{name}_0.txt" for name in names[20 - count :]]
     contents = [path.read_bytes() for path in chosen]
     for path, content in zip(chosen, [*contents[1:], contents[0]]):
         overwrite(path, content)
-    with pytest.raises(Refusal, match=f"{count} results in .* are not those of the run that made the others"):
+    with pytest.raises(
+        Refusal, match=f"{count} results in .* are not those of the run that made the others"
+    ):
         run_here(TResNet_postprocess.main, *accuracy)
     assert (tmp_path / "acc.json").read_bytes() == before
     infer(model, images, "--force")
@@ -630,8 +875,14 @@ def test_results_that_changed_places_are_refused_even_where_no_time_tells_it(
 
 # ---- records of version 1.2 and before -------------------------------------------------------------------------------
 
-def test_what_an_older_version_made_is_made_again_and_what_was_changed_since_is_set_aside(tmp_path: Path) -> None:
-    images, model = put_images(tmp_path / "images", ["a.bin", "b.bin", "c.bin"]), make_model(tmp_path / "model.onnx")
+
+def test_what_an_older_version_made_is_made_again_and_what_was_changed_since_is_set_aside(
+    tmp_path: Path,
+) -> None:
+    images, model = (
+        put_images(tmp_path / "images", ["a.bin", "b.bin", "c.bin"]),
+        make_model(tmp_path / "model.onnx"),
+    )
     infer(model, images)
     old_record(tmp_path / "result.record.jsonl", tmp_path / "result", "result/")
     (tmp_path / "result_summary.json").unlink()
@@ -639,18 +890,31 @@ def test_what_an_older_version_made_is_made_again_and_what_was_changed_since_is_
     (tmp_path / "result" / "c_0.txt").write_bytes(b"")
     done = infer(model, images)
     assert "everything is inferred again: an earlier version of this program made it" in done.stdout
-    assert "3 images inferred" in done.stdout and "b_0.txt is not what this program made there" in done.stderr
+    assert (
+        "3 images inferred" in done.stdout
+        and "b_0.txt is not what this program made there" in done.stderr
+    )
     assert [path.read_bytes() for path in (tmp_path / "result.aside").iterdir()] == [VICTIM]
     assert "are up to date" in infer(model, images).stdout
 
 
 def test_of_an_older_version_a_bin_is_known_by_its_times(tmp_path: Path) -> None:
     import json
+
     put_images(tmp_path, ["a.bin", "b.bin"])
     _, modified, changed = files.stamp((tmp_path / "a.bin").stat())
-    rows = [{"tool": "TResNet_preprocess.py", "boot_id": "x"},
-            *({"bin": f"{stem}.bin", "source": f"{stem}.png", "bin_mtime_ns": modified, "bin_ctime_ns": changed}
-              for stem in "ab")]
+    rows = [
+        {"tool": "TResNet_preprocess.py", "boot_id": "x"},
+        *(
+            {
+                "bin": f"{stem}.bin",
+                "source": f"{stem}.png",
+                "bin_mtime_ns": modified,
+                "bin_ctime_ns": changed,
+            }
+            for stem in "ab"
+        ),
+    ]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.utime(str(tmp_path / "b.bin"))
     said = record.read_path(str(tmp_path / "manifest.jsonl"))
@@ -660,10 +924,15 @@ def test_of_an_older_version_a_bin_is_known_by_its_times(tmp_path: Path) -> None
 
 # ---- the recipe ------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def copied_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the program's sources, which recipe.sources() reads."""
-    shutil.copytree(str(ROOT / "scripts"), str(tmp_path / "scripts"), ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        str(ROOT / "scripts"),
+        str(tmp_path / "scripts"),
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     for path in ROOT.glob("*.py"):
         shutil.copy(str(path), str(tmp_path))
     monkeypatch.setattr(recipe, "ROOT", str(tmp_path))
@@ -671,12 +940,22 @@ def copied_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-PROGRAMS = ("TResNet_preprocess.py", "TResNet_pth2onnx.py", RUNNER, "scripts/infer_om.py", "scripts/onnx2om.py",
-            "scripts/perf_sweep.py", "scripts/report.py", "scripts/forecast_fp16.py", "scripts/quantize_onnx.py")
+PROGRAMS = (
+    "TResNet_preprocess.py",
+    "TResNet_pth2onnx.py",
+    RUNNER,
+    "scripts/infer_om.py",
+    "scripts/onnx2om.py",
+    "scripts/perf_sweep.py",
+    "scripts/report.py",
+    "scripts/forecast_fp16.py",
+    "scripts/quantize_onnx.py",
+)
 
 
 def changed_by(root: Path, name: str) -> List[str]:
     """The programs whose recipe changes with a comment in a file of scripts/common."""
+
     def all_sources() -> List[str]:
         recipe.sources.cache_clear()
         recipe.read_once.cache_clear()
@@ -689,33 +968,61 @@ def changed_by(root: Path, name: str) -> List[str]:
     return [program for program, one, other in zip(PROGRAMS, before, after) if one != other]
 
 
-def test_a_comment_in_a_module_changes_the_recipes_of_the_programs_that_import_it_alone(copied_program: Path) -> None:
-    assert changed_by(copied_program, "plots.py") == ["scripts/perf_sweep.py", "scripts/report.py",
-                                                      "scripts/forecast_fp16.py"]
-    assert changed_by(copied_program, "graph.py") == ["TResNet_pth2onnx.py"], "imported in a function"
+def test_a_comment_in_a_module_changes_the_recipes_of_the_programs_that_import_it_alone(
+    copied_program: Path,
+) -> None:
+    assert changed_by(copied_program, "plots.py") == [
+        "scripts/perf_sweep.py",
+        "scripts/report.py",
+        "scripts/forecast_fp16.py",
+    ]
+    assert changed_by(copied_program, "graph.py") == ["TResNet_pth2onnx.py"], (
+        "imported in a function"
+    )
     assert "TResNet_preprocess.py" in changed_by(copied_program, "images.py"), "imported directly"
-    assert "TResNet_preprocess.py" in changed_by(copied_program, "native.py"), "through another module"
-    assert "TResNet_preprocess.py" in changed_by(copied_program, "resize.c"), "compiled by another module"
+    assert "TResNet_preprocess.py" in changed_by(copied_program, "native.py"), (
+        "through another module"
+    )
+    assert "TResNet_preprocess.py" in changed_by(copied_program, "resize.c"), (
+        "compiled by another module"
+    )
     assert not {RUNNER, "TResNet_pth2onnx.py"} & set(changed_by(copied_program, "resize.c"))
     assert set(changed_by(copied_program, "cli.py")) == set(PROGRAMS)
     assert set(changed_by(copied_program, "__init__.py")) == set(PROGRAMS)
     assert changed_by(copied_program, "progress.py") == []
 
 
-def test_a_module_in_a_package_counts_with_the_packages_that_it_lies_in(tmp_path: Path, copied_program: Path) -> None:
+def test_a_module_in_a_package_counts_with_the_packages_that_it_lies_in(
+    tmp_path: Path, copied_program: Path
+) -> None:
     package = copied_program / "scripts" / "common" / "deep" / "er"
     package.mkdir(parents=True)
     for path in (package.parent / "__init__.py", package / "__init__.py"):
         path.write_text("")
-    (package / "one.py").write_text("from common.deep.er import (two,\n                            three)\n")
+    (package / "one.py").write_text(
+        "from common.deep.er import (two,\n                            three)\n"
+    )
     (package / "two.py").write_text('SOURCE = "fast.c"\n')
     (package / "three.py").write_text("def f() -> None:\n    import common.deep.other as x, os\n")
     (package.parent / "other.py").write_text("")
     (package / "fast.c").write_text("")
     (copied_program / "program.py").write_text("from common.deep.er.one import name\n")
-    found = {os.path.relpath(path, str(copied_program)) for path in recipe.closure(str(copied_program / "program.py"))}
-    inside = {f"scripts/common/deep/{name}" for name in (
-        "__init__.py", "other.py", "er/__init__.py", "er/one.py", "er/two.py", "er/three.py", "er/fast.c")}
+    found = {
+        os.path.relpath(path, str(copied_program))
+        for path in recipe.closure(str(copied_program / "program.py"))
+    }
+    inside = {
+        f"scripts/common/deep/{name}"
+        for name in (
+            "__init__.py",
+            "other.py",
+            "er/__init__.py",
+            "er/one.py",
+            "er/two.py",
+            "er/three.py",
+            "er/fast.c",
+        )
+    }
     assert found == {"program.py", "scripts/common/__init__.py", *inside}
 
 
@@ -723,22 +1030,37 @@ def test_a_module_in_a_package_counts_with_the_packages_that_it_lies_in(tmp_path
 def test_every_module_that_a_program_really_loads_is_in_its_recipe(program: str) -> None:
     import subprocess
     import sys
-    code = ("import os, runpy, sys; sys.path.insert(0, os.path.dirname(sys.argv[1]));"
-            "runpy.run_path(sys.argv[1], run_name='other');"
-            "print(*(module.__file__ for name, module in sys.modules.items() if name.split('.')[0] == 'common'))")
-    done = subprocess.run([sys.executable, "-c", code, str(ROOT / program)], stdout=subprocess.PIPE, check=True,
-                          env=dict(os.environ, PYTHONPATH=str(ROOT / "scripts")))
+
+    code = (
+        "import os, runpy, sys; sys.path.insert(0, os.path.dirname(sys.argv[1]));"
+        "runpy.run_path(sys.argv[1], run_name='other');"
+        "print(*(module.__file__ for name, module in sys.modules.items() if name.split('.')[0] == 'common'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / program)],
+        stdout=subprocess.PIPE,
+        check=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT / "scripts")),
+    )
     loaded = {os.path.realpath(path) for path in done.stdout.decode().split()}
     counted = set(map(os.path.realpath, recipe.closure(str(ROOT / program))))
     assert len(loaded) >= 3
-    assert {path for path in loaded - counted if os.path.basename(path) not in recipe.NOT_COUNTED} == set()
+    assert {
+        path for path in loaded - counted if os.path.basename(path) not in recipe.NOT_COUNTED
+    } == set()
 
 
 def test_the_recipe_names_inputs_and_settings_by_content(tmp_path: Path) -> None:
     for name in ("in", "settings"):
         (tmp_path / name).write_text(name)
-    found = recipe.make(__file__, {"size": (1, 2)}, ("numpy", "no-such-package"), [str(tmp_path / "in")],
-                        [str(tmp_path / "settings")], device="CPU")
+    found = recipe.make(
+        __file__,
+        {"size": (1, 2)},
+        ("numpy", "no-such-package"),
+        [str(tmp_path / "in")],
+        [str(tmp_path / "settings")],
+        device="CPU",
+    )
     assert found.row["options"] == {"size": [1, 2]} and found.row["device"] == "CPU"
     assert found.row["versions"] == {"numpy": np.__version__, "no-such-package": ""}
     assert found.row["inputs"] == [["in", recipe.sha256(str(tmp_path / "in"))]]
@@ -747,13 +1069,16 @@ def test_the_recipe_names_inputs_and_settings_by_content(tmp_path: Path) -> None
 
 # ---- who may become a product ----------------------------------------------------------------------------------------
 
+
 def test_a_file_of_another_program_is_adopted_only_if_it_is_one(tmp_path: Path) -> None:
     (tmp_path / "made").write_bytes(b"model")
     os.chmod(str(tmp_path / "made"), 0o666)
     (tmp_path / "link").symlink_to("made")
     with pytest.raises(Refusal, match="link is a link or not a regular file"):
         record.adopt(str(tmp_path / "net.om"), MADE_BY, str(tmp_path / "link"))
-    record.adopt(str(tmp_path / "net.om"), MADE_BY, str(tmp_path / "made"), evaluation={"img_size": 224})
+    record.adopt(
+        str(tmp_path / "net.om"), MADE_BY, str(tmp_path / "made"), evaluation={"img_size": 224}
+    )
     assert (tmp_path / "net.om").read_bytes() == b"model" and not (tmp_path / "made").exists()
     assert stat.S_IMODE((tmp_path / "net.om").stat().st_mode) == 0o640
     assert about(tmp_path / "net.om").is_current(MADE_BY)
@@ -763,6 +1088,8 @@ def test_a_file_of_another_program_is_adopted_only_if_it_is_one(tmp_path: Path) 
 def test_a_part_is_what_its_checksum_says(tmp_path: Path) -> None:
     with folder_run(tmp_path, ["a"]) as writer:
         part = writer.part("result/a", np.arange(4, dtype="<f4"))
-        assert part == Part("result/a", part.path, 16, files.checksum(np.arange(4, dtype="<f4").tobytes()))
-        piece, = writer.publish([Draft("a", [], [part])])
+        assert part == Part(
+            "result/a", part.path, 16, files.checksum(np.arange(4, dtype="<f4").tobytes())
+        )
+        (piece,) = writer.publish([Draft("a", [], [part])])
     assert piece.files == [made(tmp_path, "result/a")] and isinstance(piece.files[0], Made)

@@ -1,4 +1,5 @@
 """The report: its figures are the known ones, hostile names stay text, it is small, and a real browser is content."""
+
 import json
 import re
 import shutil
@@ -20,9 +21,18 @@ from browser import PROGRAM, Page, browser
 from conftest import ROOT, Shared, refusal
 from records import write_finished, write_prepared
 
-HOSTILE = ["<script>alert(1)</script>", "\"quotes' and `ticks`", "right\u202eto left\u2066", "&amp;&#60;b&#62;",
-           "{{ 7 * 7 }}", "x" * 255, "</title></style><img src=x onerror=alert(2)>", "línea\x1b[31m",
-           "北京烤鸭", "$x^2$"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"quotes' and `ticks`",
+    "right\u202eto left\u2066",
+    "&amp;&#60;b&#62;",
+    "{{ 7 * 7 }}",
+    "x" * 255,
+    "</title></style><img src=x onerror=alert(2)>",
+    "línea\x1b[31m",
+    "北京烤鸭",
+    "$x^2$",
+]
 
 
 def make(work: Path, *words: object) -> str:
@@ -42,10 +52,14 @@ def text(page: str) -> str:
 @pytest.fixture(scope="session")
 def card(shared: Shared) -> Path:
     """A made-up run on the card: 300 images of 20 classes, 240 right, 285 within five."""
+
     def fill(folder: Path) -> None:
-        _, logits = made_up.run(folder, 300, 20, 240, 285, names=[f"thing {place}" for place in range(20)])
+        _, logits = made_up.run(
+            folder, 300, 20, 240, 285, names=[f"thing {place}" for place in range(20)]
+        )
         made_up.on_card(folder, logits)
         make(folder)
+
     return shared("report card", fill)
 
 
@@ -58,6 +72,7 @@ def copy(card: Path, tmp_path: Path) -> Path:
 
 # ---- the figures -----------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def found() -> figures.Predictions:
     """Predictions of 500 images of 7 classes, some of equal scores."""
@@ -65,21 +80,33 @@ def found() -> figures.Predictions:
     scores = np.round(random.normal(0, 2, (500, 7)), 1).astype(np.float32)
     true = random.randint(0, 7, 500)
     scores[np.arange(500), true] += np.float32(1.5)
-    return figures.join([figures.summarise(scores[start:start + 100], true[start:start + 100, None].tolist())
-                         for start in range(0, 500, 100)])
+    return figures.join(
+        [
+            figures.summarise(scores[start : start + 100], true[start : start + 100, None].tolist())
+            for start in range(0, 500, 100)
+        ]
+    )
 
 
 def test_predictions_are_the_highest_scores_and_of_equal_ones_the_lower_class() -> None:
-    found = figures.summarise(np.array([[1, 3, 3, 0, 2, -1], [0, 0, 0, 0, 0, 0]], np.float32), [[2], [5]])
-    assert found.top.tolist() == [[1, 2, 4, 0, 3], [0, 1, 2, 3, 4]] and found.rank.tolist() == [1, 5]
+    found = figures.summarise(
+        np.array([[1, 3, 3, 0, 2, -1], [0, 0, 0, 0, 0, 0]], np.float32), [[2], [5]]
+    )
+    assert found.top.tolist() == [[1, 2, 4, 0, 3], [0, 1, 2, 3, 4]] and found.rank.tolist() == [
+        1,
+        5,
+    ]
     assert found.confidence[1] == pytest.approx(1 / 6)
     several = figures.summarise(np.array([[1, 3, 2]], np.float32), [[0, 2]])
-    assert several.true.tolist() == [2] and several.rank.tolist() == [1], "the best of several right answers counts"
+    assert several.true.tolist() == [2] and several.rank.tolist() == [1], (
+        "the best of several right answers counts"
+    )
 
 
 @pytest.mark.slow
 def test_confusion_and_accuracy_of_classes_are_scikit_learns(found: figures.Predictions) -> None:
     from sklearn import metrics
+
     matrix = metrics.confusion_matrix(found.true, found.top[:, 0])
     pairs = {(i, j): matrix[i, j] for i in range(7) for j in range(7) if i != j and matrix[i, j]}
     rows = figures.confused(found)
@@ -87,59 +114,86 @@ def test_confusion_and_accuracy_of_classes_are_scikit_learns(found: figures.Pred
     assert [row[2] for row in rows] == sorted(pairs.values(), reverse=True)
     recall = metrics.recall_score(found.true, found.top[:, 0], average=None)
     classes = figures.by_class(found)
-    assert {row["class"]: row["top1"] / row["images"] for row in classes} == pytest.approx(dict(enumerate(recall)))
+    assert {row["class"]: row["top1"] / row["images"] for row in classes} == pytest.approx(
+        dict(enumerate(recall))
+    )
     assert [row["top1"] / row["images"] for row in classes] == sorted(recall)
     for row in classes:
         others = np.delete(matrix[row["class"]], row["class"])
-        assert row["times"] == others.max() and matrix[row["class"], row["taken_for"]] == row["times"]
+        assert (
+            row["times"] == others.max() and matrix[row["class"], row["taken_for"]] == row["times"]
+        )
 
     accuracy = np.trace(matrix) / 500
     assert figures.coverage(found)[-1] == pytest.approx((1.0, accuracy))
 
 
-def test_the_calibration_error_agrees_with_scikit_learns_calibration_curve(found: figures.Predictions) -> None:
+def test_the_calibration_error_agrees_with_scikit_learns_calibration_curve(
+    found: figures.Predictions,
+) -> None:
     from sklearn.calibration import calibration_curve
+
     accuracy, confidence = calibration_curve(found.correct, found.confidence, n_bins=15)
     calibration = figures.calibration(found)
     full = [row for row in calibration["bins"] if row["images"]]
     assert [row["accuracy"] for row in full] == pytest.approx(accuracy)
     assert [row["confidence"] for row in full] == pytest.approx(confidence)
     weights = np.array([row["images"] for row in full]) / 500
-    assert calibration["error"] == pytest.approx(float((weights * np.abs(accuracy - confidence)).sum()))
+    assert calibration["error"] == pytest.approx(
+        float((weights * np.abs(accuracy - confidence)).sum())
+    )
 
 
 @pytest.mark.parametrize("hits, images", ((20, 20), (0, 20), (1, 1), (81, 263), (40408, 50000)))
 def test_intervals_are_scipys(hits: int, images: int) -> None:
     from scipy.stats import binomtest
+
     expected = binomtest(hits, images).proportion_ci(method="wilson")
-    assert figures.interval(hits, images) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-4)
+    assert figures.interval(hits, images) == pytest.approx(
+        (100 * expected.low, 100 * expected.high), abs=1e-4
+    )
 
 
 def test_if_only_the_surest_answers_are_given_the_accuracy_is_theirs() -> None:
-    found = figures.Predictions(np.zeros((4, 1), int), np.array([[0.9], [0.8], [0.7], [0.6]]), np.zeros(4, int),
-                                np.array([0, 1, 0, 1]))
+    found = figures.Predictions(
+        np.zeros((4, 1), int),
+        np.array([[0.9], [0.8], [0.7], [0.6]]),
+        np.zeros(4, int),
+        np.array([0, 1, 0, 1]),
+    )
     assert figures.coverage(found) == [(0.25, 1), (0.5, 0.5), (0.75, 2 / 3), (1, 0.5)]
     assert figures.most_confident_mistakes(found, 5) == [1, 3]
 
 
-@pytest.mark.parametrize("hits, images, said", (
-    (29999, 30000, "99.99 %"), (3, 3, "100 %"), (1, 3, "33.33 %"), (0, 9, "0.00 %")))
+@pytest.mark.parametrize(
+    "hits, images, said",
+    ((29999, 30000, "99.99 %"), (3, 3, "100 %"), (1, 3, "33.33 %"), (0, 9, "0.00 %")),
+)
 def test_100_per_cent_are_all(hits: int, images: int, said: str) -> None:
     assert report.share(hits, images) == said
 
 
 # ---- what the page says ----------------------------------------------------------------------------------------------
 
+
 def test_the_page_says_what_the_run_found(card: Path) -> None:
     said = text((card / "report.html").read_text())
     for sentence in (
-            "on Ascend 310P3 gives the right answer for 80.00 % of 300 images and classifies 3,262 images a second.",
-            "the card and ONNX Runtime give the same answer for 96.88 % of 64 images",
-            "Top-1 80.00 % 95 % interval 75.11 to 84.13 %", "Top-5 95.00 % 95 % interval 91.92 to 96.95 %",
-            "worth a look", "Top-1 accuracy: 80 %, the minimum is 70 %", "published: 3,249 images/s, ratio 1.00",
-            "16 3,262.0 3,249 1.00 4.90 5.20", "Images whose answer changed", "60 wrong answers in all",
-            "All 20 classes that have images", "model_best.pth.tar", "Export 14 s",
-            "python3 TResNet_pth2onnx.py model_best.pth.tar work/tresnet.onnx"):
+        "on Ascend 310P3 gives the right answer for 80.00 % of 300 images and classifies 3,262 images a second.",
+        "the card and ONNX Runtime give the same answer for 96.88 % of 64 images",
+        "Top-1 80.00 % 95 % interval 75.11 to 84.13 %",
+        "Top-5 95.00 % 95 % interval 91.92 to 96.95 %",
+        "worth a look",
+        "Top-1 accuracy: 80 %, the minimum is 70 %",
+        "published: 3,249 images/s, ratio 1.00",
+        "16 3,262.0 3,249 1.00 4.90 5.20",
+        "Images whose answer changed",
+        "60 wrong answers in all",
+        "All 20 classes that have images",
+        "model_best.pth.tar",
+        "Export 14 s",
+        "python3 TResNet_pth2onnx.py model_best.pth.tar work/tresnet.onnx",
+    ):
         assert sentence in said, sentence
 
 
@@ -148,6 +202,7 @@ def test_pictures_are_the_prepared_images(card: Path) -> None:
     import io
 
     from PIL import Image
+
     page = (card / "report.html").read_text()
     shown = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', page)
     assert len(shown) == report.MISTAKES + 2
@@ -164,11 +219,23 @@ def test_without_card_comparison_and_speed_there_are_no_holes(copy: Path) -> Non
     shutil.rmtree(str(copy / "prep_dataset"))
     page = make(copy)
     said = text(page)
-    assert 'id="speed"' not in page and 'id="comparison"' not in page and "None" not in said and "no picture" in said
-    assert "The network gives the right answer for 80.00 % of 300 images." in said and "measured" in said
+    assert (
+        'id="speed"' not in page
+        and 'id="comparison"' not in page
+        and "None" not in said
+        and "no picture" in said
+    )
+    assert (
+        "The network gives the right answer for 80.00 % of 300 images." in said
+        and "measured" in said
+    )
     shutil.rmtree(str(copy / "result"))
     page = make(copy)
-    assert 'id="classes"' not in page and 'id="calibration"' not in page and "Top-1 80.00 %" in text(page)
+    assert (
+        'id="classes"' not in page
+        and 'id="calibration"' not in page
+        and "Top-1 80.00 %" in text(page)
+    )
 
 
 @pytest.mark.slow
@@ -181,25 +248,37 @@ def test_what_an_earlier_run_left_is_not_shown(copy: Path) -> None:
 
 @pytest.mark.slow
 def test_a_missed_minimum_and_images_left_out_are_said_first(copy: Path) -> None:
-    about, accuracy = (json.loads((copy / name).read_text()) for name in ("run.json", "acc_report.json"))
-    (copy / "run.json").write_text(json.dumps(dict(about, gates={"min_top1": 80.1, "min_cosine": 0.5})))
+    about, accuracy = (
+        json.loads((copy / name).read_text()) for name in ("run.json", "acc_report.json")
+    )
+    (copy / "run.json").write_text(
+        json.dumps(dict(about, gates={"min_top1": 80.1, "min_cosine": 0.5}))
+    )
     bad = [{"source": "<b>.jpg", "error": "truncated"}] * 30
     accuracy.update(left_out=bad, notes=["30 of 330 images were left out"])
     (copy / "acc_report.json").write_text(json.dumps(accuracy))
     page = make(copy)
     said = text(page)
     assert "below a minimum" in said and "Top-1 accuracy: 80 %, the minimum is 80.1 %" in said
-    assert "30 of 330 images were left out" in said and "and 10 more, all in acc_report.json" in said
+    assert (
+        "30 of 330 images were left out" in said and "and 10 more, all in acc_report.json" in said
+    )
     assert "&lt;b&gt;.jpg" in page and "<b>.jpg" not in page
 
 
 def test_a_minimum_is_missed_by_however_little_and_that_is_seen() -> None:
     """As the comparison itself judges, whose exit status is 3 then."""
-    parts: Dict[str, Any] = {"acc_report": {"counts": {"evaluated": 3}, "hits": [2, 3]}, "perf": {},
-                             "compare": {"cosine": {"min": 0.9999999999}},
-                             "run": {"gates": {"min_cosine": 1.0, "min_top1": 66.6, "min_throughput": 5.0}}}
+    parts: Dict[str, Any] = {
+        "acc_report": {"counts": {"evaluated": 3}, "hits": [2, 3]},
+        "perf": {},
+        "compare": {"cosine": {"min": 0.9999999999}},
+        "run": {"gates": {"min_cosine": 1.0, "min_top1": 66.6, "min_throughput": 5.0}},
+    }
     assert [(row["found"], row["least"], row["good"]) for row in report.gates(parts)] == [
-        ("0.9999999999", "1", False), ("66.6667 %", "66.6 %", True), ("not measured", "5 images/s", False)]
+        ("0.9999999999", "1", False),
+        ("66.6667 %", "66.6 %", True),
+        ("not measured", "5 images/s", False),
+    ]
 
 
 @pytest.mark.slow
@@ -207,12 +286,16 @@ def test_a_network_of_two_classes_is_not_always_worth_a_look(tmp_path: Path) -> 
     """Two hits per class are chance for a thousand classes; of two classes that would be all images."""
     made_up.run(tmp_path, 30, 2, 29, 30)
     said = text(make(tmp_path))
-    assert "measured The network gives the right answer for 96.67 %" in said and "1 wrong answer in all." in said
+    assert (
+        "measured The network gives the right answer for 96.67 %" in said
+        and "1 wrong answer in all." in said
+    )
 
 
 @pytest.mark.slow
 def test_a_rotten_bit_in_any_row_of_its_record_costs_no_more_than_making_the_page_again(
-        copy: Path, capsys: pytest.CaptureFixture) -> None:
+    copy: Path, capsys: pytest.CaptureFixture
+) -> None:
     path = copy / "report.html.record.jsonl"
     before, again = text(make(copy)), []
     for place in range(5):
@@ -225,28 +308,43 @@ def test_a_rotten_bit_in_any_row_of_its_record_costs_no_more_than_making_the_pag
         again.append("wrote " in capsys.readouterr().out)
         if not again[-1]:
             path.write_bytes(whole)
-    assert again == [True, False, False, True, True], "without a name that is known otherwise too nothing is lost"
+    assert again == [True, False, False, True, True], (
+        "without a name that is known otherwise too nothing is lost"
+    )
     assert not (copy / "report.html.aside").exists()
 
 
 @pytest.mark.slow
 def test_another_export_is_seen(copy: Path) -> None:
     make(copy)
-    write_finished(copy / "tresnet.onnx.record.jsonl", {"tool": "x"}, {},
-                   notes={"": {"variant": "tresnet_l", "lineage": "miil"}})
+    write_finished(
+        copy / "tresnet.onnx.record.jsonl",
+        {"tool": "x"},
+        {},
+        notes={"": {"variant": "tresnet_l", "lineage": "miil"}},
+    )
     assert "TResNet-L" in text(make(copy))
 
 
 def test_published_figures_stand_beside_where_the_case_is_the_same() -> None:
     counts = {"evaluated": 50000}
     about: Dict[str, Any] = {"counts": counts, "classes": 1000, "hits": [40408, 0, 0, 0, 47400]}
-    parts: Dict[str, Any] = {"acc_report": about, "acc_float32": {}, "acc_float16": {}, "expect": {},
-                             "network": {"variant": "tresnet_l", "lineage": "miil", "img_size": "224"}}
-    assert report.accuracies(parts)[0]["about"] == ["95 % interval 80.47 to 81.16 %",
-                                                    "published for tresnet_l.miil_in1k: 81.50 %"]
+    parts: Dict[str, Any] = {
+        "acc_report": about,
+        "acc_float32": {},
+        "acc_float16": {},
+        "expect": {},
+        "network": {"variant": "tresnet_l", "lineage": "miil", "img_size": "224"},
+    }
+    assert report.accuracies(parts)[0]["about"] == [
+        "95 % interval 80.47 to 81.16 %",
+        "published for tresnet_l.miil_in1k: 81.50 %",
+    ]
     parts["expect"] = {"name": "x", "published": {"top1": 80.0, "top5": None}}
     assert report.accuracies(parts)[0]["about"][1:] == ["published for x: 80.00 %"]
-    parts.update(expect={}, network={"variant": "tresnet_m", "lineage": "ascend", "img_size": "224"})
+    parts.update(
+        expect={}, network={"variant": "tresnet_m", "lineage": "ascend", "img_size": "224"}
+    )
     assert report.accuracies(parts)[1]["about"][1:] == ["published for an Ascend 310P3: 94.43 %"]
     about["counts"] = {"evaluated": 49999}
     assert report.accuracies(parts)[1]["about"][1:] == []
@@ -254,19 +352,26 @@ def test_published_figures_stand_beside_where_the_case_is_the_same() -> None:
 
 # ---- hostile, foreign, stale -----------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="session")
 def hostile(shared: Shared) -> Path:
     """A run whose classes and files have hostile names."""
+
     def fill(folder: Path) -> None:
         sources = [f"{name.replace('/', '_')}{place}.jpg" for place, name in enumerate(HOSTILE * 3)]
-        made_up.run(folder, 30, 10, 10, 20, [name.replace("\x1b", "?") for name in HOSTILE], sources)
+        made_up.run(
+            folder, 30, 10, 10, 20, [name.replace("\x1b", "?") for name in HOSTILE], sources
+        )
         make(folder)
+
     return shared("report hostile", fill)
 
 
 def test_hostile_names_stay_text(hostile: Path) -> None:
     page = (hostile / "report.html").read_text()
-    assert page.count("<script>") == 1 and "<img src=x" not in page and "onerror=alert(2)>" not in page
+    assert (
+        page.count("<script>") == 1 and "<img src=x" not in page and "onerror=alert(2)>" not in page
+    )
     assert "&lt;script&gt;alert(1)&lt;/script&gt; (0)" in page and "{{ 7 * 7 }} (4)" in page
     assert not set("\u202e\u2066\x1b") & set(page) and "right\\u202eto left\\u2066" in page
     assert "x" * 61 not in page and "北京烤鸭 (8)" in page
@@ -302,6 +407,7 @@ def test_a_folder_without_a_run_and_damaged_parts_are_refused(tmp_path: Path) ->
 @pytest.mark.slow
 def test_joined_shards_have_one_report(tmp_path: Path) -> None:
     import merge_reports
+
     reports = []
     for number in (1, 2):
         work = tmp_path / str(number)
@@ -310,10 +416,14 @@ def test_joined_shards_have_one_report(tmp_path: Path) -> None:
         for name in ("result", "prep_dataset"):  # other names than the other shard's
             for path in sorted((work / name).glob("i*")):
                 path.rename(path.with_name(f"s{number}{path.name}"))
-        stems = {path.stem: f"{path.stem}.jpg" for path in sorted((work / "prep_dataset").glob("*.bin"))}
+        stems = {
+            path.stem: f"{path.stem}.jpg" for path in sorted((work / "prep_dataset").glob("*.bin"))
+        }
         write_prepared(work / "prep_dataset", stems, img_size=made_up.SIDE, dtype="uint8")
         report_of = json.loads((work / "acc_report.json").read_text())
-        report_of.update(shard=[number, 2], evaluated=[f"s{number}{stem}" for stem in report_of["evaluated"]])
+        report_of.update(
+            shard=[number, 2], evaluated=[f"s{number}{stem}" for stem in report_of["evaluated"]]
+        )
         (work / "acc_report.json").write_text(json.dumps(report_of))
         reports.append(report_of)
     (tmp_path / "joined").mkdir()
@@ -326,27 +436,42 @@ def test_joined_shards_have_one_report(tmp_path: Path) -> None:
 
 # ---- large -----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_50000_images_make_a_small_page_quickly(tmp_path: Path) -> None:
     """1,000 classes of 50 images each; Top-1 80.8 %, Top-5 94.8 %."""
     made_up.run(tmp_path, 2000, 1000, 1616, 1896, copies=25)
     # A small process between: at its start a child has the memory of the one that it was forked from.
-    code = ("import resource, subprocess, sys; subprocess.check_call(sys.argv[1:], stdout=sys.stderr); "
-            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
+    code = (
+        "import resource, subprocess, sys; subprocess.check_call(sys.argv[1:], stdout=sys.stderr); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
     start = time.monotonic()
-    memory = subprocess.check_output([sys.executable, "-c", code, sys.executable,
-                                      str(ROOT / "scripts" / "report.py"), str(tmp_path)])
+    memory = subprocess.check_output(
+        [
+            sys.executable,
+            "-c",
+            code,
+            sys.executable,
+            str(ROOT / "scripts" / "report.py"),
+            str(tmp_path),
+        ]
+    )
     assert time.monotonic() - start < 20 and int(memory) < 500_000, memory  # s, kB
     page = tmp_path / "report.html"
     assert page.stat().st_size < 1_000_000
     said = text(page.read_text())
-    assert "right answer for 80.80 % of 50,000 images" in said and "95 % interval 80.45 to 81.14 %" in said
+    assert (
+        "right answer for 80.80 % of 50,000 images" in said
+        and "95 % interval 80.45 to 81.14 %" in said
+    )
     assert "Top-5 94.80 %" in said and "9,600 wrong answers in all" in said
     assert page.read_text().count("<tr><td data-value") == 1000
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
@@ -361,19 +486,24 @@ def complaints(page: Page) -> List[Any]:
     asked = [event["request"]["url"] for event in page.told("Network.requestWillBeSent")]
     assert asked and asked[0].startswith("file:")
     others = [url for url in asked[1:] if not url.startswith("data:")]
-    return others + page.told("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+    return others + page.told(
+        "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", (False, True))
 @pytest.mark.parametrize("width", (390, 1200))
-def test_no_error_no_request_no_sideways_scrolling(width: int, dark: bool, page: Page, card: Path, hostile: Path
-                                                   ) -> None:
+def test_no_error_no_request_no_sideways_scrolling(
+    width: int, dark: bool, page: Page, card: Path, hostile: Path
+) -> None:
     for folder in (card, hostile):
         page.open(folder / "report.html", width, 900, dark)
         assert complaints(page) == []
         assert page.value("document.documentElement.scrollWidth") <= width
-        assert page.value("document.images.length && [...document.images].every(image => image.naturalWidth)")
+        assert page.value(
+            "document.images.length && [...document.images].every(image => image.naturalWidth)"
+        )
 
 
 @pytest.mark.slow
@@ -397,18 +527,25 @@ def test_text_has_contrast_in_light_and_dark(page: Page, card: Path) -> None:
 @pytest.mark.slow
 def test_a_click_sorts_the_classes_and_a_word_finds_one(page: Page, card: Path) -> None:
     page.open(card / "report.html")
-    column = ("[...document.querySelectorAll('#classes tbody tr')].filter(row => !row.hidden)"
-              ".map(row => row.cells[{}].textContent)")
+    column = (
+        "[...document.querySelectorAll('#classes tbody tr')].filter(row => !row.hidden)"
+        ".map(row => row.cells[{}].textContent)"
+    )
     names = page.value(column.format(0))
     worst = [float(value.split()[0]) for value in page.value(column.format(2))]
     assert worst == sorted(worst) and len(names) == 20
     heads = "document.querySelectorAll('#classes th button')"
     page.value(f"{heads}[0].click()")
-    assert page.value(column.format(0)) == [f"thing {place} ({place})" for place in range(20)], "natural order"
+    assert page.value(column.format(0)) == [f"thing {place} ({place})" for place in range(20)], (
+        "natural order"
+    )
     page.value(f"{heads}[2].click()")
     page.value(f"{heads}[2].click()")
     assert [float(value.split()[0]) for value in page.value(column.format(2))] == worst[::-1]
-    assert page.value("document.querySelectorAll('#classes th')[2].getAttribute('aria-sort')") == "descending"
+    assert (
+        page.value("document.querySelectorAll('#classes th')[2].getAttribute('aria-sort')")
+        == "descending"
+    )
     page.value("filter.value = 'THING 1'; filter.dispatchEvent(new Event('input'))")
     assert len(page.value(column.format(0))) == 11
 
@@ -424,6 +561,11 @@ def test_on_paper_all_is_black_on_white_and_short(page: Page, card: Path) -> Non
 def test_every_picture_has_words(page: Page, card: Path) -> None:
     page.open(card / "report.html")
     assert page.value("[...document.querySelectorAll('img')].every(image => image.alt)")
-    assert page.value("[...document.querySelectorAll('svg.plot')].map(plot => plot.getAttribute('aria-label')).filter("
-                      "Boolean).length") == 6
+    assert (
+        page.value(
+            "[...document.querySelectorAll('svg.plot')].map(plot => plot.getAttribute('aria-label')).filter("
+            "Boolean).length"
+        )
+        == 6
+    )
     assert cli.VERSION in page.value("document.querySelector('footer').textContent")

@@ -1,4 +1,5 @@
 """The chain on the sample at the size of the network: right on real photos, wrong when it should be."""
+
 import json
 from pathlib import Path
 
@@ -14,34 +15,69 @@ STEPS = ("Sample data", "Export", "Preprocess", "Inference", "Accuracy", "Report
 @pytest.fixture(scope="session")
 def finished(shared: Shared, sample: Path) -> Path:
     """The work folder of an undisturbed run without options, the sample data being there."""
+
     def make(folder: Path) -> None:
         copy_products(sample, folder / "work" / "sample")
         out = passed("--workdir", folder / "work")
         assert [line[3:-3] for line in out.splitlines() if line.startswith("== ")][:-1] == [
-            f"{step} (step {place} of {len(STEPS)})" for place, step in enumerate(STEPS, 1)]
+            f"{step} (step {place} of {len(STEPS)})" for place, step in enumerate(STEPS, 1)
+        ]
+
     return shared("finished", make) / "work"
 
 
 def test_the_sample_reaches_100_percent_and_every_image_is_accounted_for(finished: Path) -> None:
     expected = {"Number of images": "20", "Number of classes": "1000"}
     expected.update({f"Top{k} accuracy": "100.0%" for k in range(1, 6)})
-    assert json.loads((finished / "acc.json").read_text())["title"] == "Overall statistical evaluation"
+    assert (
+        json.loads((finished / "acc.json").read_text())["title"] == "Overall statistical evaluation"
+    )
     assert accuracy(finished) == expected
     counts = json.loads((finished / "acc_report.json").read_text())["counts"]
-    assert counts == {"labelled": 20, "images": 20, "preprocessed": 20, "bad": 0, "inferred": 20, "evaluated": 20,
-                      "left_out": 0}
+    assert counts == {
+        "labelled": 20,
+        "images": 20,
+        "preprocessed": 20,
+        "bad": 0,
+        "inferred": 20,
+        "evaluated": 20,
+        "left_out": 0,
+    }
     prepared = {path.name: sha256(path) for path in (finished / "prep_dataset").glob("*.bin")}
     assert prepared == listed_sha256("sample.sha256")
 
 
 @pytest.mark.parametrize("damage, highest", (("swapped channels", 60), ("scale of 255", 30)))
-def test_a_wrong_preparation_loses_photos(damage: str, highest: float, finished: Path, tmp_path: Path) -> None:
+def test_a_wrong_preparation_loses_photos(
+    damage: str, highest: float, finished: Path, tmp_path: Path
+) -> None:
     prepared = tmp_path / "prepared"
     prepared.mkdir()
     for path in (finished / "prep_dataset").glob("*.bin"):
         image = np.fromfile(str(path), "<f4").reshape(3, 224, 224)
-        (image[::-1] if damage == "swapped channels" else image * 255).tofile(str(prepared / path.name))
-    succeed("scripts/infer_onnx.py", "--model", finished / "tresnet.onnx", "--input", prepared, "--output", tmp_path,
-            "--output_dirname", "result", "--outfmt", "TXT", "--batchsize", 8)
-    succeed("TResNet_postprocess.py", tmp_path / "result", finished / "sample" / "val_label.txt", tmp_path, "acc.json")
+        (image[::-1] if damage == "swapped channels" else image * 255).tofile(
+            str(prepared / path.name)
+        )
+    succeed(
+        "scripts/infer_onnx.py",
+        "--model",
+        finished / "tresnet.onnx",
+        "--input",
+        prepared,
+        "--output",
+        tmp_path,
+        "--output_dirname",
+        "result",
+        "--outfmt",
+        "TXT",
+        "--batchsize",
+        8,
+    )
+    succeed(
+        "TResNet_postprocess.py",
+        tmp_path / "result",
+        finished / "sample" / "val_label.txt",
+        tmp_path,
+        "acc.json",
+    )
     assert float(accuracy(tmp_path)["Top1 accuracy"].rstrip("%")) <= highest

@@ -1,4 +1,5 @@
 """The set-up: an environment that is made once, found again at once, and repaired if its making was interrupted."""
+
 import functools
 import http.server
 import os
@@ -19,9 +20,15 @@ import pytest
 from conftest import ROOT
 
 pytestmark = pytest.mark.slow
-REQUIREMENTS = ("iniconfig==1.1.1  # small, and too old to be anywhere already\n"
-                "nothing-for-you; python_version < '3.0'\n")
-BARE = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV")}
+REQUIREMENTS = (
+    "iniconfig==1.1.1  # small, and too old to be anywhere already\n"
+    "nothing-for-you; python_version < '3.0'\n"
+)
+BARE = {
+    key: value
+    for key, value in os.environ.items()
+    if key not in ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV")
+}
 
 
 def base_python() -> str:
@@ -39,25 +46,41 @@ def make_clone(folder: Path) -> Path:
     (folder / "scripts").mkdir(parents=True)
     for name in ("setup_env.py", "timm_source.py"):
         shutil.copy(str(ROOT / "scripts" / name), str(folder / "scripts" / name))
-    shutil.copytree(str(ROOT / "scripts" / "common"), str(folder / "scripts" / "common"),
-                    ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        str(ROOT / "scripts" / "common"),
+        str(folder / "scripts" / "common"),
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     shutil.copy(str(ROOT / "TResNet.patch"), str(folder))
     (folder / "requirements.txt").write_text(REQUIREMENTS)
     return folder
 
 
 def set_up(clone: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([base_python(), str(clone / "scripts" / "setup_env.py"), *arguments],
-                          env=dict(BARE, **environment), universal_newlines=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [base_python(), str(clone / "scripts" / "setup_env.py"), *arguments],
+        env=dict(BARE, **environment),
+        universal_newlines=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, List[str]]:
     """A clone whose environment was made, asked for twice at once, and what the two said on stderr."""
     clone = make_clone(tmp_path_factory.mktemp("made") / "a clone")
-    runs = [subprocess.Popen([base_python(), str(clone / "scripts" / "setup_env.py")], env=BARE, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, universal_newlines=True) for _ in range(2)]
+    runs = [
+        subprocess.Popen(
+            [base_python(), str(clone / "scripts" / "setup_env.py")],
+            env=BARE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            universal_newlines=True,
+        )
+        for _ in range(2)
+    ]
     said = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     assert {out for out, _ in said} == {str(clone / ".venv" / "bin" / "python") + "\n"}
@@ -74,18 +97,25 @@ def finished(made: Tuple[Path, List[str]], tmp_path: Path) -> Path:
 def test_of_two_set_ups_at_once_the_second_waits_and_says_so(made: Tuple[Path, List[str]]) -> None:
     clone, errors = made
     assert sum("making" in error for error in errors) == 1 and "Collecting" not in "".join(errors)
-    assert sum("waiting for another set-up of this checkout, process " in error for error in errors) == 1
+    assert (
+        sum("waiting for another set-up of this checkout, process " in error for error in errors)
+        == 1
+    )
     subprocess.run([str(clone / ".venv" / "bin" / "python"), "-c", "import iniconfig"], check=True)
 
 
-def test_an_environment_that_is_there_is_found_within_a_second(made: Tuple[Path, List[str]]) -> None:
+def test_an_environment_that_is_there_is_found_within_a_second(
+    made: Tuple[Path, List[str]],
+) -> None:
     start = time.time()
     found = set_up(made[0])
     assert found.stdout == str(made[0] / ".venv" / "bin" / "python") + "\n" and found.stderr == ""
     assert time.time() - start < 1
 
 
-def test_more_requirements_are_added_to_a_finished_environment(made: Tuple[Path, List[str]]) -> None:
+def test_more_requirements_are_added_to_a_finished_environment(
+    made: Tuple[Path, List[str]],
+) -> None:
     clone = made[0]
     (clone / "more.txt").write_text("pluggy\n")
     done = set_up(clone, "-r", str(clone / "requirements.txt"), "-r", str(clone / "more.txt"))
@@ -98,8 +128,10 @@ def test_pip_speaks_only_when_it_fails(made: Tuple[Path, List[str]]) -> None:
     (made[0] / "none.txt").write_text("iniconfig==0.0.0.dev999\n")
     done = set_up(made[0], "-r", str(made[0] / "none.txt"))
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
-    assert ("No matching distribution" in done.stderr
-            and "setup_env.py: pip failed with status 1" in done.stderr.splitlines()[-1])
+    assert (
+        "No matching distribution" in done.stderr
+        and "setup_env.py: pip failed with status 1" in done.stderr.splitlines()[-1]
+    )
 
 
 def test_a_python_that_has_everything_is_taken_as_it_is(clone: Path) -> None:
@@ -107,14 +139,21 @@ def test_a_python_that_has_everything_is_taken_as_it_is(clone: Path) -> None:
         pytest.skip("this Python has no `packaging`, by which it is seen what a Python has")
     (clone / "requirements.txt").write_text("pip>=9\n")
     done = set_up(clone)
-    assert done.stdout == base_python() + "\n" or os.path.samefile(done.stdout.strip(), base_python())
+    assert done.stdout == base_python() + "\n" or os.path.samefile(
+        done.stdout.strip(), base_python()
+    )
     assert not (clone / ".venv").exists()
 
 
 def test_an_interrupted_set_up_is_repaired(clone: Path) -> None:
     for wait in (0.3, 1.2):
-        process = subprocess.Popen([base_python(), str(clone / "scripts" / "setup_env.py")], env=BARE,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            [base_python(), str(clone / "scripts" / "setup_env.py")],
+            env=BARE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         time.sleep(wait)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -126,14 +165,23 @@ def test_an_interrupted_set_up_is_repaired(clone: Path) -> None:
 
 # ---- PyTorch without CUDA --------------------------------------------------------------------------------------------
 
+
 def installed(base: Path, name: str, version: str) -> None:
     """A package of the user `base` as far as its metadata go."""
-    metadata = base / "lib" / ("python%d.%d" % sys.version_info[:2]) / "site-packages" / f"{name}-{version}.dist-info"
+    metadata = (
+        base
+        / "lib"
+        / ("python%d.%d" % sys.version_info[:2])
+        / "site-packages"
+        / f"{name}-{version}.dist-info"
+    )
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
-def test_a_torch_of_the_host_serves_and_another_one_later_is_seen(clone: Path, tmp_path: Path) -> None:
+def test_a_torch_of_the_host_serves_and_another_one_later_is_seen(
+    clone: Path, tmp_path: Path
+) -> None:
     (clone / "requirements.txt").write_text("torch==99.1\n" + REQUIREMENTS)
     installed(tmp_path / "user", "torch", "2.1.0")
     done = set_up(clone, PYTHONUSERBASE=str(tmp_path / "user"))
@@ -141,7 +189,10 @@ def test_a_torch_of_the_host_serves_and_another_one_later_is_seen(clone: Path, t
     assert set_up(clone, PYTHONUSERBASE=str(tmp_path / "user")).stderr == ""
     shutil.rmtree(str(tmp_path / "user"))
     installed(tmp_path / "user", "torch", "2.2.0")
-    assert "the host's own torch 2.2.0 serves" in set_up(clone, PYTHONUSERBASE=str(tmp_path / "user")).stderr
+    assert (
+        "the host's own torch 2.2.0 serves"
+        in set_up(clone, PYTHONUSERBASE=str(tmp_path / "user")).stderr
+    )
 
 
 def point_to(clone: Path, address: str, answer: float) -> None:
@@ -154,14 +205,23 @@ def point_to(clone: Path, address: str, answer: float) -> None:
 def wheel(path: Path) -> None:
     """An empty package torch, version 1.2.3+cpu."""
     with zipfile.ZipFile(str(path), "w") as archive:
-        for name, text in (("METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 1.2.3+cpu\n"),
-                           ("WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
-                           ("RECORD", "")):
+        for name, text in (
+            ("METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 1.2.3+cpu\n"),
+            (
+                "WHEEL",
+                "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            ),
+            ("RECORD", ""),
+        ):
             archive.writestr(f"torch-1.2.3+cpu.dist-info/{name}", text)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="on ARM the registry's own torch has no CUDA")
-def test_torch_comes_from_pytorchs_own_index_of_cpu_builds_where_it_answers(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="on ARM the registry's own torch has no CUDA"
+)
+def test_torch_comes_from_pytorchs_own_index_of_cpu_builds_where_it_answers(
+    finished: Path, tmp_path: Path
+) -> None:
     index = tmp_path / "index"
     (index / "torch").mkdir(parents=True)
     wheel(index / "torch" / "torch-1.2.3+cpu-py3-none-any.whl")
@@ -173,12 +233,16 @@ def test_torch_comes_from_pytorchs_own_index_of_cpu_builds_where_it_answers(fini
         done = set_up(finished)
         server.shutdown()
     assert done.returncode == 0 and "comes from the registry" not in done.stderr, done.stderr
-    shown = subprocess.run([str(finished / ".venv" / "bin" / "python"), "-m", "pip", "list", "--format=freeze"],
-                           stdout=subprocess.PIPE)
+    shown = subprocess.run(
+        [str(finished / ".venv" / "bin" / "python"), "-m", "pip", "list", "--format=freeze"],
+        stdout=subprocess.PIPE,
+    )
     assert b"torch==1.2.3+cpu" in shown.stdout and b"pluggy==1.0.0" in shown.stdout
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="on ARM the registry's own torch has no CUDA")
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="on ARM the registry's own torch has no CUDA"
+)
 def test_where_that_index_does_not_answer_one_line_says_what_is_coming(finished: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -192,33 +256,54 @@ def test_where_that_index_does_not_answer_one_line_says_what_is_coming(finished:
 
 def test_another_python_gets_an_environment_of_its_own(clone: Path) -> None:
     done = set_up(clone, "--dry-run", PYTHON=base_python())
-    assert done.stdout == str(clone / (".venv-%d.%d" % sys.version_info[:2]) / "bin" / "python") + "\n"
+    assert (
+        done.stdout == str(clone / (".venv-%d.%d" % sys.version_info[:2]) / "bin" / "python") + "\n"
+    )
 
 
 # ---- timm's source ---------------------------------------------------------------------------------------------------
 
+
 def timm_source(clone: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([base_python(), str(clone / "scripts" / "timm_source.py"), *arguments], env=BARE,
-                          universal_newlines=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [base_python(), str(clone / "scripts" / "timm_source.py"), *arguments],
+        env=BARE,
+        universal_newlines=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def python_files(folder: Path) -> Dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in (folder / "timm").rglob("*.py")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in (folder / "timm").rglob("*.py")
+    }
 
 
 def run_git(folder: Path, *arguments: str) -> None:
-    environment = dict(BARE, GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a@b", GIT_COMMITTER_NAME="a",
-                       GIT_COMMITTER_EMAIL="a@b", GIT_CEILING_DIRECTORIES=str(folder.parent))
-    subprocess.run(["git", *arguments], cwd=str(folder), env=environment, check=True, stdout=subprocess.DEVNULL)
+    environment = dict(
+        BARE,
+        GIT_AUTHOR_NAME="a",
+        GIT_AUTHOR_EMAIL="a@b",
+        GIT_COMMITTER_NAME="a",
+        GIT_COMMITTER_EMAIL="a@b",
+        GIT_CEILING_DIRECTORIES=str(folder.parent),
+    )
+    subprocess.run(
+        ["git", *arguments], cwd=str(folder), env=environment, check=True, stdout=subprocess.DEVNULL
+    )
 
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Path:
     """A git repository with the unpatched source under the tag v0.4.5, as upstream has it."""
     folder = tmp_path / "upstream"
-    shutil.copytree(str(ROOT / "pytorch-image-models"), str(folder),
-                    ignore=shutil.ignore_patterns("__pycache__", ".patched-with"))
+    shutil.copytree(
+        str(ROOT / "pytorch-image-models"),
+        str(folder),
+        ignore=shutil.ignore_patterns("__pycache__", ".patched-with"),
+    )
     run_git(folder, "apply", "-p1", "--reverse", str(ROOT / "TResNet.patch"))
     run_git(folder, "init", "--quiet")
     run_git(folder, "add", "--all")
@@ -240,7 +325,9 @@ def test_registry_and_git_give_the_same_patched_source(clone: Path, upstream: Pa
     assert python_files(target) == expected
 
 
-def test_a_clone_that_the_user_put_there_is_patched_and_a_strange_folder_refused(clone: Path, upstream: Path) -> None:
+def test_a_clone_that_the_user_put_there_is_patched_and_a_strange_folder_refused(
+    clone: Path, upstream: Path
+) -> None:
     target = clone / "pytorch-image-models"
     run_git(clone, "clone", "--quiet", "--branch", "v0.4.5", f"file://{upstream}", str(target))
     assert timm_source(clone).returncode == 0
@@ -250,7 +337,11 @@ def test_a_clone_that_the_user_put_there_is_patched_and_a_strange_folder_refused
     (target / ".patched-with").unlink()
     (target / "timm" / "models" / "tresnet.py").write_text("something else\n")
     done = timm_source(clone)
-    assert done.returncode == 1 and "TResNet.patch does not fit" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "TResNet.patch does not fit" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert (target / "timm" / "models" / "tresnet.py").read_text() == "something else\n"
 
 
@@ -258,7 +349,11 @@ def test_a_changed_package_is_refused_before_it_is_opened(clone: Path) -> None:
     script = clone / "scripts" / "timm_source.py"
     script.write_text(script.read_text().replace('SDIST_SHA256 = "6', 'SDIST_SHA256 = "7'))
     done = timm_source(clone)
-    assert done.returncode == 1 and "DO NOT MATCH THE HASHES" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "DO NOT MATCH THE HASHES" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert not (clone / "pytorch-image-models").exists()
 
 
@@ -269,11 +364,14 @@ def test_a_changed_patch_and_an_interrupted_fetch_are_fetched_anew(clone: Path) 
     (clone / "pytorch-image-models-unfinished" / "timm").mkdir(parents=True)
     done = timm_source(clone)
     assert done.returncode == 0 and "fetching" in done.stderr
-    assert sorted(name for name in os.listdir(str(clone)) if "pytorch" in name) == ["pytorch-image-models"]
+    assert sorted(name for name in os.listdir(str(clone)) if "pytorch" in name) == [
+        "pytorch-image-models"
+    ]
 
 
-def test_a_source_that_lost_files_is_fetched_again_but_a_clone_of_the_users_is_left_alone(clone: Path, upstream: Path
-                                                                                         ) -> None:
+def test_a_source_that_lost_files_is_fetched_again_but_a_clone_of_the_users_is_left_alone(
+    clone: Path, upstream: Path
+) -> None:
     target = clone / "pytorch-image-models"
     assert timm_source(clone).returncode == 0
     expected = python_files(target)
@@ -285,14 +383,18 @@ def test_a_source_that_lost_files_is_fetched_again_but_a_clone_of_the_users_is_l
     assert timm_source(clone).returncode == 0
     (clone / "TResNet.patch").write_bytes((clone / "TResNet.patch").read_bytes() + b"\n")
     done = timm_source(clone)
-    assert done.returncode == 1 and "is a clone of yours" in done.stderr and (target / "mine.txt").exists()
+    assert (
+        done.returncode == 1
+        and "is a clone of yours" in done.stderr
+        and (target / "mine.txt").exists()
+    )
 
 
 @pytest.mark.parametrize("damage", ["no package", "no lib", "another Python"])
 def test_an_environment_that_lost_something_is_made_again(damage: str, finished: Path) -> None:
     clone, python = finished, finished / ".venv" / "bin" / "python"
     assert set_up(clone).stderr == "", "the copy is an environment that is finished"
-    packages, = (clone / ".venv" / "lib").glob("python*/site-packages")
+    (packages,) = (clone / ".venv" / "lib").glob("python*/site-packages")
     if damage == "no package":
         shutil.rmtree(str(packages / "iniconfig"))
     elif damage == "no lib":
@@ -313,8 +415,14 @@ def test_an_environment_that_lost_something_is_made_again(damage: str, finished:
 
 def first_line(clone: Path) -> str:
     """What a set-up says first, on stderr; then it is killed."""
-    with subprocess.Popen([base_python(), str(clone / "scripts" / "setup_env.py")], env=BARE, start_new_session=True,
-                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True) as process:
+    with subprocess.Popen(
+        [base_python(), str(clone / "scripts" / "setup_env.py")],
+        env=BARE,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    ) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
         os.killpg(process.pid, signal.SIGKILL)
@@ -322,7 +430,9 @@ def first_line(clone: Path) -> str:
 
 
 def test_settings_that_send_packages_elsewhere_do_not_count(clone: Path, tmp_path: Path) -> None:
-    done = set_up(clone, PIP_TARGET=str(tmp_path / "elsewhere"), PIP_REQUIRE_VIRTUALENV="1", PYTHONHOME="")
+    done = set_up(
+        clone, PIP_TARGET=str(tmp_path / "elsewhere"), PIP_REQUIRE_VIRTUALENV="1", PYTHONHOME=""
+    )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "elsewhere").exists()
     subprocess.run([done.stdout.strip(), "-c", "import iniconfig"], check=True)
@@ -332,7 +442,11 @@ def test_packages_that_went_elsewhere_all_the_same_are_said(finished: Path, tmp_
     (finished / "requirements.txt").write_text("pluggy==1.0.0\n")
     (tmp_path / "pip.conf").write_text(f"[install]\ntarget = {tmp_path / 'elsewhere'}\n")
     done = set_up(finished, PIP_CONFIG_FILE=str(tmp_path / "pip.conf"))
-    assert done.returncode == 1 and "still lacks packages" in done.stderr and "pip config list" in done.stderr
+    assert (
+        done.returncode == 1
+        and "still lacks packages" in done.stderr
+        and "pip config list" in done.stderr
+    )
     again = set_up(finished)
     assert again.returncode == 0 and "adding to" in again.stderr, "nothing is stamped as finished"
 
@@ -341,5 +455,8 @@ def test_an_environment_that_somebody_else_made_is_not_removed(clone: Path) -> N
     (clone / ".venv" / "bin").mkdir(parents=True)
     (clone / ".venv" / "mine.txt").write_text("mine")
     done = set_up(clone)
-    assert done.returncode == 1 and "is there, and this program did not make it; move it away" in done.stderr
+    assert (
+        done.returncode == 1
+        and "is there, and this program did not make it; move it away" in done.stderr
+    )
     assert (clone / ".venv" / "mine.txt").read_text() == "mine"

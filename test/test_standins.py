@@ -2,6 +2,7 @@
 
 Most of it is asked of their main() without a process; some of it, of each of them, through the real command line.
 """
+
 import json
 import os
 import platform
@@ -40,20 +41,30 @@ compiled = pytest.fixture(scope="module")(make_compiled)
 
 # ---- npu-smi ---------------------------------------------------------------------------------------------------------
 
+
 def test_npu_smi_standin_prints_the_sample_and_refuses_other_arguments(machine: Machine) -> None:
     environment, work = machine
-    assert start(environment, work, "npu-smi", "info").stdout == (DATA / "npu-smi" / "310P3.txt").read_text()
+    assert (
+        start(environment, work, "npu-smi", "info").stdout
+        == (DATA / "npu-smi" / "310P3.txt").read_text()
+    )
     assert start(environment, work, "npu-smi", "infos").returncode != 0
     assert start(environment, work, "npu-smi", "info", "-x").returncode != 0
 
 
 # ---- atc -------------------------------------------------------------------------------------------------------------
 
+
 def test_atc_standin_writes_all_that_atc_writes(machine: Machine) -> None:
     environment, work = machine
     done = start(environment, work, *CONTRACT)
     assert done.returncode == 0 and "ATC run success" in done.stdout
-    assert {path.name for path in work.iterdir()} == {"net.onnx", "net_bs1.om", "fusion_result.json", "kernel_meta"}
+    assert {path.name for path in work.iterdir()} == {
+        "net.onnx",
+        "net_bs1.om",
+        "fusion_result.json",
+        "kernel_meta",
+    }
     assert not (work / "net_bs1.om").read_bytes().startswith((work / "net.onnx").read_bytes()[:4])
     assert list(Path(environment["HOME"]).glob("ascend/log/debug/plog/plog-*.log"))
     done = start(dict(environment, STANDIN_OM_NAME="host"), work, *CONTRACT)
@@ -62,9 +73,12 @@ def test_atc_standin_writes_all_that_atc_writes(machine: Machine) -> None:
 
 def save_odd_networks(work: Path) -> None:
     """One ONNX file per thing that CANN's parsers refuse."""
+
     def change(name: str, operator: str, **attributes: object) -> None:
         model = onnx.load(str(work / "net.onnx"))
-        model.graph.node[1].CopyFrom(onnx.helper.make_node(operator, ["conv"], ["relu"], name="relu", **attributes))
+        model.graph.node[1].CopyFrom(
+            onnx.helper.make_node(operator, ["conv"], ["relu"], name="relu", **attributes)
+        )
         onnx.save(model, str(work / name))
 
     change("pool.onnx", "AveragePool", kernel_shape=[16, 16], strides=[1, 1])
@@ -79,41 +93,44 @@ def save_odd_networks(work: Path) -> None:
     onnx.save(model, str(work / "auto_pad.onnx"))
 
 
-@pytest.mark.parametrize("change, code", [
-    ("--optimise=1", "unknown command line flag"),
-    ("--framework=3", "E10001"),
-    ("--soc_version=", "E10054"),
-    ("--soc_version=310P3", "E10001"),
-    ("--log=loud", "E10001"),
-    ("--input_format=NHWC", "E10001"),
-    ("--model=absent.onnx", "E10001"),
-    ("--model=half.onnx", "E10001"),
-    ("--model=with space.onnx", "E10001"),
-    ("--model=uint8.onnx", "E10001"),
-    ("--model=opset16.onnx", "E19010"),
-    ("--model=opsets.onnx", "E16005"),
-    ("--model=auto_pad.onnx", "E10001: Attribute auto_pad"),
-    ("--model=pool.onnx", "E10001: Kernel [16, 16]"),
-    ("--model=stride.onnx", "E10001: Kernel [1, 1] or stride [64, 64]"),
-    ("--model=quant.onnx", "E10001: Scale and offset"),
-    ("--input_fp16_nodes=absent", "E10001"),
-    ("--keep_dtype=keep_conv.txt", "conv has no float32 kernel"),
-    ("--keep_dtype=keep_absent.txt", "absent is no operator"),
-    ("--out_nodes=conv:0;class", "mixed"),
-    ("--out_nodes=conv:1", "there is no output conv:1"),
-    ("--precision_mode=must_keep_origin_dtype", "E40021"),
-    ("--output=absent/net", "E10001"),
-    ("--input_shape=", "E10001"),
-    ("--input_shape=input:1,3,32,32", "E10016"),
-    ("--input_shape=image:1,3,32", "E10001"),
-    ("--input_shape=image:1,3,64,64", "E10001"),
-    ("--input_shape=image 1,3,32,32", "E10002"),
-    ("--insert_op_conf=absent.cfg", "E10001"),
-])
+@pytest.mark.parametrize(
+    "change, code",
+    [
+        ("--optimise=1", "unknown command line flag"),
+        ("--framework=3", "E10001"),
+        ("--soc_version=", "E10054"),
+        ("--soc_version=310P3", "E10001"),
+        ("--log=loud", "E10001"),
+        ("--input_format=NHWC", "E10001"),
+        ("--model=absent.onnx", "E10001"),
+        ("--model=half.onnx", "E10001"),
+        ("--model=with space.onnx", "E10001"),
+        ("--model=uint8.onnx", "E10001"),
+        ("--model=opset16.onnx", "E19010"),
+        ("--model=opsets.onnx", "E16005"),
+        ("--model=auto_pad.onnx", "E10001: Attribute auto_pad"),
+        ("--model=pool.onnx", "E10001: Kernel [16, 16]"),
+        ("--model=stride.onnx", "E10001: Kernel [1, 1] or stride [64, 64]"),
+        ("--model=quant.onnx", "E10001: Scale and offset"),
+        ("--input_fp16_nodes=absent", "E10001"),
+        ("--keep_dtype=keep_conv.txt", "conv has no float32 kernel"),
+        ("--keep_dtype=keep_absent.txt", "absent is no operator"),
+        ("--out_nodes=conv:0;class", "mixed"),
+        ("--out_nodes=conv:1", "there is no output conv:1"),
+        ("--precision_mode=must_keep_origin_dtype", "E40021"),
+        ("--output=absent/net", "E10001"),
+        ("--input_shape=", "E10001"),
+        ("--input_shape=input:1,3,32,32", "E10016"),
+        ("--input_shape=image:1,3,32", "E10001"),
+        ("--input_shape=image:1,3,64,64", "E10001"),
+        ("--input_shape=image 1,3,32,32", "E10002"),
+        ("--insert_op_conf=absent.cfg", "E10001"),
+    ],
+)
 def test_atc_standin_refuses(machine: Machine, change: str, code: str) -> None:
     work = machine[1]
     whole = (work / "net.onnx").read_bytes()
-    (work / "half.onnx").write_bytes(whole[:len(whole) // 2])
+    (work / "half.onnx").write_bytes(whole[: len(whole) // 2])
     (work / "with space.onnx").write_bytes(whole)
     save_network(work / "uint8.onnx", dtype="UINT8")
     save_network(work / "opset16.onnx", opset=16)
@@ -121,13 +138,19 @@ def test_atc_standin_refuses(machine: Machine, change: str, code: str) -> None:
     (work / "keep_conv.txt").write_text("conv\n")
     (work / "keep_absent.txt").write_text("absent\n")
     flag = change.split("=")[0]
-    done = atc_here(machine, *[word for word in CONTRACT[1:] if not word.startswith(flag + "=")], change)
+    done = atc_here(
+        machine, *[word for word in CONTRACT[1:] if not word.startswith(flag + "=")], change
+    )
     assert done.returncode != 0 and code in done.stdout, done.stdout + done.stderr
     assert not list(work.glob("*.om"))
 
 
-@pytest.mark.parametrize("opset, cann, status", ((15, "6.0.RC1", 0), (16, "6.0.RC1", 255), (18, "8.0.RC1", 0)))
-def test_atc_standin_reads_the_opsets_of_its_cann(machine: Machine, opset: int, cann: str, status: int) -> None:
+@pytest.mark.parametrize(
+    "opset, cann, status", ((15, "6.0.RC1", 0), (16, "6.0.RC1", 255), (18, "8.0.RC1", 0))
+)
+def test_atc_standin_reads_the_opsets_of_its_cann(
+    machine: Machine, opset: int, cann: str, status: int
+) -> None:
     save_network(machine[1] / "net.onnx", opset=opset)
     assert atc_here(machine, *CONTRACT[1:], STANDIN_CANN=cann).returncode == status
 
@@ -140,54 +163,75 @@ def test_atc_standin_refuses_float16_input_behind_aipp(machine: Machine) -> None
 
 
 def test_atc_standin_says_where_each_operator_runs(machine: Machine) -> None:
-    assert "[PLACE] conv: Conv2D, AI Core\n[PLACE] relu: Relu, AI Core\n" in atc_here(machine, *CONTRACT[1:]).stdout
+    assert (
+        "[PLACE] conv: Conv2D, AI Core\n[PLACE] relu: Relu, AI Core\n"
+        in atc_here(machine, *CONTRACT[1:]).stdout
+    )
 
 
-def test_float16_device_of_the_standin_rounds_every_result_and_hands_out_any_node(machine: Machine) -> None:
+def test_float16_device_of_the_standin_rounds_every_result_and_hands_out_any_node(
+    machine: Machine,
+) -> None:
     (machine[1] / "keep.txt").write_text("OpType::Relu\n")
     images = np.random.RandomState(2).rand(1, 3, SIZE, SIZE).astype(np.float32)
     found = {}
     for name, words in (("half", []), ("kept", ["--keep_dtype=keep.txt"])):
-        done = atc_here(machine, *CONTRACT[1:], "--out_nodes=conv:0;class:0", *words, STANDIN_DEVICE="float16")
+        done = atc_here(
+            machine, *CONTRACT[1:], "--out_nodes=conv:0;class:0", *words, STANDIN_DEVICE="float16"
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         model = read_om(str(machine[1] / "net_bs1.om"))[1]
         found[name] = onnx_outputs(model, images)
     conv, logits = found["half"]
-    assert conv.shape == (1, 8, 16, 16) and np.array_equal(conv, conv.astype(np.float16).astype(np.float32))
+    assert conv.shape == (1, 8, 16, 16) and np.array_equal(
+        conv, conv.astype(np.float16).astype(np.float32)
+    )
     assert np.array_equal(logits, logits.astype(np.float16).astype(np.float32))
     assert not np.array_equal(logits, onnx_scores(machine[1] / "net.onnx", images))
     assert np.abs(logits - onnx_scores(machine[1] / "net.onnx", images)).max() < 0.01
     assert np.array_equal(found["kept"][0], conv)
 
 
-def test_atc_standin_fails_with_a_virtual_environment_first_on_its_path(machine: Machine, tmp_path: Path) -> None:
+def test_atc_standin_fails_with_a_virtual_environment_first_on_its_path(
+    machine: Machine, tmp_path: Path
+) -> None:
     environment, work = machine
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True
+    )
     path = os.pathsep.join([str(tmp_path / "venv" / "bin"), environment["PATH"]])
     done = start(dict(environment, PATH=path), work, *CONTRACT)
     assert done.returncode != 0 and "EC0010" in done.stdout
-    done = start(dict(environment, PATH=path), work, "python3", "-m", "ais_bench", "--model", "net_bs1.om")
+    done = start(
+        dict(environment, PATH=path), work, "python3", "-m", "ais_bench", "--model", "net_bs1.om"
+    )
     assert done.returncode != 0 and "No module named 'ais_bench'" in done.stderr
 
 
-@pytest.mark.parametrize("lines, complaint", [
-    ("src_image_size_w : 64\nsrc_image_size_h : 32", "64 pixels"),
-    ("colour : RGB", "no such key"),
-    ("mean_chn_0 : 0.5", "of type int"),
-    ("min_chn_0 : 300", "between 0 and 255"),
-    ("crop : yes", "of type bool"),
-    ("csc_switch : true", "RGB888_U8"),
-    ("min_chn_1 : 1\nmin_chn_1 : 2", "twice"),
-    ("min_chn_1 = 1", "key : value"),
-    ("}\naipp_op {", "one block"),
-])
-def test_atc_standin_refuses_wrong_aipp_settings(machine: Machine, lines: str, complaint: str) -> None:
+@pytest.mark.parametrize(
+    "lines, complaint",
+    [
+        ("src_image_size_w : 64\nsrc_image_size_h : 32", "64 pixels"),
+        ("colour : RGB", "no such key"),
+        ("mean_chn_0 : 0.5", "of type int"),
+        ("min_chn_0 : 300", "between 0 and 255"),
+        ("crop : yes", "of type bool"),
+        ("csc_switch : true", "RGB888_U8"),
+        ("min_chn_1 : 1\nmin_chn_1 : 2", "twice"),
+        ("min_chn_1 = 1", "key : value"),
+        ("}\naipp_op {", "one block"),
+    ],
+)
+def test_atc_standin_refuses_wrong_aipp_settings(
+    machine: Machine, lines: str, complaint: str
+) -> None:
     (machine[1] / "aipp.cfg").write_text(AIPP + lines + "\n}\n")
     done = atc_here(machine, *CONTRACT[1:], "--insert_op_conf=aipp.cfg")
     assert done.returncode != 0 and complaint in done.stdout, done.stdout + done.stderr
 
 
 # ---- ais_bench -------------------------------------------------------------------------------------------------------
+
 
 def test_ais_bench_standin_writes_what_ais_bench_writes(machine: Machine, compiled: Path) -> None:
     """Natural order, the last batch filled up, TXT as '%f ' per value, the summary's keys, the two printed lines."""
@@ -206,95 +250,148 @@ def test_ais_bench_standin_writes_what_ais_bench_writes(machine: Machine, compil
         assert re.fullmatch(r"(-?\d+\.\d{6} ){10}\n", text)
         np.testing.assert_allclose(np.array(text.split(), float), expected[number - 1], atol=0.02)
     summary = json.loads((work / "result_summary.json").read_text())
-    assert set(summary) == {"filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "throughput",
-                            "npu_compute_time_list", "pid"}
+    assert set(summary) == {
+        "filesinfo",
+        "args",
+        "NPU_compute_time",
+        "H2D_latency",
+        "D2H_latency",
+        "throughput",
+        "npu_compute_time_list",
+        "pid",
+    }
     order = [summary["filesinfo"][str(index)]["infiles"] for index in range(10)]
     assert order == [[f"in/i{number}.bin"] for number in range(1, 11)]
     assert summary["filesinfo"]["9"]["outfiles"] == ["./result/i10_0.txt"]
     times = summary["NPU_compute_time"]
-    assert set(times) == {"min", "max", "mean", "median", "percentile(99%)", "count"} and times["count"] == 3
+    assert (
+        set(times) == {"min", "max", "mean", "median", "percentile(99%)", "count"}
+        and times["count"] == 3
+    )
     assert summary["throughput"] == pytest.approx(4000 / times["mean"])
-    assert f"[INFO] throughput 1000*batchsize.mean(4)/NPU_compute_time.mean({times['mean']}): " in done.stdout
-    assert f"[INFO] NPU_compute_time (ms): min = {times['min']}, max = {times['max']}, " in done.stdout
+    assert (
+        f"[INFO] throughput 1000*batchsize.mean(4)/NPU_compute_time.mean({times['mean']}): "
+        in done.stdout
+    )
+    assert (
+        f"[INFO] NPU_compute_time (ms): min = {times['min']}, max = {times['max']}, " in done.stdout
+    )
 
 
-def test_ais_bench_standin_overwrites_what_agrees_up_to_the_first_dot(machine: Machine, compiled: Path) -> None:
+def test_ais_bench_standin_overwrites_what_agrees_up_to_the_first_dot(
+    machine: Machine, compiled: Path
+) -> None:
     work = machine[1]
     images = prepare(machine, compiled, 2)
     images[0].tofile(str(work / "in" / "a.x.bin"))
     np.save(str(work / "in" / "a.y.npy"), images[1])
     done = infer(machine, *CONTRACT_INFER)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (work / "result").iterdir()} == {"a_0.txt", "i1_0.txt", "i2_0.txt"}
+    assert {path.name for path in (work / "result").iterdir()} == {
+        "a_0.txt",
+        "i1_0.txt",
+        "i2_0.txt",
+    }
     assert (work / "result" / "a_0.txt").read_text() == (work / "result" / "i2_0.txt").read_text()
 
 
 def test_ais_bench_standin_measures_pure_inference(machine: Machine, compiled: Path) -> None:
     prepare(machine, compiled)
     work = machine[1]
-    done = infer(machine, "--model=net_bs4.om", "--loop=20", "--batchsize=4", "--output=./", "--output_dirname=pure")
+    done = infer(
+        machine,
+        "--model=net_bs4.om",
+        "--loop=20",
+        "--batchsize=4",
+        "--output=./",
+        "--output_dirname=pure",
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((work / "pure_summary.json").read_text())["NPU_compute_time"]["count"] == 20
     zeros = onnx_scores(work / "net.onnx", np.zeros((4, 3, SIZE, SIZE), np.float32))
     written = np.fromfile(str(work / "pure" / "pure_infer_data_0.bin"), np.float32)
     np.testing.assert_allclose(written.reshape(4, 10), zeros, atol=0.02)
     assert infer(machine, "--model=net_bs4.om", "--loop=2").returncode == 0
-    assert sorted(path.name for path in work.iterdir()) == ["in", "net.onnx", "net_bs4.om", "pure", "pure_summary.json"]
+    assert sorted(path.name for path in work.iterdir()) == [
+        "in",
+        "net.onnx",
+        "net_bs4.om",
+        "pure",
+        "pure_summary.json",
+    ]
 
 
-@pytest.mark.parametrize("words, complaint", [
-    ("--model net_bs4.om --loop 0", "out of range"),
-    ("--model net_bs4.om --loop +5", "digits"),
-    ("--model net_bs4.om --loop 1_0", "digits"),
-    ("--model net_bs4.om --batchsize 4.0", "digits"),
-    ("--model net_bs4.om --warmup_count -1", "digits"),
-    ("--model net_bs4.om --device 0,+1", "digits"),
-    ("--model net_bs4.om --device 256", "out of range"),
-    ("--model net_bs4.om --device 2", "107001"),
-    ("--model net_bs4.om --debug", "expected one argument"),
-    ("--model net_bs4.om --aipp_config x", "unrecognized"),
-    ("--model net_bs4.om --outfmt txt", "invalid choice"),
-    ("--model net_bs4.om --pure_data_type ones", "invalid choice"),
-    ("--model net_bs4.om --output_dirname result", "needs the parameter --output"),
-    ("--model net_bs4.om --output ./ --output_dirname /tmp/x", "abs path"),
-    ("--input in", "--model"),
-    ("--model absent.om", "does not exist"),
-    ("--model half.om", "incomplete"),
-    ("--model net_bs4.onnx", "illegal"),
-    ("--model link.om", "symbolic link"),
-    ("--model open.om", "too open"),
-    ("--model net_bs4.om --input in_link", "symbolic link"),
-    ("--model net_bs4.om --input in_open", "too open"),
-    ("--model net_bs4.om --input in_open,in", "too open"),
-    ("--model net_bs4.om --input in,in", "not equal"),
-    ("--model net_bs4.om --input empty", "not find valid file"),
-    ("--model net_bs4.om --input short", "not match"),
-    ("--model net_bs4.om --input names", "not allowed"),
-    ("--model net_bs4.om --input 'in with space'", "not allowed"),
-    ("--model net_bs4.om --output out755", "too open"),
-    ("--model net_bs4.om --output out770", "too open"),
-    ("--model net_bs4.om --output out_link", "symbolic link"),
-    ("--model net_bs4.om --output ./ --output_dirname out755", "too open"),
-    ("--model net_bs4.om --output ./ --output_dirname 'a b'", "not allowed"),
-])
-def test_ais_bench_standin_refuses(machine: Machine, compiled: Path, words: str, complaint: str) -> None:
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        ("--model net_bs4.om --loop 0", "out of range"),
+        ("--model net_bs4.om --loop +5", "digits"),
+        ("--model net_bs4.om --loop 1_0", "digits"),
+        ("--model net_bs4.om --batchsize 4.0", "digits"),
+        ("--model net_bs4.om --warmup_count -1", "digits"),
+        ("--model net_bs4.om --device 0,+1", "digits"),
+        ("--model net_bs4.om --device 256", "out of range"),
+        ("--model net_bs4.om --device 2", "107001"),
+        ("--model net_bs4.om --debug", "expected one argument"),
+        ("--model net_bs4.om --aipp_config x", "unrecognized"),
+        ("--model net_bs4.om --outfmt txt", "invalid choice"),
+        ("--model net_bs4.om --pure_data_type ones", "invalid choice"),
+        ("--model net_bs4.om --output_dirname result", "needs the parameter --output"),
+        ("--model net_bs4.om --output ./ --output_dirname /tmp/x", "abs path"),
+        ("--input in", "--model"),
+        ("--model absent.om", "does not exist"),
+        ("--model half.om", "incomplete"),
+        ("--model net_bs4.onnx", "illegal"),
+        ("--model link.om", "symbolic link"),
+        ("--model open.om", "too open"),
+        ("--model net_bs4.om --input in_link", "symbolic link"),
+        ("--model net_bs4.om --input in_open", "too open"),
+        ("--model net_bs4.om --input in_open,in", "too open"),
+        ("--model net_bs4.om --input in,in", "not equal"),
+        ("--model net_bs4.om --input empty", "not find valid file"),
+        ("--model net_bs4.om --input short", "not match"),
+        ("--model net_bs4.om --input names", "not allowed"),
+        ("--model net_bs4.om --input 'in with space'", "not allowed"),
+        ("--model net_bs4.om --output out755", "too open"),
+        ("--model net_bs4.om --output out770", "too open"),
+        ("--model net_bs4.om --output out_link", "symbolic link"),
+        ("--model net_bs4.om --output ./ --output_dirname out755", "too open"),
+        ("--model net_bs4.om --output ./ --output_dirname 'a b'", "not allowed"),
+    ],
+)
+def test_ais_bench_standin_refuses(
+    machine: Machine, compiled: Path, words: str, complaint: str
+) -> None:
     work = machine[1]
     images = prepare(machine, compiled, 1)
     om = compiled.read_bytes()
-    for name, data, mode in (("half.om", om[:-9], 0o640), ("net_bs4.onnx", om, 0o640), ("open.om", om, 0o660)):
+    for name, data, mode in (
+        ("half.om", om[:-9], 0o640),
+        ("net_bs4.onnx", om, 0o640),
+        ("open.om", om, 0o660),
+    ):
         (work / name).write_bytes(data)
         (work / name).chmod(mode)
     (work / "link.om").symlink_to("net_bs4.om")
     (work / "in_link").symlink_to("in")
     (work / "out_link").symlink_to("in")
-    for name, mode in (("in_open", 0o770), ("empty", 0o750), ("short", 0o750), ("names", 0o750),
-                       ("in with space", 0o750), ("out755", 0o755), ("out770", 0o770)):
+    for name, mode in (
+        ("in_open", 0o770),
+        ("empty", 0o750),
+        ("short", 0o750),
+        ("names", 0o750),
+        ("in with space", 0o750),
+        ("out755", 0o755),
+        ("out770", 0o770),
+    ):
         (work / name).mkdir()
         (work / name).chmod(mode)
     (work / "short" / "i1.bin").write_bytes(b"12345")
     images[0].tofile(str(work / "names" / "a b.bin"))
     done = infer_here(machine, *shlex.split(words))
-    assert done.returncode != 0 and complaint in done.stdout + done.stderr, done.stdout + done.stderr
+    assert done.returncode != 0 and complaint in done.stdout + done.stderr, (
+        done.stdout + done.stderr
+    )
 
 
 def test_the_standins_refuse_on_the_command_line_too(machine: Machine, compiled: Path) -> None:
@@ -305,7 +402,11 @@ def test_the_standins_refuse_on_the_command_line_too(machine: Machine, compiled:
     done = infer(machine, "--model", "link.om")
     assert done.returncode == 2 and "symbolic link" in done.stdout
     done = infer(machine, "--model", "net_bs4.om", "--device", "2")
-    assert done.returncode == 1 and "107001" in done.stdout and done.stderr.endswith("\nRuntimeError\n")
+    assert (
+        done.returncode == 1
+        and "107001" in done.stdout
+        and done.stderr.endswith("\nRuntimeError\n")
+    )
 
 
 def test_ais_bench_standin_of_the_newest_generation(machine: Machine, compiled: Path) -> None:
@@ -314,22 +415,43 @@ def test_ais_bench_standin_of_the_newest_generation(machine: Machine, compiled: 
     prepare(machine, compiled, 5)
     newest = {"STANDIN_AIS_BENCH": "newest", "COLUMNS": "100"}
     words = ["--model", "net_bs4.om", "--input", "in", "--output", "./"]
-    done = infer(machine, *words, "--output-dirname", "r", "--display-all-summary", "--outfmt", "NPY", **newest)
-    assert done.returncode == 0 and "[INFO] Throughput 1000*" in done.stdout, done.stdout + done.stderr
-    assert re.search(r"│ NPU_compute_time \(ms\) +│", done.stdout) and "percentile" not in done.stdout
+    done = infer(
+        machine,
+        *words,
+        "--output-dirname",
+        "r",
+        "--display-all-summary",
+        "--outfmt",
+        "NPY",
+        **newest,
+    )
+    assert done.returncode == 0 and "[INFO] Throughput 1000*" in done.stdout, (
+        done.stdout + done.stderr
+    )
+    assert (
+        re.search(r"│ NPU_compute_time \(ms\) +│", done.stdout) and "percentile" not in done.stdout
+    )
     times = json.loads((work / "r_summary.json").read_text())["NPU_compute_time"]
     assert set(times) == {"min", "max", "mean", "median", "P99", "count"}
     assert np.load(str(work / "r" / "i5_0.npy")).shape == (1, 10)
     done = infer(machine, *words, "--output_dirname", "s", **newest)
-    assert done.returncode == 2 and re.search(r"╭─ Error ─+╮\n│ No such option: --output_dirname +│", done.stderr)
+    assert done.returncode == 2 and re.search(
+        r"╭─ Error ─+╮\n│ No such option: --output_dirname +│", done.stderr
+    )
     done = infer(machine, *words, "--device", "7", **newest)
-    assert done.returncode == 1 and "107001" in done.stdout and done.stderr.endswith("╯\nRuntimeError\n")
+    assert (
+        done.returncode == 1
+        and "107001" in done.stdout
+        and done.stderr.endswith("╯\nRuntimeError\n")
+    )
 
 
-@pytest.mark.parametrize("stray, complaint", [
-    ("link", "symbolic link"), ("open", "too open"), ("a b.md", "not allowed")])
+@pytest.mark.parametrize(
+    "stray, complaint", [("link", "symbolic link"), ("open", "too open"), ("a b.md", "not allowed")]
+)
 def test_ais_bench_standin_refuses_a_stray_file_in_the_input_folder(
-        machine: Machine, compiled: Path, stray: str, complaint: str) -> None:
+    machine: Machine, compiled: Path, stray: str, complaint: str
+) -> None:
     work = machine[1]
     prepare(machine, compiled, 1)
     if stray == "link":
@@ -338,10 +460,16 @@ def test_ais_bench_standin_refuses_a_stray_file_in_the_input_folder(
         (work / "in" / stray).write_text("")
         (work / "in" / stray).chmod(0o660 if stray == "open" else 0o640)
     done = infer_here(machine, *CONTRACT_INFER)
-    assert done.returncode == 1 and complaint in done.stdout and f"in/{stray} is illegal" in done.stderr
+    assert (
+        done.returncode == 1
+        and complaint in done.stdout
+        and f"in/{stray} is illegal" in done.stderr
+    )
 
 
-def test_ais_bench_standin_looks_at_the_result_folder_from_the_current_one(machine: Machine, compiled: Path) -> None:
+def test_ais_bench_standin_looks_at_the_result_folder_from_the_current_one(
+    machine: Machine, compiled: Path
+) -> None:
     work = machine[1]
     prepare(machine, compiled, 1)
     (work / "out").mkdir(mode=0o750)
@@ -352,16 +480,28 @@ def test_ais_bench_standin_looks_at_the_result_folder_from_the_current_one(machi
     assert done.returncode == 2 and f"path {work}/result is too open" in done.stdout
 
 
-@pytest.mark.parametrize("generation, names", [
-    ("0.0.2", {"i1_0.bin", "i2_0.bin"}), ("later", {"device0_0", "device1_1"} | {
-        "device0_0_summary.json", "device1_1_summary.json"})])
+@pytest.mark.parametrize(
+    "generation, names",
+    [
+        ("0.0.2", {"i1_0.bin", "i2_0.bin"}),
+        (
+            "later",
+            {"device0_0", "device1_1"} | {"device0_0_summary.json", "device1_1_summary.json"},
+        ),
+    ],
+)
 def test_ais_bench_standin_infers_everything_on_each_of_several_devices(
-        machine: Machine, compiled: Path, generation: str, names: "set[str]") -> None:
+    machine: Machine, compiled: Path, generation: str, names: "set[str]"
+) -> None:
     prepare(machine, compiled, 2)
     done = infer(machine, *CONTRACT_INFER[:-2], "--device", "0,1", STANDIN_AIS_BENCH=generation)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path.name for path in (machine[1] / "result").iterdir()} == names
-    for word in ("i:0 device_0 throughput:", "i:1 device_1 throughput:", "[INFO] summary throughput:"):
+    for word in (
+        "i:0 device_0 throughput:",
+        "i:1 device_1 throughput:",
+        "[INFO] summary throughput:",
+    ):
         assert word in done.stdout
 
 
@@ -370,9 +510,22 @@ def test_ais_bench_standin_of_0_0_2_checks_no_paths(machine: Machine, compiled: 
     prepare(machine, compiled, 1)
     (work / "link.om").symlink_to("net_bs4.om")
     (work / "out 755").mkdir(mode=0o755)
-    words = ["--model", "link.om", "--input", "in", "--output", "out 755", "--output_dirname", "r", "--debug", "1"]
+    words = [
+        "--model",
+        "link.om",
+        "--input",
+        "in",
+        "--output",
+        "out 755",
+        "--output_dirname",
+        "r",
+        "--debug",
+        "1",
+    ]
     done = infer(machine, *words, STANDIN_AIS_BENCH="0.0.2")
-    assert done.returncode == 0 and (work / "out 755" / "r" / "i1_0.bin").stat().st_size == 40, done.stderr
+    assert done.returncode == 0 and (work / "out 755" / "r" / "i1_0.bin").stat().st_size == 40, (
+        done.stderr
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -383,7 +536,9 @@ def test_ais_bench_standin_refuses_a_strangers_file(machine: Machine, compiled: 
     assert done.returncode != 0 and "not owned" in done.stdout
 
 
-def test_ais_bench_standin_refuses_a_model_for_another_chip(machine: Machine, compiled: Path) -> None:
+def test_ais_bench_standin_refuses_a_model_for_another_chip(
+    machine: Machine, compiled: Path
+) -> None:
     prepare(machine, compiled)
     done = infer_here(machine, "--model", "net_bs4.om", STANDIN_NPU_SMI="910B4")
     assert done.returncode != 0 and "compiled for Ascend310P3" in done.stdout
@@ -392,16 +547,22 @@ def test_ais_bench_standin_refuses_a_model_for_another_chip(machine: Machine, co
 def test_uint8_images_go_through_aipp_on_the_standin(machine: Machine) -> None:
     """Scaled by 1/255 inside the model, they give what the scaled floats give."""
     work = machine[1]
-    (work / "aipp.cfg").write_text(AIPP + "".join(f" var_reci_chn_{i} : 0.003921568627451\n" for i in range(3)) + "}\n")
+    (work / "aipp.cfg").write_text(
+        AIPP + "".join(f" var_reci_chn_{i} : 0.003921568627451\n" for i in range(3)) + "}\n"
+    )
     assert atc_here(machine, *CONTRACT[1:], "--insert_op_conf=aipp.cfg").returncode == 0
     (work / "net_bs1.om").chmod(0o640)
     (work / "in").mkdir(mode=0o750)
     pixels = np.random.RandomState(2).randint(0, 256, (1, SIZE, SIZE, 3)).astype(np.uint8)
     pixels.tofile(str(work / "in" / "p.bin"))
-    done = infer_here(machine, "--model", "net_bs1.om", "--input", "in", "--output", "./", "--output_dirname", "r")
+    done = infer_here(
+        machine, "--model", "net_bs1.om", "--input", "in", "--output", "./", "--output_dirname", "r"
+    )
     assert done.returncode == 0, done.stderr
     expected = onnx_scores(work / "net.onnx", pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255)
-    np.testing.assert_allclose(np.fromfile(str(work / "r" / "p_0.bin"), np.float32), expected[0], atol=0.02)
+    np.testing.assert_allclose(
+        np.fromfile(str(work / "r" / "p_0.bin"), np.float32), expected[0], atol=0.02
+    )
 
 
 def test_faults_of_the_ais_bench_standin(machine: Machine, compiled: Path) -> None:
@@ -409,6 +570,10 @@ def test_faults_of_the_ais_bench_standin(machine: Machine, compiled: Path) -> No
     prepare(machine, compiled, 10)
     done = infer(machine, *CONTRACT_INFER, STANDIN_FAULT="ais-crash=2")
     assert done.returncode != 0 and "507011" in done.stdout
-    assert len(list((work / "result").iterdir())) == 8 and not (work / "result_summary.json").exists()
-    done = infer_here(machine, *CONTRACT_INFER[:-3], "fewer", "--outfmt", "TXT", STANDIN_FAULT="ais-missing=3")
+    assert (
+        len(list((work / "result").iterdir())) == 8 and not (work / "result_summary.json").exists()
+    )
+    done = infer_here(
+        machine, *CONTRACT_INFER[:-3], "fewer", "--outfmt", "TXT", STANDIN_FAULT="ais-missing=3"
+    )
     assert done.returncode == 0 and len(list((work / "fewer").iterdir())) == 7

@@ -1,4 +1,5 @@
 """Options switched at random in one folder: every result is that of a fresh one. test/switching.py does it for real."""
+
 import contextlib
 import hashlib
 import io
@@ -26,60 +27,127 @@ SIDES = (8, 12)
 
 def call(main: Any, name: str, *words: object) -> None:
     """A step's main() in this process."""
-    with mock.patch("sys.argv", [name, *map(str, words)]), contextlib.redirect_stdout(io.StringIO()):
+    with mock.patch("sys.argv", [name, *map(str, words)]), contextlib.redirect_stdout(
+        io.StringIO()
+    ):
         main()
 
 
 @pytest.fixture(scope="session")
 def inputs(shared: Shared) -> Path:
     """Two data sets of 6 coloured images that share names, their labels, and a tiny network for each size."""
+
     def make(folder: Path) -> None:
         for data, labels in (("a", [0, 1, 2, 0, 1, 2]), ("b", [2, 1, 0, 0, 0, 0])):
             fill(folder / data, ["x.png"])
             for index in range(6):
                 colour = [30, 30, 30]
                 colour[index % 3] = 90 + 20 * index
-                Image.new("RGB", (20 + index, 16), tuple(colour)).save(str(folder / data / f"i{index}.png"))
+                Image.new("RGB", (20 + index, 16), tuple(colour)).save(
+                    str(folder / data / f"i{index}.png")
+                )
             (folder / data / "x.png").unlink()
-            (folder / f"{data}.txt").write_text("".join(f"i{i}.png {label}\n" for i, label in enumerate(labels)))
+            (folder / f"{data}.txt").write_text(
+                "".join(f"i{i}.png {label}\n" for i, label in enumerate(labels))
+            )
         for side in SIDES:
             with mock.patch.object(test_infer, "SIDE", side):
                 test_infer.make_model(folder / f"{side}.onnx")
+
     return shared("switching", make)
 
 
 def run(inputs: Path, work: Path, options: Dict[str, Any]) -> Dict[str, str]:
     """The chain with these options; {name: SHA-256} of the results and the accuracy."""
     side, data = options["side"], inputs / options["data"]
-    settings = {"img_size": side, "dtype": options["dtype"], "crop_mode": options["crop"], "source": str(data)}
+    settings = {
+        "img_size": side,
+        "dtype": options["dtype"],
+        "crop_mode": options["crop"],
+        "source": str(data),
+    }
     prepared = place_for(str(work), settings)
-    prepare(data, prepared, "--img-size", side, "--dtype", options["dtype"], "--crop-mode", options["crop"])
+    prepare(
+        data,
+        prepared,
+        "--img-size",
+        side,
+        "--dtype",
+        options["dtype"],
+        "--crop-mode",
+        options["crop"],
+    )
     aipp = ["--aipp", os.path.join(prepared, "aipp.cfg")] if options["dtype"] == "uint8" else []
-    call(infer_onnx.main, "infer_onnx.py", "--model", inputs / f"{side}.onnx", "--input", prepared, "--output", work,
-         "--output_dirname", "result", "--outfmt", options["format"], "--batchsize", options["batch"], *aipp)
-    call(TResNet_postprocess.main, "TResNet_postprocess.py", work / "result", f"{data}.txt", work, "acc.json",
-         "--prep", prepared)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in [*(work / "result").iterdir(), work / "acc.json"]}
+    call(
+        infer_onnx.main,
+        "infer_onnx.py",
+        "--model",
+        inputs / f"{side}.onnx",
+        "--input",
+        prepared,
+        "--output",
+        work,
+        "--output_dirname",
+        "result",
+        "--outfmt",
+        options["format"],
+        "--batchsize",
+        options["batch"],
+        *aipp,
+    )
+    call(
+        TResNet_postprocess.main,
+        "TResNet_postprocess.py",
+        work / "result",
+        f"{data}.txt",
+        work,
+        "acc.json",
+        "--prep",
+        prepared,
+    )
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in [*(work / "result").iterdir(), work / "acc.json"]
+    }
 
 
 def damage(work: Path, dice: random.Random) -> None:
     """Cut or overwrite one product in place, and leave its time as it was."""
-    path = dice.choice(sorted(found for pattern in ("prep*/*.bin", "result/*", "acc.json") for found in work.glob(
-        pattern)))
+    path = dice.choice(
+        sorted(
+            found
+            for pattern in ("prep*/*.bin", "result/*", "acc.json")
+            for found in work.glob(pattern)
+        )
+    )
     status, data = path.stat(), path.read_bytes()
-    path.write_bytes(data[:len(data) // 2] if dice.random() < 0.5 else b"{" * len(data) if path.suffix == ".bin"
-                     else data[:1] + bytes(len(data) - 1))
-    if path.name == "acc.json":  # has no record: of such a file only the beginning tells whose it is
-        path.write_bytes(data[:len(data) // 2])
+    path.write_bytes(
+        data[: len(data) // 2]
+        if dice.random() < 0.5
+        else b"{" * len(data)
+        if path.suffix == ".bin"
+        else data[:1] + bytes(len(data) - 1)
+    )
+    if (
+        path.name == "acc.json"
+    ):  # has no record: of such a file only the beginning tells whose it is
+        path.write_bytes(data[: len(data) // 2])
     os.utime(str(path), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @pytest.mark.slow
-def test_options_switched_at_random_give_what_a_fresh_folder_gives(inputs: Path, tmp_path: Path) -> None:
+def test_options_switched_at_random_give_what_a_fresh_folder_gives(
+    inputs: Path, tmp_path: Path
+) -> None:
     dice, fresh = random.Random(15), {}  # type: random.Random, Dict[str, Dict[str, str]]
-    choices: Dict[str, List[Any]] = {"side": list(SIDES), "data": ["a", "b"], "dtype": ["float32", "uint8"],
-                                     "crop": ["center", "squash"], "format": ["TXT", "NPY"], "batch": [1, 4]}
+    choices: Dict[str, List[Any]] = {
+        "side": list(SIDES),
+        "data": ["a", "b"],
+        "dtype": ["float32", "uint8"],
+        "crop": ["center", "squash"],
+        "format": ["TXT", "NPY"],
+        "batch": [1, 4],
+    }
     options = {name: values[0] for name, values in choices.items()}
     for step in range(STEPS):
         changed = dice.choice(sorted(choices))

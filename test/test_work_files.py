@@ -2,6 +2,7 @@
 
 A work folder may be somebody else's, cut short by a full disk, or edited by hand.
 """
+
 import argparse
 import copy
 import json
@@ -28,18 +29,58 @@ from conftest import Shared, run_here
 
 import TResNet_postprocess as post
 
-EACH = int(os.environ.get("TEST_DAMAGES", 3))  # other values in each place; all 24 take some minutes
+EACH = int(
+    os.environ.get("TEST_DAMAGES", 3)
+)  # other values in each place; all 24 take some minutes
 REMOVED = object()
 VALUES: List[Any] = [
-    REMOVED, None, True, -1, 0, 3, 0.5, -1e308, 10**400, math.nan, math.inf, "", "text", "\0", "\ud800",
-    "../" * 9, "x" * 70_000, [], {}, [None], [[]], ["text"], [3, 1], {"text": {}}]
-CONTENTS: List[bytes] = [b"", b"\xff\xfe\x00", b'{"hits": [1,', b"null", b"[]", b"{}", b"[" * 100_000,
-                         b"9" * 9_999]
-OPERATOR = {"name": "Conv_0", "type": "Conv", "largest": 9.5, "headroom": 65494.5, "cosine": 1.0,
-            "loss": 0.0}
+    REMOVED,
+    None,
+    True,
+    -1,
+    0,
+    3,
+    0.5,
+    -1e308,
+    10**400,
+    math.nan,
+    math.inf,
+    "",
+    "text",
+    "\0",
+    "\ud800",
+    "../" * 9,
+    "x" * 70_000,
+    [],
+    {},
+    [None],
+    [[]],
+    ["text"],
+    [3, 1],
+    {"text": {}},
+]
+CONTENTS: List[bytes] = [
+    b"",
+    b"\xff\xfe\x00",
+    b'{"hits": [1,',
+    b"null",
+    b"[]",
+    b"{}",
+    b"[" * 100_000,
+    b"9" * 9_999,
+]
+OPERATOR = {
+    "name": "Conv_0",
+    "type": "Conv",
+    "largest": 9.5,
+    "headroom": 65494.5,
+    "cosine": 1.0,
+    "loss": 0.0,
+}
 
 
 # ---- a finished work folder, and who reads what in it --------------------------------------------
+
 
 def fill(work: Path) -> None:
     """What runs on the card, in int8, with a forecast and a tuning leave behind, for 12 images."""
@@ -56,12 +97,19 @@ def fill(work: Path) -> None:
         "acc_float32": json.loads((work / "acc.json").read_text()),
         "perf": dict(perf, devices={"0": [row], "1": [row]}, together=[together]),
         "run": dict(run, made=[*run["made"], "acc_float32", "expect", "forecast"]),
-        "forecast": dict(compared, operators=[OPERATOR], overflow=["Conv_0"],
-                         worst=["Conv_0"], top1=50.0),
+        "forecast": dict(
+            compared, operators=[OPERATOR], overflow=["Conv_0"], worst=["Conv_0"], top1=50.0
+        ),
         "tune": {"rows": [], "options": ["--stem", "conv4"]},
-        "tresnet_int8": {"put_back": [{"name": "Conv_0", "cost": 0.1}], "held": True, "drop": 0.5,
-                         "max_drop": 1.0, "interval": [0.1, 0.9]},
-        "result_summary": {"throughput": 100.0}}
+        "tresnet_int8": {
+            "put_back": [{"name": "Conv_0", "cost": 0.1}],
+            "held": True,
+            "drop": 0.5,
+            "max_drop": 1.0,
+            "interval": [0.1, 0.9],
+        },
+        "result_summary": {"throughput": 100.0},
+    }
     for name, content in files.items():
         (work / f"{name}.json").write_text(json.dumps(content))
     hold_against_published(work)
@@ -116,11 +164,18 @@ def hold_against_published(work: Path) -> None:
 
 
 READERS: Dict[str, Tuple[Callable[[Path], None], ...]] = {
-    "acc.json": (make_page, tell_accuracy), "acc_float32.json": (make_page,),
+    "acc.json": (make_page, tell_accuracy),
+    "acc_float32.json": (make_page,),
     "acc_report.json": (make_page, hold_against_published, join, class_names_of),
-    "perf.json": (make_page,), "run.json": (make_page,), "compare.json": (make_page, tell_speed),
-    "expect.json": (make_page,), "forecast.json": (make_page, judge), "tune.json": (tuned,),
-    "tresnet_int8.json": (tell_speed,), "result_summary.json": (tell_speed,)}
+    "perf.json": (make_page,),
+    "run.json": (make_page,),
+    "compare.json": (make_page, tell_speed),
+    "expect.json": (make_page,),
+    "forecast.json": (make_page, judge),
+    "tune.json": (tuned,),
+    "tresnet_int8.json": (tell_speed,),
+    "result_summary.json": (tell_speed,),
+}
 
 
 @pytest.fixture
@@ -132,7 +187,7 @@ def work(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def outcome(reader: Callable[[Path], None], work: Path) -> str:
-    """"" if the reader works, otherwise its sentence. Any other exception is a defect of the program."""
+    """ "" if the reader works, otherwise its sentence. Any other exception is a defect of the program."""
     try:
         reader(work)
     except Refusal as refusal:
@@ -142,6 +197,7 @@ def outcome(reader: Callable[[Path], None], work: Path) -> str:
 
 
 # ---- damages -------------------------------------------------------------------------------------
+
 
 def places(content: Any) -> Iterator[Tuple[Any, ...]]:
     """The paths of all values in a JSON content; of a list its first entry stands for all."""
@@ -178,8 +234,12 @@ def test_a_sound_file_is_read(name: str, work: Path) -> None:
 @pytest.mark.parametrize("prepared", (None, "prep_dataset"))
 def test_each_kind_of_accuracy_report_is_read(prepared: Any, multi_label: bool, work: Path) -> None:
     """Without --prep nobody knows how many images there were; with --multi-label there are no hits."""
-    made = post.evaluate(str(work / "result"), str(work / "val_label.txt"),
-                         prepared and str(work / prepared), multi_label=multi_label)
+    made = post.evaluate(
+        str(work / "result"),
+        str(work / "val_label.txt"),
+        prepared and str(work / prepared),
+        multi_label=multi_label,
+    )
     (work / "acc_report.json").write_text(json.dumps(made))
     (work / "compare.json").unlink()
     assert outcome(make_page, work) == ""
@@ -190,8 +250,9 @@ def test_any_other_value_in_any_place_is_no_defect(name: str, work: Path) -> Non
     path, generator = work / name, random.Random(name)
     content = json.loads(path.read_text())
     refused = 0
-    damages = [(place, value) for place in places(content)
-               for value in generator.sample(VALUES, EACH)]
+    damages = [
+        (place, value) for place in places(content) for value in generator.sample(VALUES, EACH)
+    ]
     for place, value in damages:
         for reader in READERS[name]:
             path.write_text(json.dumps(changed(content, place, value)))
@@ -203,17 +264,22 @@ def test_any_other_value_in_any_place_is_no_defect(name: str, work: Path) -> Non
     assert refused
 
 
-@pytest.mark.parametrize("name, change, reason", (
-    ("acc_report", {"evaluated": ["a"]}, "it counts 12 evaluated images and lists 1"),
-    ("acc_report", {"class_names": ["a"]}, "it has 1 names of 6 classes"),
-    ("acc_report", {"hits": [3, 2]}, "its hits cannot be those of 12 images"),
-    ("acc_report", {"hits": [3, 13]}, "its hits cannot be those of 12 images"),
-    ("acc_report", {"true": [6] * 12}, "its right classes cannot be those of 12 images"),
-    ("acc_report", {"true": [0]}, "its right classes cannot be those of 12 images"),
-    ("acc_report", {"prep": None}, "it is of a shard and does not say what was prepared"),
-    ("compare", {"names": ["a"]}, "it has 8 cosines of 1 images")))
-def test_values_that_contradict_each_other_are_a_damage(name: str, change: Dict[str, Any], reason: str,
-                                                        work: Path) -> None:
+@pytest.mark.parametrize(
+    "name, change, reason",
+    (
+        ("acc_report", {"evaluated": ["a"]}, "it counts 12 evaluated images and lists 1"),
+        ("acc_report", {"class_names": ["a"]}, "it has 1 names of 6 classes"),
+        ("acc_report", {"hits": [3, 2]}, "its hits cannot be those of 12 images"),
+        ("acc_report", {"hits": [3, 13]}, "its hits cannot be those of 12 images"),
+        ("acc_report", {"true": [6] * 12}, "its right classes cannot be those of 12 images"),
+        ("acc_report", {"true": [0]}, "its right classes cannot be those of 12 images"),
+        ("acc_report", {"prep": None}, "it is of a shard and does not say what was prepared"),
+        ("compare", {"names": ["a"]}, "it has 8 cosines of 1 images"),
+    ),
+)
+def test_values_that_contradict_each_other_are_a_damage(
+    name: str, change: Dict[str, Any], reason: str, work: Path
+) -> None:
     path = work / f"{name}.json"
     path.write_text(json.dumps(dict(json.loads(path.read_text()), **change)))
     assert f"{name}.json is damaged ({reason}); run " in outcome(make_page, work)
@@ -238,9 +304,12 @@ def test_a_damage_that_is_not_seen_can_be_drawn(finished: Path, tmp_path: Path) 
     """The plots themselves, for the figures that may be anything."""
     shutil.copytree(str(finished), str(tmp_path / "work"))
     work = tmp_path / "work"
-    extremes = (("perf.json", ("rows", 0, "throughput"), -1e40),
-                ("perf.json", ("rows", 0, "latency_p99"), 1e40),
-                ("compare.json", ("cosines", 0), -1e40), ("forecast.json", ("cosines", 0), 1e40))
+    extremes = (
+        ("perf.json", ("rows", 0, "throughput"), -1e40),
+        ("perf.json", ("rows", 0, "latency_p99"), 1e40),
+        ("compare.json", ("cosines", 0), -1e40),
+        ("forecast.json", ("cosines", 0), 1e40),
+    )
     for name, place, value in extremes:
         path = work / name
         path.write_text(json.dumps(changed(json.loads(path.read_text()), place, value)))
@@ -249,26 +318,42 @@ def test_a_damage_that_is_not_seen_can_be_drawn(finished: Path, tmp_path: Path) 
 
 # ---- how shapes are said -------------------------------------------------------------------------
 
-@pytest.mark.parametrize("content, shape, reason", (
-    ({"a": [1, 2.5]}, {"a": [json_file.COUNT]},
-     "entry 2 of a is 2.5, a whole number from 0 to 1,000,000,000 was expected"),
-    ({"a": math.nan}, {"a": json_file.FIGURE}, "a is NaN, a number was expected"),
-    ({"a": True}, {"a": json_file.COUNT}, "a is true, a whole number"),
-    ({"a": {"b": 1}}, {"a": {"b": str}}, "a.b is 1, a text was expected"),
-    ({"a": {}}, {"a": {"b": str}}, "a lacks 'b'"),
-    ({"a": "x"}, {"a": (json_file.FIGURE, None)}, "a is \"x\", a number was expected (or null)"),
-    ([], [str, ...], "it is empty"), ([1], [bool, bool], "it has 1 entries, 2 were expected"),
-    ({"a": {"b": "x"}}, {"a": {str: json_file.COUNT}}, "a.b is \"x\""),
-    ([["x"], ["\0"]], [[str]], "entry 1 of entry 2 is \"\\u0000\", a text was expected")))
+
+@pytest.mark.parametrize(
+    "content, shape, reason",
+    (
+        (
+            {"a": [1, 2.5]},
+            {"a": [json_file.COUNT]},
+            "entry 2 of a is 2.5, a whole number from 0 to 1,000,000,000 was expected",
+        ),
+        ({"a": math.nan}, {"a": json_file.FIGURE}, "a is NaN, a number was expected"),
+        ({"a": True}, {"a": json_file.COUNT}, "a is true, a whole number"),
+        ({"a": {"b": 1}}, {"a": {"b": str}}, "a.b is 1, a text was expected"),
+        ({"a": {}}, {"a": {"b": str}}, "a lacks 'b'"),
+        ({"a": "x"}, {"a": (json_file.FIGURE, None)}, 'a is "x", a number was expected (or null)'),
+        ([], [str, ...], "it is empty"),
+        ([1], [bool, bool], "it has 1 entries, 2 were expected"),
+        ({"a": {"b": "x"}}, {"a": {str: json_file.COUNT}}, 'a.b is "x"'),
+        ([["x"], ["\0"]], [[str]], 'entry 1 of entry 2 is "\\u0000", a text was expected'),
+    ),
+)
 def test_what_is_wrong_is_named_with_its_place(content: Any, shape: Any, reason: str) -> None:
     with pytest.raises(ValueError) as error:
         json_file.require(content, shape)
     assert str(error.value).startswith(reason)
 
 
-@pytest.mark.parametrize("content, shape", (
-    ({"a": 1, "more": {}}, {"a": json_file.COUNT, "b?": str}), ([], [str]),
-    ([[1, 2], []], [[json_file.COUNT]]), ({"a": None}, {"a": ([str], None)}),
-    ([1, 2.5], [json_file.FIGURE]), ({"x": 1.5}, {str: json_file.FIGURE})))
+@pytest.mark.parametrize(
+    "content, shape",
+    (
+        ({"a": 1, "more": {}}, {"a": json_file.COUNT, "b?": str}),
+        ([], [str]),
+        ([[1, 2], []], [[json_file.COUNT]]),
+        ({"a": None}, {"a": ([str], None)}),
+        ([1, 2.5], [json_file.FIGURE]),
+        ({"x": 1.5}, {str: json_file.FIGURE}),
+    ),
+)
 def test_what_is_as_expected_passes(content: Any, shape: Any) -> None:
     json_file.require(content, shape)

@@ -3,6 +3,7 @@
 As strict as the real one about flags, shapes, types and quant.cfg. Activations are quantised symmetrically by the
 largest value on the calibration data, weights by output channel. Started by bin/amct_onnx.
 """
+
 import os
 import re
 import sys
@@ -50,8 +51,10 @@ def parse_config(path: str) -> Tuple[int, List[str]]:
     except OSError as error:
         fail(f"cannot read {path}: {error.strerror}")
     for line in lines:
-        match = re.fullmatch(r'(batch_num\s*:\s*(\d+)|joint_quant\s*:\s*(?:true|false)|skip_layers\s*:\s*"([^"]+)")',
-                             line)
+        match = re.fullmatch(
+            r'(batch_num\s*:\s*(\d+)|joint_quant\s*:\s*(?:true|false)|skip_layers\s*:\s*"([^"]+)")',
+            line,
+        )
         if not match:
             fail(f"quant.cfg: cannot parse the line {line!r}")
         if match.group(2):
@@ -65,6 +68,7 @@ def parse_config(path: str) -> Tuple[int, List[str]]:
 
 def load_model(path: str) -> Any:
     import onnx
+
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
@@ -79,29 +83,41 @@ def load_model(path: str) -> Any:
 def read_data(flags: Dict[str, str], model: Any, batch_num: int) -> Tuple[str, Any]:
     """(name of the input, float32 [batch_num · batch, …])."""
     import numpy
+
     match = re.fullmatch(r"([^:;]+):(\d+(?:,\d+)*)", flags["input_shape"])
     if not match:
         fail(f"--input_shape {flags['input_shape']!r}: expected input_name:n,c,h,w")
     weights = {tensor.name for tensor in model.graph.initializer}
-    value, = [entry for entry in model.graph.input if entry.name not in weights]
+    (value,) = [entry for entry in model.graph.input if entry.name not in weights]
     shape = [int(size) for size in match.group(2).split(",")]
     sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-    if match.group(1) != value.name or len(shape) != len(sizes) or any(
-            size and size != given for size, given in zip(sizes, shape)):
-        fail(f"--input_shape {flags['input_shape']!r} does not match the model's {value.name}:{sizes}")
+    if (
+        match.group(1) != value.name
+        or len(shape) != len(sizes)
+        or any(size and size != given for size, given in zip(sizes, shape))
+    ):
+        fail(
+            f"--input_shape {flags['input_shape']!r} does not match the model's {value.name}:{sizes}"
+        )
     if flags["data_types"] != "float32":
         fail(f"--data_types {flags['data_types']!r} is not the type of the model's inputs")
     if not os.path.isdir(flags["data_dir"]):
         fail(f"--data_dir {flags['data_dir']!r} is no folder")
     names = sorted(os.listdir(flags["data_dir"]))
-    wrong = [name for name in names if not name.endswith(".bin") or os.path.getsize(
-        os.path.join(flags["data_dir"], name)) != 4 * int(numpy.prod(shape))]
+    wrong = [
+        name
+        for name in names
+        if not name.endswith(".bin")
+        or os.path.getsize(os.path.join(flags["data_dir"], name)) != 4 * int(numpy.prod(shape))
+    ]
     if wrong:
         fail(f"{wrong[0]} is not a .bin file of {shape} float32 values")
     if len(names) < batch_num:
         fail(f"batch_num is {batch_num}, but --data_dir holds {len(names)} files")
-    arrays = [numpy.fromfile(os.path.join(flags["data_dir"], name), numpy.float32).reshape(shape)
-              for name in names[:batch_num]]
+    arrays = [
+        numpy.fromfile(os.path.join(flags["data_dir"], name), numpy.float32).reshape(shape)
+        for name in names[:batch_num]
+    ]
     return value.name, numpy.concatenate(arrays)
 
 
@@ -110,17 +126,22 @@ def largest_values(model: Any, tensors: List[str], name: str, data: Any) -> Dict
     import numpy
     import onnx
     import onnxruntime
+
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for value in copy.graph.input:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del copy.graph.output[:]
     computed = [tensor for tensor in tensors if tensor != name]
-    copy.graph.output.extend(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None)
-                             for tensor in computed)
+    copy.graph.output.extend(
+        onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None)
+        for tensor in computed
+    )
     found = {name: data}
     if computed:
-        session = onnxruntime.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            copy.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
         found.update(zip(computed, session.run(computed, {name: data})))
     return {tensor: float(numpy.abs(array).max()) for tensor, array in found.items()}
 
@@ -129,6 +150,7 @@ def quantise(model: Any, names: List[str], largest: Dict[str, float]) -> None:
     """Put AscendQuant before and AscendDequant behind each layer, and int8 weights into it."""
     import numpy
     from onnx import helper, numpy_helper
+
     graph, nodes = model.graph, []
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
@@ -137,8 +159,17 @@ def quantise(model: Any, names: List[str], largest: Dict[str, float]) -> None:
             continue
         x, target = node.input[0], node.output[0]
         step = (largest[x] or 1.0) / 127
-        nodes.append(helper.make_node("AscendQuant", [x], [x + "_" + node.name + "_quant"], name=node.name + "_quant",
-                                      scale=1 / step, offset=0.0, quant_bit=8))
+        nodes.append(
+            helper.make_node(
+                "AscendQuant",
+                [x],
+                [x + "_" + node.name + "_quant"],
+                name=node.name + "_quant",
+                scale=1 / step,
+                offset=0.0,
+                quant_bit=8,
+            )
+        )
         weights = numpy_helper.to_array(tensors[node.input[1]])
         axes = tuple(range(1, weights.ndim)) if node.op_type == "Conv" else None
         steps = numpy.abs(weights).max(axis=axes, keepdims=True) / 127
@@ -151,10 +182,20 @@ def quantise(model: Any, names: List[str], largest: Dict[str, float]) -> None:
             whole = numpy.round(bias / scales.astype(numpy.float64)).astype(numpy.int32)
             tensors[node.input[2]].CopyFrom(numpy_helper.from_array(whole, node.input[2]))
         node.input[0], node.output[0] = x + "_" + node.name + "_quant", target + "_int32"
-        graph.initializer.append(numpy_helper.from_array(scales.view(numpy.uint32).astype(numpy.uint64),
-                                                         node.name + "_dequant_scale"))
-        nodes += [node, helper.make_node("AscendDequant", [target + "_int32", node.name + "_dequant_scale"], [target],
-                                         name=node.name + "_dequant")]
+        graph.initializer.append(
+            numpy_helper.from_array(
+                scales.view(numpy.uint32).astype(numpy.uint64), node.name + "_dequant_scale"
+            )
+        )
+        nodes += [
+            node,
+            helper.make_node(
+                "AscendDequant",
+                [target + "_int32", node.name + "_dequant_scale"],
+                [target],
+                name=node.name + "_dequant",
+            ),
+        ]
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -163,11 +204,17 @@ def main() -> None:
     log_call("amct_onnx", ["amct_onnx"] + sys.argv[1:])
     flags = parse_flags(sys.argv[1:])
     import onnx
+
     model = load_model(flags["model"])
-    batch_num, skipped = parse_config(flags["calibration_config"]) if "calibration_config" in flags else (1, [])
+    batch_num, skipped = (
+        parse_config(flags["calibration_config"]) if "calibration_config" in flags else (1, [])
+    )
     shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
-    able = [node.name for node in model.graph.node if node.op_type == "Gemm" or node.op_type == "Conv" and
-            shapes[node.input[1]][1] > 1]
+    able = [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Gemm" or node.op_type == "Conv" and shapes[node.input[1]][1] > 1
+    ]
     for name in skipped:
         if name not in [node.name for node in model.graph.node]:
             fail(f"quant.cfg: the layer {name} of skip_layers is not in the model")
@@ -179,7 +226,9 @@ def main() -> None:
     largest = largest_values(model, sorted({nodes[layer].input[0] for layer in layers}), name, data)
     folder = os.path.dirname(os.path.abspath(flags["save_path"]))
     os.makedirs(folder, exist_ok=True)
-    onnx.save(model, flags["save_path"] + "_fake_quant_model.onnx")  # the stand-in's is float: nobody reads it
+    onnx.save(
+        model, flags["save_path"] + "_fake_quant_model.onnx"
+    )  # the stand-in's is float: nobody reads it
     quantise(model, layers, largest)
     onnx.save(model, flags["save_path"] + "_deploy_model.onnx")
     print("[AMCT]:[INFO] calibration finished")

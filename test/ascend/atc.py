@@ -6,6 +6,7 @@ Runtime. Started by bin/atc; the switches stand in python/ascend_standin.py, wha
 python/atc_graph.py. E codes and their words follow what users report of the real tool; what has no known code gets
 E10001, "invalid value".
 """
+
 import json
 import os
 import platform
@@ -20,19 +21,41 @@ from ascend_standin import fault, log_call, write_om  # noqa: E402
 
 # Values that a flag admits; None: checked below. atc has more flags, which this stand-in does not know and so refuses.
 FLAGS = {
-    "mode": ("0",), "framework": ("5",), "model": None, "output": None,
-    "input_format": ("NCHW", "ND"), "input_shape": None,
-    "log": ("debug", "info", "warning", "error", "null"), "soc_version": None, "insert_op_conf": None,
-    "output_type": ("FP32", "FP16"), "enable_small_channel": ("0", "1"),
-    "precision_mode": ("force_fp16", "force_fp32", "cube_fp16in_fp32out", "allow_fp32_to_fp16",
-                       "allow_mix_precision", "must_keep_origin_dtype"),
-    "op_select_implmode": ("high_performance", "high_precision"), "optypelist_for_implmode": None,
-    "keep_dtype": None, "out_nodes": None, "input_fp16_nodes": None,
+    "mode": ("0",),
+    "framework": ("5",),
+    "model": None,
+    "output": None,
+    "input_format": ("NCHW", "ND"),
+    "input_shape": None,
+    "log": ("debug", "info", "warning", "error", "null"),
+    "soc_version": None,
+    "insert_op_conf": None,
+    "output_type": ("FP32", "FP16"),
+    "enable_small_channel": ("0", "1"),
+    "precision_mode": (
+        "force_fp16",
+        "force_fp32",
+        "cube_fp16in_fp32out",
+        "allow_fp32_to_fp16",
+        "allow_mix_precision",
+        "must_keep_origin_dtype",
+    ),
+    "op_select_implmode": ("high_performance", "high_precision"),
+    "optypelist_for_implmode": None,
+    "keep_dtype": None,
+    "out_nodes": None,
+    "input_fp16_nodes": None,
 }
 CANN_6, LATER = 15, 18  # the last opset that they read
-SOC_VERSIONS = re.compile(r"Ascend(310|310B[1-4]|310P[1357]|910|910[AB]|910Pro[AB]|910B[1-4](-1)?|910B2C|910_93\d\d)")
+SOC_VERSIONS = re.compile(
+    r"Ascend(310|310B[1-4]|310P[1357]|910|910[AB]|910Pro[AB]|910B[1-4](-1)?|910B2C|910_93\d\d)"
+)
 PATH_CHARACTERS = re.compile(r"[A-Za-z0-9_./-]+")
-AIPP_CHANNEL = {"min_chn": float, "mean_chn": int, "var_reci_chn": float}  # each with _0, _1, _2; mean_chn is an int32
+AIPP_CHANNEL = {
+    "min_chn": float,
+    "mean_chn": int,
+    "var_reci_chn": float,
+}  # each with _0, _1, _2; mean_chn is an int32
 
 
 def fail(code: str, text: str) -> NoReturn:
@@ -85,22 +108,31 @@ def parse_flags(argv: List[str]) -> Dict[str, str]:
         invalid("soc_version", flags["soc_version"], "It is not supported.")
     for name in ("model", "output", "insert_op_conf"):
         if name in flags and not PATH_CHARACTERS.fullmatch(flags[name]):
-            invalid(name, flags[name], "The path can contain only letters, digits, '_', '.', '-' and '/'.")
+            invalid(
+                name,
+                flags[name],
+                "The path can contain only letters, digits, '_', '.', '-' and '/'.",
+            )
     for name in ("model", "insert_op_conf", "keep_dtype"):
         if name in flags and not (os.path.isfile(flags[name]) and os.access(flags[name], os.R_OK)):
             invalid(name, flags[name], "No such file or no permission to read it.")
     folder = os.path.dirname(os.path.abspath(flags["output"]))
     if os.path.isdir(flags["output"]) or not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
-        invalid("output", flags["output"], "It is a folder, or its folder is missing or not writable.")
+        invalid(
+            "output", flags["output"], "It is a folder, or its folder is missing or not writable."
+        )
     return flags
 
 
 def load_onnx(path: str) -> Any:
     """The ONNX model, checked. What onnx itself says of a damaged file goes to the log."""
     import onnx
+
     try:
         model = onnx.load(path)
-        if not any(node.op_type.startswith("Ascend") for node in model.graph.node):  # onnx does not know those
+        if not any(
+            node.op_type.startswith("Ascend") for node in model.graph.node
+        ):  # onnx does not know those
             onnx.checker.check_model(model)
     except Exception as error:  # protobuf, checker and file errors have no common class
         write_log(f"[ERROR] {error}")
@@ -114,25 +146,42 @@ def load_onnx(path: str) -> Any:
 def fix_shapes(model: Any, argument: str) -> int:
     """Set the inputs' shapes from --input_shape; the batch size."""
     from onnx import TensorProto
+
     weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = {value.name: value.type.tensor_type for value in model.graph.input if value.name not in weights}
+    inputs = {
+        value.name: value.type.tensor_type
+        for value in model.graph.input
+        if value.name not in weights
+    }
     given: Dict[str, List[int]] = {}
     for item in filter(None, argument.split(";")):
         match = re.fullmatch(r"([^:]+):(-?\d+(?:,-?\d+)*)", item)
         if not match:
-            fail("E10002", f"Value [{argument}] for parameter [--input_shape] is invalid. Reason: it must be formatted "
-                           'as "input_name1:n1,c1,h1,w1;input_name2:n2,c2,h2,w2".')
+            fail(
+                "E10002",
+                f"Value [{argument}] for parameter [--input_shape] is invalid. Reason: it must be formatted "
+                'as "input_name1:n1,c1,h1,w1;input_name2:n2,c2,h2,w2".',
+            )
         if match.group(1) not in inputs:
-            fail("E10016", f"Opname [{match.group(1)}] specified in [--input_shape] is not found in the model. Confirm "
-                           "whether this node name exists.")
+            fail(
+                "E10016",
+                f"Opname [{match.group(1)}] specified in [--input_shape] is not found in the model. Confirm "
+                "whether this node name exists.",
+            )
         given[match.group(1)] = [int(size) for size in match.group(2).split(",")]
     batch = 0
     for name, tensor in inputs.items():
         if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
-            invalid("model", name, "The input must be float32 or float16; uint8 comes only through AIPP.")
+            invalid(
+                "model",
+                name,
+                "The input must be float32 or float16; uint8 comes only through AIPP.",
+            )
         shape = [dim.dim_value or -1 for dim in tensor.shape.dim]
         wanted = given.get(name, shape)
-        if len(wanted) != len(shape) or any(shape[i] not in (-1, wanted[i]) for i in range(len(shape))):
+        if len(wanted) != len(shape) or any(
+            shape[i] not in (-1, wanted[i]) for i in range(len(shape))
+        ):
             invalid("input_shape", str(wanted), f"It does not match the model's {shape}.")
         if any(size < 1 for size in wanted):
             invalid(name, "-1", "maybe you should set input_shape to specify its shape")
@@ -152,7 +201,10 @@ def check_inputs(model: Any, flags: Dict[str, str]) -> None:
         if name not in inputs:
             invalid("input_fp16_nodes", name, "It is not an input of the model.")
         if "insert_op_conf" in flags:
-            fail("E10034", f"Nodes (for example, [{name}]) connected to AIPP must not be of type fp16.")
+            fail(
+                "E10034",
+                f"Nodes (for example, [{name}]) connected to AIPP must not be of type fp16.",
+            )
 
 
 def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
@@ -165,11 +217,23 @@ def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
     words = re.findall(r"\s*(\w+)\s*:\s*([^\s:]+)", match.group(1))
     if re.sub(r"\s*(\w+)\s*:\s*([^\s:]+)", "", match.group(1)).strip():
         invalid("insert_op_conf", path, "Expected lines of the form `key : value`.")
-    kinds: Dict[str, Any] = {"aipp_mode": ("static",), "input_format": ("RGB888_U8",), "related_input_rank": int,
-                             "src_image_size_w": int, "src_image_size_h": int, "crop": bool, "load_start_pos_w": int,
-                             "load_start_pos_h": int, "crop_size_w": int, "crop_size_h": int, "csc_switch": bool,
-                             "rbuv_swap_switch": bool}
-    kinds.update({f"{name}_{channel}": kind for name, kind in AIPP_CHANNEL.items() for channel in range(3)})
+    kinds: Dict[str, Any] = {
+        "aipp_mode": ("static",),
+        "input_format": ("RGB888_U8",),
+        "related_input_rank": int,
+        "src_image_size_w": int,
+        "src_image_size_h": int,
+        "crop": bool,
+        "load_start_pos_w": int,
+        "load_start_pos_h": int,
+        "crop_size_w": int,
+        "crop_size_h": int,
+        "csc_switch": bool,
+        "rbuv_swap_switch": bool,
+    }
+    kinds.update(
+        {f"{name}_{channel}": kind for name, kind in AIPP_CHANNEL.items() for channel in range(3)}
+    )
     found: Dict[str, Any] = {}
     for key, word in words:
         if key not in kinds:
@@ -178,13 +242,22 @@ def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
             invalid("insert_op_conf", key, "The key stands there twice.")
         kind = kinds[key]
         try:
-            found[key] = ({"true": True, "false": False}[word] if kind is bool
-                          else word if isinstance(kind, tuple) else kind(word))
+            found[key] = (
+                {"true": True, "false": False}[word]
+                if kind is bool
+                else word
+                if isinstance(kind, tuple)
+                else kind(word)
+            )
         except (KeyError, ValueError):
             invalid("insert_op_conf", f"{key}: {word}", f"It must be of type {kind.__name__}.")
         if isinstance(kind, tuple) and word not in kind:
             invalid("insert_op_conf", f"{key}: {word}", f"This stand-in knows {' or '.join(kind)}.")
-        low, high = {"m": (0, 255), "v": (-65504, 65504)}.get(key[0], (0, 4096)) if kind in (int, float) else (0, 1)
+        low, high = (
+            {"m": (0, 255), "v": (-65504, 65504)}.get(key[0], (0, 4096))
+            if kind in (int, float)
+            else (0, 1)
+        )
         if kind in (int, float) and not low <= found[key] <= high:
             invalid("insert_op_conf", f"{key}: {word}", f"It must lie between {low} and {high}.")
     for key in ("aipp_mode", "input_format"):
@@ -193,7 +266,9 @@ def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
     if found.get("related_input_rank", 0) != 0:
         invalid("insert_op_conf", path, "related_input_rank is not an input of the model.")
     if found.get("csc_switch", False):
-        invalid("insert_op_conf", path, "csc_switch converts YUV to RGB, but input_format is RGB888_U8.")
+        invalid(
+            "insert_op_conf", path, "csc_switch converts YUV to RGB, but input_format is RGB888_U8."
+        )
     size = (found.get("src_image_size_h", height), found.get("src_image_size_w", width))
     if found.get("crop", False):
         top, left = found.get("load_start_pos_h", 0), found.get("load_start_pos_w", 0)
@@ -203,7 +278,11 @@ def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
     else:
         box = size
     if box != (height, width):
-        invalid("insert_op_conf", path, f"It gives {box[0]} x {box[1]} pixels, the model takes {height} x {width}.")
+        invalid(
+            "insert_op_conf",
+            path,
+            f"It gives {box[0]} x {box[1]} pixels, the model takes {height} x {width}.",
+        )
     return dict(found, src_image_size_h=size[0], src_image_size_w=size[1])
 
 
@@ -243,8 +322,11 @@ def main() -> None:
     batch = fix_shapes(model, flags.get("input_shape", ""))
     time.sleep(float(fault("atc-sleep") or 0))
     if fault("atc-fail") in ("on", str(batch)):
-        fail("E40021", "Failed to compile Op [Conv_0]. (oppath: [Pre-compile /usr/local/Ascend/opp/built-in], "
-                       "optype: [Conv2D])")
+        fail(
+            "E40021",
+            "Failed to compile Op [Conv_0]. (oppath: [Pre-compile /usr/local/Ascend/opp/built-in], "
+            "optype: [Conv2D])",
+        )
     if "out_nodes" in flags:
         try:
             atc_graph.set_outputs(model, flags["out_nodes"])
@@ -258,7 +340,9 @@ def main() -> None:
     print(*atc_graph.places(model), sep="\n", flush=True)
     set_precision(model, flags)
     os.makedirs("kernel_meta", exist_ok=True)  # in the working folder, whatever --output says
-    with open(os.path.join("kernel_meta", f"te_conv2d_{batch}.json"), "w", encoding="utf-8") as file:
+    with open(
+        os.path.join("kernel_meta", f"te_conv2d_{batch}.json"), "w", encoding="utf-8"
+    ) as file:
         json.dump({"batch": batch}, file)
     with open("fusion_result.json", "w", encoding="utf-8") as file:
         json.dump([{"graph_fusion": {}, "session_and_graph_id": "0_0"}], file)

@@ -1,13 +1,29 @@
 """The environment of a machine with an Ascend card, made of the stand-ins: for tests."""
+
 import os
 import sys
 from pathlib import Path
 from typing import Dict
 
-ATC_NEEDS = ("attrs", "cython", "numpy", "decorator", "sympy", "cffi", "pyyaml", "pathlib2", "psutil", "protobuf",
-             "scipy", "requests", "absl-py")
+ATC_NEEDS = (
+    "attrs",
+    "cython",
+    "numpy",
+    "decorator",
+    "sympy",
+    "cffi",
+    "pyyaml",
+    "pathlib2",
+    "psutil",
+    "protobuf",
+    "scipy",
+    "requests",
+    "absl-py",
+)
 HERE = Path(__file__).resolve().parent
-HOST_PYTHON = os.path.join(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+HOST_PYTHON = os.path.join(
+    sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}"
+)
 
 
 def ascend_environment(folder: Path, **switches: str) -> Dict[str, str]:
@@ -24,9 +40,14 @@ def ascend_environment(folder: Path, **switches: str) -> Dict[str, str]:
         link.symlink_to(HOST_PYTHON)
     give_host_packages(folder / "user")
     path = os.pathsep.join([str(HERE / "bin"), str(host), os.environ.get("PATH", os.defpath)])
-    environment = {"PATH": path, "PYTHONPATH": str(HERE / "python"), "TRESNET_TEST_PYTHON": sys.executable,
-                   "TRESNET_PYTHON": sys.executable, "STANDIN_LOG": str(folder / "calls.jsonl"),
-                   "PYTHONUSERBASE": str(folder / "user")}
+    environment = {
+        "PATH": path,
+        "PYTHONPATH": str(HERE / "python"),
+        "TRESNET_TEST_PYTHON": sys.executable,
+        "TRESNET_PYTHON": sys.executable,
+        "STANDIN_LOG": str(folder / "calls.jsonl"),
+        "PYTHONUSERBASE": str(folder / "user"),
+    }
     environment.update(switches)
     return environment
 

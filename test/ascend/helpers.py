@@ -1,4 +1,5 @@
 """What the tests of the Ascend side share: a small network, a machine with a card, ways to start what runs there."""
+
 import contextlib
 import importlib.util
 import io
@@ -20,33 +21,62 @@ from conftest import ROOT
 Machine = Tuple[Dict[str, str], Path]  # what the fixture machine() gives
 Done = "subprocess.CompletedProcess[str]"
 SIZE = 32
-CONTRACT = ["atc", "--framework=5", "--model=net.onnx", "--output=net_bs1", "--input_format=NCHW",
-            f"--input_shape=image:1,3,{SIZE},{SIZE}", "--log=error", "--soc_version=Ascend310P3"]
-CONTRACT_INFER = ["--model", "net_bs4.om", "--input", "in", "--output", "./",
-                  "--output_dirname", "result", "--outfmt", "TXT"]
+CONTRACT = [
+    "atc",
+    "--framework=5",
+    "--model=net.onnx",
+    "--output=net_bs1",
+    "--input_format=NCHW",
+    f"--input_shape=image:1,3,{SIZE},{SIZE}",
+    "--log=error",
+    "--soc_version=Ascend310P3",
+]
+CONTRACT_INFER = [
+    "--model",
+    "net_bs4.om",
+    "--input",
+    "in",
+    "--output",
+    "./",
+    "--output_dirname",
+    "result",
+    "--outfmt",
+    "TXT",
+]
 AIPP = "aipp_op {\n aipp_mode : static\n input_format : RGB888_U8\n related_input_rank : 0\n"
 
 
 # ---- a small network -------------------------------------------------------------------------------------------------
 
-def save_network(path: Path, opset: int = 11, batch: Any = "batch", dtype: str = "FLOAT", name: str = "image") -> Path:
+
+def save_network(
+    path: Path, opset: int = 11, batch: Any = "batch", dtype: str = "FLOAT", name: str = "image"
+) -> Path:
     """A convolution, a pooling and a linear layer: float32 [batch, 3, 32, 32] -> [batch, 10]."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
+
     rng = np.random.RandomState(0)
     weights = {"w": 0.3 * rng.randn(8, 3, 3, 3), "b": 0.1 * rng.randn(8), "head": rng.randn(8, 10)}
-    nodes = [helper.make_node("Conv", [name, "w", "b"], ["conv"], pads=[1, 1, 1, 1], strides=[2, 2]),
-             helper.make_node("Relu", ["conv"], ["relu"]), helper.make_node("GlobalAveragePool", ["relu"], ["pool"]),
-             helper.make_node("Flatten", ["pool"], ["flat"]), helper.make_node("MatMul", ["flat", "head"], ["class"])]
+    nodes = [
+        helper.make_node("Conv", [name, "w", "b"], ["conv"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Relu", ["conv"], ["relu"]),
+        helper.make_node("GlobalAveragePool", ["relu"], ["pool"]),
+        helper.make_node("Flatten", ["pool"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "head"], ["class"]),
+    ]
     if dtype != "FLOAT":
         nodes.insert(0, helper.make_node("Cast", [name], ["cast"], to=TensorProto.FLOAT))
         nodes[1].input[0] = "cast"
     for node in nodes:
         node.name = node.output[0]
     graph = helper.make_graph(
-        nodes, "net", [helper.make_tensor_value_info(name, getattr(TensorProto, dtype), [batch, 3, SIZE, SIZE])],
+        nodes,
+        "net",
+        [helper.make_tensor_value_info(name, getattr(TensorProto, dtype), [batch, 3, SIZE, SIZE])],
         [helper.make_tensor_value_info("class", TensorProto.FLOAT, [batch, 10])],
-        [numpy_helper.from_array(value.astype(np.float32), key) for key, value in weights.items()])
+        [numpy_helper.from_array(value.astype(np.float32), key) for key, value in weights.items()],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     model.ir_version = 6
     helper.set_model_props(model, {"variant": "tresnet_m", "img_size": str(SIZE)})
@@ -54,7 +84,9 @@ def save_network(path: Path, opset: int = 11, batch: Any = "batch", dtype: str =
     return path
 
 
-def save_tiny_tresnet(path: Path, lineage: str = "ascend", stem: str = "conv4", size: int = 64) -> Path:
+def save_tiny_tresnet(
+    path: Path, lineage: str = "ascend", stem: str = "conv4", size: int = 64
+) -> Path:
     """A TResNet with one block in each stage and an eighth of the width, random but sane: every operator is in it.
 
     float32 [batch, 3, size, size] -> [batch, 10]; its statistics are those of random images.
@@ -64,6 +96,7 @@ def save_tiny_tresnet(path: Path, lineage: str = "ascend", stem: str = "conv4", 
 
     import onnx
     import torch
+
     create_network("tresnet_m", 10)  # imports the patched timm, and refuses another
     with mock.patch.object(sys, "path", [TIMM, *sys.path]):
         from timm.models.tresnet import TResNet
@@ -72,7 +105,11 @@ def save_tiny_tresnet(path: Path, lineage: str = "ascend", stem: str = "conv4", 
     for name, module in network.named_modules():
         if lineage == "miil" and hasattr(module, "pad_mode"):
             module.pad_mode = "reflect"
-        if lineage == "miil" and isinstance(module, torch.nn.LeakyReLU) and name.startswith("body.layer"):
+        if (
+            lineage == "miil"
+            and isinstance(module, torch.nn.LeakyReLU)
+            and name.startswith("body.layer")
+        ):
             module.negative_slope = 1e-3
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
@@ -82,8 +119,10 @@ def save_tiny_tresnet(path: Path, lineage: str = "ascend", stem: str = "conv4", 
     with torch.no_grad():
         network(torch.rand(8, 3, size, size))
     model = build_model(network.eval(), size, 11, None, stem)
-    onnx.helper.set_model_props(model, {"variant": "tresnet_m", "img_size": str(size), "num_classes": "10",
-                                        "lineage": lineage})
+    onnx.helper.set_model_props(
+        model,
+        {"variant": "tresnet_m", "img_size": str(size), "num_classes": "10", "lineage": lineage},
+    )
     onnx.save(model, str(path))
     return path
 
@@ -94,7 +133,9 @@ def save_images(folder: Path, count: int, size: int = 64) -> Path:
     rng = np.random.RandomState(5)
     for number in range(1, count + 1):
         coarse = rng.rand(3, 4, 4) ** rng.randint(1, 4)
-        image = np.kron(coarse, np.ones((size // 4, size // 4))) * 0.8 + 0.2 * rng.rand(3, size, size)
+        image = np.kron(coarse, np.ones((size // 4, size // 4))) * 0.8 + 0.2 * rng.rand(
+            3, size, size
+        )
         image.astype(np.float32).tofile(str(folder / f"i{number}.bin"))
     return folder
 
@@ -102,8 +143,11 @@ def save_images(folder: Path, count: int, size: int = 64) -> Path:
 def onnx_outputs(model: Any, images: np.ndarray) -> List[np.ndarray]:
     """All outputs of an ONNX file, or of its bytes."""
     import onnxruntime
+
     model = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"image": images})
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(
+        None, {"image": images}
+    )
 
 
 def onnx_scores(model: Any, images: np.ndarray) -> np.ndarray:
@@ -112,24 +156,35 @@ def onnx_scores(model: Any, images: np.ndarray) -> np.ndarray:
 
 # ---- starting programs -----------------------------------------------------------------------------------------------
 
+
 def start(environment: Dict[str, str], folder: Path, *command: object) -> Done:
     """Run a command in `folder` under the environment of an Ascend machine."""
-    return subprocess.run([str(word) for word in command], cwd=str(folder), env=dict(os.environ, **environment),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                          universal_newlines=True)
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=str(folder),
+        env=dict(os.environ, **environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        universal_newlines=True,
+    )
 
 
-def start_here(main: Callable[[], Any], environment: Dict[str, str], folder: Path, *words: object) -> Done:
+def start_here(
+    main: Callable[[], Any], environment: Dict[str, str], folder: Path, *words: object
+) -> Done:
     """What start() would give for the program whose main() this is, without a process; words[0] is its name."""
     from common.ascend import bench, chips, host
     from common.core.cli import Refusal
+
     for once in (chips.find_chips, host.host_facts, bench.spelling):  # asked once by a process
         once.cache_clear()
     out, err = io.StringIO(), io.StringIO()
     before, mask = os.getcwd(), os.umask(0)
     os.umask(mask)
-    with mock.patch.dict(os.environ, environment), mock.patch.object(sys, "argv", list(map(str, words))), \
-            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with mock.patch.dict(os.environ, environment), mock.patch.object(
+        sys, "argv", list(map(str, words))
+    ), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             os.chdir(str(folder))
             status = main() or 0
@@ -178,7 +233,14 @@ def infer(machine: Machine, *words: object, **switches: str) -> Done:
 
 def compile_net(machine: Machine, *words: object, **switches: str) -> Done:
     """scripts/onnx2om.sh net.onnx in the work folder."""
-    return start(dict(machine[0], **switches), machine[1], "bash", ROOT / "scripts" / "onnx2om.sh", "net.onnx", *words)
+    return start(
+        dict(machine[0], **switches),
+        machine[1],
+        "bash",
+        ROOT / "scripts" / "onnx2om.sh",
+        "net.onnx",
+        *words,
+    )
 
 
 def calls(environment: Dict[str, str], tool: str = "") -> List[Dict[str, Any]]:
@@ -200,13 +262,16 @@ def processes(folder: Path = Path("/")) -> str:
 
 # ---- for fixtures ----------------------------------------------------------------------------------------------------
 
+
 def make_machine(tmp_path: Path) -> Machine:
     """(environment of an Ascend machine, a work folder that ais_bench's later versions accept, with net.onnx in it)."""
     work = tmp_path / "work"
     work.mkdir()
     work.chmod(0o750)
     save_network(work / "net.onnx")
-    environment = ascend_environment(tmp_path / "machine", HOME=str(tmp_path), TRESNET_PYTHON=sys.executable)
+    environment = ascend_environment(
+        tmp_path / "machine", HOME=str(tmp_path), TRESNET_PYTHON=sys.executable
+    )
     return environment, work
 
 

@@ -3,6 +3,7 @@
 Three are known. 0.0.2 and later ones write option words with an underscore, the newest with a hyphen; the newest also
 calls the percentile P99. So both are found out: the spelling from its --help, the key from the summary itself.
 """
+
 import functools
 import os
 import re
@@ -16,7 +17,9 @@ BENCH = ("python3", "-m", "ais_bench")  # in the host's own Python
 HELP_TIMEOUT = 120.0  # s; it imports the runtime of the card first
 PERCENTILES = ("percentile(99%)", "P99")
 FRAME = "│┃╭╮╰╯─━┏┓┗┛╒╕╘╛═╞╡╤╧╪ "
-THROUGHPUT = re.compile(r"device_(\d+) throughput:([0-9.e+-]+)\s+start_time:([0-9.e+-]+)\s+end_time:([0-9.e+-]+)")
+THROUGHPUT = re.compile(
+    r"device_(\d+) throughput:([0-9.e+-]+)\s+start_time:([0-9.e+-]+)\s+end_time:([0-9.e+-]+)"
+)
 
 
 @functools.lru_cache(maxsize=None)
@@ -25,16 +28,26 @@ def spelling() -> str:
     # The newest fits its help to the terminal and cuts long words in a narrow one; on some it puts colours into them.
     wide = dict(os.environ, COLUMNS="200", NO_COLOR="1", TERM="dumb")
     try:
-        done = subprocess.run([*BENCH, "--help"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=HELP_TIMEOUT, env=wide)
+        done = subprocess.run(
+            [*BENCH, "--help"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=HELP_TIMEOUT,
+            env=wide,
+        )
         said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout.decode(errors="replace"))
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Refusal(f"ais_bench cannot be started: {why(error)}; see: python3 -m ais_bench --help") from None
+        raise Refusal(
+            f"ais_bench cannot be started: {why(error)}; see: python3 -m ais_bench --help"
+        ) from None
     for joint in ("-", "_"):  # the newest still writes underscores in its examples
         if f"--output{joint}dirname" in said:
             return joint
-    raise Refusal(f"`python3 -m ais_bench --help` should name --output_dirname or --output-dirname, but says "
-                  f"{last_words(said.splitlines())!a}; install the ais_bench of Ascend's tools")
+    raise Refusal(
+        f"`python3 -m ais_bench --help` should name --output_dirname or --output-dirname, but says "
+        f"{last_words(said.splitlines())!a}; install the ais_bench of Ascend's tools"
+    )
 
 
 def command(model: str, joint: str = "_", **options: Any) -> List[str]:
@@ -42,23 +55,33 @@ def command(model: str, joint: str = "_", **options: Any) -> List[str]:
 
     With `input` each value is a word of its own, pure inference has "=": as its users have them in their notes.
     """
-    words = [(f"--{name.replace('_', joint)}", str(value)) for name, value in [("model", model), *options.items()]
-             if value is not None]
-    spelled = [word for pair in words for word in pair] if "input" in options else list(map("=".join, words))
+    words = [
+        (f"--{name.replace('_', joint)}", str(value))
+        for name, value in [("model", model), *options.items()]
+        if value is not None
+    ]
+    spelled = (
+        [word for pair in words for word in pair]
+        if "input" in options
+        else list(map("=".join, words))
+    )
     return [*BENCH, *spelled]
 
 
 # ---- what it says ----------------------------------------------------------------------------------------------------
+
 
 def last_words(lines: List[str]) -> str:
     """Why a program ended, from the lines it said: the first [ERROR], what a box titled Error holds, the last line."""
     lines = [line.split("\r")[-1].strip() for line in lines]
     errors = [line for line in lines if "[ERROR]" in line]
     if errors:
-        return errors[0][errors[0].index("[ERROR]"):][:300]
+        return errors[0][errors[0].index("[ERROR]") :][:300]
     titles = [place for place, line in enumerate(lines) if re.match(r"[╭┏]\W*Error\b", line)]
     if titles:
-        boxed = [line.strip(FRAME) for line in lines[titles[-1] + 1:] if line.startswith(("│", "┃"))]
+        boxed = [
+            line.strip(FRAME) for line in lines[titles[-1] + 1 :] if line.startswith(("│", "┃"))
+        ]
         return " ".join(filter(None, boxed))[:300]
     plain = [line for line in lines if line.strip(FRAME)]
     return plain[-1][:300] if plain else "nothing"
@@ -78,28 +101,49 @@ def read_summary(path: str) -> Dict[str, Any]:
     summary = json_file.load(path)
     times = summary["NPU_compute_time"]
     key = next((key for key in PERCENTILES if key in times), PERCENTILES[0])
-    return {"throughput": float(summary["throughput"]), "mean": float(times["mean"]), "p99": float(times[key]),
-            "count": int(times["count"]), "times": [float(time) for time in summary.get("npu_compute_time_list", [])]}
+    return {
+        "throughput": float(summary["throughput"]),
+        "mean": float(times["mean"]),
+        "p99": float(times[key]),
+        "count": int(times["count"]),
+        "times": [float(time) for time in summary.get("npu_compute_time_list", [])],
+    }
 
 
 def figures(times: Sequence[float]) -> Dict[str, float]:
     """What a summary says of a list of milliseconds."""
     import numpy as np  # here: results that are up to date do not need it
-    return {"min": float(np.min(times)), "max": float(np.max(times)), "mean": float(np.mean(times)),
-            "median": float(np.median(times)), PERCENTILES[0]: float(np.percentile(times, 99)), "count": len(times)}
+
+    return {
+        "min": float(np.min(times)),
+        "max": float(np.max(times)),
+        "mean": float(np.mean(times)),
+        "median": float(np.median(times)),
+        PERCENTILES[0]: float(np.percentile(times, 99)),
+        "count": len(times),
+    }
 
 
-def summary(folder: str, results: Dict[str, List[str]], times: List[float], batch_size: float,
-            **more: Any) -> Dict[str, Any]:
+def summary(
+    folder: str, results: Dict[str, List[str]], times: List[float], batch_size: float, **more: Any
+) -> Dict[str, Any]:
     """A _summary.json: results in `folder`, {input's path: names}, and the milliseconds that each batch took."""
     compute = figures(times or [0.0])
-    return {"filesinfo": {place: {"infiles": [path], "outfiles": [os.path.join(folder, name) for name in names]}
-                          for place, (path, names) in enumerate(results.items())},
-            "NPU_compute_time": compute, "throughput": 1000 * batch_size / compute["mean"] if compute["mean"] else 0.0,
-            "npu_compute_time_list": times, "pid": os.getpid(), **more}
+    return {
+        "filesinfo": {
+            place: {"infiles": [path], "outfiles": [os.path.join(folder, name) for name in names]}
+            for place, (path, names) in enumerate(results.items())
+        },
+        "NPU_compute_time": compute,
+        "throughput": 1000 * batch_size / compute["mean"] if compute["mean"] else 0.0,
+        "npu_compute_time_list": times,
+        "pid": os.getpid(),
+        **more,
+    }
 
 
 # ---- several devices at once -----------------------------------------------------------------------------------------
+
 
 def read_together(log: str) -> Tuple[Dict[int, float], float]:
     """({device: images/s}, overlap) of a run on several devices at once, from what it said.
@@ -112,5 +156,7 @@ def read_together(log: str) -> Tuple[Dict[int, float], float]:
     if not rows:
         raise ValueError("no throughput of a device is in it")
     begun, ended = [row[2] for row in rows], [row[3] for row in rows]
-    return ({int(device): throughput for device, throughput, _, _ in rows},
-            max(0.0, min(ended) - max(begun)) / max(max(ended) - min(begun), 1e-9))
+    return (
+        {int(device): throughput for device, throughput, _, _ in rows},
+        max(0.0, min(ended) - max(begun)) / max(max(ended) - min(begun), 1e-9),
+    )

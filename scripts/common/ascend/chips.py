@@ -3,6 +3,7 @@
 npu-smi prints one table of chips, two lines for each, and after it (not always) one of processes, which looks much the
 same; only the first is read. Standard library only: it must run in a bare host Python.
 """
+
 import functools
 import re
 import subprocess
@@ -11,8 +12,12 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from common.core.cli import Refusal, why
 
 TIMEOUT = 30.0  # s; npu-smi answers within a few, but waits for ever if the driver hangs
-NAME_LINE = re.compile(r"\|\s*(\d+)\s+([A-Za-z0-9_-]+)\s*\|\s*(\S+)\s*\|.*\|$")  # NPU, name | health | power, ...
-BUS_LINE = re.compile(r"\|\s*(\d+)(?:\s+\d+)?\s*\|\s*([0-9A-Fa-f]+:[0-9A-Fa-f:.]+)\s*\|.*\|$")  # chip | bus id
+NAME_LINE = re.compile(
+    r"\|\s*(\d+)\s+([A-Za-z0-9_-]+)\s*\|\s*(\S+)\s*\|.*\|$"
+)  # NPU, name | health | power, ...
+BUS_LINE = re.compile(
+    r"\|\s*(\d+)(?:\s+\d+)?\s*\|\s*([0-9A-Fa-f]+:[0-9A-Fa-f:.]+)\s*\|.*\|$"
+)  # chip | bus id
 
 
 class ChipProblem(Refusal):
@@ -40,7 +45,9 @@ def parse_npu_smi(answer: str) -> List[Dict[str, Any]]:
             continue
         if re.search(r"\bName\b.*\bHealth\b", line):
             in_table = True
-        elif "Process" in line or "npu-smi" in line:  # the second table, or the line of versions above the first
+        elif (
+            "Process" in line or "npu-smi" in line
+        ):  # the second table, or the line of versions above the first
             in_table = False
         if not in_table or re.search(r"\b(Name|Bus-Id)\b", line):
             continue
@@ -49,7 +56,9 @@ def parse_npu_smi(answer: str) -> List[Dict[str, Any]]:
         if bus and begun:
             chips[-1].update(chip=int(bus.group(1)), bus_id=bus.group(2))
         elif name and not begun:
-            chips.append({"npu": int(name.group(1)), "name": name.group(2), "health": name.group(3)})
+            chips.append(
+                {"npu": int(name.group(1)), "name": name.group(2), "health": name.group(3)}
+            )
         else:
             raise ValueError(f"line {number} of its table is {line!a}")
     if chips and "bus_id" not in chips[-1]:
@@ -64,8 +73,9 @@ def find_chips(timeout: float = TIMEOUT) -> List[Dict[str, Any]]:
     Raises: ChipProblem, also after `timeout` s.
     """
     try:
-        answer = subprocess.check_output(["npu-smi", "info"], stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
-                                         timeout=timeout)
+        answer = subprocess.check_output(
+            ["npu-smi", "info"], stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, timeout=timeout
+        )
         chips = parse_npu_smi(answer.decode(errors="replace"))
         if chips:
             return chips
@@ -98,9 +108,12 @@ def the_chip(chips: List[Dict[str, Any]], devices: Sequence[int] = ()) -> str:
     names = sorted(first)
     if len(names) > 1:
         which = " or ".join(f"--device {first[name]} ({name})" for name in names)
-        raise ChipProblem(KINDS, f"this machine has chips of different kinds ({', '.join(names)}), "
-                          f"and a model is compiled for one: choose it by {which}, or by "
-                          f"--soc-version {soc_version(names[0])}")
+        raise ChipProblem(
+            KINDS,
+            f"this machine has chips of different kinds ({', '.join(names)}), "
+            f"and a model is compiled for one: choose it by {which}, or by "
+            f"--soc-version {soc_version(names[0])}",
+        )
     return names[0]
 
 
@@ -118,9 +131,13 @@ def choose_devices(wanted: Optional[List[int]], soc: str = "") -> Tuple[List[int
         return wanted or [0], re.sub("^Ascend", "", soc)
     beyond = [device for device in wanted or [] if device >= len(chips)]
     if beyond:
-        raise ChipProblem(BEYOND, f"--device {beyond[0]} was asked for, but there are "
-                          f"{len(chips)}, numbered from 0")
-    fitting = [device for device, chip in enumerate(chips) if soc in ("", soc_version(chip["name"]))]
+        raise ChipProblem(
+            BEYOND,
+            f"--device {beyond[0]} was asked for, but there are {len(chips)}, numbered from 0",
+        )
+    fitting = [
+        device for device, chip in enumerate(chips) if soc in ("", soc_version(chip["name"]))
+    ]
     if soc and not fitting:  # names of one chip differ between npu-smi and atc: the user knows
         fitting = list(range(len(chips)))
     among = wanted or fitting

@@ -2,6 +2,7 @@
 
 Standard library only: it must run in a bare host Python.
 """
+
 import contextlib
 import functools
 import glob
@@ -20,8 +21,21 @@ DRIVER_INFO = "/usr/local/Ascend/driver/version.info"
 SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"  # where CANN's installer puts it unless told otherwise
 # What atc's compiler of operators imports in the host's python3, by the names of the distributions (CANN's installation
 # guide); newer NumPy than this fails in the CANN of that version or older.
-ATC_NEEDS = ("attrs", "cython", "numpy", "decorator", "sympy", "cffi", "pyyaml", "pathlib2", "psutil", "protobuf",
-             "scipy", "requests", "absl-py")
+ATC_NEEDS = (
+    "attrs",
+    "cython",
+    "numpy",
+    "decorator",
+    "sympy",
+    "cffi",
+    "pyyaml",
+    "pathlib2",
+    "psutil",
+    "protobuf",
+    "scipy",
+    "requests",
+    "absl-py",
+)
 NUMPY_BELOW = (((8, 0), (1, 25)), ((8, 5), (2, 0)))  # (CANN, NumPy): for this CANN and older ones
 LAST_PYTHON = ((8, 0), (3, 11, 4))  # the newest Python that this CANN and older ones take
 
@@ -45,8 +59,16 @@ def cann_folders() -> List[str]:
 
 def cann_version() -> str:
     """The version of the first CANN that says one, "" if there is none."""
-    return version_in([path for folder in cann_folders() for path in [
-        f"{folder}/version.cfg", *sorted(glob.glob(f"{folder}/*/ascend_toolkit_install.info"))]])
+    return version_in(
+        [
+            path
+            for folder in cann_folders()
+            for path in [
+                f"{folder}/version.cfg",
+                *sorted(glob.glob(f"{folder}/*/ascend_toolkit_install.info")),
+            ]
+        ]
+    )
 
 
 def set_env() -> str:
@@ -68,7 +90,7 @@ def host_facts(known: str = "") -> Dict[str, Any]:
         return dict(json.loads(read_regular(known)))
     code = f"""
 import importlib, json, sys
-sys.path.insert(0, {os.path.join(ROOT, 'scripts')!r})
+sys.path.insert(0, {os.path.join(ROOT, "scripts")!r})
 from common.core.recipe import versions
 found, errors = {{}}, {{}}
 for package, module in (("ais_bench", "ais_bench.infer"), ("aclruntime", "aclruntime")):
@@ -82,8 +104,12 @@ print(json.dumps({{"python": sys.version.split()[0], "versions": found, "errors"
                   "packages": versions({ATC_NEEDS!r})}}))
 """
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        said = subprocess.check_output(["python3", "-c", code], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                       timeout=120)
+        said = subprocess.check_output(
+            ["python3", "-c", code],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=120,
+        )
         return dict(json.loads(said.decode(errors="replace").splitlines()[-1]))
     return {}
 
@@ -91,8 +117,12 @@ print(json.dumps({{"python": sys.version.split()[0], "versions": found, "errors"
 def host_versions(known: str = "") -> Dict[str, str]:
     """The versions of all that computes on the card: for records. known: see host_facts()."""
     found = host_facts(known).get("versions", {})
-    return {"ais_bench": found.get("ais_bench", ""), "aclruntime": found.get("aclruntime", ""), "CANN": cann_version(),
-            "driver": version_in([DRIVER_INFO])}
+    return {
+        "ais_bench": found.get("ais_bench", ""),
+        "aclruntime": found.get("aclruntime", ""),
+        "CANN": cann_version(),
+        "driver": version_in([DRIVER_INFO]),
+    }
 
 
 def numbers(version: str) -> Tuple[int, ...]:
@@ -110,28 +140,45 @@ def atc_problem() -> Tuple[str, str]:
         return f"atc needs {', '.join(lacking)} in it", f"pip3 install {' '.join(lacking)}"
     python, numpy = numbers(facts["python"]), str(facts["packages"]["numpy"])
     if cann and cann[:2] <= LAST_PYTHON[0] and python > LAST_PYTHON[1]:
-        return (f"Python {facts['python']}, but the atc of CANN {cann_version()} takes "
-                f"{'.'.join(map(str, LAST_PYTHON[1]))} at most", "put an older python3 first on the PATH")
+        return (
+            f"Python {facts['python']}, but the atc of CANN {cann_version()} takes "
+            f"{'.'.join(map(str, LAST_PYTHON[1]))} at most",
+            "put an older python3 first on the PATH",
+        )
     limits = [limit for newest, limit in NUMPY_BELOW if cann and cann[:2] <= newest]
     if limits and numbers(numpy) >= limits[0] and python < (3, 13):
         wanted = "numpy<" + ".".join(map(str, limits[0]))
-        return f"NumPy {numpy}, but the atc of CANN {cann_version()} needs {wanted}", f"pip3 install '{wanted}'"
+        return (
+            f"NumPy {numpy}, but the atc of CANN {cann_version()} needs {wanted}",
+            f"pip3 install '{wanted}'",
+        )
     return "", ""
 
 
 def virtual_python() -> str:
     """The python3 on the PATH if it is a virtual environment's, in which atc fails; otherwise ""."""
-    python, code = shutil.which("python3") or "", "import sys; sys.exit(sys.prefix != sys.base_prefix)"
-    return python if python and subprocess.call([python, "-c", code], stdin=subprocess.DEVNULL,
-                                                stderr=subprocess.DEVNULL) else ""
+    python, code = (
+        shutil.which("python3") or "",
+        "import sys; sys.exit(sys.prefix != sys.base_prefix)",
+    )
+    return (
+        python
+        if python
+        and subprocess.call(
+            [python, "-c", code], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        else ""
+    )
 
 
 def safe_path(path: str) -> str:
     """The path made absolute. Raises: Refusal if it has what atc and ais_bench refuse."""
     path = os.path.abspath(path)
     if not SAFE_PATH.fullmatch(path):
-        raise Refusal("atc and ais_bench accept only letters, digits, '_', '.', '-' and '/' in a path, so move or "
-                      f"rename {shown(path)}, or name another")
+        raise Refusal(
+            "atc and ais_bench accept only letters, digits, '_', '.', '-' and '/' in a path, so move or "
+            f"rename {shown(path)}, or name another"
+        )
     return path
 
 
@@ -144,7 +191,11 @@ def run_folder(prefix: str) -> Iterator[str]:
     folder = f"{prefix}-{os.getpid()}"
     for left in glob.glob(glob.escape(prefix) + "-*"):
         process = left.rpartition("-")[2]
-        if left == folder or re.fullmatch("[0-9]+", process) and not os.path.exists(f"/proc/{process}"):
+        if (
+            left == folder
+            or re.fullmatch("[0-9]+", process)
+            and not os.path.exists(f"/proc/{process}")
+        ):
             shutil.rmtree(left, ignore_errors=True)
     os.mkdir(folder, 0o750)  # ais_bench refuses to write where others may look
     try:
@@ -160,8 +211,15 @@ def start_tool(command: List[str], log: str, **options: Any) -> "subprocess.Pope
     options: Popen's.
     """
     with open(log, "wb") as output:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                start_new_session=True, close_fds=False, **options)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            close_fds=False,
+            **options,
+        )
 
 
 def status_of(returncode: int) -> int:

@@ -4,6 +4,7 @@ Starting it (Python, the driver, loading the model) costs seconds, a result less
 it in slices, each so long that starting it takes at most a tenth of the time. How long both take is assumed at first,
 then learned from each slice that ends.
 """
+
 import math
 from typing import List
 
@@ -19,7 +20,11 @@ class Sizes:
 
     def __init__(self, batch_size: int, input_bytes: int, fixed: int = 0) -> None:
         self.batch_size, self.fixed = batch_size, fixed
-        self.start, self.image, self.learned = START, IMAGE * max(input_bytes / IMAGE_BYTES, 0.01), False
+        self.start, self.image, self.learned = (
+            START,
+            IMAGE * max(input_bytes / IMAGE_BYTES, 0.01),
+            False,
+        )
 
     def next(self, waiting: int, chips: int) -> int:
         """How many of the waiting images the next free one of so many chips gets; whole batches but for the end."""
@@ -28,7 +33,9 @@ class Sizes:
         wanted = FACTOR * self.start / self.image
         share = waiting / chips
         if self.learned:
-            share = max(share, wanted / 4)  # at the end of the work the shares become small, and starts dear
+            share = max(
+                share, wanted / 4
+            )  # at the end of the work the shares become small, and starts dear
         count = self.whole_batches(min(wanted, share, MOST))
         return waiting if waiting < min(1.5 * count, MOST) and chips == 1 else min(waiting, count)
 

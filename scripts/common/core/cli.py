@@ -3,6 +3,7 @@
 Standard library only: it must run in a bare host Python. A program calls start() before it imports
 what may be missing, and run() at its end.
 """
+
 import argparse
 import contextlib
 import os
@@ -73,6 +74,7 @@ def why(error: BaseException) -> str:
 
 # ---- how a program begins and ends ---------------------------------------------------------------
 
+
 def interrupt(number: int, _: Any) -> None:
     """SIGINT's handler, as Python's own, and it is noted."""
     SIGNALLED.append(number)
@@ -99,8 +101,12 @@ def start(name: str = "") -> None:
 
 def parser(doc: Optional[str], **options: Any) -> argparse.ArgumentParser:
     """An argument parser whose --help begins with the program's docstring."""
-    return argparse.ArgumentParser(prog=program(), description=doc,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    return argparse.ArgumentParser(
+        prog=program(),
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
 
 
 def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was written") -> None:
@@ -108,6 +114,7 @@ def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was writt
 
     interrupted: what to say after Ctrl-C of what there is now. SIGTERM and SIGHUP end it likewise, silently.
     """
+
     def terminate(number: int, _: Any) -> None:
         SIGNALLED.append(number)
         raise SystemExit(128 + number)
@@ -124,7 +131,11 @@ def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was writt
             sys.stdout.flush()
         except (Exception, Refusal):
             if SIGNALLED:  # that is the reason
-                raise (KeyboardInterrupt if SIGNALLED[0] == signal.SIGINT else SystemExit(128 + SIGNALLED[0])) from None
+                raise (
+                    KeyboardInterrupt
+                    if SIGNALLED[0] == signal.SIGINT
+                    else SystemExit(128 + SIGNALLED[0])
+                ) from None
             raise
     except Refusal as refusal:
         say(refusal.sentence)
@@ -139,25 +150,38 @@ def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was writt
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 141
     except OSError as error:
-        name = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
+        name = (
+            f"{shown(os.fsdecode(error.filename))}: "
+            if isinstance(error.filename, (str, bytes))
+            else ""
+        )
         say(f"{name}{why(error)}; put that right and run the same command again")
         status = 1
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own end cannot be interrupted cleanly
+        signal.signal(
+            signal.SIGTERM, signal.SIG_DFL
+        )  # Python's own end cannot be interrupted cleanly
     sys.exit(status)
 
 
 def missing_package(package: str) -> str:
     """The sentence for a package that this Python lacks: which, and the command that gives it."""
     ready = os.path.join(ROOT, ".venv", "bin", "activate")
-    mend = (f"source {shown(os.path.relpath(ready))}" if os.path.exists(ready)
-            else f"python3 {shown(os.path.relpath(os.path.join(ROOT, 'scripts', 'setup_env.py')))} && "
-                 f"source {shown(os.path.relpath(ready))}")
-    package = {"PIL": "Pillow"}.get(package, package)  # what to install, where the import has another name
+    mend = (
+        f"source {shown(os.path.relpath(ready))}"
+        if os.path.exists(ready)
+        else f"python3 {shown(os.path.relpath(os.path.join(ROOT, 'scripts', 'setup_env.py')))} && "
+        f"source {shown(os.path.relpath(ready))}"
+    )
+    package = {"PIL": "Pillow"}.get(
+        package, package
+    )  # what to install, where the import has another name
     return f"the package {package} is not installed for {sys.executable}; take the environment that has it: {mend}"
 
 
-def end_uncaught(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+def end_uncaught(
+    kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]
+) -> None:
     """sys.excepthook: what no program foresaw, and what happens before run() begins."""
     status = 1
     if issubclass(kind, KeyboardInterrupt) or SIGNALLED:
@@ -167,9 +191,14 @@ def end_uncaught(kind: Type[BaseException], error: BaseException, trace: Optiona
         say(missing_package(str(error.name).split(".")[0]))  # type: ignore[attr-defined]
     elif issubclass(kind, ImportError):
         path = os.environ.get("PYTHONPATH")
-        say(f"a package cannot be imported: {why(error)}; "
-            + (f"PYTHONPATH={shown(path)} may put another one in its place: unset PYTHONPATH" if path else
-               "install the packages anew: remove .venv, then python3 scripts/setup_env.py"))
+        say(
+            f"a package cannot be imported: {why(error)}; "
+            + (
+                f"PYTHONPATH={shown(path)} may put another one in its place: unset PYTHONPATH"
+                if path
+                else "install the packages anew: remove .venv, then python3 scripts/setup_env.py"
+            )
+        )
     elif issubclass(kind, MemoryError):
         say("there is not enough memory; free some, or take a smaller batch or fewer workers")
     else:
@@ -181,8 +210,10 @@ def end_uncaught(kind: Type[BaseException], error: BaseException, trace: Optiona
                 traceback.print_exception(kind, error, trace, file=log)
         except OSError:
             traceback.print_exception(kind, error, trace)
-        say(f"a defect of this program, version {VERSION}, or of its environment ended it: {kind.__name__}: "
-            f"{why(error)}; the details for a report are in {where}")
+        say(
+            f"a defect of this program, version {VERSION}, or of its environment ended it: {kind.__name__}: "
+            f"{why(error)}; the details for a report are in {where}"
+        )
     sys.stdout.flush()
     os._exit(status)  # Python itself would make 1 of every status
 

@@ -4,6 +4,7 @@ A file is written under a fresh name beside its own (a part) and then renamed, s
 A fresh name is made with O_EXCL and O_NOFOLLOW: whatever lies there already, a link or a hard link of somebody else's
 file among it, is never written into. Nothing that is not a regular file is opened to be read. Standard library only.
 """
+
 import contextlib
 import errno
 import fcntl
@@ -20,7 +21,9 @@ LARGEST = 1 << 28  # bytes of a file that is read at once, unless said otherwise
 BLOCK = 4096  # bytes that a file takes up at least, and in steps of
 CHUNK = 1 << 20  # bytes that are read at a time where a file is not needed in one piece
 MODE = 0o640  # of files that are made, less what the umask takes away
-PART = re.compile(r"(.+)\.[0-9a-f]{8}\.part", re.DOTALL)  # the name of a part: that of its file, eight digits
+PART = re.compile(
+    r"(.+)\.[0-9a-f]{8}\.part", re.DOTALL
+)  # the name of a part: that of its file, eight digits
 
 Stamp = Tuple[int, int, int]
 
@@ -34,6 +37,7 @@ def stamp(status: os.stat_result) -> Stamp:
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
+
 
 def part_path(path: str) -> str:
     """A fresh name beside `path` for a file that is not finished."""
@@ -100,7 +104,7 @@ def append(file: int, data: Any) -> None:
     """Write all of `data` to an open file: one write may stop short."""
     rest = memoryview(data).cast("B")
     while rest:
-        rest = rest[os.write(file, rest):]
+        rest = rest[os.write(file, rest) :]
 
 
 def is_part_of(name: str, names: Collection[str]) -> bool:
@@ -140,6 +144,7 @@ def sync(path: str) -> None:
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
+
 def open_regular(path: str, follow_links: bool = True) -> int:
     """Open a file for reading. Raises: OSError; Refusal for a FIFO, a device or a folder, which is not even opened."""
     refusal = Refusal(f"{shown(path)} is not a regular file; remove it, or name another file")
@@ -160,10 +165,16 @@ def read_regular(path: str, follow_links: bool = True, largest: int = LARGEST) -
         with open(open_regular(path, follow_links), "rb", buffering=0) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > largest:
-                raise Refusal(f"{shown(path)} has {size:,} bytes; at most {largest:,} were expected")
+                raise Refusal(
+                    f"{shown(path)} has {size:,} bytes; at most {largest:,} were expected"
+                )
             return stream.read()
     except OSError as error:
-        what = "it is a symbolic link" if error.errno == errno.ELOOP and not follow_links else error.strerror
+        what = (
+            "it is a symbolic link"
+            if error.errno == errno.ELOOP and not follow_links
+            else error.strerror
+        )
         raise Refusal(f"cannot read {shown(path)}: {what}") from None
 
 
@@ -192,6 +203,7 @@ def checksum_of(path: str, follow_links: bool = False) -> str:
 
 # ---- folders and disks -----------------------------------------------------------------------------------------------
 
+
 def existing_part(path: str) -> str:
     """The path itself, or the nearest folder above it that exists, absolute."""
     path = os.path.abspath(path)
@@ -209,7 +221,9 @@ def unusable(path: str) -> str:
         return f"cannot be made or written: {shown(there)} is not a folder"
     if not os.access(there, os.W_OK | os.X_OK):
         return f"cannot be made or written: {shown(there)} is read-only for this user"
-    return "" if os.fsencode(path).decode(errors="ignore") == path else "has a name that is not UTF-8"
+    return (
+        "" if os.fsencode(path).decode(errors="ignore") == path else "has a name that is not UTF-8"
+    )
 
 
 def make_folder(path: str, option: str) -> None:
@@ -222,8 +236,10 @@ def make_folder(path: str, option: str) -> None:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "it is not writable")
     except OSError as error:
-        raise Refusal(f"the folder {shown(path)} cannot be made or written ({error.strerror}); name another by "
-                      f"{option}") from None
+        raise Refusal(
+            f"the folder {shown(path)} cannot be made or written ({error.strerror}); name another by "
+            f"{option}"
+        ) from None
 
 
 def occupied(sizes: Iterable[int]) -> int:
@@ -241,8 +257,10 @@ def check_space(folder: str, needed: int, advice: str) -> None:
     """Refuse to start what cannot fit on the disk; `needed` in bytes."""
     free = free_space(folder)
     if needed > free:
-        raise Refusal(f"{needed / 1e6:,.0f} MB are needed in {shown(folder)}, but only {free / 1e6:,.0f} MB are free; "
-                      f"make room, or {advice}")
+        raise Refusal(
+            f"{needed / 1e6:,.0f} MB are needed in {shown(folder)}, but only {free / 1e6:,.0f} MB are free; "
+            f"make room, or {advice}"
+        )
 
 
 def holder(path: str) -> str:
@@ -273,14 +291,18 @@ def hold(path: str, waiting: str = "") -> int:
             held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, MODE)
     except OSError as error:
         what = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise Refusal(f"{shown(path)} cannot be locked: {what}; remove it, or name another folder") from None
+        raise Refusal(
+            f"{shown(path)} cannot be locked: {what}; remove it, or name another folder"
+        ) from None
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         if not waiting:
             place = path if folder else os.path.dirname(path)
-            raise Refusal(f"{shown(place)} is in use by another run{holder(path)}; wait for it, stop it, or name "
-                          "another folder") from None
+            raise Refusal(
+                f"{shown(place)} is in use by another run{holder(path)}; wait for it, stop it, or name "
+                "another folder"
+            ) from None
         say(waiting + holder(path))
         fcntl.flock(held, fcntl.LOCK_EX)
     except OSError:  # some network file systems have no locks
@@ -296,8 +318,10 @@ def path_problem(path: str) -> Tuple[str, str]:
     path = os.path.abspath(path)
     strange: List[str] = sorted(set(SAFE_PATH.sub("", path)))
     if strange:
-        return (f"has {', '.join(map(repr, strange))}, but only letters, digits and _ / . - are accepted",
-                "name another folder")
+        return (
+            f"has {', '.join(map(repr, strange))}, but only letters, digits and _ / . - are accepted",
+            "name another folder",
+        )
     if os.path.islink(path):
         return "is a symbolic link", f"name {shown(os.path.realpath(path))}"
     if os.path.isdir(path):
@@ -305,5 +329,8 @@ def path_problem(path: str) -> Tuple[str, str]:
         if status.st_uid != os.geteuid() and status.st_gid not in [*os.getgroups(), os.getegid()]:
             return "belongs to another user", "name a folder of your own"
         if stat.S_IMODE(status.st_mode) & 0o027:
-            return f"has mode {stat.S_IMODE(status.st_mode):o}, but 750 at most is accepted", f"chmod 750 {shown(path)}"
+            return (
+                f"has mode {stat.S_IMODE(status.st_mode):o}, but 750 at most is accepted",
+                f"chmod 750 {shown(path)}",
+            )
     return "", ""

@@ -12,6 +12,7 @@ A shape is said with the values themselves:
 
 Standard library only.
 """
+
 import itertools
 import json
 import os
@@ -28,6 +29,7 @@ def encode(value: Any) -> bytes:
 
 class Number(NamedTuple):
     """The shape of a number within bounds, which NaN and infinity are not."""
+
     least: float
     most: float
     integer: bool = False
@@ -40,8 +42,13 @@ class Number(NamedTuple):
 FIGURE = Number(-1e40, 1e40)  # no figure here is larger: float32 ends at 3.4e38
 COUNT = Number(0, 10**9, True)
 SIZE = Number(1, 10**9, True)  # of what cannot be empty
-NAMES = {str: "a text", bool: "true or false", type(None): "null", dict: "an object",
-         list: "a list"}
+NAMES = {
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+    dict: "an object",
+    list: "a list",
+}
 
 
 def load(path: str, largest: int = files.LARGEST) -> Any:
@@ -58,8 +65,13 @@ def load(path: str, largest: int = files.LARGEST) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def read(path: str, shape: Any, advice: str, largest: int = files.LARGEST,
-         check: Callable[[Any], None] = lambda content: None) -> Any:
+def read(
+    path: str,
+    shape: Any,
+    advice: str,
+    largest: int = files.LARGEST,
+    check: Callable[[Any], None] = lambda content: None,
+) -> Any:
     """The content of a JSON file of this shape.
 
     advice: what to do if it is not; check: raises ValueError for values that contradict each other.

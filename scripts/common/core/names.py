@@ -2,6 +2,7 @@
 
 Standard library only.
 """
+
 import collections
 import hashlib
 import os
@@ -10,13 +11,30 @@ from typing import Any, Dict, Iterable, List, Tuple
 
 from common.core.cli import Refusal, shown
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")  # of images, any case
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".pgm",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)  # of images, any case
 INPUT_SUFFIXES = (".bin", ".npy")  # of a network's inputs, any case, as ais_bench reads them
-STEMS = ("conv4", "conv12", "space-to-depth")  # ways to write the first operators; the first is the default
+STEMS = (
+    "conv4",
+    "conv12",
+    "space-to-depth",
+)  # ways to write the first operators; the first is the default
 REFLECTIONS = ("slice", "pad")  # ways to write reflect padding; the first is the default
 FORMATS = ("TXT", "BIN", "NPY")  # of results
 RESULT = re.compile(r"([^.].*)_(0|[1-9][0-9]*)\.(txt|bin|npy)", re.DOTALL)
-SAFE_PATH = re.compile(r"[_A-Za-z0-9/.-]+")  # what later versions of ais_bench, and atc, accept in an absolute path
+SAFE_PATH = re.compile(
+    r"[_A-Za-z0-9/.-]+"
+)  # what later versions of ais_bench, and atc, accept in an absolute path
 
 
 def natural_key(name: str) -> Tuple[List[Any], str]:
@@ -47,7 +65,9 @@ def bin_stem(relative_path: str, clashes: bool) -> str:
     ais_bench cuts a name at its first dot, and its later versions accept only [_A-Za-z0-9/.-] in a path.
     """
     stem = without_suffix(relative_path)
-    if not clashes and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,199}", stem):  # file systems allow 255 with suffixes
+    if not clashes and re.fullmatch(
+        r"[A-Za-z0-9_][A-Za-z0-9_-]{0,199}", stem
+    ):  # file systems allow 255 with suffixes
         return stem
     return hashed_stem(relative_path)
 
@@ -57,12 +77,16 @@ def name_bins(sources: Iterable[str]) -> Dict[str, str]:
     plain = {source: bin_stem(source, False) for source in sources}
     hashed = {source: hashed_stem(source) for source in plain}
     taken, count = set(hashed.values()), collections.Counter(plain.values())
-    stems = {source: bin_stem(source, count[stem] > 1 or (stem in taken and stem != hashed[source]))
-             for source, stem in plain.items()}
+    stems = {
+        source: bin_stem(source, count[stem] > 1 or (stem in taken and stem != hashed[source]))
+        for source, stem in plain.items()
+    }
     owner = {stem: source for source, stem in stems.items()}
     for source, stem in stems.items():
         if owner[stem] != source:
-            raise Refusal(f"{shown(source)} and {shown(owner[stem])} would both become {stem}.bin; rename one of them")
+            raise Refusal(
+                f"{shown(source)} and {shown(owner[stem])} would both become {stem}.bin; rename one of them"
+            )
     return stems
 
 

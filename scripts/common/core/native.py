@@ -4,6 +4,7 @@ missing does.
 A compiled library is `__pycache__/NAME-KEY.so`, where KEY is a hash of all that it is made from.
 NAME-KEY.so.sha256 beside it holds its checksum; a library that does not fit is compiled again.
 """
+
 import contextlib
 import ctypes
 import functools
@@ -22,7 +23,7 @@ from common.core.cli import why
 COMMON = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of the packages
 CACHE = os.path.join(COMMON, "__pycache__")
 CHECKSUM = ".sha256"  # ends the name of a library's checksum, a file for `sha256sum --check`
-LARGEST = 1 << 24     # bytes that are read of a file of the cache
+LARGEST = 1 << 24  # bytes that are read of a file of the cache
 COMPILE_SECONDS = 60  # a compiler that takes longer is ended
 
 
@@ -35,6 +36,7 @@ def has_avx2() -> bool:
 
 
 # ---- the cache -----------------------------------------------------------------------------------
+
 
 def open_own(path: str) -> int:
     """A file of the cache, open for reading; no link is followed, no FIFO or device waited for.
@@ -100,6 +102,7 @@ def keep(made: str, library: str) -> None:
 
 # ---- compiling and loading -----------------------------------------------------------------------
 
+
 def compile_library(source: str, flags: Sequence[str], library: str) -> ctypes.CDLL:
     """Compile, load and keep a library; where the cache cannot be written, each process compiles.
 
@@ -113,9 +116,14 @@ def compile_library(source: str, flags: Sequence[str], library: str) -> ctypes.C
     writable = os.access(CACHE, os.W_OK)
     with tempfile.TemporaryDirectory(dir=CACHE if writable else None) as scratch:
         made = os.path.join(scratch, "made.so")
-        subprocess.run([compiler, *flags, source, "-o", made], check=True, timeout=COMPILE_SECONDS,
-                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                       stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [compiler, *flags, source, "-o", made],
+            check=True,
+            timeout=COMPILE_SECONDS,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         loaded = ctypes.CDLL(made)
         with contextlib.suppress(OSError):
             keep(made, library)
@@ -139,7 +147,7 @@ def load(name: str) -> ctypes.CDLL:
             flags.append("-mavx2")
         made_from = repr((text, flags, platform.machine()))
         key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
-        library = os.path.join(CACHE, f"{os.path.basename(name)[:-len('.c')]}-{key}.so")
+        library = os.path.join(CACHE, f"{os.path.basename(name)[: -len('.c')]}-{key}.so")
         return load_or_compile(source, tuple(flags), library)
     except (OSError, subprocess.SubprocessError) as error:
         raise RuntimeError(f"{name} cannot be compiled or loaded ({why(error)})") from None

@@ -4,6 +4,7 @@ A program subscribes to options by name and says what differs there; the pipelin
 name. A word that means different things in different programs (SHARED) has a name for each
 meaning. RULES says which options contradict each other. Standard library only.
 """
+
 import argparse
 import os
 import re
@@ -24,12 +25,15 @@ CORES = len(os.sched_getaffinity(0))
 
 # ---- types ---------------------------------------------------------------------------------------
 
+
 def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
     """A whole number in plain digits."""
+
     def convert(text: str) -> int:
         if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
             raise Wrong(f"a whole number from {least} to {most:,} is expected, not {text!r}")
         return int(text)
+
     return convert
 
 
@@ -46,6 +50,7 @@ def real(least: float, most: float = float("inf"), above: bool = False) -> Calla
         if not within or value == float("inf"):
             raise Wrong(f"a number of {bounds} is expected, not {text!r}")
         return value
+
     return convert
 
 
@@ -70,8 +75,9 @@ def devices(text: str) -> List[int]:
         return []
     words = text.split(",")
     if not all(re.fullmatch("[0-9]{1,3}", word) and int(word) <= 255 for word in words):
-        raise Wrong("a device (0 to 255), several joined by commas, or all is expected, not "
-                    f"{text!r}")
+        raise Wrong(
+            f"a device (0 to 255), several joined by commas, or all is expected, not {text!r}"
+        )
     return sorted(set(map(int, words)))
 
 
@@ -79,8 +85,9 @@ def network_size(text: str) -> int:
     """The size of an image that the network takes, in pixels."""
     size = whole(MULTIPLE, 4096)(text)
     if size % MULTIPLE:
-        raise Wrong(f"{text} is not a multiple of {MULTIPLE} (the network halves the image five "
-                    "times)")
+        raise Wrong(
+            f"{text} is not a multiple of {MULTIPLE} (the network halves the image five times)"
+        )
     return size
 
 
@@ -129,8 +136,10 @@ def switch(text: str) -> bool:
 
 # ---- declarations --------------------------------------------------------------------------------
 
+
 class Option(NamedTuple):
     """An option's words, and what argparse is told of it."""
+
     name: str
     words: Tuple[str, ...]
     settings: Dict[str, Any]
@@ -146,7 +155,7 @@ def option(usage: str, kind: Any, help: str, name: str = "", **settings: Any) ->
     name: where the word alone does not tell what is meant (SHARED).
     """
     words = tuple(word for word in usage.split() if word.startswith("-"))
-    values = tuple(usage.split()[len(words):])
+    values = tuple(usage.split()[len(words) :])
     known_as = next(word for word in words if word.startswith("--"))[2:].replace("-", "_")
     if kind is FLAG:
         settings["action"] = "store_true"
@@ -162,194 +171,360 @@ def option(usage: str, kind: Any, help: str, name: str = "", **settings: Any) ->
 PERCENT = real(0, 100)
 TABLE = (
     # where things are
-    option("--data DIR", folder,
-           "folder with val_union/ (images) and val_label.txt, or with class folders in val/; or "
-           "ImageNet as it comes (archives, Kaggle's tree, Parquet: docs/data.md) (default: "
-           "sample data)"),
+    option(
+        "--data DIR",
+        folder,
+        "folder with val_union/ (images) and val_label.txt, or with class folders in val/; or "
+        "ImageNet as it comes (archives, Kaggle's tree, Parquet: docs/data.md) (default: "
+        "sample data)",
+    ),
     option("--labels FILE", path, "labels of the images: lines NAME INT, or real.json"),
-    option("--checkpoint FILE", path,
-           "trained TResNet, or a Hugging Face folder with config.json (default: "
-           "DIR/model_best.pth.tar)"),
-    option("--class-map FILE", path,
-           "numbers of the class folders: `CLASS_FOLDER INT` lines, or one class folder a line "
-           "(default: their natural order)"),
-    option("--class-names FILE", path,
-           "names of the classes, one a line or lines `FOLDER NAME` (default: class folders' or "
-           "ImageNet's)"),
+    option(
+        "--checkpoint FILE",
+        path,
+        "trained TResNet, or a Hugging Face folder with config.json (default: "
+        "DIR/model_best.pth.tar)",
+    ),
+    option(
+        "--class-map FILE",
+        path,
+        "numbers of the class folders: `CLASS_FOLDER INT` lines, or one class folder a line "
+        "(default: their natural order)",
+    ),
+    option(
+        "--class-names FILE",
+        path,
+        "names of the classes, one a line or lines `FOLDER NAME` (default: class folders' or "
+        "ImageNet's)",
+    ),
     option("--workdir DIR", folder, "where all products go (default: ./work)", default="work"),
     option("--model -m MODEL.onnx", path, "the ONNX file"),
     option("--input -i FOLDER", path, "prepared images (.bin or .npy)"),
     option("--output -o FOLDER", path, "where the files go (default: here)", default="."),
     option("--output_dirname NAME", file_name, "name of the result folder in it"),
-    option("--output-dir FOLDER", path,
-           "where MODEL_bs1.om, MODEL_bs4.om, ... go (default: beside the ONNX file)"),
+    option(
+        "--output-dir FOLDER",
+        path,
+        "where MODEL_bs1.om, MODEL_bs4.om, ... go (default: beside the ONNX file)",
+    ),
     option("--om-dir FOLDER", path, "where MODEL_bs1.om, ... are (default: beside the ONNX file)"),
     option("--prep DIR", path, "prepared folder: account for every image in its manifest"),
     option("--calibrate FOLDER", path, "prepared images (.bin)"),
-    option("--aipp FILE", path,
-           "AIPP configuration (atc's --insert_op_conf), if the images are uint8"),
+    option(
+        "--aipp FILE", path, "AIPP configuration (atc's --insert_op_conf), if the images are uint8"
+    ),
     option("--devkit FILE", path, "ILSVRC2012_devkit_t12.tar.gz, to try labels in its order"),
     option("--accuracy acc.json", path, "for the table: TResNet_postprocess.py's file"),
-    option("--json FILE", path,
-           "write all figures and all disagreeing images to FILE", name="json_file"),
-    option("--forecast FILE", path,
-           "forecast.json of the same images: says whether float16 explains "
-           "the loss", name="forecast_file"),
-    option("--host-facts FILE", path,
-           "what the pipeline has found out about ais_bench (default: it is asked)"),
-    option("-r --requirements FILE", path,
-           "a requirements file; may be given several times (default: "
-           "requirements.txt)", action="append"),
-
+    option(
+        "--json FILE",
+        path,
+        "write all figures and all disagreeing images to FILE",
+        name="json_file",
+    ),
+    option(
+        "--forecast FILE",
+        path,
+        "forecast.json of the same images: says whether float16 explains the loss",
+        name="forecast_file",
+    ),
+    option(
+        "--host-facts FILE",
+        path,
+        "what the pipeline has found out about ais_bench (default: it is asked)",
+    ),
+    option(
+        "-r --requirements FILE",
+        path,
+        "a requirements file; may be given several times (default: requirements.txt)",
+        action="append",
+    ),
     # images and labels
-    option("--img-size N", network_size,
-           "height and width in pixels, a multiple of 32 (default: what the checkpoint says, or "
-           "224)"),
-    option("--img-size N", whole(1, 4096),
-           "height and width in pixels (default: what the checkpoint says, or 224)", name="pixels"),
-    option("--crop-pct X", real(0, 1, above=True),
-           "--img-size is so much of the resized image (default: what the checkpoint says, or "
-           "0.875)"),
-    option("--crop-mode", CROP_MODES,
-           "center: the shorter side is resized, the image keeps its shape; squash: both sides "
-           "are (default: what the checkpoint says, or center)"),
+    option(
+        "--img-size N",
+        network_size,
+        "height and width in pixels, a multiple of 32 (default: what the checkpoint says, or 224)",
+    ),
+    option(
+        "--img-size N",
+        whole(1, 4096),
+        "height and width in pixels (default: what the checkpoint says, or 224)",
+        name="pixels",
+    ),
+    option(
+        "--crop-pct X",
+        real(0, 1, above=True),
+        "--img-size is so much of the resized image (default: what the checkpoint says, or 0.875)",
+    ),
+    option(
+        "--crop-mode",
+        CROP_MODES,
+        "center: the shorter side is resized, the image keeps its shape; squash: both sides "
+        "are (default: what the checkpoint says, or center)",
+    ),
     option("--interpolation", INTERPOLATIONS, "(default: what the checkpoint says, or bilinear)"),
-    option("--mean R G B", real(0, 1),
-           "subtracted from pixels in 0..1 (default: what the checkpoint says, or 0 0 0)"),
-    option("--std R G B", real(0, 1e6, above=True),
-           "what they are divided by then (default: what the checkpoint says, or 1 1 1)"),
-    option("--multi-label", FLAG,
-           "labels are lines NAME INT INT …; the figure is the mean average precision"),
-    option("--label-offset N", int,
-           "what to add to each label to have the network's class: -1, 0 or 1 "
-           "(default: 1 for 1,001 classes, where class 0 is \"background\", "
-           "unless a label is 1000; else 0)", choices=(-1, 0, 1)),
+    option(
+        "--mean R G B",
+        real(0, 1),
+        "subtracted from pixels in 0..1 (default: what the checkpoint says, or 0 0 0)",
+    ),
+    option(
+        "--std R G B",
+        real(0, 1e6, above=True),
+        "what they are divided by then (default: what the checkpoint says, or 1 1 1)",
+    ),
+    option(
+        "--multi-label",
+        FLAG,
+        "labels are lines NAME INT INT …; the figure is the mean average precision",
+    ),
+    option(
+        "--label-offset N",
+        int,
+        "what to add to each label to have the network's class: -1, 0 or 1 "
+        '(default: 1 for 1,001 classes, where class 0 is "background", '
+        "unless a label is 1000; else 0)",
+        choices=(-1, 0, 1),
+    ),
     option("--uint8", FLAG, "images as bytes, converted on the device (AIPP)"),
     option("--dtype", ("float32", "uint8"), "float32 CHW, or uint8 HWC for a model with AIPP"),
-    option("--shard I/N", shard,
-           "only every N-th image, from the I-th on; merge_reports.py joins "
-           "the parts (default: all)", default=ALL_IMAGES),
-    option("--skip-bad", FLAG,
-           "leave out images that cannot be read: they are a warning, not a failure"),
+    option(
+        "--shard I/N",
+        shard,
+        "only every N-th image, from the I-th on; merge_reports.py joins the parts (default: all)",
+        default=ALL_IMAGES,
+    ),
+    option(
+        "--skip-bad",
+        FLAG,
+        "leave out images that cannot be read: they are a warning, not a failure",
+    ),
     option("--first N", whole(1), "only the first N images, in natural order"),
-    option("--images N", whole(1),
-           "the first N of them, in natural order (default: %(default)s)", default=64),
-    option("--images N", whole(1, 64),
-           "the first N of them, in natural order, at most 64 "
-           "(default: %(default)s)", name="few_images", default=4),
-
+    option(
+        "--images N",
+        whole(1),
+        "the first N of them, in natural order (default: %(default)s)",
+        default=64,
+    ),
+    option(
+        "--images N",
+        whole(1, 64),
+        "the first N of them, in natural order, at most 64 (default: %(default)s)",
+        name="few_images",
+        default=4,
+    ),
     # the network
     option("--lineage", LINEAGES, "of the weights, where the checkpoint does not tell"),
     option("--ema", FLAG, "take the checkpoint's averaged weights, such as state_dict_ema"),
-    option("--key NAME", path,
-           "which of several state dicts in the checkpoint to take, such as teacher"),
+    option(
+        "--key NAME",
+        path,
+        "which of several state dicts in the checkpoint to take, such as teacher",
+    ),
     option("--model NAME", str, "insist on this variant", name="variant"),
     option("--opset N", int, "ONNX operator set (default: %(default)s)", default=11),
-    option("--stem", STEMS,
-           "the first operators, the same function in each way: conv4, a 4×4 "
-           "convolution of stride 4 and a 3×3 one; conv12 (once called conv), "
-           "one 12×12 of stride 4; space-to-depth, SpaceToDepth and a 3×3 "
-           "convolution (default: %(default)s)", default=STEMS[0]),
-    option("--reflect", REFLECTIONS,
-           "reflect padding (miil weights): slice, row 1 and column 1 put "
-           "in front, which an NPU does in its own format; pad, one Pad "
-           "(default: %(default)s)", default=REFLECTIONS[0]),
-    option("--precision", ("float32", "int8"),
-           "int8: quantised, on ascend by AMCT; measured beside float32, on "
-           "ascend beside float16 (default: %(default)s)", default="float32"),
-    option("--max-drop P", PERCENT,
-           "with int8: put layers back to float until Top-1 is at most P percentage points below "
-           "float32's"),
+    option(
+        "--stem",
+        STEMS,
+        "the first operators, the same function in each way: conv4, a 4×4 "
+        "convolution of stride 4 and a 3×3 one; conv12 (once called conv), "
+        "one 12×12 of stride 4; space-to-depth, SpaceToDepth and a 3×3 "
+        "convolution (default: %(default)s)",
+        default=STEMS[0],
+    ),
+    option(
+        "--reflect",
+        REFLECTIONS,
+        "reflect padding (miil weights): slice, row 1 and column 1 put "
+        "in front, which an NPU does in its own format; pad, one Pad "
+        "(default: %(default)s)",
+        default=REFLECTIONS[0],
+    ),
+    option(
+        "--precision",
+        ("float32", "int8"),
+        "int8: quantised, on ascend by AMCT; measured beside float32, on "
+        "ascend beside float16 (default: %(default)s)",
+        default="float32",
+    ),
+    option(
+        "--max-drop P",
+        PERCENT,
+        "with int8: put layers back to float until Top-1 is at most P percentage points below "
+        "float32's",
+    ),
     option("--all-layers", FLAG, "quantise all layers that AMCT can"),
-    option("--small-channel", FLAG,
-           "compile with atc's --enable_small_channel=1; with --uint8, and a stem that begins "
-           "with a convolution"),
-
+    option(
+        "--small-channel",
+        FLAG,
+        "compile with atc's --enable_small_channel=1; with --uint8, and a stem that begins "
+        "with a convolution",
+    ),
     # the machine
-    option("--backend", ("auto", "ascend", "cpu"),
-           "auto (the default) takes ascend if npu-smi, atc and ais_bench are all "
-           "there, or if a device, a chip or a soc version is named", default="auto"),
-    option("--device N[,N…]|all", devices,
-           "chips to use at the same time (default: 0)", name="devices"),
+    option(
+        "--backend",
+        ("auto", "ascend", "cpu"),
+        "auto (the default) takes ascend if npu-smi, atc and ais_bench are all "
+        "there, or if a device, a chip or a soc version is named",
+        default="auto",
+    ),
+    option(
+        "--device N[,N…]|all", devices, "chips to use at the same time (default: 0)", name="devices"
+    ),
     option("--device N", whole(0, 255), "the NPU to use (default: 0)"),
-    option("--soc-version NAME", chip_name,
-           "chip that is compiled for, e.g. Ascend310P3 (default: what `npu-smi info` "
-           "names)", default=""),
-    option("--soc-version", FLAG,
-           "print the name in atc's form, e.g. Ascend310P3", name="as_soc_version"),
+    option(
+        "--soc-version NAME",
+        chip_name,
+        "chip that is compiled for, e.g. Ascend310P3 (default: what `npu-smi info` names)",
+        default="",
+    ),
+    option(
+        "--soc-version",
+        FLAG,
+        "print the name in atc's form, e.g. Ascend310P3",
+        name="as_soc_version",
+    ),
     option("--chip NAME", str, "for the table (default: what npu-smi or the system says)"),
-    option("-j --workers N", whole(1, 4096),
-           "how many work at the same time (default: one for each core, here "
-           "%(default)s)", default=CORES),
-    option("--timeout SECONDS", real(0, 1e6, above=True),
-           "how long to wait (default: %(default)g)"),
-    option("--slice N", whole(1),
-           "images for ais_bench at once (default: so many that its start costs less "
-           "than a tenth)", default=0),
-
+    option(
+        "-j --workers N",
+        whole(1, 4096),
+        "how many work at the same time (default: one for each core, here %(default)s)",
+        default=CORES,
+    ),
+    option(
+        "--timeout SECONDS", real(0, 1e6, above=True), "how long to wait (default: %(default)g)"
+    ),
+    option(
+        "--slice N",
+        whole(1),
+        "images for ais_bench at once (default: so many that its start costs less than a tenth)",
+        default=0,
+    ),
     # batches and measurements
     option("-b --batch-size N", whole(1, 4096), "fix the batch size (default: open)"),
-    option("--batchsize N", whole(1),
-           "batch that runs, for a model whose batch is open (default: 1)"),
-    option("--batch-sizes LIST", batch_sizes,
-           "models to compile and to measure (default: %(default)s)", default=BATCH_SIZES),
+    option(
+        "--batchsize N", whole(1), "batch that runs, for a model whose batch is open (default: 1)"
+    ),
+    option(
+        "--batch-sizes LIST",
+        batch_sizes,
+        "models to compile and to measure (default: %(default)s)",
+        default=BATCH_SIZES,
+    ),
     option("--perf", FLAG, "measure throughput per batch size (on ascend always)"),
     option("--loop N", whole(1), "batches per measurement (default: %(default)s)", default=20),
-    option("--repeat N", whole(1),
-           "measurements per batch size, of which the median counts (default: "
-           "%(default)s)", default=3),
-    option("--warmup_count N", whole(0),
-           "runs that do not count, first (default: %(default)s)", default=1),
-    option("--pure_data_type", ("zero", "random"),
-           "in pure inference (default: %(default)s)", default="zero"),
-    option("--display_all_summary 1", switch,
-           "print copying times as well", nargs="?", const=True, default=False),
+    option(
+        "--repeat N",
+        whole(1),
+        "measurements per batch size, of which the median counts (default: %(default)s)",
+        default=3,
+    ),
+    option(
+        "--warmup_count N",
+        whole(0),
+        "runs that do not count, first (default: %(default)s)",
+        default=1,
+    ),
+    option(
+        "--pure_data_type",
+        ("zero", "random"),
+        "in pure inference (default: %(default)s)",
+        default="zero",
+    ),
+    option(
+        "--display_all_summary 1",
+        switch,
+        "print copying times as well",
+        nargs="?",
+        const=True,
+        default=False,
+    ),
     option("--data-set NAME", str, "for the table: what the accuracy was measured on"),
-
     # what is done, and said
     option("--outfmt", FORMATS, "format of the results (default: %(default)s)"),
-    option("--compare N", whole(0),
-           "images to compare with ONNX Runtime after an ascend run, 0 for none "
-           "(default: %(default)s)", default=64),
-    option("--tune", FLAG,
-           "instead of a run: measure stems, input types and precisions (on the CPU batch sizes "
-           "and precisions) and print the command of the best"),
-    option("--forecast", FLAG,
-           "forecast on the CPU what float16 will cost on the card (on ascend always, with "
-           "--compare's images)"),
-    option("--min-top1 P", PERCENT,
-           "a gate: exit status 3 and one sentence if Top-1 is below P per cent"),
-    option("--min-top5 P", PERCENT,
-           "a gate: exit status 3 and one sentence if Top-5 is below P per cent"),
-    option("--min-throughput X", real(0),
-           "a gate: exit status 3 if the best batch size has fewer images/s"),
-    option("--min-cosine X", real(-1, 1),
-           "a gate: exit status 3 if the cosine similarity of an image's logits is lower"),
-    option("--min-agreement P", PERCENT,
-           "a gate: exit status 3 if the Top-1 of fewer per cent of the images agrees"),
-    option("--expect NAME", str,
-           "hold the accuracy against the published one and look for the cause if it is another"),
+    option(
+        "--compare N",
+        whole(0),
+        "images to compare with ONNX Runtime after an ascend run, 0 for none "
+        "(default: %(default)s)",
+        default=64,
+    ),
+    option(
+        "--tune",
+        FLAG,
+        "instead of a run: measure stems, input types and precisions (on the CPU batch sizes "
+        "and precisions) and print the command of the best",
+    ),
+    option(
+        "--forecast",
+        FLAG,
+        "forecast on the CPU what float16 will cost on the card (on ascend always, with "
+        "--compare's images)",
+    ),
+    option(
+        "--min-top1 P",
+        PERCENT,
+        "a gate: exit status 3 and one sentence if Top-1 is below P per cent",
+    ),
+    option(
+        "--min-top5 P",
+        PERCENT,
+        "a gate: exit status 3 and one sentence if Top-5 is below P per cent",
+    ),
+    option(
+        "--min-throughput X",
+        real(0),
+        "a gate: exit status 3 if the best batch size has fewer images/s",
+    ),
+    option(
+        "--min-cosine X",
+        real(-1, 1),
+        "a gate: exit status 3 if the cosine similarity of an image's logits is lower",
+    ),
+    option(
+        "--min-agreement P",
+        PERCENT,
+        "a gate: exit status 3 if the Top-1 of fewer per cent of the images agrees",
+    ),
+    option(
+        "--expect NAME",
+        str,
+        "hold the accuracy against the published one and look for the cause if it is another",
+    ),
     option("--json", FLAG, "print JSON", name="as_json"),
     option("--check", FLAG, "say what is there and what is missing for each backend, run nothing"),
     option("--force", FLAG, "do everything again, even what is up to date"),
     option("--dry-run", FLAG, "print the commands and run nothing"),
-    option("--from", ("registry", "git"),
-           "where the source comes from (default: %(default)s)", dest="source", default="registry"),
+    option(
+        "--from",
+        ("registry", "git"),
+        "where the source comes from (default: %(default)s)",
+        dest="source",
+        default="registry",
+    ),
     option("--url URL", str, "repository for --from git (default: %(default)s)"),
 )
 OPTIONS = {option.name: option for option in TABLE}
 # How an image becomes the network's input, beside its size: evaluation.Evaluation.
 EVALUATION = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
 SHARED = {  # {word: what it means in one program or another}
-    "--model": ("model", "variant"), "--json": ("json_file", "as_json"),
-    "--forecast": ("forecast_file", "forecast"), "--img-size": ("img_size", "pixels"),
-    "--images": ("images", "few_images"), "--device": ("devices", "device"),
+    "--model": ("model", "variant"),
+    "--json": ("json_file", "as_json"),
+    "--forecast": ("forecast_file", "forecast"),
+    "--img-size": ("img_size", "pixels"),
+    "--images": ("images", "few_images"),
+    "--device": ("devices", "device"),
     "--soc-version": ("soc_version", "as_soc_version"),
 }
 
 
-def add(parser: Any, *names: str, required: Container[str] = (), default: Mapping[str, Any] = {},
-        help: Mapping[str, str] = {}, choices: Mapping[str, Any] = {}) -> None:
+def add(
+    parser: Any,
+    *names: str,
+    required: Container[str] = (),
+    default: Mapping[str, Any] = {},
+    help: Mapping[str, str] = {},
+    choices: Mapping[str, Any] = {},
+) -> None:
     """Give a parser, or a group of one, these options, in this order.
 
     required: which of them must be given.
@@ -375,7 +550,7 @@ def words(**values: Any) -> List[str]:
     for name, value in values.items():
         if value is None or value is False or value == "":
             continue
-        word, = [word for word in OPTIONS[name].words if word.startswith("--")]
+        (word,) = [word for word in OPTIONS[name].words if word.startswith("--")]
         if value is True:
             found.append(word)
         elif isinstance(value, tuple):
@@ -388,8 +563,10 @@ def words(**values: Any) -> List[str]:
 
 # ---- contradictions ------------------------------------------------------------------------------
 
+
 class Rule(NamedTuple):
     """Options that contradict each other; for programs that have (or know) all of `about`."""
+
     code: str
     about: Tuple[str, ...]
     broken: Callable[[Any], Any]  # of the options' values
@@ -412,42 +589,72 @@ def top_is_asked_of_many(given: Any) -> bool:
 
 
 RULES = (
-    Rule("small-channel", ("small_channel", "uint8", "stem", "backend"),
-         small_channel_is_in_vain,
-         "--small-channel is for a first convolution behind AIPP on the card: give --uint8, and "
-         "--stem conv4 or conv12"),
-    Rule("max-drop-float", ("max_drop", "precision"),
-         lambda given: given.max_drop is not None and given.precision != "int8",
-         "--max-drop is a promise about int8: give --precision int8 as well"),
-    Rule("max-drop-classes", ("max_drop", "several_classes"),
-         lambda given: given.max_drop is not None and given.several_classes,
-         "--max-drop is about Top-1, and these labels give an image several classes; leave it out"),
-    Rule("max-drop-tune", ("max_drop", "tune"),
-         lambda given: given.max_drop is not None and given.tune,
-         "--tune does not try --max-drop: leave it out here, and add it to the command of the "
-         "best if that is int8"),
-    Rule("max-drop-labels", ("max_drop", "labels", "calibrate"),
-         lambda given: (given.max_drop is None) != (given.labels is None),
-         "--max-drop and --labels go together: the promise is about labelled images"),
-    Rule("multi-label-shard", ("multi_label", "shard"),
-         lambda given: given.multi_label and given.shard[1] > 1,
-         "--multi-label takes all images in one run: the mean average precision of parts cannot "
-         "be put together; leave out --shard"),
-    Rule("multi-label-gates", ("multi_label", "min_top1", "min_top5"),
-         top_is_asked_of_many,
-         "--min-top1 and --min-top5 are not for --multi-label, whose figure is the mean average "
-         "precision; leave them out"),
-    Rule("multi-label-expect", ("multi_label", "expect"),
-         lambda given: given.multi_label and given.expect is not None,
-         "--expect is not for --multi-label, whose figure is the mean average precision; leave it "
-         "out"),
-    Rule("min-cosine", ("min_cosine", "compare", "precision", "tune", "backend"),
-         nothing_is_compared,
-         "--min-cosine needs a comparison, which this run does not make: on the CPU it takes "
-         "--precision int8, on ascend --compare with 1 image or more"),
-    Rule("output-dirname", ("output_dirname", "output"),
-         lambda given: given.output_dirname and not given.output,
-         "--output_dirname goes with --output, which says where that folder is"),
+    Rule(
+        "small-channel",
+        ("small_channel", "uint8", "stem", "backend"),
+        small_channel_is_in_vain,
+        "--small-channel is for a first convolution behind AIPP on the card: give --uint8, and "
+        "--stem conv4 or conv12",
+    ),
+    Rule(
+        "max-drop-float",
+        ("max_drop", "precision"),
+        lambda given: given.max_drop is not None and given.precision != "int8",
+        "--max-drop is a promise about int8: give --precision int8 as well",
+    ),
+    Rule(
+        "max-drop-classes",
+        ("max_drop", "several_classes"),
+        lambda given: given.max_drop is not None and given.several_classes,
+        "--max-drop is about Top-1, and these labels give an image several classes; leave it out",
+    ),
+    Rule(
+        "max-drop-tune",
+        ("max_drop", "tune"),
+        lambda given: given.max_drop is not None and given.tune,
+        "--tune does not try --max-drop: leave it out here, and add it to the command of the "
+        "best if that is int8",
+    ),
+    Rule(
+        "max-drop-labels",
+        ("max_drop", "labels", "calibrate"),
+        lambda given: (given.max_drop is None) != (given.labels is None),
+        "--max-drop and --labels go together: the promise is about labelled images",
+    ),
+    Rule(
+        "multi-label-shard",
+        ("multi_label", "shard"),
+        lambda given: given.multi_label and given.shard[1] > 1,
+        "--multi-label takes all images in one run: the mean average precision of parts cannot "
+        "be put together; leave out --shard",
+    ),
+    Rule(
+        "multi-label-gates",
+        ("multi_label", "min_top1", "min_top5"),
+        top_is_asked_of_many,
+        "--min-top1 and --min-top5 are not for --multi-label, whose figure is the mean average "
+        "precision; leave them out",
+    ),
+    Rule(
+        "multi-label-expect",
+        ("multi_label", "expect"),
+        lambda given: given.multi_label and given.expect is not None,
+        "--expect is not for --multi-label, whose figure is the mean average precision; leave it "
+        "out",
+    ),
+    Rule(
+        "min-cosine",
+        ("min_cosine", "compare", "precision", "tune", "backend"),
+        nothing_is_compared,
+        "--min-cosine needs a comparison, which this run does not make: on the CPU it takes "
+        "--precision int8, on ascend --compare with 1 image or more",
+    ),
+    Rule(
+        "output-dirname",
+        ("output_dirname", "output"),
+        lambda given: given.output_dirname and not given.output,
+        "--output_dirname goes with --output, which says where that folder is",
+    ),
 )
 
 
@@ -464,8 +671,9 @@ def contradiction(given: argparse.Namespace, **known: Any) -> Optional[Rule]:
     return None
 
 
-def parse(parser: argparse.ArgumentParser, command_line: Optional[List[str]] = None
-          ) -> argparse.Namespace:
+def parse(
+    parser: argparse.ArgumentParser, command_line: Optional[List[str]] = None
+) -> argparse.Namespace:
     """The options of a command line (default: this program's).
 
     Ends the program with status 2 if they are wrong or contradict each other.

@@ -13,6 +13,7 @@ terminal nothing is shown, so that nothing of it is in a log; or, where a step a
 plain line every `lines_every` seconds. The set-up runs before there is any package: without tqdm,
 plain lines are shown on a terminal, too.
 """
+
 import contextlib
 import os
 import sys
@@ -22,14 +23,16 @@ from types import TracebackType
 from typing import Any, Callable, Iterator, Optional, Type
 
 PATIENCE = 2.0  # seconds before anything is drawn: what takes less needs no bar
-REDRAW = 0.1    # seconds between two pictures on a terminal
-TICK = 0.5      # seconds between two looks of watched()
+REDRAW = 0.1  # seconds between two pictures on a terminal
+TICK = 0.5  # seconds between two looks of watched()
 LINES_EVERY = 10.0  # seconds between two lines on a terminal without tqdm, unless said otherwise
 
 # What tqdm draws: of a known total, of an unknown one, where nothing is counted. A {bar} without a
 # total is blank, and tqdm cuts only lines that have one at the terminal's width.
-COUNTED = ("{desc}: {percentage:3.0f} %|{bar}| {n:,.0f} of {total:,.0f}{unit} "
-           "[{elapsed}<{remaining}, {rate_noinv_fmt}]")
+COUNTED = (
+    "{desc}: {percentage:3.0f} %|{bar}| {n:,.0f} of {total:,.0f}{unit} "
+    "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
+)
 OPEN_ENDED = "{desc}: {n:,.0f}{unit} [{elapsed}, {rate_noinv_fmt}]{bar}"
 TIMED = "{desc} [{elapsed}]{bar}"
 
@@ -57,8 +60,9 @@ class Bar:
     stderr is not a terminal, 0 for none.
     """
 
-    def __init__(self, what: str, total: float, unit: str, done: float = 0, lines_every: float = 0
-                 ) -> None:
+    def __init__(
+        self, what: str, total: float, unit: str, done: float = 0, lines_every: float = 0
+    ) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = self.before = done
         self.lines_every = lines_every
@@ -76,8 +80,12 @@ class Bar:
     def __enter__(self) -> "Bar":
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
-                 trace: Optional[TracebackType]) -> None:
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
         with self.lock:
             if self.drawn is not None:
                 self.drawn.close()
@@ -113,9 +121,16 @@ class Bar:
             picture = OPEN_ENDED if self.unit else TIMED
             if self.total:
                 picture = COUNTED
-            self.drawn = tqdm(total=self.total or None, initial=self.before, file=sys.stderr,
-                              unit=f" {self.unit}", bar_format=picture, dynamic_ncols=True,
-                              leave=False, delay=PATIENCE)
+            self.drawn = tqdm(
+                total=self.total or None,
+                initial=self.before,
+                file=sys.stderr,
+                unit=f" {self.unit}",
+                bar_format=picture,
+                dynamic_ncols=True,
+                leave=False,
+                delay=PATIENCE,
+            )
             self.drawn.start_t -= now - self.began
         self.drawn.n = self.done
         self.drawn.set_description_str(self.what, refresh=False)
@@ -154,8 +169,14 @@ class Bar:
 
 
 @contextlib.contextmanager
-def watched(what: str, total: float, unit: str, look: Optional[Callable[[], float]],
-            done: float = 0, lines_every: float = 0) -> Iterator[Bar]:
+def watched(
+    what: str,
+    total: float,
+    unit: str,
+    look: Optional[Callable[[], float]],
+    done: float = 0,
+    lines_every: float = 0,
+) -> Iterator[Bar]:
     """A bar for work that another program does.
 
     look: says every half second how many units are done by now; an OSError of it means: not known
@@ -164,6 +185,7 @@ def watched(what: str, total: float, unit: str, look: Optional[Callable[[], floa
     """
     ended = threading.Event()
     with Bar(what, total, unit, done, lines_every) as bar:
+
         def watch() -> None:
             while not ended.wait(TICK):
                 with contextlib.suppress(OSError):

@@ -4,6 +4,7 @@ A recipe is a JSON object. A product is up to date only if the recipe that would
 The code is named by the SHA-256 of the files that a program imports, directly or through what it imports; so a change
 of a module that a program never loads does not make its products again. Standard library only.
 """
+
 import functools
 import hashlib
 import json
@@ -19,12 +20,15 @@ from common.core.record import Content, Recipe
 SCRIPTS = os.path.join(ROOT, "scripts")
 # What these modules say reaches a recipe by other ways: the values of options stand in it, and progress makes nothing.
 NOT_COUNTED = ("options.py", "progress.py")
-IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)|import[ \t]+([^\n]+))",
-                    re.MULTILINE)
+IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)|import[ \t]+([^\n]+))",
+    re.MULTILINE,
+)
 C_FILE = re.compile(r"[\"'](\w+/\w+\.c)[\"']")  # as native.load() takes it
 
 
 # ---- the code --------------------------------------------------------------------------------------------------------
+
 
 def imported_names(text: str) -> Set[str]:
     """The dotted names that a Python source imports anywhere in it; of `from a import b` both a and a.b."""
@@ -32,7 +36,9 @@ def imported_names(text: str) -> Set[str]:
     for package, members, plain in IMPORT.findall(text):
         if package:
             names.add(package)
-            names.update(f"{package}.{word}" for word in re.findall(r"(\w+)(?:\s+as\s+\w+)?", members))
+            names.update(
+                f"{package}.{word}" for word in re.findall(r"(\w+)(?:\s+as\s+\w+)?", members)
+            )
         for word in plain.split(","):
             names.add(word.split(" as ")[0].strip())
     return names
@@ -87,6 +93,7 @@ def versions(packages: Iterable[str]) -> Dict[str, str]:
 
         def version(distribution_name: str) -> str:
             return str(get_distribution(distribution_name).version)
+
     found = {}
     for package in packages:
         try:
@@ -98,6 +105,7 @@ def versions(packages: Iterable[str]) -> Dict[str, str]:
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
+
 @functools.lru_cache(maxsize=256)
 def read_once(path: str, _: record.Identity) -> Content:
     digest, crc = hashlib.sha256(), 0
@@ -107,7 +115,9 @@ def read_once(path: str, _: record.Identity) -> Content:
             digest.update(chunk)
             crc = zlib.crc32(chunk, crc)
         if record.identity(os.fstat(stream.fileno())) != before:
-            raise Refusal(f"{shown(path)} was changed while it was read; run the same command again")
+            raise Refusal(
+                f"{shown(path)} was changed while it was read; run the same command again"
+            )
     return Content(digest.hexdigest(), f"{crc:08x}", before)
 
 
@@ -126,13 +136,21 @@ def input_content(path: str) -> Content:
     content = content_of(path)
     made = record.read(path).made.get(os.path.basename(path))
     if made and made.checksum != content.checksum:
-        raise Refusal(f"{shown(path)} is not what it was when it was made: it is damaged, or another file was put in "
-                      "its place; make it again (what made it sees that), or give a file of your own another name")
+        raise Refusal(
+            f"{shown(path)} is not what it was when it was made: it is damaged, or another file was put in "
+            "its place; make it again (what made it sees that), or give a file of your own another name"
+        )
     return content
 
 
-def make(program: str, options: Dict[str, Any], packages: Iterable[str] = (), inputs: Iterable[str] = (),
-         settings: Iterable[str] = (), **more: Any) -> Recipe:
+def make(
+    program: str,
+    options: Dict[str, Any],
+    packages: Iterable[str] = (),
+    inputs: Iterable[str] = (),
+    settings: Iterable[str] = (),
+    **more: Any,
+) -> Recipe:
     """What a product depends on, as JSON gives it back, and the content of the files that were read for it.
 
     program: its file; packages: those that compute; inputs: files that other tools make, settings: other files, both
@@ -141,8 +159,13 @@ def make(program: str, options: Dict[str, Any], packages: Iterable[str] = (), in
     """
     found = {path: input_content(path) for path in inputs}
     others = {path: content_of(path) for path in settings}
-    row = {"tool": os.path.basename(program), "sources": sources(program), "options": options,
-           "versions": versions(packages),
-           "inputs": [[os.path.basename(path), content.sha256] for path, content in found.items()],
-           "settings": [[os.path.basename(path), content.sha256] for path, content in others.items()], **more}
+    row = {
+        "tool": os.path.basename(program),
+        "sources": sources(program),
+        "options": options,
+        "versions": versions(packages),
+        "inputs": [[os.path.basename(path), content.sha256] for path, content in found.items()],
+        "settings": [[os.path.basename(path), content.sha256] for path, content in others.items()],
+        **more,
+    }
     return Recipe(dict(json.loads(json.dumps(row))), {**found, **others})

@@ -19,6 +19,7 @@ removed or replaced whose content is not what a row says of it: such a file is s
 What an unfinished record says after a restart of the machine is believed only where the content of the files agrees.
 Standard library only.
 """
+
 import contextlib
 import functools
 import hashlib
@@ -35,7 +36,9 @@ from common.core import cli, files
 from common.core.cli import Refusal, shown, some
 
 Row = Dict[str, Any]
-State = List[Any]  # [name, size in bytes, mtime_ns] of an input: enough to see that it is another one
+State = List[
+    Any
+]  # [name, size in bytes, mtime_ns] of an input: enough to see that it is another one
 Identity = Tuple[int, ...]  # of a file on this machine: which one it is, and its times
 
 ENDING = ".record.jsonl"
@@ -50,6 +53,7 @@ PLAIN = re.compile(rf"(?!\.\.?(?:/|$)){WORD}(?:/(?!\.\.?$){WORD})?")  # NAME or 
 
 class Content(NamedTuple):
     """What a file held when it was read."""
+
     sha256: str
     checksum: str  # files.checksum()
     identity: Identity
@@ -57,12 +61,14 @@ class Content(NamedTuple):
 
 class Recipe(NamedTuple):
     """What a product depends on, and which files that was read from (see recipe.make)."""
+
     row: Row
     files: Dict[str, Content] = {}
 
 
 class Made(NamedTuple):
     """A file that was made. name: below the folder of the record; checksum: files.checksum() of its content."""
+
     name: str
     size: int
     mtime_ns: int
@@ -72,6 +78,7 @@ class Made(NamedTuple):
 
 class Piece(NamedTuple):
     """What was finished at once: a file, the .bin of an image, the results of a batch."""
+
     key: str
     inputs: List[State]  # another list means that the piece is to be made again
     files: List[Made]
@@ -80,6 +87,7 @@ class Piece(NamedTuple):
 
 class Part(NamedTuple):
     """A file that is finished but has not got its name yet. path: where it lies now, on the same file system."""
+
     name: str
     path: str
     size: int
@@ -88,6 +96,7 @@ class Part(NamedTuple):
 
 class Draft(NamedTuple):
     """A piece whose files have not got their names yet; `stay` are files of it that lie where they belong already."""
+
     key: str
     inputs: List[State]
     parts: List[Part]
@@ -96,6 +105,7 @@ class Draft(NamedTuple):
 
 
 # ---- names and states ------------------------------------------------------------------------------------------------
+
 
 def path_of(product: str) -> str:
     """The path of the record beside a product."""
@@ -113,12 +123,15 @@ def identity(status: os.stat_result) -> Identity:
 
 def boot_id() -> str:
     """A text that changes whenever the machine starts again; "" where there is none."""
-    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with contextlib.suppress(OSError), open(
+        "/proc/sys/kernel/random/boot_id", encoding="ascii"
+    ) as file:
         return file.read().strip()
     return ""
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
+
 
 def encode(rows: Iterable[Row]) -> bytes:
     """The lines of rows; a name that is not UTF-8 survives as \\udcXX."""
@@ -163,7 +176,9 @@ def made_of(entry: Any) -> Made:
 
 def piece_of(row: Row) -> Piece:
     """Raises: KeyError, TypeError or ValueError for a row that this program would not write."""
-    piece = Piece(row["key"], row["inputs"], [made_of(entry) for entry in row["files"]], row.get("notes", {}))
+    piece = Piece(
+        row["key"], row["inputs"], [made_of(entry) for entry in row["files"]], row.get("notes", {})
+    )
     if list(map(type, piece)) != PIECE_TYPES:
         raise TypeError("it is not a piece of a record")
     return piece
@@ -187,6 +202,7 @@ def row_of(piece: Piece) -> Row:
 
 # ---- what a record says ----------------------------------------------------------------------------------------------
 
+
 class Record:
     """What the record at `path` says.
 
@@ -201,7 +217,9 @@ class Record:
         self.about: Row = {}
         self.pieces: Dict[str, Piece] = {}
         self.made: Dict[str, Made] = {}  # {name: what was made last under that name}
-        self.announced: Dict[str, Set[Tuple[int, str]]] = {}  # {name: (size, checksum) of what was about to be made}
+        self.announced: Dict[
+            str, Set[Tuple[int, str]]
+        ] = {}  # {name: (size, checksum) of what was about to be made}
         self.ending: Optional[Row] = None
         self.begun_at = ""  # the boot_id() of the run
         lines = content.splitlines(keepends=True)
@@ -248,7 +266,7 @@ class Record:
     def aside(self) -> str:
         """The folder for files that are in the way and are not what this record says."""
         if self.path.endswith(ENDING):
-            return self.path[:-len(ENDING)] + ".aside"
+            return self.path[: -len(ENDING)] + ".aside"
         return os.path.join(self.folder, "aside")
 
     def place(self, name: str) -> str:
@@ -299,8 +317,11 @@ class Record:
         if self.recipe.get("tool") != recipe.row.get("tool"):
             return "another program made it"
         words = {"sources": "this program was updated"}
-        return ", ".join(words.get(key, f"other {key}") for key in recipe.row
-                         if self.recipe.get(key) != recipe.row[key])
+        return ", ".join(
+            words.get(key, f"other {key}")
+            for key in recipe.row
+            if self.recipe.get(key) != recipe.row[key]
+        )
 
     # ---- whose the files are
 
@@ -329,17 +350,23 @@ class Record:
         """Refuse to make files under names where something is that no record calls this program's own."""
         names = list(names)
         if self.foreign:
-            raise Refusal(f"{shown(self.path)} is not a record of this program; move it away, or name another place")
+            raise Refusal(
+                f"{shown(self.path)} is not a record of this program; move it away, or name another place"
+            )
         mine = self.names()
         for folder in {os.path.dirname(name) for name in {*names, *mine}} - {""}:
             if os.path.islink(self.place(folder)):
-                raise Refusal(f"{shown(self.place(folder))} is a symbolic link, and nothing is made or removed through "
-                              f"one; name {shown(os.path.realpath(self.place(folder)))} itself, or remove the link")
+                raise Refusal(
+                    f"{shown(self.place(folder))} is a symbolic link, and nothing is made or removed through "
+                    f"one; name {shown(os.path.realpath(self.place(folder)))} itself, or remove the link"
+                )
         others = [name for name in names if name not in mine and os.path.lexists(self.place(name))]
         if others:
             listed = some((self.place(name) for name in others), 5)
-            raise Refusal(f"{listed}: no record says that this program made it; move it away, or name another file "
-                          "or folder")
+            raise Refusal(
+                f"{listed}: no record says that this program made it; move it away, or name another file "
+                "or folder"
+            )
 
     def clear(self, keep: Set[str]) -> None:
         """Take away what is ours and not in `keep`; a file of another content than the record says is set aside."""
@@ -369,12 +396,15 @@ class Record:
             os.rename(path, files.unused(os.path.join(self.aside, os.path.basename(name))))
             moved.append(path)
         if moved:
-            cli.say(f"{some(moved)} {'is' if len(moved) == 1 else 'are'} not what this program made there, and "
-                    f"{'lies' if len(moved) == 1 else 'lie'} in {shown(self.aside)} now")
+            cli.say(
+                f"{some(moved)} {'is' if len(moved) == 1 else 'are'} not what this program made there, and "
+                f"{'lies' if len(moved) == 1 else 'lie'} in {shown(self.aside)} now"
+            )
 
 
 class Older(NamedTuple):
     """What a record of version 1.2 or before says of a file."""
+
     mtime_ns: int
     ctime_ns: int
     sha256: str  # "" of a .bin
@@ -434,6 +464,7 @@ def read(product: str) -> Record:
 
 # ---- writing one -----------------------------------------------------------------------------------------------------
 
+
 class Writer:
     """A record that is being written. It is closed at the end of a `with` block, finished or not."""
 
@@ -450,8 +481,12 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
-                 trace: Optional[TracebackType]) -> None:
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
         os.close(self.file)
 
     def part(self, name: str, data: Any, durable: bool = True) -> Part:
@@ -463,7 +498,10 @@ class Writer:
         """Let the files of pieces appear under their names, and record them. Raises: OSError."""
         parts = [part for draft in drafts for part in draft.parts]
         if parts:
-            files.append(self.file, encode([{"announced": [(part.name, part.size, part.checksum) for part in parts]}]))
+            files.append(
+                self.file,
+                encode([{"announced": [(part.name, part.size, part.checksum) for part in parts]}]),
+            )
         pieces = []
         for draft in drafts:
             made = list(draft.stay)
@@ -493,8 +531,12 @@ class Writer:
 def sync_file_system(folder: str) -> None:
     """Wait until the disk has all that was written to the file system of a folder."""
     try:
-        done = subprocess.run(["sync", "-f", folder], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL)
+        done = subprocess.run(
+            ["sync", "-f", folder],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         failed = done.returncode != 0
     except OSError:  # a system without that program
         failed = True
@@ -502,8 +544,15 @@ def sync_file_system(folder: str) -> None:
         os.sync()
 
 
-def begin(before: Record, recipe: Recipe, expected: Iterable[str], kept: Iterable[Piece] = (),
-          spared: Iterable[str] = (), listed: Iterable[str] = (), about: Optional[Row] = None) -> Writer:
+def begin(
+    before: Record,
+    recipe: Recipe,
+    expected: Iterable[str],
+    kept: Iterable[Piece] = (),
+    spared: Iterable[str] = (),
+    listed: Iterable[str] = (),
+    about: Optional[Row] = None,
+) -> Writer:
     """Start a record again, with the pieces of the one before that stay.
 
     expected: names of the files that will be made; spared: those that lie there and may become part of a piece yet;
@@ -518,22 +567,32 @@ def begin(before: Record, recipe: Recipe, expected: Iterable[str], kept: Iterabl
         if os.path.isdir(folder or "."):
             files.remove_parts(folder or ".", set(map(os.path.basename, own)))
     before.clear(kept_names | spared)
-    announced = [(made.name, made.size, made.checksum) for made in map(before.made.get, sorted(spared)) if made]
+    announced = [
+        (made.name, made.size, made.checksum)
+        for made in map(before.made.get, sorted(spared))
+        if made
+    ]
     first: List[Row] = [{"expected": sorted(set(expected) - kept_names)}]
     if announced:
         first.append({"announced": announced})
     return Writer(before.path, recipe, about or {}, [*first, *map(row_of, kept)])
 
 
-def begin_folder(before: Record, recipe: Recipe, expected: Iterable[str], kept: Iterable[Piece] = ()) -> Writer:
+def begin_folder(
+    before: Record, recipe: Recipe, expected: Iterable[str], kept: Iterable[Piece] = ()
+) -> Writer:
     """begin() for a folder whose record lies beside it: the folder is made, and all that is in it must be ours."""
-    folder = before.path[:-len(ENDING)]
+    folder = before.path[: -len(ENDING)]
     base = os.path.basename(folder)
     expected = list(expected)
     before.refuse_others(expected)
     os.makedirs(folder, mode=0o750, exist_ok=True)
     expected_names = {os.path.basename(name) for name in {*expected, *before.names()}}
-    listed = [f"{base}/{name}" for name in os.listdir(folder) if not files.is_part_of(name, expected_names)]
+    listed = [
+        f"{base}/{name}"
+        for name in os.listdir(folder)
+        if not files.is_part_of(name, expected_names)
+    ]
     return begin(before, recipe, expected, kept, listed=listed)
 
 
@@ -548,15 +607,20 @@ def is_unchanged(path: str, before: Content) -> bool:
         return False
     if now == before.identity:
         return True
-    return now[:-1] == before.identity[:-1] and files.checksum_of(path, follow_links=True) == before.checksum
+    return (
+        now[:-1] == before.identity[:-1]
+        and files.checksum_of(path, follow_links=True) == before.checksum
+    )
 
 
 def check_unchanged(recipe: Recipe) -> None:
     """Refuse to go on if a file that the recipe was read from is another one by now."""
     for path, before in recipe.files.items():
         if not is_unchanged(path, before):
-            raise Refusal(f"{shown(path)} was changed while it was in use, so what was made from it does not count; "
-                          "run the same command again")
+            raise Refusal(
+                f"{shown(path)} was changed while it was in use, so what was made from it does not count; "
+                "run the same command again"
+            )
 
 
 def write(product: str, recipe: Recipe, contents: Dict[str, Any], **notes: Any) -> None:
@@ -574,7 +638,9 @@ def write(product: str, recipe: Recipe, contents: Dict[str, Any], **notes: Any) 
         writer.finish(synced=True)
 
 
-def is_up_to_date(product: str, recipe: Recipe, paths: Iterable[str] = (), force: bool = False) -> bool:
+def is_up_to_date(
+    product: str, recipe: Recipe, paths: Iterable[str] = (), force: bool = False
+) -> bool:
     """Whether a product that is made at once would be made again as it is; never with `force`.
 
     paths: its files, if they are not only `product`. Raises: Refusal if it is to be made and one of them is not ours.
@@ -605,6 +671,7 @@ def adopt(product: str, recipe: Recipe, path: str, **notes: Any) -> None:
 
 # ---- files that have no record ---------------------------------------------------------------------------------------
 
+
 def claim_like(path: str, mark: str) -> None:
     """Refuse to replace a file that has no record unless it is empty or begins as this program's do.
 
@@ -618,8 +685,10 @@ def claim_like(path: str, mark: str) -> None:
             beginning = file.read(4096)
     empty = os.path.isfile(path) and not beginning
     if mark.encode() not in beginning and not empty:
-        raise Refusal(f"{shown(path)} is there already and is not this program's: it does not begin with {mark}; "
-                      "move it away, or name another file")
+        raise Refusal(
+            f"{shown(path)} is there already and is not this program's: it does not begin with {mark}; "
+            "move it away, or name another file"
+        )
 
 
 def check_results(folder: str, found: Dict[str, str]) -> None:
@@ -641,5 +710,7 @@ def check_results(folder: str, found: Dict[str, str]) -> None:
         if made and os.lstat(os.path.join(folder, name)).st_mtime_ns == made.mtime_ns:
             pretended.append(name)
     if strange and (pretended or len(strange) < len(found)):
-        raise Refusal(f"{len(strange)} results in {shown(folder)} are not those of the run that made the others: "
-                      f"{some(strange)}; run the inference again, with --force if it says that they are up to date")
+        raise Refusal(
+            f"{len(strange)} results in {shown(folder)} are not those of the run that made the others: "
+            f"{some(strange)}; run the inference again, with --force if it says that they are up to date"
+        )

@@ -6,6 +6,7 @@ jobs then, and neither ends one that hangs. Standard library only.
 Jobs are handed out in batches: one at a time costs a quarter more CPU time where images are small,
 and a twentieth more with photos.
 """
+
 import collections
 import contextlib
 import ctypes
@@ -61,8 +62,9 @@ class Worker:
         self.waited = 0.0  # seconds that it has been there
         self.progress = mmap.mmap(-1, 1)
         self.connection, theirs = FORK.Pipe()
-        self.process = FORK.Process(target=serve, daemon=True,
-                                    args=(theirs, self.progress, os.getpid(), work))
+        self.process = FORK.Process(
+            target=serve, daemon=True, args=(theirs, self.progress, os.getpid(), work)
+        )
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # until it has its own handlers
         try:
             self.process.start()
@@ -124,6 +126,7 @@ class Worker:
 
 class Dead(NamedTuple):
     """A worker that is to be replaced, and why."""
+
     worker: Worker
     why: str
 
@@ -185,8 +188,11 @@ class Crew:
         now = time.monotonic()
         passed = min(now - self.looked, 2 * self.tick)  # this process may have been stopped, too
         self.looked = now
-        return [Dead(worker, f"took longer than {self.timeout:g} s") for worker in self.busy()
-                if worker.wait(passed) > self.timeout]
+        return [
+            Dead(worker, f"took longer than {self.timeout:g} s")
+            for worker in self.busy()
+            if worker.wait(passed) > self.timeout
+        ]
 
     def replace(self, dead: Dead) -> List[Any]:
         """End a worker, start another one if there are jobs. Returns: [the job it was at], or [].
@@ -201,8 +207,10 @@ class Crew:
         if not culprit:
             self.idle_deaths += 1
         if self.idle_deaths > MOST_IDLE_DEATHS:
-            raise Refusal(f"the worker processes keep being ended from outside ({dead.why}); is "
-                          "there enough memory? Try fewer --workers")
+            raise Refusal(
+                f"the worker processes keep being ended from outside ({dead.why}); is "
+                "there enough memory? Try fewer --workers"
+            )
         if self.jobs:
             self.start()
         return culprit
@@ -216,8 +224,13 @@ class Crew:
             worker.process.join(1)
 
 
-def run_workers(all_jobs: Iterable[Any], work: Work, workers: int, timeout: float,
-                lost: Callable[[Any, str], Any]) -> Iterator[List[Any]]:
+def run_workers(
+    all_jobs: Iterable[Any],
+    work: Work,
+    workers: int,
+    timeout: float,
+    lost: Callable[[Any, str], Any],
+) -> Iterator[List[Any]]:
     """Yield lists of the results of work(job), run in processes.
 
     workers: how many processes; timeout: seconds for one job; lost(job, why): the result for a job

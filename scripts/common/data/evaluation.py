@@ -3,6 +3,7 @@
 The command line has the first word; then what the checkpoint says of itself (`args` of a training checkpoint,
 `config.json` of a Hugging Face folder); then timm's figures for TResNet. Standard library only.
 """
+
 import argparse
 import math
 import os
@@ -21,9 +22,12 @@ Channels = Tuple[float, float, float]  # red, green, blue
 
 class Evaluation(NamedTuple):
     """How an image becomes the network's input; the defaults are timm's for TResNet."""
+
     img_size: int = 224  # pixels, each side of what the network sees
     crop_pct: float = 0.875  # img_size / resized image's side: 256 pixels for 224
-    crop_mode: str = "center"  # shorter side resized, centre crop; squash: both sides resized, centre crop
+    crop_mode: str = (
+        "center"  # shorter side resized, centre crop; squash: both sides resized, centre crop
+    )
     interpolation: str = "bilinear"
     mean: Channels = (0.0, 0.0, 0.0)  # of pixels in 0..1, subtracted
     std: Channels = (1.0, 1.0, 1.0)  # then divided by
@@ -44,12 +48,14 @@ DEFAULT = Evaluation()
 
 # ---- the command line ------------------------------------------------------------------------------------------------
 
+
 def given(arguments: argparse.Namespace) -> Dict[str, Any]:
     """{field: value} of the options that were given."""
     return {name: value for name, value in from_json(vars(arguments)).items() if value is not None}
 
 
 # ---- what a checkpoint says ------------------------------------------------------------------------------------------
+
 
 def said_by(source: Dict[str, Any]) -> Dict[str, Any]:
     """{field: value} that a training checkpoint's `args` or a `pretrained_cfg` say; repr() of what cannot be used.
@@ -64,26 +70,42 @@ def said_by(source: Dict[str, Any]) -> Dict[str, Any]:
     for name in ("mean", "std"):
         if isinstance(said.get(name), (list, tuple)):
             said[name] = tuple(said[name]) * (3 if len(said[name]) == 1 else 1)
-    return {name: value if not problem(name, value) else repr(value) for name, value in said.items()
-            if value is not None}
+    return {
+        name: value if not problem(name, value) else repr(value)
+        for name, value in said.items()
+        if value is not None
+    }
 
 
 def problem(name: str, value: Any) -> str:
     """What is wrong with a field's value, "" if nothing is."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if name == "img_size":
-        return "" if isinstance(value, int) and number and 1 <= value <= 4096 else "a whole number is expected"
+        return (
+            ""
+            if isinstance(value, int) and number and 1 <= value <= 4096
+            else "a whole number is expected"
+        )
     if name == "crop_pct":
         return "" if number and 0 < value <= 1 else "a number above 0 and at most 1 is expected"
     if name in ("crop_mode", "interpolation"):
         known = CROP_MODES if name == "crop_mode" else INTERPOLATIONS
         return "" if value in known else f"{' or '.join(known)} is expected"
-    three = isinstance(value, tuple) and len(value) == 3 and all(
-        isinstance(x, (int, float)) and (x > 0 if name == "std" else 0 <= x <= 1) for x in value)
-    return "" if three else f"three numbers {'above 0' if name == 'std' else 'in 0..1'} are expected"
+    three = (
+        isinstance(value, tuple)
+        and len(value) == 3
+        and all(
+            isinstance(x, (int, float)) and (x > 0 if name == "std" else 0 <= x <= 1) for x in value
+        )
+    )
+    return (
+        "" if three else f"three numbers {'above 0' if name == 'std' else 'in 0..1'} are expected"
+    )
 
 
-def resolve(options: Dict[str, Any], said: Dict[str, Any], who: str) -> Tuple[Evaluation, List[str]]:
+def resolve(
+    options: Dict[str, Any], said: Dict[str, Any], who: str
+) -> Tuple[Evaluation, List[str]]:
     """(the evaluation, a sentence for each contradiction between the command line and the checkpoint).
 
     options: given(); said: said_by(); who: words for the checkpoint. Raises: Refusal if the checkpoint says what cannot
@@ -92,39 +114,57 @@ def resolve(options: Dict[str, Any], said: Dict[str, Any], who: str) -> Tuple[Ev
     for name, value in said.items():
         wrong = problem(name, value)
         if wrong and name not in options:
-            raise Refusal(f"{who} says {name} = {value}, but {wrong}; say --{name.replace('_', '-')}")
+            raise Refusal(
+                f"{who} says {name} = {value}, but {wrong}; say --{name.replace('_', '-')}"
+            )
     fields = {**said, **options}
     for name in ("mean", "std"):
         if name in fields:
             fields[name] = tuple(map(float, fields[name]))
     evaluation = Evaluation(**fields)
-    return evaluation, [f"--{name.replace('_', '-')} {words(options[name])} contradicts {who}, which says "
-                        f"{words(value)}; the option is followed"
-                        for name, value in said.items() if name in options and options[name] != value]
+    return evaluation, [
+        f"--{name.replace('_', '-')} {words(options[name])} contradicts {who}, which says "
+        f"{words(value)}; the option is followed"
+        for name, value in said.items()
+        if name in options and options[name] != value
+    ]
 
 
 def words(value: Any) -> str:
-    return " ".join(f"{x:g}" for x in value) if isinstance(value, tuple) else f"{value:g}" if isinstance(
-        value, (int, float)) else str(value)
+    return (
+        " ".join(f"{x:g}" for x in value)
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, (int, float))
+        else str(value)
+    )
 
 
 def describe(evaluation: Evaluation) -> str:
     """One line for people: 448×448, crop 0.875 center, bilinear, mean 0 0 0, std 1 1 1."""
-    return (f"{evaluation.img_size}×{evaluation.img_size}, crop {evaluation.crop_pct:g} {evaluation.crop_mode}, "
-            f"{evaluation.interpolation}, mean {words(evaluation.mean)}, std {words(evaluation.std)}")
+    return (
+        f"{evaluation.img_size}×{evaluation.img_size}, crop {evaluation.crop_pct:g} {evaluation.crop_mode}, "
+        f"{evaluation.interpolation}, mean {words(evaluation.mean)}, std {words(evaluation.std)}"
+    )
 
 
 # ---- in records and manifests ----------------------------------------------------------------------------------------
 
+
 def to_json(fields: Dict[str, Any]) -> Dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()
+    }
 
 
 def from_json(fields: Any) -> Dict[str, Any]:
     """The fields that to_json() wrote, of a manifest's header or a record's notes; others are passed over."""
     source = fields if isinstance(fields, dict) else {}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in source.items()
-            if name in Evaluation._fields}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in source.items()
+        if name in Evaluation._fields
+    }
 
 
 def recorded(fields: Any, **others: Any) -> Evaluation:
@@ -145,13 +185,16 @@ def check_prepared(about: Prepared, said: Any, prepared: str, model: str) -> Non
     made, deliberate = from_json(about.settings), about.about.get("given") or []
     for name, value in from_json(said).items():
         if name in made and made[name] != value and name not in deliberate:
-            raise Refusal(f"the images in {shown(prepared)} were made with {name} = {words(made[name])}, but the "
-                          f"checkpoint of {shown(model)} says {words(value)}; make them again: python3 "
-                          f"TResNet_preprocess.py SRC {shown(prepared)} --model {shown(model)} --force (or say "
-                          f"--{name.replace('_', '-')} there if that is meant)")
+            raise Refusal(
+                f"the images in {shown(prepared)} were made with {name} = {words(made[name])}, but the "
+                f"checkpoint of {shown(model)} says {words(value)}; make them again: python3 "
+                f"TResNet_preprocess.py SRC {shown(prepared)} --model {shown(model)} --force (or say "
+                f"--{name.replace('_', '-')} there if that is meant)"
+            )
 
 
 # ---- AIPP ------------------------------------------------------------------------------------------------------------
+
 
 def aipp(evaluation: Evaluation) -> bytes:
     """The text of the AIPP settings that make of bytes what the float32 files hold: (pixel - mean) / std / 255.
@@ -159,19 +202,35 @@ def aipp(evaluation: Evaluation) -> bytes:
     AIPP subtracts mean_chn, a whole number, and min_chn, any number: the mean's whole part and its rest.
     Source: hiascend.com, ATC, AIPP's configuration file template.
     """
-    lines = ["aipp_mode : static", "related_input_rank : 0", "input_format : RGB888_U8",
-             f"src_image_size_w : {evaluation.img_size}", f"src_image_size_h : {evaluation.img_size}",
-             "csc_switch : false", "rbuv_swap_switch : false"]
+    lines = [
+        "aipp_mode : static",
+        "related_input_rank : 0",
+        "input_format : RGB888_U8",
+        f"src_image_size_w : {evaluation.img_size}",
+        f"src_image_size_h : {evaluation.img_size}",
+        "csc_switch : false",
+        "rbuv_swap_switch : false",
+    ]
     means = [round(255 * mean, 9) for mean in evaluation.mean]
     lines += [f"mean_chn_{channel} : {int(mean)}" for channel, mean in enumerate(means)]
-    lines += [f"min_chn_{channel} : {round(mean - int(mean), 9):.9g}" for channel, mean in enumerate(means)]
-    lines += [f"var_reci_chn_{channel} : {1 / (255 * std):.15f}" for channel, std in enumerate(evaluation.std)]
-    return ("# AIPP: the card takes uint8 RGB, [height, width, 3], and scales it itself. Handed to atc as "
-            "--insert_op_conf and to\n# the CPU runner as --aipp.\naipp_op {\n"
-            + "".join(f"    {line}\n" for line in lines) + "}\n").encode("ascii")
+    lines += [
+        f"min_chn_{channel} : {round(mean - int(mean), 9):.9g}"
+        for channel, mean in enumerate(means)
+    ]
+    lines += [
+        f"var_reci_chn_{channel} : {1 / (255 * std):.15f}"
+        for channel, std in enumerate(evaluation.std)
+    ]
+    return (
+        "# AIPP: the card takes uint8 RGB, [height, width, 3], and scales it itself. Handed to atc as "
+        "--insert_op_conf and to\n# the CPU runner as --aipp.\naipp_op {\n"
+        + "".join(f"    {line}\n" for line in lines)
+        + "}\n"
+    ).encode("ascii")
 
 
 # ---- a Hugging Face folder -------------------------------------------------------------------------------------------
+
 
 def weights_file(path: str) -> str:
     """The checkpoint's file: the path itself, or the weights in a Hugging Face folder.
@@ -183,8 +242,10 @@ def weights_file(path: str) -> str:
     for name in FOLDER_WEIGHTS:
         if os.path.isfile(os.path.join(path, name)):
             return os.path.join(path, name)
-    raise Refusal(f"the folder {shown(path)} should hold {' or '.join(FOLDER_WEIGHTS)} beside {CONFIG}, as Hugging "
-                  "Face's do, but holds neither; give the checkpoint's file")
+    raise Refusal(
+        f"the folder {shown(path)} should hold {' or '.join(FOLDER_WEIGHTS)} beside {CONFIG}, as Hugging "
+        "Face's do, but holds neither; give the checkpoint's file"
+    )
 
 
 def config_path(weights: str) -> str:
@@ -198,8 +259,9 @@ def read_config(weights: str) -> Dict[str, Any]:
     path = config_path(weights)
     if not path:
         return {}
-    config: Dict[str, Any] = json_file.read(path, {}, "copy it again, or move it away and give the "
-                                            "evaluation by options")
+    config: Dict[str, Any] = json_file.read(
+        path, {}, "copy it again, or move it away and give the evaluation by options"
+    )
     return config
 
 

@@ -2,6 +2,7 @@
 
 Standard library only.
 """
+
 import os
 import stat
 from typing import Any, Dict, List, Set, Tuple
@@ -39,12 +40,17 @@ def find_images(folder: str) -> Tuple[Dict[str, Stamp], Dict[str, str]]:
             bad[relative or "."] = f"folder cannot be read: {error.strerror}"
             continue
         for entry in entries:
-            source, named_image = os.path.join(relative, entry.name), entry.name.lower().endswith(SUFFIXES)
+            source, named_image = (
+                os.path.join(relative, entry.name),
+                entry.name.lower().endswith(SUFFIXES),
+            )
             try:
                 status = entry.stat()
             except OSError as error:
                 if named_image:
-                    bad[source] = "broken link" if entry.is_symlink() else f"cannot be read: {error.strerror}"
+                    bad[source] = (
+                        "broken link" if entry.is_symlink() else f"cannot be read: {error.strerror}"
+                    )
                 continue
             if stat.S_ISDIR(status.st_mode):
                 (linked if entry.is_symlink() else real).append(source)
@@ -53,8 +59,11 @@ def find_images(folder: str) -> Tuple[Dict[str, Stamp], Dict[str, str]]:
                 images[source] = stamp(status)
             elif named_image:
                 bad[source] = "not a regular file"
-    bad.update((source, "a folder without images, named like an image") for source in doubtful
-               if not any(image.startswith(source + "/") for image in images))
+    bad.update(
+        (source, "a folder without images, named like an image")
+        for source in doubtful
+        if not any(image.startswith(source + "/") for image in images)
+    )
     return images, bad
 
 
@@ -66,9 +75,15 @@ def class_folders(folder: str) -> List[str]:
     with os.scandir(folder) as listing:
         entries = [entry for entry in listing if not entry.name.startswith(".")]
     for entry in entries:
-        if entry.is_symlink() and not os.path.exists(entry.path) and not entry.name.lower().endswith(SUFFIXES):
-            raise Refusal(f"{shown(entry.path)} is a link to nowhere, and classes are numbered by their folders; mend "
-                          "or remove it, or say which is which: --class-map FILE")
+        if (
+            entry.is_symlink()
+            and not os.path.exists(entry.path)
+            and not entry.name.lower().endswith(SUFFIXES)
+        ):
+            raise Refusal(
+                f"{shown(entry.path)} is a link to nowhere, and classes are numbered by their folders; mend "
+                "or remove it, or say which is which: --class-map FILE"
+            )
     return sorted((entry.name for entry in entries if os.path.isdir(entry.path)), key=natural_key)
 
 
@@ -86,14 +101,20 @@ def list_inputs(folder: str) -> List[str]:
     paths = [folder]
     if os.path.isdir(folder):
         paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder), key=natural_key)]
-    paths = [path for path in paths if path.lower().endswith(INPUT_SUFFIXES) and os.path.isfile(path)]
+    paths = [
+        path for path in paths if path.lower().endswith(INPUT_SUFFIXES) and os.path.isfile(path)
+    ]
     if not paths:
-        raise Refusal(f"{shown(folder)} should be a folder with .bin or .npy files, but holds none; prepare "
-                      "them: python3 TResNet_preprocess.py ./ImageNet/val_union ./prep_dataset")
+        raise Refusal(
+            f"{shown(folder)} should be a folder with .bin or .npy files, but holds none; prepare "
+            "them: python3 TResNet_preprocess.py ./ImageNet/val_union ./prep_dataset"
+        )
     by_stem: Dict[str, str] = {}
     for path in paths:
         other = by_stem.setdefault(result_stem(path), path)
         if other != path:
-            raise Refusal(f"{shown(other)} and {shown(path)} agree up to their first dot, so one's result would "
-                          "overwrite the other's; rename one")
+            raise Refusal(
+                f"{shown(other)} and {shown(path)} agree up to their first dot, so one's result would "
+                "overwrite the other's; rename one"
+            )
     return paths

@@ -2,6 +2,7 @@
 
 The fast path is for JPEG: simplejpeg decodes into an array, and resize.c resizes only what the crop keeps.
 """
+
 import ctypes
 import functools
 import io
@@ -16,21 +17,36 @@ from common.data.evaluation import Evaluation
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # no others: Pillow would run Ghostscript for EPS
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "GIF",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)  # no others: Pillow would run Ghostscript for EPS
 
 FILTERS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
 BYTES = {"float32": 4, "uint8": 1}  # of one value
-FAST_LIMIT = 1 << 24  # pixels or file bytes; what is larger is left to Pillow, which reads piece by piece
+FAST_LIMIT = (
+    1 << 24
+)  # pixels or file bytes; what is larger is left to Pillow, which reads piece by piece
 
 
 # ---- the reference ---------------------------------------------------------------------------------------------------
+
 
 def resized_size(width: int, height: int, evaluation: Evaluation) -> Tuple[int, int]:
     """(width, height) in pixels after the resize: both sides alike for squash, else the longer one is rounded down."""
     short = evaluation.resized
     if evaluation.crop_mode == "squash":
         return short, short
-    return (short, int(short * height / width)) if width < height else (int(short * width / height), short)
+    return (
+        (short, int(short * height / width))
+        if width < height
+        else (int(short * width / height), short)
+    )
 
 
 def crop_offset(size: int, kept: int) -> int:
@@ -56,7 +72,10 @@ def reference_crop(image: Image.Image, evaluation: Evaluation) -> np.ndarray:
 def normalise(planes: np.ndarray, evaluation: Evaluation) -> np.ndarray:
     """float32 [3, height, width] in 0..1 less the mean, over the std; in place, in float32, as torchvision does it."""
     if evaluation.normalised:
-        mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (evaluation.mean, evaluation.std))
+        mean, std = (
+            np.array(values, np.float32).reshape(3, 1, 1)
+            for values in (evaluation.mean, evaluation.std)
+        )
         np.subtract(planes, mean, out=planes)
         np.divide(planes, std, out=planes)
     return planes
@@ -70,7 +89,9 @@ def network_input(pixels: np.ndarray, dtype: str, evaluation: Evaluation) -> byt
     return normalise(planes, evaluation).tobytes()
 
 
-def convert(file: BinaryIO, evaluation: Evaluation, dtype: str, fast: Optional[Callable[..., Any]] = None) -> Any:
+def convert(
+    file: BinaryIO, evaluation: Evaluation, dtype: str, fast: Optional[Callable[..., Any]] = None
+) -> Any:
     """The bytes of an image file's .bin, of a JPEG by `fast` if that can do it.
 
     Raises: whatever Pillow raises for a bad image, and ValueError for one of too many pixels.
@@ -78,11 +99,18 @@ def convert(file: BinaryIO, evaluation: Evaluation, dtype: str, fast: Optional[C
     small = file.seek(0, os.SEEK_END) < FAST_LIMIT
     file.seek(0)
     data = file.read() if small else b""
-    image = Image.open(io.BytesIO(data) if small else file, formats=FORMATS)  # reads no more than the header
+    image = Image.open(
+        io.BytesIO(data) if small else file, formats=FORMATS
+    )  # reads no more than the header
     width, height = resized_size(image.width, image.height, evaluation)
-    if max(image.width * image.height, width * height, width * image.height) > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f"decompression bomb: {image.width}x{image.height} pixels, resized {width}x{height}, are more "
-                         f"than {Image.MAX_IMAGE_PIXELS:,} in all")
+    if (
+        max(image.width * image.height, width * height, width * image.height)
+        > Image.MAX_IMAGE_PIXELS
+    ):
+        raise ValueError(
+            f"decompression bomb: {image.width}x{image.height} pixels, resized {width}x{height}, are more "
+            f"than {Image.MAX_IMAGE_PIXELS:,} in all"
+        )
     if fast and small and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         result = fast(data, image.width, image.height)
         if result is not None:
@@ -90,10 +118,13 @@ def convert(file: BinaryIO, evaluation: Evaluation, dtype: str, fast: Optional[C
     return network_input(reference_crop(image, evaluation), dtype, evaluation)
 
 
-def convert_file(path: str, evaluation: Evaluation, dtype: str, fast: Optional[Callable[..., Any]] = None
-                 ) -> Tuple[Any, os.stat_result]:
+def convert_file(
+    path: str, evaluation: Evaluation, dtype: str, fast: Optional[Callable[..., Any]] = None
+) -> Tuple[Any, os.stat_result]:
     """(convert() of the file, its status). Raises: likewise, also for what is empty or no regular file."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:  # a FIFO must not be waited for
+    with open(
+        os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0
+    ) as file:  # a FIFO must not be waited for
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
             raise ValueError("empty" if stat.S_ISREG(status.st_mode) else "not a regular file")
@@ -113,6 +144,7 @@ def reason(error: Exception) -> str:
 
 
 # ---- the fast path ---------------------------------------------------------------------------------------------------
+
 
 @functools.lru_cache(maxsize=1024)
 def resize_weights(size: int, resized: int, first: int, kept: int) -> Tuple[np.ndarray, np.ndarray]:
@@ -159,14 +191,33 @@ def fast_path(evaluation: Evaluation, dtype: str) -> Optional[Callable[[bytes, i
         raise RuntimeError("simplejpeg is not installed") from None
     kernel = native.load("data/resize.c").crop_resize
     pointer, integer = ctypes.c_void_p, ctypes.c_ssize_t
-    kernel.argtypes = [pointer, integer, integer, pointer, pointer, pointer, integer, pointer, pointer, integer,
-                       pointer, pointer, pointer, pointer]
+    kernel.argtypes = [
+        pointer,
+        integer,
+        integer,
+        pointer,
+        pointer,
+        pointer,
+        integer,
+        pointer,
+        pointer,
+        integer,
+        pointer,
+        pointer,
+        pointer,
+        pointer,
+    ]
     kernel.restype = None
     img_size = evaluation.img_size
     sums = np.empty(3 * img_size, np.int32)
     result = np.empty(3 * img_size * img_size, dtype)
-    planes, pixels = (result.ctypes.data, None) if dtype == "float32" else (None, result.ctypes.data)
-    buffers = {"image": np.empty(0, np.uint8), "rows": np.empty(0, np.uint8)}  # they grow with the images, and stay
+    planes, pixels = (
+        (result.ctypes.data, None) if dtype == "float32" else (None, result.ctypes.data)
+    )
+    buffers = {
+        "image": np.empty(0, np.uint8),
+        "rows": np.empty(0, np.uint8),
+    }  # they grow with the images, and stay
 
     def buffer(name: str, size: int) -> np.ndarray:
         if buffers[name].size < size:
@@ -177,7 +228,9 @@ def fast_path(evaluation: Evaluation, dtype: str) -> Optional[Callable[[bytes, i
         if width * height > FAST_LIMIT:
             return None
         try:
-            image = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer("image", width * height * 3 + 16)[:-16])
+            image = simplejpeg.decode_jpeg(
+                data, "RGB", buffer=buffer("image", width * height * 3 + 16)[:-16]
+            )
         except ValueError:  # broken, or only doubtful: Pillow decides
             return None
         if image.shape != (height, width, 3):
@@ -185,11 +238,26 @@ def fast_path(evaluation: Evaluation, dtype: str) -> Optional[Callable[[bytes, i
         new_width, new_height = resized_size(width, height, evaluation)
         x_axis = width, new_width, crop_offset(new_width, img_size), img_size
         (x_first, x_weights), x_split = resize_weights(*x_axis), split_weights(*x_axis)
-        y_first, y_weights = resize_weights(height, new_height, crop_offset(new_height, img_size), img_size)
+        y_first, y_weights = resize_weights(
+            height, new_height, crop_offset(new_height, img_size), img_size
+        )
         rows = buffer("rows", (int(y_first[-1] - y_first[0]) + y_weights.shape[1]) * 3 * img_size)
-        kernel(image.ctypes.data, width, img_size, x_first.ctypes.data, x_weights.ctypes.data, x_split.ctypes.data,
-               x_weights.shape[1], y_first.ctypes.data, y_weights.ctypes.data, y_weights.shape[1], rows.ctypes.data,
-               sums.ctypes.data, planes, pixels)
+        kernel(
+            image.ctypes.data,
+            width,
+            img_size,
+            x_first.ctypes.data,
+            x_weights.ctypes.data,
+            x_split.ctypes.data,
+            x_weights.shape[1],
+            y_first.ctypes.data,
+            y_weights.ctypes.data,
+            y_weights.shape[1],
+            rows.ctypes.data,
+            sums.ctypes.data,
+            planes,
+            pixels,
+        )
         if planes:
             normalise(result.reshape(3, img_size, img_size), evaluation)
         return result
@@ -199,7 +267,10 @@ def fast_path(evaluation: Evaluation, dtype: str) -> Optional[Callable[[bytes, i
         file = io.BytesIO()
         noise.save(file, "JPEG", subsampling=subsampling)
         file.seek(0)
-        expected, found = convert(file, evaluation, dtype), convert_jpeg(file.getvalue(), noise.width, noise.height)
+        expected, found = (
+            convert(file, evaluation, dtype),
+            convert_jpeg(file.getvalue(), noise.width, noise.height),
+        )
         if found is None or found.tobytes() != expected:
             raise RuntimeError("its result differs from that of the Pillow installed here")
     return convert_jpeg

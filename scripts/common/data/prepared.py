@@ -4,6 +4,7 @@ Its record is FOLDER/manifest.jsonl. The recipe's options are the settings: thos
 values, the source and the shard. Each image is a piece: its key is the image's path below the source, its input the
 image's size and times, its file the .bin; a bad image has no file, and its notes say why. Standard library only.
 """
+
 import functools
 import hashlib
 import json
@@ -28,12 +29,15 @@ class Prepared(NamedTuple):
 
     After a power loss in the middle of a run nothing is known of the images until the step has run again.
     """
+
     settings: Row  # see make_recipe()
     about: Row  # "given": the names of settings that were options; "labels": bool; "class_folders": their names
     versions: Row  # {package: version}
     sources: Dict[str, str]  # {stem of a .bin: its image's path below the source}
     bad: Dict[str, str]  # {an image's path below the source: why it has no .bin}
-    checksums: Dict[str, str]  # {name of a .bin: files.checksum() of its content}, also after a power loss
+    checksums: Dict[
+        str, str
+    ]  # {name of a .bin: files.checksum() of its content}, also after a power loss
 
 
 def open_record(folder: str) -> Record:
@@ -53,8 +57,14 @@ def described(about: Record) -> Prepared:
             bad[key] = str(piece.notes["error"])
         for made in piece.files:
             sources[result_stem(made.name)] = key
-    return Prepared(dictionary(about.recipe.get("options")), about.about, dictionary(about.recipe.get("versions")),
-                    sources, bad, checksums)
+    return Prepared(
+        dictionary(about.recipe.get("options")),
+        about.about,
+        dictionary(about.recipe.get("versions")),
+        sources,
+        bad,
+        checksums,
+    )
 
 
 def dictionary(value: Any) -> Row:
@@ -79,7 +89,9 @@ def place_for(workdir: str, settings: Dict[str, Any]) -> str:
     tries other settings and comes back.
     """
     plain = os.path.join(workdir, "prep_dataset")
-    named = f"{plain}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+    named = (
+        f"{plain}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+    )
     there = read(plain).settings
     others = any(there.get(key, value) != value for key, value in settings.items())
     return named if others or os.path.isdir(named) else plain
@@ -88,13 +100,18 @@ def place_for(workdir: str, settings: Dict[str, Any]) -> str:
 def changed_settings(before: Record, new: Recipe) -> List[str]:
     """Which settings of the folder were others, in words."""
     old = dictionary(before.recipe.get("options"))
-    return [f"{name} was {shown(str(old[name]))}" for name, value in new.row["options"].items()
-            if old.get(name, value) != value]
+    return [
+        f"{name} was {shown(str(old[name]))}"
+        for name, value in new.row["options"].items()
+        if old.get(name, value) != value
+    ]
 
 
 def changed_program(before: Record, new: Recipe) -> List[str]:
     """What else differs from a recipe in a record: this program, the packages; in words."""
-    found = ["this program was updated"] if before.recipe.get("sources") != new.row["sources"] else []
+    found = (
+        ["this program was updated"] if before.recipe.get("sources") != new.row["sources"] else []
+    )
     old = dictionary(before.recipe.get("versions"))
     for package, version in new.row["versions"].items():
         if old and old.get(package) != version:
@@ -108,7 +125,9 @@ def set_damaged_aside(path: str) -> None:
     open_record(folder).set_aside([name])
 
 
-def true_classes(labels: str, folder: str, stems: List[str], classes: int, offset: Optional[int] = None) -> List[int]:
+def true_classes(
+    labels: str, folder: str, stems: List[str], classes: int, offset: Optional[int] = None
+) -> List[int]:
     """The class of each image of a prepared folder, 0 to classes - 1, from the file `labels`.
 
     stems: of their .bin files; offset: see label_offset(). Raises: Refusal if one has no label, a
@@ -117,6 +136,10 @@ def true_classes(labels: str, folder: str, stems: List[str], classes: int, offse
     lines = read_labels(labels)
     shift = label_offset(lines, classes, labels, asked=offset)
     about = read(folder)
-    matched = match_labels({stem: about.sources.get(stem, stem) for stem in stems}, lines, labels,
-                           [*about.sources.values(), *about.bad])
+    matched = match_labels(
+        {stem: about.sources.get(stem, stem) for stem in stems},
+        lines,
+        labels,
+        [*about.sources.values(), *about.bad],
+    )
     return [matched[stem].classes[0] + shift for stem in stems]

@@ -1,4 +1,5 @@
 """A TResNet as an ONNX graph, written node by node from the modules of the PyTorch network."""
+
 from typing import Any, List, Optional, Tuple
 
 from common.core import cli
@@ -18,7 +19,9 @@ class Graph:
 
     def node(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
         """Add a node; returns the name of its output, which is its own."""
-        self.nodes.append(onnx.helper.make_node(operator, list(inputs), [name], name=name, **attributes))
+        self.nodes.append(
+            onnx.helper.make_node(operator, list(inputs), [name], name=name, **attributes)
+        )
         return name
 
     def weight(self, name: str, array: np.ndarray) -> str:
@@ -31,20 +34,38 @@ class Graph:
         known = any(tensor.name == name for tensor in self.weights)
         return name if known else self.weight(name, np.array([value], np.int64))
 
-    def conv(self, name: str, x: str, weight: np.ndarray, bias: Optional[np.ndarray], stride: int, padding: int,
-             groups: int = 1) -> str:
+    def conv(
+        self,
+        name: str,
+        x: str,
+        weight: np.ndarray,
+        bias: Optional[np.ndarray],
+        stride: int,
+        padding: int,
+        groups: int = 1,
+    ) -> str:
         """Add a convolution. weight: [out, in / groups, k, k], bias: [out]; both are stored as float32."""
         inputs = [x, self.weight(name + ".weight", weight.astype(np.float32))]
         if bias is not None:
             inputs.append(self.weight(name + ".bias", bias.astype(np.float32)))
-        return self.node("Conv", name, *inputs, kernel_shape=weight.shape[2:], strides=[stride] * 2, pads=[padding] * 4,
-                         dilations=[1, 1], group=groups)
+        return self.node(
+            "Conv",
+            name,
+            *inputs,
+            kernel_shape=weight.shape[2:],
+            strides=[stride] * 2,
+            pads=[padding] * 4,
+            dilations=[1, 1],
+            group=groups,
+        )
 
 
 def folded(convolution: Any, norm: Any) -> Tuple[np.ndarray, np.ndarray]:
     """Weight [out, in, k, k] and bias [out], float64, of a bias-free convolution with the batch norm behind it."""
-    gamma, beta, mean, variance = (tensor.detach().double().numpy() for tensor in (
-        norm.weight, norm.bias, norm.running_mean, norm.running_var))
+    gamma, beta, mean, variance = (
+        tensor.detach().double().numpy()
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    )
     scale = gamma / np.sqrt(variance + norm.eps)
     return convolution.weight.detach().numpy() * scale[:, None, None, None], beta - mean * scale
 
@@ -52,17 +73,26 @@ def folded(convolution: Any, norm: Any) -> Tuple[np.ndarray, np.ndarray]:
 def unshuffled(weight: np.ndarray, block: int) -> np.ndarray:
     """The kernel on the image that equals `weight` after SpaceToDepth: [out, b·b·c, k, k] → [out, c, b·k, b·k]."""
     out, depth, height, width = weight.shape
-    split = weight.reshape(out, block, block, depth // block ** 2, height, width)
-    return split.transpose(0, 3, 4, 1, 5, 2).reshape(out, depth // block ** 2, block * height, block * width)
+    split = weight.reshape(out, block, block, depth // block**2, height, width)
+    return split.transpose(0, 3, 4, 1, 5, 2).reshape(
+        out, depth // block**2, block * height, block * width
+    )
 
 
 def add_chain(graph: Graph, chain: Any, name: str, x: str) -> str:
     """Add a torch.nn.Sequential; a convolution takes the batch norm behind it along."""
     from torch import nn
+
     children = [(f"{name}.{child}", module) for child, module in chain.named_children()]
     for (path, module), (_, following) in zip(children, children[1:] + [("", None)]):
         if isinstance(module, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-            x = graph.conv(path, x, *folded(module, following), stride=module.stride[0], padding=module.padding[0])
+            x = graph.conv(
+                path,
+                x,
+                *folded(module, following),
+                stride=module.stride[0],
+                padding=module.padding[0],
+            )
         elif not isinstance(module, nn.BatchNorm2d):
             x = add_module(graph, module, path, x)
     return x
@@ -70,8 +100,14 @@ def add_chain(graph: Graph, chain: Any, name: str, x: str) -> str:
 
 def add_block(graph: Graph, block: Any, name: str, x: str) -> str:
     """Add a residual block: convolutions, squeeze-and-excitation before the last one of a bottleneck, sum, ReLU."""
-    parts = ("conv1", "conv2", "se", "conv3") if hasattr(block, "conv3") else ("conv1", "conv2", "se")
-    residual = x if block.downsample is None else add_module(graph, block.downsample, name + ".downsample", x)
+    parts = (
+        ("conv1", "conv2", "se", "conv3") if hasattr(block, "conv3") else ("conv1", "conv2", "se")
+    )
+    residual = (
+        x
+        if block.downsample is None
+        else add_module(graph, block.downsample, name + ".downsample", x)
+    )
     for part in parts:
         if getattr(block, part) is not None:
             x = add_module(graph, getattr(block, part), f"{name}.{part}", x)
@@ -83,8 +119,14 @@ def add_attention(graph: Graph, attention: Any, name: str, x: str) -> str:
     gate = graph.node("GlobalAveragePool", name + ".pool", x)
     for part, operator in (("fc1", "Relu"), ("fc2", "Sigmoid")):
         layer = getattr(attention, part)
-        gate = graph.conv(f"{name}.{part}", gate, layer.weight.detach().numpy(), layer.bias.detach().numpy(),
-                          stride=1, padding=0)
+        gate = graph.conv(
+            f"{name}.{part}",
+            gate,
+            layer.weight.detach().numpy(),
+            layer.bias.detach().numpy(),
+            stride=1,
+            padding=0,
+        )
         gate = graph.node(operator, f"{name}.{part}.{operator.lower()}", gate)
     return graph.node("Mul", name + ".mul", x, gate)
 
@@ -95,7 +137,9 @@ def add_reflection(graph: Graph, name: str, x: str) -> str:
     A 3×3 filter of stride 2 on a map with even sides never reads its other borders.
     """
     for axis, side in ((2, "row"), (3, "column")):
-        first = graph.node("Slice", f"{name}.{side}", x, graph.index(1), graph.index(2), graph.index(axis))
+        first = graph.node(
+            "Slice", f"{name}.{side}", x, graph.index(1), graph.index(2), graph.index(axis)
+        )
         x = graph.node("Concat", f"{name}.{side}_in_front", first, x, axis=axis)
     return x
 
@@ -110,7 +154,9 @@ def add_blur(graph: Graph, blur: Any, name: str, x: str) -> str:
             x = graph.node("Pad", name + ".pad", x, pads, mode="reflect")
         else:
             x = add_reflection(graph, name, x)
-    return graph.conv(name, x, blur.filt.numpy(), None, stride=blur.stride, padding=padding, groups=blur.channels)
+    return graph.conv(
+        name, x, blur.filt.numpy(), None, stride=blur.stride, padding=padding, groups=blur.channels
+    )
 
 
 def add_module(graph: Graph, module: Any, name: str, x: str) -> str:
@@ -128,10 +174,18 @@ def add_module(graph: Graph, module: Any, name: str, x: str) -> str:
         return graph.node("SpaceToDepth", name, x, blocksize=module.op.bs)
     if kind == "LeakyReLU":
         return graph.node("LeakyRelu", name, x, alpha=module.negative_slope)
-    if kind == "AvgPool2d":  # every side is even here: ceil_mode makes no difference, and there is no padding to count;
+    if (
+        kind == "AvgPool2d"
+    ):  # every side is even here: ceil_mode makes no difference, and there is no padding to count;
         # with count_include_pad 0, CANN would multiply by a constant behind it
-        return graph.node("AveragePool", name, x, kernel_shape=[module.kernel_size] * 2, strides=[module.stride] * 2,
-                          count_include_pad=1)
+        return graph.node(
+            "AveragePool",
+            name,
+            x,
+            kernel_shape=[module.kernel_size] * 2,
+            strides=[module.stride] * 2,
+            count_include_pad=1,
+        )
     if kind == "Identity":
         return x
     raise TypeError(f"{name} is a {kind}, for which no ONNX nodes are known")
@@ -145,8 +199,14 @@ def add_stem(graph: Graph, body: Any, stem: str, x: str) -> str:
     block, convolution = body.SpaceToDepth.op.bs, body.conv1[0]
     if stem == "conv12":
         weight, bias = folded(convolution, body.conv1[1])
-        x = graph.conv("body.conv1.0", x, unshuffled(weight, block), bias, stride=block,
-                       padding=block * convolution.padding[0])
+        x = graph.conv(
+            "body.conv1.0",
+            x,
+            unshuffled(weight, block),
+            bias,
+            stride=block,
+            padding=block * convolution.padding[0],
+        )
         return add_module(graph, body.conv1[2], "body.conv1.2", x)
     if stem == "conv4":
         channels = convolution.in_channels
@@ -157,8 +217,14 @@ def add_stem(graph: Graph, body: Any, stem: str, x: str) -> str:
     return add_module(graph, body.conv1, "body.conv1", x)
 
 
-def build_model(network: Any, img_size: int, opset: int, batch_size: Optional[int] = None, stem: str = STEMS[0],
-                reflect: str = REFLECTIONS[0]) -> onnx.ModelProto:
+def build_model(
+    network: Any,
+    img_size: int,
+    opset: int,
+    batch_size: Optional[int] = None,
+    stem: str = STEMS[0],
+    reflect: str = REFLECTIONS[0],
+) -> onnx.ModelProto:
     """The network as an ONNX model: `image` float32 [batch, 3, img_size, img_size] → `class` float32 [batch, classes].
 
     batch_size: None leaves the batch open; stem: one of STEMS; reflect: one of REFLECTIONS.
@@ -168,14 +234,29 @@ def build_model(network: Any, img_size: int, opset: int, batch_size: Optional[in
     x = add_stem(graph, network.body, stem, "image")
     for name, layer in list(network.body.named_children())[2:]:
         x = add_module(graph, layer, "body." + name, x)
-    x = graph.node("Flatten", "head.flatten", graph.node("GlobalAveragePool", "head.global_pool", x), axis=1)
+    x = graph.node(
+        "Flatten", "head.flatten", graph.node("GlobalAveragePool", "head.global_pool", x), axis=1
+    )
     fc = network.head.fc
-    weight, bias = (graph.weight(f"head.fc.{part}", getattr(fc, part).detach().numpy()) for part in ("weight", "bias"))
-    graph.nodes.append(helper.make_node("Gemm", [x, weight, bias], ["class"], name="head.fc", transB=1))
+    weight, bias = (
+        graph.weight(f"head.fc.{part}", getattr(fc, part).detach().numpy())
+        for part in ("weight", "bias")
+    )
+    graph.nodes.append(
+        helper.make_node("Gemm", [x, weight, bias], ["class"], name="head.fc", transB=1)
+    )
     batch = batch_size or "batch"
-    image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [batch, 3, img_size, img_size])
-    logits = helper.make_tensor_value_info("class", onnx.TensorProto.FLOAT, [batch, fc.out_features])
+    image = helper.make_tensor_value_info(
+        "image", onnx.TensorProto.FLOAT, [batch, 3, img_size, img_size]
+    )
+    logits = helper.make_tensor_value_info(
+        "class", onnx.TensorProto.FLOAT, [batch, fc.out_features]
+    )
     versions = [helper.make_opsetid("", opset)]
-    return helper.make_model(helper.make_graph(graph.nodes, "TResNet", [image], [logits], graph.weights),
-                             opset_imports=versions, ir_version=helper.find_min_ir_version_for(versions),
-                             producer_name="TResNet_pth2onnx.py", producer_version=cli.VERSION)
+    return helper.make_model(
+        helper.make_graph(graph.nodes, "TResNet", [image], [logits], graph.weights),
+        opset_imports=versions,
+        ir_version=helper.find_min_ir_version_for(versions),
+        producer_name="TResNet_pth2onnx.py",
+        producer_version=cli.VERSION,
+    )

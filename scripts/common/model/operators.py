@@ -3,6 +3,7 @@
 An operator is named by its node, or where that has no name by its output. onnx and ONNX Runtime are imported by what
 needs them: together they take a third of a second, and what is up to date needs neither.
 """
+
 from __future__ import annotations
 
 import copy
@@ -24,10 +25,13 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelPr
     """A copy whose outputs are these tensors (float32), with an open batch."""
     import onnx
     from onnx import helper
+
     changed = copy.deepcopy(model)
     graph = changed.graph
     del graph.output[:], graph.value_info[:]
-    graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors)
+    graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors
+    )
     for value in graph.input:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     return changed
@@ -40,6 +44,7 @@ def part(model: onnx.ModelProto, given: Collection[str], tensors: Iterable[str])
     """
     import onnx
     from onnx import helper
+
     wanted = list(tensors)
     needed, nodes = set(wanted), []
     for node in reversed(model.graph.node):
@@ -51,13 +56,17 @@ def part(model: onnx.ModelProto, given: Collection[str], tensors: Iterable[str])
     read = [name for name in given if name in needed - known]
     inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in read]
     outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted]
-    return helper.make_model(helper.make_graph(nodes, "part", inputs, outputs, weights),
-                             opset_imports=model.opset_import, ir_version=model.ir_version)
+    return helper.make_model(
+        helper.make_graph(nodes, "part", inputs, outputs, weights),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
 
 
 def session(model: Union[str, bytes, onnx.ModelProto]) -> onnxruntime.InferenceSession:
     """ONNX Runtime on all cores of this process, for a file's path, its content, or a model."""
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.log_severity_level = 3
@@ -72,7 +81,14 @@ def logits_of(model: onnx.ModelProto) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: run(ready, {given: images})[output]
 
 
-def run(ready: onnxruntime.InferenceSession, tensors: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
+def run(
+    ready: onnxruntime.InferenceSession, tensors: Dict[str, np.ndarray]
+) -> Dict[str, np.ndarray]:
     """{output: its value} for inputs of which `tensors` may hold more than the model takes."""
     names = [output.name for output in ready.get_outputs()]
-    return dict(zip(names, ready.run(names, {entry.name: tensors[entry.name] for entry in ready.get_inputs()})))
+    return dict(
+        zip(
+            names,
+            ready.run(names, {entry.name: tensors[entry.name] for entry in ready.get_inputs()}),
+        )
+    )

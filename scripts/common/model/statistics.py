@@ -1,7 +1,10 @@
 """Measures that several programs share: how alike two results are, and how sure a share is."""
+
 import numpy as np
 
-NORMAL_95 = 1.959964  # half the width of the normal distribution's middle 95 %, in standard deviations
+NORMAL_95 = (
+    1.959964  # half the width of the normal distribution's middle 95 %, in standard deviations
+)
 
 
 def cosine_similarity(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,4 +1,5 @@
 """Top-k accuracy as it is written: acc.json and the report beside it, and what is to be noted of them."""
+
 import json
 from typing import Any, Dict, List
 
@@ -18,10 +19,15 @@ def percentages(report: Dict[str, Any]) -> List[float]:
 
 def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
     """The content of acc.json."""
-    rows = [("Number of images", str(report["counts"]["evaluated"])), ("Number of classes", str(report["classes"]))]
+    rows = [
+        ("Number of images", str(report["counts"]["evaluated"])),
+        ("Number of classes", str(report["classes"])),
+    ]
     if "mAP" in report:
-        rows += [("Number of classes without an image", str(report["average_precision"].count(None))),
-                 ("Mean average precision", f"{percent(report['mAP'], 1)}%")]
+        rows += [
+            ("Number of classes without an image", str(report["average_precision"].count(None))),
+            ("Mean average precision", f"{percent(report['mAP'], 1)}%"),
+        ]
     rows += [(f"Top{k} accuracy", f"{value}%") for k, value in enumerate(percentages(report), 1)]
     return {"title": TITLE, "value": [{"key": key, "value": value} for key, value in rows]}
 
@@ -29,7 +35,11 @@ def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
 def near_chance(report: Dict[str, Any]) -> bool:
     """Whether Top-1 is less than twice what guessing gives; of a few classes that would tell nothing."""
     hits, classes = report.get("hits"), report["classes"]
-    return bool(hits) and classes >= CHANCE_CLASSES and hits[0] * classes < 2 * report["counts"]["evaluated"]
+    return (
+        bool(hits)
+        and classes >= CHANCE_CLASSES
+        and hits[0] * classes < 2 * report["counts"]["evaluated"]
+    )
 
 
 def notes(report: Dict[str, Any]) -> List[str]:
@@ -38,10 +48,14 @@ def notes(report: Dict[str, Any]) -> List[str]:
     unpredicted, left_out = len(report["labelled_without_prediction"]), len(report["left_out"])
     found = []
     if counts["inferred"] >= CHANCE_IMAGES and near_chance(report):
-        found.append("Top-1 is no better than chance: usually the labels are numbered otherwise than the network's "
-                     "classes (from 1, or in another order), or the images were prepared otherwise than in training")
+        found.append(
+            "Top-1 is no better than chance: usually the labels are numbered otherwise than the network's "
+            "classes (from 1, or in another order), or the images were prepared otherwise than in training"
+        )
     if unpredicted:
-        found.append(f"{unpredicted} of {counts['labelled']} labelled names have no prediction: this is a subset")
+        found.append(
+            f"{unpredicted} of {counts['labelled']} labelled names have no prediction: this is a subset"
+        )
     if left_out:
         found.append(f"{left_out} of {counts['evaluated'] + left_out} images were left out")
     return found
@@ -57,5 +71,7 @@ def write(report: Dict[str, Any], accuracy_path: str, report_path: str) -> None:
     """Write acc.json and the report, and print what they say."""
     table = statistics(report)
     write_whole(report_path, json.dumps(report).encode("ascii"))
-    write_whole(accuracy_path, json.dumps(table).encode("ascii"))  # last: where it stands, its report does
+    write_whole(
+        accuracy_path, json.dumps(table).encode("ascii")
+    )  # last: where it stands, its report does
     print("\n".join([f"{row['key']}: {row['value']}" for row in table["value"]] + report["notes"]))

@@ -2,6 +2,7 @@
 
 Everything is computed from Predictions, which keep a few numbers for each image whatever the number of classes.
 """
+
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from common.model.statistics import NORMAL_95
@@ -14,10 +15,15 @@ BINS = 15  # of the calibration error, as in Guo and others, 2017: https://arxiv
 
 class Predictions(NamedTuple):
     """What is kept of the scores of n images."""
-    top: np.ndarray         # int32 [n, up to 5]: classes by falling score; of equal scores the lower class comes first
+
+    top: (
+        np.ndarray
+    )  # int32 [n, up to 5]: classes by falling score; of equal scores the lower class comes first
     probability: np.ndarray  # float32 [n, up to 5]: their softmax probabilities, 0 to 1
-    true: np.ndarray        # int32 [n]: the right class; where several are right, the one with the highest score
-    rank: np.ndarray        # int32 [n]: how many classes come before it
+    true: (
+        np.ndarray
+    )  # int32 [n]: the right class; where several are right, the one with the highest score
+    rank: np.ndarray  # int32 [n]: how many classes come before it
 
     @property
     def correct(self) -> np.ndarray:
@@ -43,12 +49,22 @@ def summarise(scores: np.ndarray, right: Sequence[Sequence[int]]) -> Predictions
     for place in range(order.shape[1]):  # a few searches are quicker than sorting all classes
         order[:, place] = rest.argmax(1)
         rest[rows, order[:, place]] = -np.inf
-    true = np.array([max(classes, key=lambda label: (row[label], -label))
-                     for row, classes in zip(scores, right)])
+    true = np.array(
+        [
+            max(classes, key=lambda label: (row[label], -label))
+            for row, classes in zip(scores, right)
+        ]
+    )
     own = scores[rows, true][:, None]
-    before = (scores > own).sum(1) + ((scores == own) & (np.arange(scores.shape[1]) < true[:, None])).sum(1)
-    return Predictions(order, shares[rows[:, None], order].astype(np.float32), true.astype(np.int32),
-                       before.astype(np.int32))
+    before = (scores > own).sum(1) + (
+        (scores == own) & (np.arange(scores.shape[1]) < true[:, None])
+    ).sum(1)
+    return Predictions(
+        order,
+        shares[rows[:, None], order].astype(np.float32),
+        true.astype(np.int32),
+        before.astype(np.int32),
+    )
 
 
 def join(parts: Sequence[Predictions]) -> Predictions:
@@ -66,16 +82,24 @@ def interval(hits: float, images: int) -> Tuple[float, float]:
 
     Source: https://doi.org/10.1080/01621459.1927.10502953
     """
-    share, square = hits / images, NORMAL_95 ** 2
+    share, square = hits / images, NORMAL_95**2
     middle = (share + square / (2 * images)) / (1 + square / images)
-    half = NORMAL_95 / (1 + square / images) * (share * (1 - share) / images + square / (4 * images ** 2)) ** 0.5
-    return max(0.0, round(100 * (middle - half), 9)), round(100 * (middle + half), 9)  # exactly 100 for all of them
+    half = (
+        NORMAL_95
+        / (1 + square / images)
+        * (share * (1 - share) / images + square / (4 * images**2)) ** 0.5
+    )
+    return max(0.0, round(100 * (middle - half), 9)), round(
+        100 * (middle + half), 9
+    )  # exactly 100 for all of them
 
 
 def confused(found: Predictions) -> List[Tuple[int, int, int]]:
     """(right class, class of the answer, images) of the wrong answers, the most frequent first."""
     wrong = ~found.correct
-    pairs, counts = np.unique(np.stack([found.true[wrong], found.top[wrong, 0]], 1), axis=0, return_counts=True)
+    pairs, counts = np.unique(
+        np.stack([found.true[wrong], found.top[wrong, 0]], 1), axis=0, return_counts=True
+    )
     rows = [(int(true), int(answer), int(count)) for (true, answer), count in zip(pairs, counts)]
     return sorted(rows, key=lambda row: (-row[2], row[:2]))
 
@@ -91,9 +115,17 @@ def by_class(found: Predictions) -> List[Dict[str, Any]]:
     classes, places = np.unique(found.true, return_inverse=True)
     images = np.bincount(places)
     top1, top5 = (np.bincount(places, weights=found.rank < k).astype(int) for k in (1, TOP))
-    rows = [{"class": int(label), "images": int(images[place]), "top1": int(top1[place]), "top5": int(top5[place]),
-             "taken_for": most.get(int(label), (None, 0))[0], "times": most.get(int(label), (None, 0))[1]}
-            for place, label in enumerate(classes)]
+    rows = [
+        {
+            "class": int(label),
+            "images": int(images[place]),
+            "top1": int(top1[place]),
+            "top5": int(top5[place]),
+            "taken_for": most.get(int(label), (None, 0))[0],
+            "times": most.get(int(label), (None, 0))[1],
+        }
+        for place, label in enumerate(classes)
+    ]
     return sorted(rows, key=lambda row: (row["top1"] / row["images"], -row["images"], row["class"]))
 
 
@@ -105,11 +137,20 @@ def calibration(found: Predictions) -> Dict[str, Any]:
     edges = np.linspace(0, 1, BINS + 1)
     place = np.searchsorted(edges[1:-1], found.confidence)
     images = np.bincount(place, minlength=BINS)
-    confidence, right = (np.bincount(place, weights=values, minlength=BINS)
-                         for values in (found.confidence, found.correct))
-    bins = [{"low": float(edges[i]), "high": float(edges[i + 1]), "images": int(images[i]),
-             "confidence": float(confidence[i] / images[i]) if images[i] else None,
-             "accuracy": float(right[i] / images[i]) if images[i] else None} for i in range(BINS)]
+    confidence, right = (
+        np.bincount(place, weights=values, minlength=BINS)
+        for values in (found.confidence, found.correct)
+    )
+    bins = [
+        {
+            "low": float(edges[i]),
+            "high": float(edges[i + 1]),
+            "images": int(images[i]),
+            "confidence": float(confidence[i] / images[i]) if images[i] else None,
+            "accuracy": float(right[i] / images[i]) if images[i] else None,
+        }
+        for i in range(BINS)
+    ]
     return {"error": float(np.abs(right - confidence).sum() / len(place)), "bins": bins}
 
 
@@ -124,4 +165,6 @@ def coverage(found: Predictions) -> List[Tuple[float, float]]:
 def most_confident_mistakes(found: Predictions, most: int) -> List[int]:
     """Places of the wrong answers that the network was surest of, the surest first."""
     wrong = np.flatnonzero(~found.correct)
-    return [int(place) for place in wrong[np.argsort(-found.confidence[wrong], kind="stable")][:most]]
+    return [
+        int(place) for place in wrong[np.argsort(-found.confidence[wrong], kind="stable")][:most]
+    ]

@@ -2,6 +2,7 @@
 
 matplotlib takes long to import: programs import this module only when they draw.
 """
+
 import functools
 import io
 import re
@@ -18,16 +19,36 @@ PNG_WIDTH, DPI = 9.6, 100  # inches, pixels an inch
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6673", "#dfe3e8", "#ffffff"
 FIRST, SECOND = "#1f6cb0", "#d9731a"
 NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "card", FIRST: "first", SECOND: "second"}
-STYLE = {"svg.fonttype": "none", "font.size": 12, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
-         "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-         "grid.color": GRID, "hatch.color": PAPER, "hatch.linewidth": 0.7, "legend.frameon": False,
-         "legend.fontsize": 11, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
-         "path.simplify": True, "axes.formatter.useoffset": False}
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 12,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "hatch.color": PAPER,
+    "hatch.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "path.simplify": True,
+    "axes.formatter.useoffset": False,
+}
 ON_PAPER = {"font.size": 10, "legend.fontsize": 10, "savefig.facecolor": PAPER}
 
 
 # ---- PNG files -----------------------------------------------------------------------------------
+
 
 def png(draw: Callable[..., None], height: float, *data: Any) -> bytes:
     """A PNG file of what draw(figure, *data) draws, 960 pixels wide.
@@ -61,18 +82,30 @@ def draw_speed(figure: Figure, report: Dict[str, Any]) -> None:
     left = figure.add_subplot()
     right = left.twinx()
     right.grid(False)
-    left.bar(places, [row["throughput"] for row in rows], width=0.6, color=FIRST,
-             label="throughput")
-    marks = [(row["reference"], place - 0.36, place + 0.36)
-             for place, row in zip(places, rows) if "reference" in row]
+    left.bar(
+        places, [row["throughput"] for row in rows], width=0.6, color=FIRST, label="throughput"
+    )
+    marks = [
+        (row["reference"], place - 0.36, place + 0.36)
+        for place, row in zip(places, rows)
+        if "reference" in row
+    ]
     if marks:
         left.hlines(*zip(*marks), color=INK, linewidth=3, label="published throughput")
     lines = ("latency_mean", "o-", "mean"), ("latency_p99", "s--", "99th percentile")
     for key, style, label in lines:
-        right.plot(places, [row[key] for row in rows], style, color=SECOND, markeredgecolor=PAPER,
-                   label=f"latency, {label}")
-    names = [f"{row['batch_size']}\n{row['throughput']:.1f} images/s\n{row['latency_mean']:.2f} ms"
-             for row in rows]
+        right.plot(
+            places,
+            [row[key] for row in rows],
+            style,
+            color=SECOND,
+            markeredgecolor=PAPER,
+            label=f"latency, {label}",
+        )
+    names = [
+        f"{row['batch_size']}\n{row['throughput']:.1f} images/s\n{row['latency_mean']:.2f} ms"
+        for row in rows
+    ]
     left.set(xlabel="batch size", xlim=(-0.75, len(rows) - 0.25))  # one bar does not fill the axes
     left.set_xticks(places)
     left.set_xticklabels(names, fontsize=min(10, 56 / len(rows)))
@@ -111,8 +144,11 @@ def draw_forecast(figure: Figure, report: Dict[str, Any]) -> None:
     for place, row, loss in zip(places, rows, losses):
         if row["name"] in marked:
             lower.annotate(plain(row["name"], 40), (place, loss), fontsize=7, rotation=30)
-    figure.suptitle(f"float16 against float32, {report['images']} images: cosine of the logits "
-                    f"{report['cosine']['min']:.6f} at least", fontsize=12)
+    figure.suptitle(
+        f"float16 against float32, {report['images']} images: cosine of the logits "
+        f"{report['cosine']['min']:.6f} at least",
+        fontsize=12,
+    )
     figure.tight_layout(rect=(0, 0, 1, 0.96))
 
 
@@ -134,41 +170,57 @@ def draw_ranking(figure: Figure, rows: List[Dict[str, Any]]) -> None:
         figures = f" {row['throughput']:.0f}, {row['latency']:.2f} ms, cosine {row['cosine']:.5f}"
         axes.text(row["throughput"], place, figures, va="center", fontsize=8)
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="images/s at the best batch size that was tried; grey: refused",
-             xlim=(0, 1.45 * max(speeds, default=1)))
+    axes.set(
+        xlabel="images/s at the best batch size that was tried; grey: refused",
+        xlim=(0, 1.45 * max(speeds, default=1)),
+    )
     figure.tight_layout()
 
 
 # ---- SVG in a page -------------------------------------------------------------------------------
 
+
 def svg(figure: Figure, words: str) -> str:
     """The figure as an <svg> element whose alternative text is `words`, plain text of ours."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = stream.getvalue()[stream.getvalue().index("<svg"):]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[a-z]+[a-z0-9.]*_\d+"', "", text)  # figure_1, axes_1, …: the same in every plot
+    figure.savefig(
+        stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    )
+    text = stream.getvalue()[stream.getvalue().index("<svg") :]
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL
+    )
+    text = re.sub(
+        r' id="[a-z]+[a-z0-9.]*_\d+"', "", text
+    )  # figure_1, axes_1, …: the same in every plot
     text = re.sub(r"font: [^;\"]*?([0-9.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)  # a hundredth of a pixel is enough
     for colour, word in NAMES.items():
         text = text.replace(colour, f"var(--{word})")
     text = re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", text))
     head = re.search(r'viewBox="[^"]*"', text)
-    body = text[text.index(">") + 1:]
-    return f'<svg class="plot" role="img" aria-label="{words}" {head.group(0) if head else ""} ' \
-           f'xmlns:xlink="http://www.w3.org/1999/xlink">{body}'.strip()
+    body = text[text.index(">") + 1 :]
+    return (
+        f'<svg class="plot" role="img" aria-label="{words}" {head.group(0) if head else ""} '
+        f'xmlns:xlink="http://www.w3.org/1999/xlink">{body}'.strip()
+    )
 
 
 def plot(words: str, height: float = HEIGHT) -> Callable[[Callable[..., None]], Callable[..., str]]:
     """Makes of a function that draws into axes one that returns the plot as svg() does."""
+
     def decorate(draw: Callable[..., None]) -> Callable[..., str]:
         @functools.wraps(draw)
         def drawn(*data: Any) -> str:
-            with matplotlib.rc_context({**STYLE, "svg.hashsalt": draw.__name__}):  # unique in a page
+            with matplotlib.rc_context(
+                {**STYLE, "svg.hashsalt": draw.__name__}
+            ):  # unique in a page
                 figure = Figure(figsize=(WIDTH, height), layout="constrained")
                 draw(figure.add_subplot(), *data)
                 return svg(figure, words)
+
         return drawn
+
     return decorate
 
 
@@ -180,10 +232,18 @@ def legend(axes: Any) -> None:
 @plot("Bars: images per second at each batch size; the table beside it has the figures.")
 def speed(axes: Any, rows: List[Dict[str, Any]]) -> None:
     """Throughput over batch size: bars, with marks for published figures. rows: perf.json's."""
-    axes.bar(range(len(rows)), [row["throughput"] for row in rows], width=0.62, color=FIRST, label="measured")
+    axes.bar(
+        range(len(rows)),
+        [row["throughput"] for row in rows],
+        width=0.62,
+        color=FIRST,
+        label="measured",
+    )
     marks = [(place, row["reference"]) for place, row in enumerate(rows) if "reference" in row]
     if marks:
-        axes.plot(*zip(*marks), "_", color=INK, markersize=30, markeredgewidth=2.5, label="published")
+        axes.plot(
+            *zip(*marks), "_", color=INK, markersize=30, markeredgewidth=2.5, label="published"
+        )
         legend(axes)
     axes.set(xlabel="batch size", ylabel="images/s", xlim=(-0.75, len(rows) - 0.25))
     axes.set_xticks(range(len(rows)), [str(row["batch_size"]) for row in rows])
@@ -193,10 +253,14 @@ def speed(axes: Any, rows: List[Dict[str, Any]]) -> None:
 @plot("Lines: mean and 99th percentile of the latency of a batch at each batch size.")
 def latency(axes: Any, rows: List[Dict[str, Any]]) -> None:
     """Mean and 99th percentile of a batch's latency over batch size. rows: perf.json's."""
-    for key, style, colour, label in (("latency_p99", "s--", SECOND, "99 % are quicker"),
-                                      ("latency_mean", "o-", FIRST, "mean")):
+    for key, style, colour, label in (
+        ("latency_p99", "s--", SECOND, "99 % are quicker"),
+        ("latency_mean", "o-", FIRST, "mean"),
+    ):
         axes.plot([row[key] for row in rows], style, color=colour, linewidth=2, label=label)
-    axes.set(xlabel="batch size", ylabel="ms for a batch", ylim=(0, None), xlim=(-0.4, len(rows) - 0.6))
+    axes.set(
+        xlabel="batch size", ylabel="ms for a batch", ylim=(0, None), xlim=(-0.4, len(rows) - 0.6)
+    )
     axes.set_xticks(range(len(rows)), [str(row["batch_size"]) for row in rows])
     legend(axes)
 
@@ -212,8 +276,16 @@ def cosines(axes: Any, values: Sequence[float], forecast: Sequence[float]) -> No
     axes.hist(losses, edges, color=FIRST, label="measured")
     if expected:
         weights = [len(losses) / len(expected)] * len(expected)
-        axes.hist(expected, edges, weights=weights, histtype="step", linewidth=2, linestyle="--", color=SECOND,
-                  label="forecast for float16")
+        axes.hist(
+            expected,
+            edges,
+            weights=weights,
+            histtype="step",
+            linewidth=2,
+            linestyle="--",
+            color=SECOND,
+            label="forecast for float16",
+        )
         legend(axes)
     axes.set(xscale="log", xlabel="1 − cosine similarity (left is better)", ylabel="images")
     axes.minorticks_off()
@@ -223,11 +295,23 @@ def cosines(axes: Any, values: Sequence[float], forecast: Sequence[float]) -> No
 def reliability(axes: Any, bins: List[Dict[str, Any]]) -> None:
     """Accuracy over confidence in bins, beside the diagonal. bins: figures.calibration()'s."""
     full = [row for row in bins if row["images"]]
-    axes.bar([row["low"] for row in full], [row["accuracy"] for row in full],
-             [row["high"] - row["low"] for row in full], align="edge", color=FIRST, edgecolor=PAPER)
+    axes.bar(
+        [row["low"] for row in full],
+        [row["accuracy"] for row in full],
+        [row["high"] - row["low"] for row in full],
+        align="edge",
+        color=FIRST,
+        edgecolor=PAPER,
+    )
     axes.plot([0, 1], [0, 1], "--", color=INK, linewidth=1.5, label="perfect calibration")
-    axes.plot([row["confidence"] for row in full], [row["accuracy"] for row in full], "o", color=SECOND,
-              markeredgecolor=PAPER, label="mean of a bin")
+    axes.plot(
+        [row["confidence"] for row in full],
+        [row["accuracy"] for row in full],
+        "o",
+        color=SECOND,
+        markeredgecolor=PAPER,
+        label="mean of a bin",
+    )
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
     legend(axes)
 
@@ -235,8 +319,16 @@ def reliability(axes: Any, bins: List[Dict[str, Any]]) -> None:
 @plot("Histogram of the confidence of right and of wrong answers.")
 def confidences(axes: Any, right: Sequence[float], wrong: Sequence[float]) -> None:
     """Histogram of the confidence of right and of wrong answers, one upon the other."""
-    axes.hist([right, wrong], 25, range=(0, 1), stacked=True, color=[FIRST, SECOND], label=["right", "wrong"],
-              edgecolor=PAPER, linewidth=0.5)
+    axes.hist(
+        [right, wrong],
+        25,
+        range=(0, 1),
+        stacked=True,
+        color=[FIRST, SECOND],
+        label=["right", "wrong"],
+        edgecolor=PAPER,
+        linewidth=0.5,
+    )
     for bar in axes.containers[1]:
         bar.set_hatch("////")
     axes.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
@@ -248,5 +340,9 @@ def coverage(axes: Any, points: List[Tuple[float, float]]) -> None:
     """Accuracy on the most confident images over their share. points: figures.coverage()'s."""
     shares, accuracies = ([100 * point[place] for point in points] for place in (0, 1))
     axes.plot(shares, accuracies, color=FIRST, linewidth=2.5)
-    axes.set(xlabel="% of the images that are answered", ylabel="% of the answers right", xlim=(0, 100),
-             ylim=(max(0, min(accuracies) - 3), 100.5))
+    axes.set(
+        xlabel="% of the images that are answered",
+        ylabel="% of the answers right",
+        xlim=(0, 100),
+        ylim=(max(0, min(accuracies) - 3), 100.5),
+    )

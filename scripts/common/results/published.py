@@ -2,11 +2,13 @@
 
 Standard library only.
 """
+
 from typing import Dict, NamedTuple, Optional
 
 
 class Weights(NamedTuple):
     """A published set of weights and its figures on the 50,000 images of ImageNet-1k's validation set."""
+
     variant: str
     lineage: str
     img_size: int  # pixels
@@ -24,16 +26,28 @@ WEIGHTS: Dict[str, Weights] = {
     "tresnet_v2_l.miil_in21k_ft_in1k": Weights("tresnet_v2_l", "miil", 224, 83.910, 96.492),
     "tresnet_m.miil_in1k_448": Weights("tresnet_m", "miil", 448, 81.710, None),
     "tresnet_l.miil_in1k_448": Weights("tresnet_l", "miil", 448, 82.278, None),
-    "tresnet_xl.miil_in1k_448": Weights("tresnet_xl", "miil", 448, 83.066, None)}
+    "tresnet_xl.miil_in1k_448": Weights("tresnet_xl", "miil", 448, 83.066, None),
+}
 VALIDATION_IMAGES = 50_000
 
 # Published for TResNet-M at 224 pixels, `ascend` lineage, on one Ascend 310P3: README, "On Ascend".
 CARD_CASE = ("310P3", "tresnet_m", 224)  # chip, variant, image size
-CARD_SPEED: Dict[int, float] = {1: 1154.0, 4: 2552.0, 8: 3158.0, 16: 3249.0, 32: 2756.0}  # {batch size: images/s}
+CARD_SPEED: Dict[int, float] = {
+    1: 1154.0,
+    4: 2552.0,
+    8: 3158.0,
+    16: 3249.0,
+    32: 2756.0,
+}  # {batch size: images/s}
 CARD_TOP5 = 94.43  # per cent
 
 # What --expect takes: published weights, the card's figure, and the sample, whose head is fitted to its photos.
 EXPECTED: Dict[str, Weights] = {
     **WEIGHTS,
-    "tresnet_m.ascend_310P3": Weights("tresnet_m", "ascend", 224, None, CARD_TOP5, "measured on one Ascend 310P3"),
-    "sample": Weights("tresnet_m", "ascend", 224, 100.0, 100.0, "docs/checkpoints.md, the sample checkpoint")}
+    "tresnet_m.ascend_310P3": Weights(
+        "tresnet_m", "ascend", 224, None, CARD_TOP5, "measured on one Ascend 310P3"
+    ),
+    "sample": Weights(
+        "tresnet_m", "ascend", 224, 100.0, 100.0, "docs/checkpoints.md, the sample checkpoint"
+    ),
+}

@@ -1,4 +1,5 @@
 """One result file, as ais_bench writes it, a folder of them, and how alike two results are."""
+
 import contextlib
 import io
 import os
@@ -19,6 +20,7 @@ CHUNK = 256  # results that are read at once
 
 # ---- one result file -------------------------------------------------------------------------------------------------
 
+
 def encode(sample: np.ndarray, outfmt: str) -> bytes:
     """The content of the result file of one sample, float32 [classes] or of any other shape, in one of FORMATS."""
     if outfmt == "TXT":
@@ -34,26 +36,40 @@ def encode(sample: np.ndarray, outfmt: str) -> bytes:
 def parse_txt(data: bytes, path: str) -> np.ndarray:
     """float64 [classes] from one line of decimal numbers."""
     if not data.endswith(b"\n"):
-        raise Refusal(f"{shown(path)} is half a file: it has no closing newline; run the inference again")
+        raise Refusal(
+            f"{shown(path)} is half a file: it has no closing newline; run the inference again"
+        )
     lines = data.count(b"\n")
     if lines > 1:
-        raise Refusal(f"{shown(path)} holds {lines} lines; one sample per file was expected, because the lines of a "
-                      "batch cannot be told apart")
+        raise Refusal(
+            f"{shown(path)} holds {lines} lines; one sample per file was expected, because the lines of a "
+            "batch cannot be told apart"
+        )
     words = data.split()
-    if not data.translate(None, b"0123456789+-.eE \n"):  # then float() takes exactly what NUMBER does, and is quicker
+    if not data.translate(
+        None, b"0123456789+-.eE \n"
+    ):  # then float() takes exactly what NUMBER does, and is quicker
         with contextlib.suppress(ValueError):
             return np.array(list(map(float, words)), np.float64)
     for place, word in enumerate(words, 1):
         if not NUMBER.fullmatch(word):
-            what = "not finite" if word.lstrip(b"-+").lower() in (b"nan", b"inf", b"infinity") else "not a number"
-            raise Refusal(f"{shown(path)}: value {place} is {word[:40].decode('latin-1')!a}, {what}")
+            what = (
+                "not finite"
+                if word.lstrip(b"-+").lower() in (b"nan", b"inf", b"infinity")
+                else "not a number"
+            )
+            raise Refusal(
+                f"{shown(path)}: value {place} is {word[:40].decode('latin-1')!a}, {what}"
+            )
     return np.array([float(word) for word in words], np.float64)
 
 
 def parse_bin(data: bytes, path: str) -> np.ndarray:
     """float32 [classes] from the raw little-endian array."""
     if len(data) % 4:
-        raise Refusal(f"{shown(path)} is half a file: its {len(data)} bytes are not a multiple of 4 (float32)")
+        raise Refusal(
+            f"{shown(path)} is half a file: its {len(data)} bytes are not a multiple of 4 (float32)"
+        )
     return np.frombuffer(data, "<f4").astype(np.float32)
 
 
@@ -61,25 +77,37 @@ def parse_npy(data: bytes, path: str) -> np.ndarray:
     """float32 or float64 [classes] from a NumPy file, shaped [classes] or [1, classes]. No pickled objects."""
     stream = io.BytesIO(data)
     try:
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0,
-                       (2, 0): np.lib.format.read_array_header_2_0}[np.lib.format.read_magic(stream)]
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[np.lib.format.read_magic(stream)]
         shape, _, dtype = read_header(stream)
-    except Exception as error:  # the header is a Python literal: its parser raises a dozen types on a damaged one
-        raise Refusal(f"{shown(path)} is not a whole NumPy file ({type(error).__name__}: "
-                      f"{ascii(str(error)[:80])})") from None
+    except (
+        Exception
+    ) as error:  # the header is a Python literal: its parser raises a dozen types on a damaged one
+        raise Refusal(
+            f"{shown(path)} is not a whole NumPy file ({type(error).__name__}: "
+            f"{ascii(str(error)[:80])})"
+        ) from None
     if dtype.kind not in "fiu":
         raise Refusal(f"{shown(path)} holds {ascii(str(dtype))} values; numbers were expected")
     values = 1
     for length in shape:
         values *= int(length)
-    rest = data[stream.tell():]
+    rest = data[stream.tell() :]
     if min(shape, default=1) < 0 or len(rest) != values * dtype.itemsize:
-        raise Refusal(f"{shown(path)} is half a file: {len(rest)} bytes follow its header, {values * dtype.itemsize} "
-                      "were expected")
+        raise Refusal(
+            f"{shown(path)} is half a file: {len(rest)} bytes follow its header, {values * dtype.itemsize} "
+            "were expected"
+        )
     if len(shape) == 0 or values != shape[-1]:
-        raise Refusal(f"{shown(path)} has the shape {shape}; one sample per file was expected, [classes] or "
-                      "[1, classes]")
-    return np.frombuffer(rest, dtype).astype(np.float32 if dtype.itemsize <= 4 and dtype.kind == "f" else np.float64)
+        raise Refusal(
+            f"{shown(path)} has the shape {shape}; one sample per file was expected, [classes] or "
+            "[1, classes]"
+        )
+    return np.frombuffer(rest, dtype).astype(
+        np.float32 if dtype.itemsize <= 4 and dtype.kind == "f" else np.float64
+    )
 
 
 def read_result(path: str) -> np.ndarray:
@@ -90,7 +118,9 @@ def read_result(path: str) -> np.ndarray:
     data = read_regular(path, follow_links=False)
     if not data:
         raise Refusal(f"{shown(path)} is empty; run the inference again")
-    values = {".txt": parse_txt, ".bin": parse_bin, ".npy": parse_npy}[os.path.splitext(path)[1]](data, path)
+    values = {".txt": parse_txt, ".bin": parse_bin, ".npy": parse_npy}[os.path.splitext(path)[1]](
+        data, path
+    )
     if not len(values):
         raise Refusal(f"{shown(path)} holds no values")
     if not np.isfinite(values).all():
@@ -107,21 +137,32 @@ def percent(part: float, total: float) -> float:
 
 # ---- a folder of them ------------------------------------------------------------------------------------------------
 
+
 def refuse_foreign(folder: str, names: Sequence[str]) -> NoReturn:
     """Say which files in the result folder are no results, or not of one kind."""
     matches = {name: RESULT.fullmatch(name) for name in names}
     foreign = [name for name, match in matches.items() if not match]
     if foreign:
-        half = "; .part is half a file of an interrupted run" if any(n.endswith(".part") for n in foreign) else ""
-        raise Refusal(f"{shown(folder)} holds what is not a result (STEM_0.txt, .bin or .npy): {some(foreign)}{half}; "
-                      "move it away")
+        half = (
+            "; .part is half a file of an interrupted run"
+            if any(n.endswith(".part") for n in foreign)
+            else ""
+        )
+        raise Refusal(
+            f"{shown(folder)} holds what is not a result (STEM_0.txt, .bin or .npy): {some(foreign)}{half}; "
+            "move it away"
+        )
     outputs = [name for name, match in matches.items() if match and match.group(2) != "0"]
     if outputs:
-        raise Refusal(f"{shown(folder)} holds several outputs per image ({some(outputs)}); one, the class scores "
-                      "STEM_0, was expected")
+        raise Refusal(
+            f"{shown(folder)} holds several outputs per image ({some(outputs)}); one, the class scores "
+            "STEM_0, was expected"
+        )
     formats = {match.group(3): name for name, match in matches.items() if match}
-    raise Refusal(f"{shown(folder)} holds results in several formats ({some(formats.values())}); are some from another "
-                  "run?")
+    raise Refusal(
+        f"{shown(folder)} holds results in several formats ({some(formats.values())}); are some from another "
+        "run?"
+    )
 
 
 def result_files(folder: str) -> Dict[str, str]:
@@ -137,8 +178,12 @@ def result_files(folder: str) -> Dict[str, str]:
     if not names:
         raise Refusal(f"{shown(folder)} holds no results")
     endings = {name[-ENDING:] for name in names}
-    if len(endings) > 1 or not endings <= ENDINGS or "." in {name[0] for name in names} or (
-            min(map(len, names)) == ENDING):
+    if (
+        len(endings) > 1
+        or not endings <= ENDINGS
+        or "." in {name[0] for name in names}
+        or (min(map(len, names)) == ENDING)
+    ):
         refuse_foreign(folder, names)
     start = os.path.join(folder, "")
     return {name[:-ENDING]: start + name for name in names}
@@ -155,12 +200,14 @@ def chunks(paths: Dict[str, str], stems: Sequence[str], size: int = CHUNK) -> It
     classes = 0
     for start in range(0, len(stems), size):
         rows = []
-        for stem in stems[start:start + size]:
+        for stem in stems[start : start + size]:
             row = read_result(paths[stem])
             classes = classes or len(row)
             if len(row) != classes:
-                raise Refusal(f"{shown(paths[stem])} holds {len(row)} values, but "
-                              f"{shown(paths[stems[0]])} holds {classes}")
+                raise Refusal(
+                    f"{shown(paths[stem])} holds {len(row)} values, but "
+                    f"{shown(paths[stems[0]])} holds {classes}"
+                )
             rows.append(row)
         yield np.stack(rows)
 

@@ -1,14 +1,19 @@
 """What a run of the pipeline found and where its files are, in lines to read."""
+
 import os
 from typing import Dict, List, Optional, Tuple
 
 from common.core import record
 from common.results.work_files import ACCURACY, COMPARE, INT8, REPORT, SUMMARY
 
-SAMPLE_NOTE = ("The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is right, and "
-               "says nothing about TResNet's.")
-PREPARED_OTHERWISE = ("The sample checkpoint was fitted to these 20 photos as it says they are prepared, and this run "
-                      "prepares them otherwise: the accuracy proves nothing.")
+SAMPLE_NOTE = (
+    "The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is right, and "
+    "says nothing about TResNet's."
+)
+PREPARED_OTHERWISE = (
+    "The sample checkpoint was fitted to these 20 photos as it says they are prepared, and this run "
+    "prepares them otherwise: the accuracy proves nothing."
+)
 
 
 def accuracy(workdir: str, name: str) -> Dict[str, str]:
@@ -24,31 +29,63 @@ def precision_before(backend: str) -> str:
 
 def put_back(model: str) -> List[Tuple[str, str]]:
     """(what, value) of the line about layers that --max-drop put back to float, if it was asked for."""
-    report = INT8.read(model[:-len(".onnx")] + ".json")
+    report = INT8.read(model[: -len(".onnx")] + ".json")
     if "held" not in report:
         return []
-    layers = ", ".join(f"{row['name']} (alone it costs {row['cost']:.1e} of the cosine)" for row in report["put_back"])
+    layers = ", ".join(
+        f"{row['name']} (alone it costs {row['cost']:.1e} of the cosine)"
+        for row in report["put_back"]
+    )
     low, high = report["interval"]
-    return [("int8 loses", f"{report['drop']:.2f} points of Top-1 against float32 (95 % interval {low:.2f} to "
-                           f"{high:.2f}), --max-drop {report['max_drop']:g}"), ("put back", layers or "nothing")]
+    return [
+        (
+            "int8 loses",
+            f"{report['drop']:.2f} points of Top-1 against float32 (95 % interval {low:.2f} to "
+            f"{high:.2f}), --max-drop {report['max_drop']:g}",
+        ),
+        ("put back", layers or "nothing"),
+    ]
 
 
 def against_float32(workdir: str, result: str, float32: str, backend: str) -> List[Tuple[str, str]]:
     """(what, value) of the lines that set a quantised model beside the one it was made from."""
-    before, now = (SUMMARY.read(folder + "_summary.json")["throughput"]
-                   for folder in (float32, result))
+    before, now = (
+        SUMMARY.read(folder + "_summary.json")["throughput"] for folder in (float32, result)
+    )
     comparison = COMPARE.read_in(workdir)
     speed = f"{now:.1f} images/s, {precision_before(backend)} {before:.1f}: {now / max(before, 1e-9):.2f} times as fast"
-    if not now or not before:  # a run was stopped after its last image and had nothing left to measure
-        speed = "not measured: nothing was left to infer after an interrupted run; --force measures it"
-    other = "float32" if os.path.basename(comparison["a"]) == "result_onnx" else precision_before(backend)
-    return [("speed", speed),
-            ("agreement", f"the same Top-1 as {other} for {comparison['top1_agreement']:.2f} % of the images, "
-                          f"cosine similarity of the logits {comparison['cosine']['min']:.4f} at least")]
+    if (
+        not now or not before
+    ):  # a run was stopped after its last image and had nothing left to measure
+        speed = (
+            "not measured: nothing was left to infer after an interrupted run; --force measures it"
+        )
+    other = (
+        "float32"
+        if os.path.basename(comparison["a"]) == "result_onnx"
+        else precision_before(backend)
+    )
+    return [
+        ("speed", speed),
+        (
+            "agreement",
+            f"the same Top-1 as {other} for {comparison['top1_agreement']:.2f} % of the images, "
+            f"cosine similarity of the logits {comparison['cosine']['min']:.4f} at least",
+        ),
+    ]
 
 
-def show(workdir: str, backend: str, exported: str, model: str, result: str, float32: Optional[str], compared: bool,
-         measured: bool, note: str) -> None:
+def show(
+    workdir: str,
+    backend: str,
+    exported: str,
+    model: str,
+    result: str,
+    float32: Optional[str],
+    compared: bool,
+    measured: bool,
+    note: str,
+) -> None:
     """Print the summary. exported: the ONNX file; model: it, or the int8 one; result: the folder that was evaluated;
 
     float32: the float32 model's results, if this one is quantised; compared, measured: what this run did (an earlier
@@ -57,19 +94,43 @@ def show(workdir: str, backend: str, exported: str, model: str, result: str, flo
     about = record.read(exported).notes
     counts = REPORT.read_in(workdir)["counts"]
     size, kind = about["img_size"], ", int8" if float32 else ""
-    lines = [("backend", backend),
-             ("network", f"{about['variant']}, {about['num_classes']} classes, {size}×{size}, {about['lineage']} "
-                         f"lineage{kind}"),
-             ("images", ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in (
-                 "images", "labelled", "preprocessed", "inferred", "evaluated", "left_out")
-                 if counts.get(key) is not None))]
+    lines = [
+        ("backend", backend),
+        (
+            "network",
+            f"{about['variant']}, {about['num_classes']} classes, {size}×{size}, {about['lineage']} "
+            f"lineage{kind}",
+        ),
+        (
+            "images",
+            ", ".join(
+                f"{counts[key]} {key.replace('_', ' ')}"
+                for key in (
+                    "images",
+                    "labelled",
+                    "preprocessed",
+                    "inferred",
+                    "evaluated",
+                    "left_out",
+                )
+                if counts.get(key) is not None
+            ),
+        ),
+    ]
     if about.get("lineage_told") == str(False):
-        lines.append(("WARNING", f"nothing in the checkpoint tells its lineage: {about['lineage']} is assumed. If it "
-                      "was trained with the patched timm, every figure here is wrong: --lineage ascend"))
+        lines.append(
+            (
+                "WARNING",
+                f"nothing in the checkpoint tells its lineage: {about['lineage']} is assumed. If it "
+                "was trained with the patched timm, every figure here is wrong: --lineage ascend",
+            )
+        )
     other = precision_before(backend)
     before = accuracy(workdir, f"acc_{other}.json") if float32 else {}
-    lines += [(key, value + (f", {other} {before[key]}" if float32 else ""))
-              for key, value in accuracy(workdir, ACCURACY.name).items()]
+    lines += [
+        (key, value + (f", {other} {before[key]}" if float32 else ""))
+        for key, value in accuracy(workdir, ACCURACY.name).items()
+    ]
     lines += against_float32(workdir, result, float32, backend) + put_back(model) if float32 else []
     names = [("report", "report.html"), ("accuracy", ACCURACY.name), ("each image", REPORT.name)]
     names += [("comparison", COMPARE.name)] if compared else []

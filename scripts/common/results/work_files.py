@@ -2,6 +2,7 @@
 
 Only what some program reads is described. Standard library only.
 """
+
 import os
 from typing import Any, Callable, Dict, NamedTuple
 
@@ -11,20 +12,28 @@ from common.core.json_file import COUNT, FIGURE, SIZE, Number
 PER_CENT = Number(0, 100)
 SHARD = Number(1, 999_999, True)  # as cli.shard takes it
 COSINE = {"min": FIGURE, "mean": FIGURE, "image": str}
-MEASURED = {"batch_size": SIZE, "throughput": FIGURE, "latency_mean": FIGURE,
-            "latency_p99": FIGURE, "throughput_spread?": FIGURE, "reference?": FIGURE,
-            "ratio?": FIGURE}
+MEASURED = {
+    "batch_size": SIZE,
+    "throughput": FIGURE,
+    "latency_mean": FIGURE,
+    "latency_p99": FIGURE,
+    "throughput_spread?": FIGURE,
+    "reference?": FIGURE,
+    "ratio?": FIGURE,
+}
 
 
 # ---- contradictions ------------------------------------------------------------------------------
+
 
 def check_report(report: Dict[str, Any]) -> None:
     """Raises: ValueError for an acc_report.json whose values contradict each other."""
     counts, hits, true = report["counts"], report["hits"], report["true"]
     images, names = counts["evaluated"], report["class_names"]
     if len(report["evaluated"]) != images:
-        raise ValueError(f"it counts {images} evaluated images and lists "
-                         f"{len(report['evaluated'])}")
+        raise ValueError(
+            f"it counts {images} evaluated images and lists {len(report['evaluated'])}"
+        )
     if names is not None and len(names) != report["classes"]:
         raise ValueError(f"it has {len(names)} names of {report['classes']} classes")
     if "shard" in report and (report["prep"] is None or None in counts.values()):
@@ -53,8 +62,10 @@ def check_promise(report: Dict[str, Any]) -> None:
 
 # ---- the files -----------------------------------------------------------------------------------
 
+
 class WorkFile(NamedTuple):
     """A JSON file of a work folder."""
+
     name: str
     made_by: str  # what makes it again
     shape: Dict[Any, Any]  # as json_file.require() takes it
@@ -74,36 +85,125 @@ class WorkFile(NamedTuple):
 
 
 ACCURACY = WorkFile("acc.json", "TResNet_postprocess.py", {"value": [{"key": str, "value": str}]})
-REPORT = WorkFile("acc_report.json", "TResNet_postprocess.py", {
-    "tool": str, "version": str, "result": (str, None), "prep": (str, None), "labels": str,
-    "classes": SIZE, "label_offset": Number(-1, 1, True), "hits": [COUNT], "true": [COUNT],
-    "mAP?": FIGURE, "average_precision?": [(FIGURE, None)],
-    "counts": {"labelled": COUNT, "inferred": COUNT, "evaluated": SIZE, "images": (COUNT, None),
-               "preprocessed": (COUNT, None), "bad": (COUNT, None), "left_out": (COUNT, None)},
-    "notes": [str], "left_out": [{"source": str, "error": str}], "evaluated": [str],
-    "labelled_without_prediction": [str], "class_names": ([str], None), "shard?": [SHARD, SHARD],
-    "shards?": [{"shard": [SHARD, SHARD], "folder": str, "images": COUNT}]}, check_report)
-PERF = WorkFile("perf.json", "scripts/perf_sweep.py", {
-    "chip": str, "loop": SIZE, "repeat": SIZE, "rows": [MEASURED, ...],
-    "devices?": {str: [MEASURED]}, "together?": [
-        {"batch_size": SIZE, "throughput": FIGURE, "alone": FIGURE, "loss": FIGURE}, ...]})
-COMPARE = WorkFile("compare.json", "scripts/compare_results.py", {
-    "a": str, "b": str, "images": SIZE, "cosine": COSINE, "cosines": [FIGURE, ...], "names": [str],
-    "largest_difference": {"value": FIGURE, "image": str}, "top1_agreement": PER_CENT,
-    "verdict?": str, "disagreements": [{"image": str, "a": COUNT, "b": COUNT}]}, check_pairs)
-FORECAST = WorkFile("forecast.json", "scripts/forecast_fp16.py", {
-    "images": SIZE, "cosine": COSINE, "cosines": [FIGURE, ...], "names": [str],
-    "top1_agreement": PER_CENT, "overflow": [str],
-    "operators": [{"name": str, "type": str, "largest": FIGURE, "cosine": FIGURE}]}, check_pairs)
-EXPECT = WorkFile("expect.json", "scripts/expect.py", {
-    "name": str, "published": {"top1": (FIGURE, None), "top5": (FIGURE, None)}, "within": bool,
-    "cause": (str, None)})
+REPORT = WorkFile(
+    "acc_report.json",
+    "TResNet_postprocess.py",
+    {
+        "tool": str,
+        "version": str,
+        "result": (str, None),
+        "prep": (str, None),
+        "labels": str,
+        "classes": SIZE,
+        "label_offset": Number(-1, 1, True),
+        "hits": [COUNT],
+        "true": [COUNT],
+        "mAP?": FIGURE,
+        "average_precision?": [(FIGURE, None)],
+        "counts": {
+            "labelled": COUNT,
+            "inferred": COUNT,
+            "evaluated": SIZE,
+            "images": (COUNT, None),
+            "preprocessed": (COUNT, None),
+            "bad": (COUNT, None),
+            "left_out": (COUNT, None),
+        },
+        "notes": [str],
+        "left_out": [{"source": str, "error": str}],
+        "evaluated": [str],
+        "labelled_without_prediction": [str],
+        "class_names": ([str], None),
+        "shard?": [SHARD, SHARD],
+        "shards?": [{"shard": [SHARD, SHARD], "folder": str, "images": COUNT}],
+    },
+    check_report,
+)
+PERF = WorkFile(
+    "perf.json",
+    "scripts/perf_sweep.py",
+    {
+        "chip": str,
+        "loop": SIZE,
+        "repeat": SIZE,
+        "rows": [MEASURED, ...],
+        "devices?": {str: [MEASURED]},
+        "together?": [
+            {"batch_size": SIZE, "throughput": FIGURE, "alone": FIGURE, "loss": FIGURE},
+            ...,
+        ],
+    },
+)
+COMPARE = WorkFile(
+    "compare.json",
+    "scripts/compare_results.py",
+    {
+        "a": str,
+        "b": str,
+        "images": SIZE,
+        "cosine": COSINE,
+        "cosines": [FIGURE, ...],
+        "names": [str],
+        "largest_difference": {"value": FIGURE, "image": str},
+        "top1_agreement": PER_CENT,
+        "verdict?": str,
+        "disagreements": [{"image": str, "a": COUNT, "b": COUNT}],
+    },
+    check_pairs,
+)
+FORECAST = WorkFile(
+    "forecast.json",
+    "scripts/forecast_fp16.py",
+    {
+        "images": SIZE,
+        "cosine": COSINE,
+        "cosines": [FIGURE, ...],
+        "names": [str],
+        "top1_agreement": PER_CENT,
+        "overflow": [str],
+        "operators": [{"name": str, "type": str, "largest": FIGURE, "cosine": FIGURE}],
+    },
+    check_pairs,
+)
+EXPECT = WorkFile(
+    "expect.json",
+    "scripts/expect.py",
+    {
+        "name": str,
+        "published": {"top1": (FIGURE, None), "top5": (FIGURE, None)},
+        "within": bool,
+        "cause": (str, None),
+    },
+)
 TUNE = WorkFile("tune.json", "scripts/tune.py", {"options": [str]})
-RUN = WorkFile("run.json", "the pipeline", {
-    "backend": str, "reason": str, "precision": str, "note": str, "data": str, "checkpoint": str,
-    "gates": {str: FIGURE}, "made": [str], "commands": [str], "began": str, "seconds": FIGURE,
-    "steps": [{"name": str, "seconds": FIGURE}]})
-INT8 = WorkFile("tresnet_int8.json", "the quantisation", {
-    "put_back": [{"name": str, "cost": FIGURE}], "held?": bool, "drop?": FIGURE,
-    "max_drop?": FIGURE, "interval?": [FIGURE, FIGURE]}, check_promise)
+RUN = WorkFile(
+    "run.json",
+    "the pipeline",
+    {
+        "backend": str,
+        "reason": str,
+        "precision": str,
+        "note": str,
+        "data": str,
+        "checkpoint": str,
+        "gates": {str: FIGURE},
+        "made": [str],
+        "commands": [str],
+        "began": str,
+        "seconds": FIGURE,
+        "steps": [{"name": str, "seconds": FIGURE}],
+    },
+)
+INT8 = WorkFile(
+    "tresnet_int8.json",
+    "the quantisation",
+    {
+        "put_back": [{"name": str, "cost": FIGURE}],
+        "held?": bool,
+        "drop?": FIGURE,
+        "max_drop?": FIGURE,
+        "interval?": [FIGURE, FIGURE],
+    },
+    check_promise,
+)
 SUMMARY = WorkFile("result_summary.json", "the inference", {"throughput": FIGURE})

@@ -26,6 +26,7 @@ Switches are environment variables:
     STANDIN_LOG       a file to which each call is added: a JSON object a line, {tool, argv, cwd, python}
     TRESNET_TEST_PYTHON  the Python with onnx and onnxruntime that does the work
 """
+
 import hashlib
 import json
 import os
@@ -33,7 +34,9 @@ import re
 import sys
 from typing import Any, Dict, List, Tuple
 
-SAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pardir, "data", "npu-smi")
+SAMPLES = os.path.join(
+    os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pardir, "data", "npu-smi"
+)
 MAGIC = b"IMOD stand-in\n"  # then a line of JSON, then the payload (ONNX); the real .om begins with IMOD
 
 
@@ -70,11 +73,11 @@ def write_om(file: Any, header: Dict[str, Any], payload: bytes) -> None:
     """Write a stand-in .om in two halves, as the real one grows; the header is completed by size and SHA-256."""
     header = dict(header, size=len(payload), sha256=hashlib.sha256(payload).hexdigest())
     data = MAGIC + json.dumps(header).encode() + b"\n" + payload
-    file.write(data[:len(data) // 2])
+    file.write(data[: len(data) // 2])
     file.flush()
     if fault("atc-kill") in ("on", str(header["batch"])):
         os.kill(os.getpid(), 9)
-    file.write(data[len(data) // 2:])
+    file.write(data[len(data) // 2 :])
 
 
 def read_om(path: str) -> Tuple[Dict[str, Any], bytes]:
@@ -83,7 +86,7 @@ def read_om(path: str) -> Tuple[Dict[str, Any], bytes]:
         data = file.read()
     if not data.startswith(MAGIC):
         raise ValueError("no offline model")
-    line, _, payload = data[len(MAGIC):].partition(b"\n")
+    line, _, payload = data[len(MAGIC) :].partition(b"\n")
     try:
         header = json.loads(line)
     except ValueError:

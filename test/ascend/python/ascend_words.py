@@ -1,9 +1,10 @@
 """The command line of ais_bench's three generations: what each takes and what it refuses, in which form.
 
-    0.0.2     underscores, switches with a value, no checks of paths; a traceback
-    later     underscores, switches with a value, checks of paths; a traceback, or argparse's message
-    newest    hyphens, bare switches, checks of paths; a box drawn with lines
+0.0.2     underscores, switches with a value, no checks of paths; a traceback
+later     underscores, switches with a value, checks of paths; a traceback, or argparse's message
+newest    hyphens, bare switches, checks of paths; a box drawn with lines
 """
+
 import argparse
 import math
 import os
@@ -27,15 +28,23 @@ def fail(sentence: str) -> NoReturn:
 
 # ---- boxes -----------------------------------------------------------------------------------------------------------
 
+
 def box(title: str, lines: List[str]) -> str:
     """Lines in a frame, folded at its width."""
     inner = COLUMNS - 4
-    folded = [line[i:i + inner] for line in lines for i in range(0, max(len(line), 1), inner)]
-    return "\n".join([f"╭─ {title} ".ljust(COLUMNS - 1, "─") + "╮", *(f"│ {line:<{inner}} │" for line in folded),
-                      "╰" + "─" * (COLUMNS - 2) + "╯"])
+    folded = [line[i : i + inner] for line in lines for i in range(0, max(len(line), 1), inner)]
+    return "\n".join(
+        [
+            f"╭─ {title} ".ljust(COLUMNS - 1, "─") + "╮",
+            *(f"│ {line:<{inner}} │" for line in folded),
+            "╰" + "─" * (COLUMNS - 2) + "╯",
+        ]
+    )
 
 
-def boxed_traceback(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+def boxed_traceback(
+    kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]
+) -> None:
     """sys.excepthook of the newest."""
     lines = "".join(traceback.format_tb(trace)).splitlines()
     print(box("Traceback (most recent call last)", lines), file=sys.stderr)
@@ -49,8 +58,11 @@ class Parser(argparse.ArgumentParser):
         if not NEWEST:
             super().error(message)
         unknown = re.sub(r"unrecognized arguments: ([^ =]+).*", r"No such option: \1", message)
-        print(f"Usage: python -m ais_bench [OPTIONS]\nTry 'python -m ais_bench --help' for help.\n"
-              f"{box('Error', [unknown])}", file=sys.stderr)
+        print(
+            f"Usage: python -m ais_bench [OPTIONS]\nTry 'python -m ais_bench --help' for help.\n"
+            f"{box('Error', [unknown])}",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
     def format_help(self) -> str:
@@ -58,15 +70,20 @@ class Parser(argparse.ArgumentParser):
             return super().format_help()
         name = max(12, (COLUMNS - 40) // 3)  # too narrow a terminal cuts the names of the options
         names = [action.option_strings[0] for action in self._actions]
-        rows = [(word if len(word) <= name else word[:name - 1] + "…").ljust(name) + "  <str>" for word in names]
+        rows = [
+            (word if len(word) <= name else word[: name - 1] + "…").ljust(name) + "  <str>"
+            for word in names
+        ]
         rows.append("such as --output_dirname tmp")  # its examples still have underscores
         return f"\n Usage: python -m ais_bench [OPTIONS]\n\n{box('Options', rows)}\n"
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
 
+
 def whole_number(lowest: int, highest: float = math.inf) -> Any:
     """argparse type: an integer in a range; the later versions take plain digits only."""
+
     def check(text: str) -> int:
         if STRICT and not re.fullmatch("[0-9]+", text):
             raise argparse.ArgumentTypeError(f"{text} is not made of digits")
@@ -74,6 +91,7 @@ def whole_number(lowest: int, highest: float = math.inf) -> Any:
         if not lowest <= number <= highest:
             raise argparse.ArgumentTypeError(f"{text} is out of range")
         return number
+
     return check
 
 
@@ -88,13 +106,19 @@ def true_or_false(text: str) -> bool:
         return True
     if text.lower() in ("no", "false", "f", "n", "0"):
         return False
-    raise argparse.ArgumentTypeError("Boolean value expected true, 1, false, 0 with case insensitive.")
+    raise argparse.ArgumentTypeError(
+        "Boolean value expected true, 1, false, 0 with case insensitive."
+    )
 
 
 def check_path(path: str, writing: bool) -> None:
     """Refuse what the later versions refuse of a path that is read or written (and exists)."""
     path = os.path.abspath(path)
-    if re.search("[^_A-Za-z0-9/.-]", path) or len(path) > 4096 or any(len(name) > 255 for name in path.split("/")):
+    if (
+        re.search("[^_A-Za-z0-9/.-]", path)
+        or len(path) > 4096
+        or any(len(name) > 255 for name in path.split("/"))
+    ):
         raise PermissionError(f"path {path} has a character that is not allowed, or is too long")
     if os.path.islink(path):
         raise PermissionError(f"path {path} is a symbolic link")
@@ -107,13 +131,16 @@ def check_path(path: str, writing: bool) -> None:
         raise PermissionError(f"path {path} is not owned by the user or one of their groups")
     excess = stat.S_IMODE(state.st_mode) & (0o027 if writing else 0o022)
     if excess:
-        raise PermissionError(f"permission {oct(stat.S_IMODE(state.st_mode))} of path {path} is too open")
+        raise PermissionError(
+            f"permission {oct(stat.S_IMODE(state.st_mode))} of path {path} is too open"
+        )
     if not os.access(path, os.W_OK if writing else os.R_OK):
         raise PermissionError(f"no permission to {'write' if writing else 'read'} path {path}")
 
 
 def legal_path(kind: str) -> Any:
     """argparse type of --model, --input, --output and --output_dirname, which is looked at from the current folder."""
+
     def check(text: str) -> str:
         if STRICT:
             try:
@@ -135,6 +162,7 @@ def legal_path(kind: str) -> Any:
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(prog="ais_bench", allow_abbrev=not NEWEST)

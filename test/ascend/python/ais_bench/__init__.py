@@ -1,4 +1,5 @@
 """Stand-in of ais_bench: importable by the host's Python alone, as a separate install is."""
+
 import os
 import sys
 

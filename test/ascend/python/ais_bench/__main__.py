@@ -3,6 +3,7 @@
 As strict as the real one, in the generation that STANDIN_AIS_BENCH names (see ../ascend_words.py), and writing what it
 writes, but computing with ONNX Runtime in the Python that TRESNET_TEST_PYTHON names. Switches: ../ascend_standin.py.
 """
+
 import argparse
 import json
 import math
@@ -34,6 +35,7 @@ class Model:
     def __init__(self, path: str, device: int) -> None:
         import numpy
         import onnxruntime
+
         names = chips()
         if device >= len(names):
             fail(f"aclrtSetDevice failed, device {device} of {len(names)}, errorCode is 107001")
@@ -43,8 +45,10 @@ class Model:
             fail(f"load model from file failed, model file is {path}, errorCode is 500002, {error}")
         chip = names[device] if names[device].startswith("Ascend") else "Ascend" + names[device]
         if self.header["soc_version"] != chip:
-            fail(f"load model from file failed, model file is {path}, errorCode is 500002, compiled for "
-                 f"{self.header['soc_version']}, the device is {chip}")
+            fail(
+                f"load model from file failed, model file is {path}, errorCode is 500002, compiled for "
+                f"{self.header['soc_version']}, the device is {chip}"
+            )
         onnxruntime.set_default_logger_severity(3)
         self.session = onnxruntime.InferenceSession(payload, providers=["CPUExecutionProvider"])
         node = self.session.get_inputs()[0]
@@ -52,7 +56,12 @@ class Model:
         self.shape: List[int] = list(node.shape)
         self.dtype = numpy.dtype(numpy.float16 if "float16" in node.type else numpy.float32)
         if self.aipp:  # an .om with AIPP takes uint8 NHWC
-            self.shape = [self.shape[0], self.aipp["src_image_size_h"], self.aipp["src_image_size_w"], 3]
+            self.shape = [
+                self.shape[0],
+                self.aipp["src_image_size_h"],
+                self.aipp["src_image_size_w"],
+                3,
+            ]
             self.dtype = numpy.dtype(numpy.uint8)
         self.batch, self.path = self.shape[0], os.path.abspath(path)
         self.size = int(numpy.prod(self.shape)) * self.dtype.itemsize
@@ -61,11 +70,16 @@ class Model:
     def preprocess(self, pixels: Any) -> Any:
         """What AIPP does on the chip: crop, swap channels, (pixel - mean - min) * var_reci; from NHWC to NCHW."""
         import numpy
+
         aipp = self.aipp or {}
         if aipp.get("crop"):
             top, left = aipp.get("load_start_pos_h", 0), aipp.get("load_start_pos_w", 0)
             height, width = self.session.get_inputs()[0].shape[2:]
-            pixels = pixels[:, top:top + aipp.get("crop_size_h", height), left:left + aipp.get("crop_size_w", width)]
+            pixels = pixels[
+                :,
+                top : top + aipp.get("crop_size_h", height),
+                left : left + aipp.get("crop_size_w", width),
+            ]
         if aipp.get("rbuv_swap_switch"):
             pixels = pixels[..., ::-1]
         offset = [aipp.get(f"mean_chn_{i}", 0) + aipp.get(f"min_chn_{i}", 0.0) for i in range(3)]
@@ -77,6 +91,7 @@ class Model:
     def run(self, data: Any) -> Tuple[List[Any], float]:
         """(outputs, milliseconds) for the bytes of one batch, whatever they mean: only their number is checked."""
         import numpy
+
         if data.nbytes != self.size:
             fail(f"input size {data.nbytes} is not the model's {self.size}")
         if fault("ais-skip"):
@@ -105,7 +120,11 @@ def list_inputs(argument: str) -> List[str]:
             check_input(os.path.join(paths[0], name))
         if STRICT and len(names) > MOST_FILES:
             raise OverflowError(f"file count under directory: {paths[0]} is over {MOST_FILES}!")
-        files = [os.path.join(paths[0], name) for name in names if name.lower().endswith((".bin", ".npy"))]
+        files = [
+            os.path.join(paths[0], name)
+            for name in names
+            if name.lower().endswith((".bin", ".npy"))
+        ]
         if not files:
             fail(f"{paths[0]} of input args not find valid file,valid file format:[*.npy *.bin]")
         return sorted(files, key=natural_key)
@@ -127,6 +146,7 @@ def check_input(path: str) -> None:
 def read_input(path: str) -> Any:
     """The bytes of a file, as the tool feeds them: no type, no shape."""
     import numpy
+
     if path.lower().endswith(".npy"):
         return numpy.ascontiguousarray(numpy.load(path)).reshape(-1).view(numpy.uint8)
     return numpy.fromfile(path, dtype=numpy.uint8)
@@ -134,13 +154,19 @@ def read_input(path: str) -> Any:
 
 def make_batches(files: List[str], size: int) -> List[List[str]]:
     """Files in groups that fill one batch by the first file's size; the last is filled up with PADDING."""
-    first = read_input(files[0]).nbytes if files[0].lower().endswith(".npy") else os.path.getsize(files[0])
+    first = (
+        read_input(files[0]).nbytes
+        if files[0].lower().endswith(".npy")
+        else os.path.getsize(files[0])
+    )
     if first == 0 or size % first:
         fail(f"arg0 tensorsize: {size} filesize: {first} not match")
     count = size // first
-    print(f"[INFO] get filesperbatch files0 size:{first} tensor0size:{size} filesperbatch:{count} "
-          f"runcount:{math.ceil(len(files) / count)}")
-    groups = [files[i:i + count] for i in range(0, len(files), count)]
+    print(
+        f"[INFO] get filesperbatch files0 size:{first} tensor0size:{size} filesperbatch:{count} "
+        f"runcount:{math.ceil(len(files) / count)}"
+    )
+    groups = [files[i : i + count] for i in range(0, len(files), count)]
     groups[-1] += [PADDING] * (count - len(groups[-1]))
     return groups
 
@@ -148,10 +174,13 @@ def make_batches(files: List[str], size: int) -> List[List[str]]:
 def save(path: str, values: Any) -> None:
     """Write one sample's output in the format that the name asks for, over whatever has that name."""
     import numpy
+
     with open(path, "wb") as file:
         if path.endswith(".txt"):
             for row in values.reshape(-1, values.shape[-1]):
-                numpy.savetxt(file, row[:, None], fmt="%f" if row.dtype.kind == "f" else "%d", newline=" ")
+                numpy.savetxt(
+                    file, row[:, None], fmt="%f" if row.dtype.kind == "f" else "%d", newline=" "
+                )
                 file.write(b"\n")
         elif path.endswith(".npy"):
             numpy.save(file, values)
@@ -176,11 +205,18 @@ def make_result_folder(arguments: argparse.Namespace, own: str) -> str:
 # Summary ------------------------------------------------------------------------------------------------------------
 def statistics(times: List[float]) -> Dict[str, Any]:
     import numpy
+
     percentile = "P99" if NEWEST else "percentile(99%)"
     if not times:
         return {"min": 0.0, "max": 0.0, "mean": 0.0, "median": 0.0, percentile: 0.0, "count": 0}
-    return {"min": min(times), "max": max(times), "mean": float(numpy.mean(times)),
-            "median": float(numpy.median(times)), percentile: float(numpy.percentile(times, 99)), "count": len(times)}
+    return {
+        "min": min(times),
+        "max": max(times),
+        "mean": float(numpy.mean(times)),
+        "median": float(numpy.median(times)),
+        percentile: float(numpy.percentile(times, 99)),
+        "count": len(times),
+    }
 
 
 def print_table(rows: Dict[str, Dict[str, Any]]) -> None:
@@ -192,25 +228,44 @@ def print_table(rows: Dict[str, Dict[str, Any]]) -> None:
     print("╘" + "═" * 75 + "╛")
 
 
-def report(arguments: argparse.Namespace, batchsize: int, filesinfo: Dict[int, Any], compute: List[float],
-           h2d: List[float], d2h: List[float], prefix: Optional[str]) -> float:
+def report(
+    arguments: argparse.Namespace,
+    batchsize: int,
+    filesinfo: Dict[int, Any],
+    compute: List[float],
+    h2d: List[float],
+    d2h: List[float],
+    prefix: Optional[str],
+) -> float:
     """Print the performance lines; write PREFIX_summary.json. Returns the throughput, images/s."""
-    summary: Dict[str, Any] = {"filesinfo": filesinfo, "args": sys.argv, "NPU_compute_time": statistics(compute),
-                               "H2D_latency": statistics(h2d), "D2H_latency": statistics(d2h),
-                               "npu_compute_time_list": compute}
+    summary: Dict[str, Any] = {
+        "filesinfo": filesinfo,
+        "args": sys.argv,
+        "NPU_compute_time": statistics(compute),
+        "H2D_latency": statistics(h2d),
+        "D2H_latency": statistics(d2h),
+        "npu_compute_time_list": compute,
+    }
     mean = summary["NPU_compute_time"]["mean"]
     summary["throughput"] = 1000 * batchsize / mean if mean else 0
     summary["pid"] = os.getpid()
     print("[INFO] -----------------Performance Summary------------------")
-    shown = {key: summary[key] for key in ("H2D_latency", "NPU_compute_time", "D2H_latency")
-             if key == "NPU_compute_time" or arguments.display_all_summary}
+    shown = {
+        key: summary[key]
+        for key in ("H2D_latency", "NPU_compute_time", "D2H_latency")
+        if key == "NPU_compute_time" or arguments.display_all_summary
+    }
     if NEWEST:
         print_table(shown)
     for key, row in shown.items() if not NEWEST else ():
-        print(f"[INFO] {key} (ms): min = {row['min']}, max = {row['max']}, mean = {row['mean']}, "
-              f"median = {row['median']}, percentile(99%) = {row['percentile(99%)']}")
+        print(
+            f"[INFO] {key} (ms): min = {row['min']}, max = {row['max']}, mean = {row['mean']}, "
+            f"median = {row['median']}, percentile(99%) = {row['percentile(99%)']}"
+        )
     word = "Throughput" if NEWEST else "throughput"
-    print(f"[INFO] {word} 1000*batchsize.mean({batchsize})/NPU_compute_time.mean({mean}): {summary['throughput']}")
+    print(
+        f"[INFO] {word} 1000*batchsize.mean({batchsize})/NPU_compute_time.mean({mean}): {summary['throughput']}"
+    )
     print("[INFO] ------------------------------------------------------")
     if prefix:
         with open(prefix + "_summary.json", "w", encoding="utf-8") as file:
@@ -228,13 +283,19 @@ def break_down(device: int, batches: int) -> None:
         os.kill(os.getpid(), 9)
 
 
-def infer(arguments: argparse.Namespace, device: int, own: str = "", files: Optional[List[str]] = None,
-          ready: Any = None) -> Tuple[float, float, float]:
+def infer(
+    arguments: argparse.Namespace,
+    device: int,
+    own: str = "",
+    files: Optional[List[str]] = None,
+    ready: Any = None,
+) -> Tuple[float, float, float]:
     """One device's run. own: its folder, ready: a barrier, where several devices run; files: its part of the input.
 
     Returns: throughput in images/s, start and end in s.
     """
     import numpy
+
     if STRICT:
         os.umask(0o027)
     print("[INFO] acl init success")
@@ -253,7 +314,9 @@ def infer(arguments: argparse.Namespace, device: int, own: str = "", files: Opti
     else:
         groups = [["pure_infer_data"]]
         random = arguments.pure_data_type == "random"
-        pure_data = numpy.frombuffer(os.urandom(model.size) if random else bytes(model.size), numpy.uint8)
+        pure_data = numpy.frombuffer(
+            os.urandom(model.size) if random else bytes(model.size), numpy.uint8
+        )
 
     def load(group: List[str]) -> Any:
         if not arguments.input:
@@ -294,7 +357,10 @@ def infer(arguments: argparse.Namespace, device: int, own: str = "", files: Opti
                 row["outfiles"].append(os.path.join(prefix, name))
                 save(row["outfiles"][-1], parts[place])
         d2h.append(1000 * (time.perf_counter() - start))
-        print(f"\rInference array Processing: {100 * (index + 1) // len(groups)}%| {index + 1}/{len(groups)}", end="")
+        print(
+            f"\rInference array Processing: {100 * (index + 1) // len(groups)}%| {index + 1}/{len(groups)}",
+            end="",
+        )
     print()
     if fault("ais-half") and filesinfo:
         os.truncate(row["outfiles"][-1], 20)
@@ -311,17 +377,27 @@ def infer_on_several(arguments: argparse.Namespace) -> int:
     parts: List[Optional[List[str]]] = [None] * count
     if arguments.input and getattr(arguments, "divide_input", False):
         files = list_inputs(arguments.input)
-        parts = [files[len(files) * i // count:len(files) * (i + 1) // count] for i in range(count)]
+        parts = [
+            files[len(files) * i // count : len(files) * (i + 1) // count] for i in range(count)
+        ]
     ready, ended = multiprocessing.Barrier(count), multiprocessing.Queue()
 
     def one(index: int, device: int) -> None:
         try:
-            ended.put((index, device, *infer(arguments, device, f"device{device}_{index}", parts[index], ready)))
+            ended.put(
+                (
+                    index,
+                    device,
+                    *infer(arguments, device, f"device{device}_{index}", parts[index], ready),
+                )
+            )
         except BaseException:
             ready.abort()
             raise
 
-    started = [multiprocessing.Process(target=one, args=pair) for pair in enumerate(arguments.device)]
+    started = [
+        multiprocessing.Process(target=one, args=pair) for pair in enumerate(arguments.device)
+    ]
     for process in started:
         process.start()
     for process in started:
@@ -330,14 +406,18 @@ def infer_on_several(arguments: argparse.Namespace) -> int:
     rows = [ended.get() for process in started if not process.exitcode]
     print(f"[INFO] multidevice run end qsize:{count + len(rows)} result:{status}")
     for index, device, throughput, start, end in rows:
-        print(f"{'[INFO] ' if STRICT else ''}i:{index} device_{device} throughput:{throughput} start_time:{start} "
-              f"end_time:{end}")
+        print(
+            f"{'[INFO] ' if STRICT else ''}i:{index} device_{device} throughput:{throughput} start_time:{start} "
+            f"end_time:{end}"
+        )
     print(f"[INFO] summary throughput:{sum(row[2] for row in rows)}")
     return status
 
 
 def main() -> int:
-    if "STANDIN_STARTED_BY" not in os.environ:  # the host's Python has no ONNX Runtime: go on in the one that has
+    if (
+        "STANDIN_STARTED_BY" not in os.environ
+    ):  # the host's Python has no ONNX Runtime: go on in the one that has
         environment = dict(os.environ, STANDIN_STARTED_BY=sys.executable)
         python = os.environ["TRESNET_TEST_PYTHON"]
         os.execve(python, [python, "-m", "ais_bench"] + sys.argv[1:], environment)

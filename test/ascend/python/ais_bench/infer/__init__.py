@@ -1,4 +1,5 @@
 """Stand-in of the package that tells ais_bench from an LLM benchmark of the same name (STANDIN_AIS_BENCH=none)."""
+
 import os
 
 if os.environ.get("STANDIN_AIS_BENCH") == "none":
