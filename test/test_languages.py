@@ -1,28 +1,37 @@
-"""The Chinese pages: every command, option and figure of the English ones, and a way from each to the other."""
+"""The Chinese pages have every command, option and figure of the English ones, and links."""
 
 import re
 import unicodedata
 from pathlib import Path
-from typing import List, Set
+from typing import List, Set, Tuple
 
 import pytest
 from conftest import ROOT
 
-CHINESE = sorted(path for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.zh-CN.md"))
-NEEDED = {
+CHINESE = [*sorted(ROOT.glob("*.zh-CN.md")), *sorted((ROOT / "docs").glob("*.zh-CN.md"))]
+NEEDED = {  # all pages but CHANGELOG and CONTRIBUTING
     "README",
+    "architecture",
     "ascend",
     "checkpoints",
     "data",
     "files",
+    "glossary",
     "graph",
+    "performance",
     "report",
     "scale",
     "weights",
-}  # on a card
+}
 CODE = "`[^`]+`"
 FIGURE = r"(?:\d[\d.,]*)?\d"
 WIDTH = 130  # columns; a Chinese character takes two
+
+ENGLISH = [
+    page
+    for page in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+    if page not in CHINESE
+]
 
 both = pytest.mark.parametrize("page", CHINESE, ids=lambda page: page.name)
 
@@ -36,14 +45,20 @@ def lines(page: Path) -> List[str]:
 
 
 def blocks(page: Path) -> List[str]:
-    """The lines of all indented blocks, commands and what they print; what stands behind a # is for readers."""
+    """The lines of all indented blocks (commands and output), without comments behind #."""
     return [re.sub(r"\s+# .*", "", line) for line in lines(page) if line.startswith("    ")]
 
 
 def facts(text: str) -> List[str]:
     """The code spans of a text, and the numbers beside them, sorted."""
-    text = re.sub(r"\]\([^)]*\)", "]", text)  # where a link leads is no fact
+    text = re.sub(r"\]\([^)]*\)", "]", text)  # the target of a link is not a fact
     return sorted(re.findall(CODE, text)) + sorted(re.findall(FIGURE, re.sub(CODE, " ", text)))
+
+
+def links(page: Path) -> List[Tuple[str, str]]:
+    """(file, section) of each link into this repository, either may be empty."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
 
 
 def rows(page: Path) -> List[List[str]]:
@@ -56,6 +71,11 @@ def sections(page: Path) -> List[Set[str]]:
     return [set(facts(part)) for part in re.split(r"(?m)^#+ .*$", prose)]
 
 
+def levels(page: Path) -> List[str]:
+    """The marks of the headings in order: #, ##, …"""
+    return [line.split(" ")[0] for line in lines(page) if line.startswith("#")]
+
+
 def anchors(page: Path) -> Set[str]:
     """What GitHub calls the page's headings in links."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -64,8 +84,11 @@ def anchors(page: Path) -> Set[str]:
     }
 
 
-def test_the_pages_that_a_user_of_a_card_needs_are_there() -> None:
-    assert NEEDED <= {page.name.split(".")[0] for page in CHINESE}
+def test_every_page_is_there_in_both_languages() -> None:
+    assert {page.name.split(".")[0] for page in CHINESE} == NEEDED
+    assert {
+        page.stem for page in (ROOT / "docs").glob("*.md") if ".zh-CN" not in page.name
+    } <= NEEDED
 
 
 @both
@@ -91,19 +114,23 @@ def test_each_section_names_the_same_options_files_and_figures(page: Path) -> No
 def test_each_page_begins_with_a_link_to_the_other_and_has_the_same_sections(page: Path) -> None:
     for here, there in ((page, english(page)), (english(page), page)):
         assert f"]({there.name})" in "\n".join(lines(here)[:6])
-    levels = [
-        [line.split(" ")[0] for line in lines(path) if line.startswith("#")]
-        for path in (page, english(page))
-    ]
-    assert levels[0] == levels[1]
+    assert levels(page) == levels(english(page))
+
+
+@pytest.mark.parametrize("page", ENGLISH, ids=lambda page: page.name)
+def test_links_of_english_pages_lead_to_files_and_sections(page: Path) -> None:
+    for target, anchor in links(page):
+        other = page.parent / target if target else page
+        assert other.exists(), target
+        assert not anchor or anchor in anchors(other), f"{other.name} has no section #{anchor}"
+        assert ".zh-CN" not in target or other.name == f"{page.stem}.zh-CN.md", target
 
 
 @both
-def test_links_lead_to_files_and_sections_that_are_there_in_chinese_where_there_is_a_chinese_page(
+def test_links_lead_to_what_is_there_in_chinese_if_possible(
     page: Path,
 ) -> None:
-    text = page.read_text(encoding="utf-8")
-    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+    for target, anchor in links(page):
         other = page.parent / target if target else page
         assert other.exists(), target
         assert not anchor or anchor in anchors(other), f"{other.name} has no section #{anchor}"
