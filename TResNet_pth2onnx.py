@@ -6,14 +6,15 @@
     python3 TResNet_pth2onnx.py tresnet_m.safetensors tresnet_m.onnx --batch-size 8 --stem conv12
     python3 TResNet_pth2onnx.py ./tresnet_m.miil_in1k_448 tresnet_m_448.onnx
 
-In: a training checkpoint (a dict with `state_dict`, or `model`, or `state_dict_ema` for --ema), a bare state dict, a
-`.safetensors` file, or a Hugging Face folder (config.json and the weights). Variant, number of classes, lineage of the
-weights and naming are read off its tensors.
-Out: input `image`, float32 [batch, 3, img_size, img_size], RGB in 0…1; output `class`, float32 [batch, classes]:
-logits.
+In:  a training checkpoint (a dict with `state_dict`, or `model`, or `state_dict_ema` for --ema), a
+     bare state dict, a `.safetensors` file, or a Hugging Face folder (config.json and the weights).
+     Variant, number of classes, lineage of the weights and naming follow from its tensors.
+Out: an ONNX file. Its input is `image`, float32 [batch, 3, img_size, img_size], RGB in 0…1; its
+     output is `class`, float32 [batch, classes], logits.
 
-The graph is written node by node from the network's modules, batch norm folded in double precision, with operators that
-an NPU runs as they are. It is then run in ONNX Runtime against the PyTorch network; a file that differs is not kept.
+The graph is written node by node from the network's modules, with operators that an NPU runs as
+they are; batch norm is folded in double precision. The graph is then compared with the PyTorch
+network in ONNX Runtime. A graph that differs is not written.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import os
 import sys
 import time
 from collections import Counter
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
 from common.core import cli
@@ -36,23 +37,41 @@ from common.core.cli import Refusal, shown
 from common.core.names import STEMS
 from common.data import evaluation
 from common.model import onnx_file, operators
-from common.model.checkpoint import AVERAGED, find_state_dict, load_checkpoint
-from common.model.network import FAMILY, PATCH, TRACKED, load_network, recognise
+from common.model.checkpoint import AVERAGED, StateDict, find_state_dict, load_checkpoint
+from common.model.network import (
+    FAMILY,
+    PATCH,
+    TRACKED,
+    Recognised,
+    lineage_is_assumed,
+    load_network,
+    recognise,
+)
 
 OPSETS = range(11, 19)  # the graph is the same in all of them
-CANN_6_OPSET = 15  # the highest that CANN 6.0 has parsers for: ops/built-in/framework/onnx_plugin of its sources
-TOLERANCE = (
-    1e-4  # of the largest logit: float32 rounding is near 1e-6, a wrong slope or padding 1e-2
-)
+# The highest opset that CANN 6.0 parses. Source: its ops/built-in/framework/onnx_plugin.
+CANN_6_OPSET = 15
+# Of the largest logit: float32 rounding is near 1e-6, a wrong slope or padding near 1e-2.
+TOLERANCE = 1e-4
 VERIFIED_BATCHES = (1, 2, 5)
 
 
-def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ...]) -> float:
-    """Run the ONNX model and the network on the same random images; the largest difference over the largest logit.
+class Source(NamedTuple):
+    """What was read of a checkpoint."""
 
+    network: Any  # torch.nn.Module with the weights, in evaluation mode
+    seen: Recognised
+    said: Dict[str, Any]  # what it says of the evaluation: {field: value}
+    img_size: int  # pixels
+
+
+def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ...]) -> float:
+    """Run the ONNX model and the network on the same random images.
+
+    Returns the largest difference, relative to the largest logit of the batch.
     Raises: Refusal if it exceeds TOLERANCE.
     """
-    import numpy as np  # here, as onnx in main(): what is up to date needs none of them
+    import numpy as np  # here, as onnx in export(): an up-to-date product needs none of them
     import onnxruntime
     import torch
 
@@ -62,23 +81,23 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
     with progress.watched("verifying", len(batch_sizes), "batches", None) as bar:
         for batch_size in batch_sizes:
             images = generator.uniform(0, 1, (batch_size, 3, img_size, img_size)).astype(np.float32)
-            (found,) = session.run(["class"], {"image": images})
+            (logits,) = session.run(["class"], {"image": images})
             with torch.no_grad():
                 expected = network(torch.from_numpy(images)).numpy()
             largest = float(np.abs(expected).max())
             if largest == 0:
                 raise Refusal(
-                    "every logit of the network is 0, so there is nothing to verify and nothing to evaluate: "
-                    "the checkpoint's weights are zeros; give the file that training wrote"
+                    "every logit of the network is 0, because the checkpoint's weights are zeros; "
+                    "give the file that training wrote"
                 )
-            difference = float(np.abs(found - expected).max())
+            difference = float(np.abs(logits - expected).max())
             if not math.isfinite(largest) or not difference <= TOLERANCE * largest:
                 raise Refusal(
-                    f"the ONNX model and the PyTorch network differ by {difference:.3g} on a batch of "
-                    f"{batch_size}, where the largest logit is {largest:.3g} and {TOLERANCE:g} of it is "
-                    "allowed, so no file is written; the weights overflow, or onnxruntime "
-                    f"{onnxruntime.__version__} or torch {torch.__version__} computes wrongly: try another "
-                    "version"
+                    f"the ONNX model and the PyTorch network differ by {difference:.3g} on a batch "
+                    f"of {batch_size}; {TOLERANCE:g} of the largest logit, {largest:.3g}, is "
+                    "allowed, so no file was written. The weights overflow, or onnxruntime "
+                    f"{onnxruntime.__version__} or torch {torch.__version__} computes wrongly: try "
+                    "another version"
                 )
             worst = max(worst, difference / largest)
             bar.advance()
@@ -90,7 +109,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "checkpoint",
         type=options.path,
-        help=".pth, .pth.tar, .pt or .safetensors, or a folder as Hugging Face's are",
+        help=".pth, .pth.tar, .pt or .safetensors file, or a Hugging Face folder",
     )
     parser.add_argument("output", type=options.onnx_path, help="the .onnx file")
     options.add(
@@ -107,8 +126,8 @@ def parse_arguments() -> argparse.Namespace:
         "force",
         choices={"variant": sorted(FAMILY), "opset": OPSETS, "stem": (*STEMS, "conv")},
         help={
-            "lineage": "insist on this lineage of weights (needed only for `ascend` "
-            f"weights whose {TRACKED} were stripped)",
+            "lineage": "the lineage of the weights (needed only for `ascend` weights that lost "
+            f"their {TRACKED})",
             "opset": "ONNX operator set (default: %(default)s, which every CANN reads; "
             f"CANN 6 reads up to {CANN_6_OPSET})",
         },
@@ -120,28 +139,19 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_recipe(arguments: argparse.Namespace) -> record.Recipe:
     """What the ONNX file depends on; the checkpoint by its content."""
-    given = {
-        name: getattr(arguments, name)
-        for name in (
-            "model",
-            "lineage",
-            "ema",
-            "key",
-            "img_size",
-            "opset",
-            "batch_size",
-            "stem",
-            "reflect",
-        )
-    }
+    names = "model lineage ema key img_size opset batch_size stem reflect".split()
+    values = {name: getattr(arguments, name) for name in names}
     config = evaluation.config_path(arguments.checkpoint)
     settings = [arguments.checkpoint, PATCH, *([config] if config else [])]
     packages = ("torch", "onnx", "onnxruntime", "numpy", "safetensors")
-    return recipe.make(__file__, given, packages, settings=settings)
+    return recipe.make(__file__, values, packages, settings=settings)
 
 
 def said_by(checkpoint: Any, config: Dict[str, Any]) -> Dict[str, Any]:
-    """What config.json, or else the `args` of a training checkpoint, say of the evaluation: {field: value}."""
+    """What the checkpoint says of the evaluation: {field: value}.
+
+    config.json goes before the `args` of a training checkpoint.
+    """
     if config:
         return evaluation.of_config(config)
     own = checkpoint.get("args") if isinstance(checkpoint, dict) else None
@@ -159,96 +169,90 @@ def choose_size(given: Optional[int], said: Dict[str, Any], path: str) -> int:
         print(f"note: {sentence}")
     if chosen.img_size % options.MULTIPLE:
         raise Refusal(
-            f"{shown(path)} says img_size = {chosen.img_size}, but the network halves the image five times, "
-            f"so a multiple of {options.MULTIPLE} is needed; say --img-size"
+            f"{shown(path)} says img_size = {chosen.img_size}, which is not a multiple of "
+            f"{options.MULTIPLE} (the network halves the image five times); give --img-size"
         )
     return chosen.img_size
 
 
 def warn_of_lineage(about: Dict[str, Any], path: str) -> None:
-    """Say that the lineage is a guess, if it is one."""
-    if about.get("lineage_told") == str(False):
+    """Say that the lineage is a guess, if it is one; about: the notes of the model's record."""
+    if lineage_is_assumed(about):
         cli.say(
-            f"nothing in {shown(path)} tells the lineage of its weights; {about['lineage']} is assumed, and if "
-            "that is wrong, so is every figure: if they were trained with the patched timm, give --lineage ascend, "
-            "else --lineage miil"
+            f"nothing in {shown(path)} shows the lineage of its weights; {about['lineage']} is "
+            "assumed, and if that is wrong, every figure is wrong. If they were trained with the "
+            "patched timm, give --lineage ascend, else --lineage miil"
         )
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    start = time.time()
-    arguments.checkpoint = evaluation.weights_file(arguments.checkpoint)
-    if not os.path.isfile(arguments.checkpoint):
+def check_classes(config: Dict[str, Any], num_classes: int, checkpoint: str) -> None:
+    """Raises: Refusal if config.json says another number of classes than the weights have."""
+    claimed = config.get("num_classes", num_classes)
+    if claimed != num_classes:
         raise Refusal(
-            f"the checkpoint {shown(arguments.checkpoint)} is not there or not a file; give the path of a "
-            ".pth, .pth.tar, .pt or .safetensors file"
+            f"{shown(evaluation.config_path(checkpoint))} says num_classes = {claimed!r}, but the "
+            f"head of {shown(checkpoint)} has {num_classes}; find out which file this is"
         )
-    if arguments.opset > CANN_6_OPSET:
-        cli.say(
-            f"CANN 6 refuses opset {arguments.opset} (it reads up to {CANN_6_OPSET}; later ones more); the graph "
-            "is the same in every opset, so --opset 11 loses nothing"
-        )
-    made_by = make_recipe(arguments)
-    if record.is_up_to_date(arguments.output, made_by, force=arguments.force):
-        was = record.read(arguments.output).notes
+
+
+def print_checkpoint(seen: Recognised, state: StateDict, ema: bool) -> None:
+    """Print what was recognised in the checkpoint, and where its state dict was."""
+    averaged = ", averaged weights" if ema else ""
+    print(
+        f"checkpoint: {seen.variant}, {seen.num_classes} classes, {seen.lineage} lineage, named as "
+        f"by {seen.naming}{averaged}"
+    )
+    if state.key or state.prefix:
+        key = f" under {shown(state.key)}" if state.key else ""
+        prefix = f", their names without {shown(state.prefix)}" if state.prefix else ""
+        print(f"its state dict: {len(state.tensors)} tensors{key}{prefix}")
+    others = [key for key in state.others if AVERAGED.search(key)]
+    if others and not AVERAGED.search(state.key):
         print(
-            f"{shown(arguments.output)} is up to date: {was['variant']}, {was['num_classes']} classes, "
-            f"{was['lineage']} lineage; --force exports again"
+            f"it also holds averaged weights ({shown(others[0])}), which are often better: "
+            "--ema takes them"
         )
-        warn_of_lineage(was, arguments.checkpoint)
-        return
+
+
+def read_source(arguments: argparse.Namespace) -> Source:
+    """Read the checkpoint and make its network.
+
+    Raises: Refusal for what is not a TResNet's checkpoint, and for contradictions.
+    """
+    path = arguments.checkpoint
+    checkpoint = load_checkpoint(path)
+    state = find_state_dict(checkpoint, path, arguments.ema, arguments.key)
+    config = evaluation.read_config(path)
+    arch = config.get("architecture")
+    if not arch and isinstance(checkpoint, dict):
+        arch = checkpoint.get("arch")
+    arch = arch if isinstance(arch, str) else None
+    seen = recognise(state.tensors, path, arch, arguments.model, arguments.lineage)
+    check_classes(config, seen.num_classes, path)
+    said = said_by(checkpoint, config)
+    img_size = choose_size(arguments.img_size, said, path)
+    print_checkpoint(seen, state, arguments.ema)
+    return Source(load_network(state.tensors, path, seen), seen, said, img_size)
+
+
+def export(arguments: argparse.Namespace, made_by: record.Recipe) -> int:
+    """Write the ONNX file and its record; returns the file's size in bytes.
+
+    Raises: Refusal for a checkpoint or an output that cannot be used, and for a graph that differs.
+    """
     from common.model.graph import build_model
 
     import onnx
 
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    found = find_state_dict(checkpoint, arguments.checkpoint, arguments.ema, arguments.key)
-    tensors = found.tensors
-    config = evaluation.read_config(arguments.checkpoint)
-    arch = config.get("architecture") or (
-        checkpoint.get("arch") if isinstance(checkpoint, dict) else None
-    )
-    seen = recognise(
-        tensors,
-        arguments.checkpoint,
-        arch if isinstance(arch, str) else None,
-        arguments.model,
-        arguments.lineage,
-    )
-    if config.get("num_classes", seen.num_classes) != seen.num_classes:
-        raise Refusal(
-            f"{shown(evaluation.config_path(arguments.checkpoint))} says num_classes = "
-            f"{config['num_classes']!r}, but the head of {shown(arguments.checkpoint)} has "
-            f"{seen.num_classes}; find out which file this is"
-        )
-    said = said_by(checkpoint, config)
-    img_size = choose_size(arguments.img_size, said, arguments.checkpoint)
-    print(
-        f"checkpoint: {seen.variant}, {seen.num_classes} classes, {seen.lineage} lineage, named as by {seen.naming}"
-        + (", averaged weights" if arguments.ema else "")
-    )
-    if found.key or found.prefix:
-        print(
-            f"its state dict: {len(tensors)} tensors"
-            + (f" under {shown(found.key)}" if found.key else "")
-            + (f", their names without {shown(found.prefix)}" if found.prefix else "")
-        )
-    averaged = next(filter(AVERAGED.search, found.others), "")
-    if averaged and not AVERAGED.search(found.key):
-        print(
-            f"it also holds averaged weights ({shown(averaged)}), which are often the better ones: --ema takes them"
-        )
-    network = load_network(tensors, arguments.checkpoint, seen)
-    del checkpoint, tensors, found  # half a gigabyte for an XL
+    network, seen, said, img_size = read_source(arguments)
     model = build_model(
         network, img_size, arguments.opset, arguments.batch_size, arguments.stem, arguments.reflect
     )
-    about = {
+    about: Dict[str, Any] = {
         "variant": seen.variant,
         "num_classes": str(seen.num_classes),
         "lineage": seen.lineage,
-        "lineage_told": str(seen.told),
+        "lineage_told": seen.lineage_is_known,
         "img_size": str(img_size),
         "checkpoint_sha256": recipe.sha256(arguments.checkpoint),
     }
@@ -260,15 +264,16 @@ def main() -> None:
         model,
         dict(
             about,
+            lineage_told=str(seen.lineage_is_known),  # all metadata of an ONNX file are texts
             evaluation=said_now,
             tool=made_by.row["tool"],
             version=cli.VERSION,
             options=json.dumps(made_by.row["options"], sort_keys=True),
         ),
     )
-    operators = Counter(node.op_type for node in model.graph.node)
-    counts = ", ".join(f"{name} {count}" for name, count in sorted(operators.items()))
-    print(f"graph: opset {arguments.opset}, {sum(operators.values())} nodes: {counts}")
+    kinds = Counter(node.op_type for node in model.graph.node)
+    counts = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+    print(f"graph: opset {arguments.opset}, {sum(kinds.values())} nodes: {counts}")
     serialized = model.SerializeToString()
     onnx.checker.check_model(serialized)
     described = onnx_file.description(model, arguments.output)
@@ -276,8 +281,8 @@ def main() -> None:
     batch_sizes = (arguments.batch_size,) if arguments.batch_size else VERIFIED_BATCHES
     difference = verify(serialized, network, img_size, batch_sizes)
     print(
-        f"verified: ONNX Runtime differs from PyTorch by at most {difference:.1e} of the largest logit "
-        f"(batches of {', '.join(map(str, batch_sizes))})"
+        f"verified: ONNX Runtime differs from PyTorch by at most {difference:.1e} of the largest "
+        f"logit (batches of {', '.join(map(str, batch_sizes))})"
     )
     try:
         record.write(
@@ -290,12 +295,37 @@ def main() -> None:
         )
     except OSError as error:
         raise Refusal(
-            f"{shown(arguments.output)} cannot be written ({error.strerror}); choose a folder that exists, "
-            f"can be written and has {len(serialized) / 1e6:.0f} MB of space"
+            f"{shown(arguments.output)} cannot be written ({error.strerror}); choose an existing "
+            f"folder that can be written and has {len(serialized) / 1e6:.0f} MB of space"
         )
-    print(
-        f"{shown(arguments.output)}: {len(serialized) / 1e6:.1f} MB in {time.time() - start:.1f} s"
-    )
+    return len(serialized)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    start = time.time()
+    arguments.checkpoint = evaluation.weights_file(arguments.checkpoint)
+    if not os.path.isfile(arguments.checkpoint):
+        raise Refusal(
+            f"the checkpoint {shown(arguments.checkpoint)} does not exist or is not a file; give "
+            "the path of a .pth, .pth.tar, .pt or .safetensors file"
+        )
+    if arguments.opset > CANN_6_OPSET:
+        cli.say(
+            f"CANN 6 refuses opset {arguments.opset} (it reads up to {CANN_6_OPSET}, later ones "
+            "read more); the graph is the same in every opset, so --opset 11 loses nothing"
+        )
+    made_by = make_recipe(arguments)
+    if record.is_up_to_date(arguments.output, made_by, force=arguments.force):
+        notes = record.read(arguments.output).notes
+        print(
+            f"{shown(arguments.output)} is up to date: {notes['variant']}, {notes['num_classes']} "
+            f"classes, {notes['lineage']} lineage; --force exports again"
+        )
+        warn_of_lineage(notes, arguments.checkpoint)
+        return
+    size = export(arguments, made_by)
+    print(f"{shown(arguments.output)}: {size / 1e6:.1f} MB in {time.time() - start:.1f} s")
 
 
 if __name__ == "__main__":

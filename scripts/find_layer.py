@@ -2,13 +2,16 @@
 """Find the operator that loses more on the card than float16 explains, and try what may help.
 
     python3 scripts/find_layer.py tresnet_m.onnx --input prep_dataset
-    python3 scripts/find_layer.py work/tresnet.onnx --input work/prep_dataset --output work --aipp work/aipp.cfg
+    python3 scripts/find_layer.py work/tresnet.onnx --input work/prep_dataset --output work \\
+        --aipp work/aipp.cfg
 
-In:  the ONNX file, and the prepared images; for when compare_results.py says that the conversion is at fault.
-Out: the first bad block, in it the first bad operator with the range of its inputs, what was tried and whether it
-     helped; the same in OUTPUT/find_layer.json. It takes two or three compilations by onnx2om.sh: one that hands out
-     the result of every block (atc's --out_nodes), one for every operator of the first bad block, one to try.
-A block, and then an operator, is judged by what it makes of its own input on the card: docs/ascend.md.
+Run it when compare_results.py says that the conversion is at fault.
+In:  the ONNX file, and the prepared images.
+Out: the first bad block, in it the first bad operator with the range of its inputs, the remedy that
+     was tried, and whether it helped; the same in OUTPUT/find_layer.json.
+It compiles the model up to three times with onnx2om.sh: with the result of every block as an output
+(atc's --out_nodes), with every operator of the first bad block, and with the remedy.
+A block or an operator is judged by what it makes of its own input on the card: docs/ascend.md.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import os
 import shutil
 import sys
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from common.core import cli
 
@@ -26,28 +29,37 @@ if __name__ == "__main__":
 
 from common.ascend import bench, host
 from common.core import files, json_file, options, recipe, record
-from common.core.cli import ROOT, Refusal, shown
+from common.core.cli import ROOT, Refusal, counted, shown
 from common.core.names import om_path, result_names
 from common.core.record import Draft, Writer
 from common.data.images import list_inputs
 from common.data.inputs import Input, input_of, read_batch
 from common.model import float16, onnx_file, operators
-from common.model.graph import unshuffled
+from common.model.graph import Graph, one_hot
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-# The relative error of a result (length of the difference over length of the result) that is nothing to worry about:
-# so many times that of the card's arithmetic, because the card may sum in another order, and one rounding of float16.
+# A result is good if its relative error (length of the difference over length of the result) is at
+# most FACTOR times that of the card's arithmetic, plus one rounding of float16. The card may sum in
+# another order, hence the factor.
 FACTOR = 3.0
 ONE_ROUNDING = 2.0**-11
-HUGE = 1e9
+HUGE = 1e9  # the error of a result that is not finite
 KEEP = "find_layer_keep_dtype.txt"  # atc's --keep_dtype of the remedy
 ACTIVATIONS = ("LeakyRelu", "Relu")
+REFLECTION = ("row", "row_in_front", "column", "column_in_front")  # its nodes, in order
+
+Values = Dict[str, np.ndarray]  # {tensor: its value} for one image
+Report = Dict[str, Any]  # what find_layer.json holds
 
 
-Variants = Tuple[onnx.ModelProto, onnx.ModelProto]  # a model, and the same in the card's arithmetic
+class Step(NamedTuple):
+    """A block or an operator of a model."""
+
+    inputs: List[str]
+    result: str  # the tensor that it makes
 
 
 class Judged(NamedTuple):
@@ -58,8 +70,15 @@ class Judged(NamedTuple):
     expected: float  # the same of the card's arithmetic
 
     @property
-    def bad(self) -> bool:
+    def is_bad(self) -> bool:
         return not self.error <= FACTOR * self.expected + ONE_ROUNDING
+
+
+class Judgement(NamedTuple):
+    """The steps that were judged, and the card's values of all tensors that were handed out."""
+
+    rows: List[Judged]
+    values: List[Values]  # for each image
 
 
 class Card:
@@ -68,228 +87,201 @@ class Card:
     def __init__(
         self, arguments: argparse.Namespace, sample: Input, paths: List[str], folder: str
     ) -> None:
-        self.arguments, self.folder, self.paths, self.compilations = arguments, folder, paths, 0
+        self.arguments, self.folder, self.paths = arguments, folder, paths
+        self.compilations = 0
         self.images = [read_batch([path], sample) for path in paths]
         self.input_name, self.input = sample.name, os.path.join(folder, "in")
         os.mkdir(self.input, 0o750)
         for path in paths:
             shutil.copyfile(path, os.path.join(self.input, os.path.basename(path)))
 
-    def start(self, words: List[str], what: str) -> None:
-        host.run_or_refuse(
-            words, os.path.join(self.arguments.output, "find_layer.log"), what, cwd=self.folder
-        )
+    def start(self, command: List[str], name: str) -> None:
+        """Run a command in the folder. Raises: Refusal with the last lines of its output."""
+        log = os.path.join(self.arguments.output, "find_layer.log")
+        host.run_or_refuse(command, log, name, cwd=self.folder)
+
+    def compile(self, model: onnx.ModelProto, tensors: List[str], for_atc: List[str]) -> str:
+        """Compile a model so that its outputs are these tensors; returns the path of the .om."""
+        self.compilations += 1
+        path = os.path.join(self.folder, f"variant{self.compilations}.onnx")
+        onnx.save(model, path)
+        nodes = ";".join(f"{operators.name_of(node_of(model, tensor))}:0" for tensor in tensors)
+        aipp = self.arguments.aipp and os.path.abspath(self.arguments.aipp)
+        script = os.path.join(ROOT, "scripts", "onnx2om.py")
+        words = options.words(batch_sizes=1, soc_version=self.arguments.soc_version, aipp=aipp)
+        words += ["--", "--output_type=FP32", f"--out_nodes={nodes}", *for_atc]
+        self.start([sys.executable, script, path, *words], f"compilation {self.compilations}")
+        return om_path(path, 1)
 
     def values(
         self, model: onnx.ModelProto, tensors: List[str], for_atc: List[str]
-    ) -> List[Dict[str, np.ndarray]]:
-        """{tensor: its value} for each image, of a model that is compiled so that it hands these tensors out.
+    ) -> List[Values]:
+        """Compile a model and run the images through it; for_atc: options for atc.
 
-        for_atc: options for atc. Raises: Refusal with what onnx2om.sh or ais_bench said.
+        Returns the values of the tensors and of the input, for each image.
         """
-        self.compilations += 1
-        path, result = (
-            os.path.join(self.folder, f"{name}{self.compilations}")
-            for name in ("variant", "result")
+        om = self.compile(model, tensors, for_atc)
+        result = f"result{self.compilations}"
+        command = bench.command(
+            om,
+            bench.spelling(),
+            input=self.input,
+            output=".",
+            output_dirname=result,  # ais_bench looks at it from the current folder
+            outfmt="NPY",
+            device=self.arguments.device,
         )
-        onnx.save(model, path + ".onnx")
-        aipp = self.arguments.aipp and os.path.abspath(self.arguments.aipp)
-        nodes = ";".join(f"{operators.name_of(node_of(model, tensor))}:0" for tensor in tensors)
-        words = options.words(batch_sizes=1, soc_version=self.arguments.soc_version, aipp=aipp)
-        self.start(
-            [
-                sys.executable,
-                os.path.join(ROOT, "scripts", "onnx2om.py"),
-                path + ".onnx",
-                *words,
-                "--",
-                "--output_type=FP32",
-                f"--out_nodes={nodes}",
-                *for_atc,
-            ],
-            f"compilation {self.compilations}",
-        )
-        # ais_bench looks at --output_dirname from the current folder.
-        self.start(
-            bench.command(
-                om_path(path + ".onnx", 1),
-                bench.spelling(),
-                input=self.input,
-                output=".",
-                output_dirname=os.path.basename(result),
-                outfmt="NPY",
-                device=self.arguments.device,
-            ),
-            "ais_bench",
-        )
-        found = []
+        self.start(command, "ais_bench")
+        all_values = []
         for source, image in zip(self.paths, self.images):
-            results = [
-                os.path.join(result, name) for name in result_names(source, len(tensors), "NPY")
-            ]
-            missing = [name for name in results if not os.path.isfile(name)]
-            if missing:
-                raise Refusal(
-                    f"ais_bench wrote no {os.path.basename(missing[0])}: a model with {len(tensors)} outputs "
-                    "should give as many results for each image"
-                )
-            arrays = [np.load(name, allow_pickle=False) for name in results]
-            found.append({self.input_name: image, **dict(zip(tensors, arrays))})
-        return found
+            values = {self.input_name: image}
+            for tensor, name in zip(tensors, result_names(source, len(tensors), "NPY")):
+                path = os.path.join(self.folder, result, name)
+                if not os.path.isfile(path):
+                    raise Refusal(
+                        f"ais_bench did not write {name}, but a model with {len(tensors)} outputs "
+                        "should give as many results for each image; see find_layer.log"
+                    )
+                values[tensor] = np.load(path, allow_pickle=False)
+            all_values.append(values)
+        return all_values
 
 
-# ---- blocks and operators --------------------------------------------------------------------------------------------
+# ---- blocks and operators ------------------------------------------------------------------------
 
 
 def blocks(model: onnx.ModelProto) -> List[str]:
-    """The tensors through which everything behind them goes, in order: the results of blocks, of stem and head.
+    """The results of blocks, of stem and head, in order; later operators need no other tensors.
 
-    A result whose only reader is its activation is left out: there atc fuses.
+    A result that is only read by its activation is left out, because atc fuses the two.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     nodes = list(model.graph.node)
-    last_read = {
-        name: place
-        for place, node in enumerate(nodes)
-        for name in node.input
-        if name not in weights
-    }
-    made = {node.output[0]: place for place, node in enumerate(nodes)}
-    found = []
-    for place, node in enumerate(nodes):
-        open_tensors = {
-            name for name, read in last_read.items() if read > place >= made.get(name, -1)
+    made_at = {node.output[0]: index for index, node in enumerate(nodes)}
+    last_read_at: Dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for name in node.input:
+            if name not in weights:
+                last_read_at[name] = index
+    ends = []
+    for index, node in enumerate(nodes):
+        still_needed = {
+            name for name, last in last_read_at.items() if made_at.get(name, -1) <= index < last
         }
-        following = nodes[place + 1].op_type if place + 1 < len(nodes) else ""
-        if open_tensors <= {node.output[0]} and following not in ACTIVATIONS:
-            found.append(node.output[0])
-    return found
+        following = nodes[index + 1].op_type if index + 1 < len(nodes) else ""
+        if still_needed <= {node.output[0]} and following not in ACTIVATIONS:
+            ends.append(node.output[0])
+    return ends
 
 
-def error(found: List[np.ndarray], right: List[np.ndarray]) -> float:
-    """Length of the difference over the length of what is right, over all images; HUGE where that is not finite."""
-    difference = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(found, right))
-    length = sum(float(np.square(b.astype(np.float64)).sum()) for b in right)
-    relative = (difference / length) ** 0.5 if length else HUGE * (difference > 0)
+def error(results: List[np.ndarray], right: List[np.ndarray]) -> float:
+    """Length of the difference over length of the right results, over all images; at most HUGE."""
+    difference = length = 0.0
+    for a, b in zip(results, right):
+        difference += float(np.square(a.astype(np.float64) - b).sum())
+        length += float(np.square(b.astype(np.float64)).sum())
+    if difference == 0:
+        return 0.0
+    relative = (difference / length) ** 0.5 if length else HUGE
     return min(relative, HUGE) if np.isfinite(relative) else HUGE
 
 
 def node_of(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto:
+    """The node that makes a tensor."""
     return next(node for node in model.graph.node if tensor in node.output)
 
 
 def judge(
-    variants: Variants, given: List[str], tensor: str, card: List[Dict[str, np.ndarray]]
+    model: onnx.ModelProto, rounded: onnx.ModelProto, step: Step, card: List[Values]
 ) -> Judged:
-    """How far `tensor` on the card is from what follows from the tensors `given` as they were on the card."""
-    name = operators.name_of(node_of(variants[0], tensor))
-    full, half = (
-        operators.session(operators.part(variant, given, [tensor])) for variant in variants
-    )
-    right = [operators.run(full, values)[tensor] for values in card]
-    rounded = [operators.run(half, values)[tensor] for values in card]
-    if card[0][tensor].size != right[0].size:
+    """How far a step's result on the card is from what follows from its inputs on the card.
+
+    rounded: the model in the card's arithmetic; card: the values on the card for each image.
+    """
+    result = step.result
+    name = operators.name_of(node_of(model, result))
+    full = operators.session(operators.part(model, step.inputs, [result]))
+    half = operators.session(operators.part(rounded, step.inputs, [result]))
+    full_results = [operators.run(full, values)[result] for values in card]
+    half_results = [operators.run(half, values)[result] for values in card]
+    size, right_size = card[0][result].size, full_results[0].size
+    if size != right_size:
         raise Refusal(
-            f"the card's result of {shown(name)} has {card[0][tensor].size} values, ONNX Runtime's "
-            f"{right[0].size}; is the .om made of another model?"
+            f"the card's result of {shown(name)} has {size} values, ONNX Runtime's {right_size}; "
+            "is the .om made from another model?"
         )
-    found = [values[tensor].reshape(value.shape) for values, value in zip(card, right)]
-    return Judged(name, error(found, right), error(rounded, right))
+    card_results = [
+        values[result].reshape(right.shape) for values, right in zip(card, full_results)
+    ]
+    return Judged(name, error(card_results, full_results), error(half_results, full_results))
 
 
 def judge_all(
-    model: onnx.ModelProto,
-    card: Card,
-    steps: List[Tuple[List[str], str]],
-    more: List[str],
-    options: List[str],
-) -> Tuple[List[Judged], List[Dict[str, np.ndarray]]]:
-    """Compile so that the result of each step, (its inputs, its result), is handed out, and `more`; judge each step.
+    model: onnx.ModelProto, card: Card, steps: List[Step], begin: str, for_atc: List[str]
+) -> Judgement:
+    """Compile a model so that it hands out the results of all steps, run it, judge each step.
 
-    Returns also the values of all these tensors on the card, for each image.
+    begin: the tensor that the first step reads; for_atc: options for atc.
     """
-    handed_out = [
-        name for name in [*more, *(tensor for _, tensor in steps)] if name != card.input_name
-    ]
-    values = card.values(model, handed_out, options)
-    variants = model, float16.rounded(model)
-    return [judge(variants, given, tensor, values) for given, tensor in steps], values
+    tensors = [begin, *(step.result for step in steps)]
+    if begin == card.input_name:
+        del tensors[0]
+    values = card.values(model, tensors, for_atc)
+    rounded = float16.rounded(model)
+    return Judgement([judge(model, rounded, step, values) for step in steps], values)
 
 
-def inside(model: onnx.ModelProto, begin: str, end: str) -> List[Tuple[List[str], str]]:
-    """(inputs, result) of all operators of a block, in order."""
+def inside(model: onnx.ModelProto, begin: str, end: str) -> List[Step]:
+    """All operators of a block, in order; begin, end: what it reads and what it makes."""
     nodes = operators.part(model, [begin], [end]).graph.node
-    return [(list(node.input), node.output[0]) for node in nodes]
+    return [Step(list(node.input), node.output[0]) for node in nodes]
 
 
-# ---- what to try -----------------------------------------------------------------------------------------------------
+# ---- what to try ---------------------------------------------------------------------------------
 
 
 class Trial(NamedTuple):
-    """Something that may help."""
+    """A remedy that may help."""
 
-    what: str  # what its user would do
-    options: List[str]  # for atc
+    advice: str  # what the user would do
+    for_atc: List[str]  # options
     model: onnx.ModelProto
 
 
 def with_convolution_for(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """A copy in which a SpaceToDepth is a convolution with weights 0 and 1, as --stem conv4 exports it."""
+    """A copy in which a SpaceToDepth is a convolution of 0 and 1, as --stem conv4 exports it."""
     changed = copy.deepcopy(model)
     node = next(node for node in changed.graph.node if operators.name_of(node) == name)
     block = node.attribute[0].i
-    channels = 3 * block * block
-    one_hot = unshuffled(
-        np.eye(channels, dtype=np.float32).reshape(channels, channels, 1, 1), block
-    )
-    changed.graph.initializer.append(
-        numpy_helper.from_array(np.ascontiguousarray(one_hot), name + ".weight")
-    )
-    node.CopyFrom(
-        helper.make_node(
-            "Conv",
-            [node.input[0], name + ".weight"],
-            list(node.output),
-            name=name,
-            kernel_shape=[block] * 2,
-            strides=[block] * 2,
-            pads=[0] * 4,
-            dilations=[1, 1],
-        )
-    )
+    part = Graph("slice")
+    part.conv(name, node.input[0], one_hot(3 * block**2, block), None, stride=block, padding=0)
+    part.nodes[0].output[:] = node.output
+    node.CopyFrom(part.nodes[0])
+    changed.graph.initializer.extend(part.weights)
     return changed
 
 
 def with_pad_for(model: onnx.ModelProto, name: str) -> Optional[onnx.ModelProto]:
-    """A copy in which the Slice and Concat of a reflection are one Pad, as --reflect pad exports it; None if the node
-    `name` is not one of those.
+    """A copy in which the nodes of a reflection are one Pad, as --reflect pad exports it.
+
+    None if the node `name` is not a Slice or Concat of a reflection.
     """
     changed = copy.deepcopy(model)
     graph = changed.graph
-    nodes = {operators.name_of(node): node for node in graph.node}
     stem = name.rpartition(".")[0]
-    group = [
-        nodes.get(f"{stem}.{word}") for word in ("row", "row_in_front", "column", "column_in_front")
-    ]
-    if None in group or not all(node.op_type in ("Slice", "Concat") for node in group):
+    names = [f"{stem}.{part}" for part in REFLECTION]
+    group = [node for node in graph.node if operators.name_of(node) in names]
+    if [node.op_type for node in group] != ["Slice", "Concat"] * 2:
         return None
     source, target = group[0].input[0], group[3].output[0]
-    place = list(graph.node).index(group[0])
+    index = list(graph.node).index(group[0])
     for node in group:
         graph.node.remove(node)
     graph.initializer.append(
         numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 0, 0], np.int64), stem + ".pads")
     )
-    graph.node.insert(
-        place,
-        helper.make_node(
-            "Pad",
-            [source, stem + ".pads"],
-            [target],
-            mode="reflect",
-            name=operators.name_of(group[3]),
-        ),
-    )
+    pad = helper.make_node("Pad", [source, stem + ".pads"], [target], mode="reflect", name=names[3])
+    graph.node.insert(index, pad)
     return changed
 
 
@@ -312,80 +304,91 @@ def what_to_try(model: onnx.ModelProto, node: onnx.NodeProto, writer: Writer) ->
     return Trial(f"onnx2om.sh … -- {option}", [option], model)
 
 
-def try_it(card: Card, trial: Trial, begin: str, end: str, tensor: str) -> Judged:
-    """The operator (or what stands in its place) judged anew with the remedy."""
+def try_remedy(card: Card, trial: Trial, begin: str, end: str, tensor: str) -> Judged:
+    """The operator that makes `tensor` (or what replaces it), judged again with the remedy.
+
+    begin, end: of its block, as for inside().
+    """
     steps = inside(trial.model, begin, end)
-    rows, _ = judge_all(trial.model, card, steps, [begin], trial.options)
-    again = [row for row, (_, result) in zip(rows, steps) if result == tensor]
-    return max(again or rows, key=lambda row: row.error)
+    rows = judge_all(trial.model, card, steps, begin, trial.for_atc).rows
+    same = [row for row, step in zip(rows, steps) if step.result == tensor]
+    return max(same or rows, key=lambda row: row.error)
 
 
-# ---- the search ------------------------------------------------------------------------------------------------------
+# ---- the search ----------------------------------------------------------------------------------
 
 
 def ranges(
-    node: onnx.NodeProto, model: onnx.ModelProto, values: List[Dict[str, np.ndarray]]
+    node: onnx.NodeProto, model: onnx.ModelProto, card: List[Values]
 ) -> Dict[str, List[float]]:
-    """{input: [least, largest]} of an operator, as they are on the card; weights as they are in the model."""
+    """{input: [least, largest]} of an operator, on the card; of a weight, in the model."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = {}
+    range_of = {}
     for name in node.input:
-        arrays = (
-            [numpy_helper.to_array(weights[name])]
-            if name in weights
-            else [entry[name] for entry in values]
-        )
-        found[name] = [
-            float(min(array.min() for array in arrays)),
-            float(max(array.max() for array in arrays)),
-        ]
-    return found
+        if name in weights:
+            arrays = [numpy_helper.to_array(weights[name])]
+        else:
+            arrays = [values[name] for values in card]
+        least = min(array.min() for array in arrays)
+        largest = max(array.max() for array in arrays)
+        range_of[name] = [float(least), float(largest)]
+    return range_of
 
 
-def search(model: onnx.ModelProto, card: Card, writer: Writer) -> Dict[str, Any]:
+def first_bad(rows: List[Judged]) -> Optional[int]:
+    return next((index for index, row in enumerate(rows) if row.is_bad), None)
+
+
+def search(model: onnx.ModelProto, card: Card, writer: Writer) -> Report:
     """All that find_layer.json holds, except the figures of the run."""
     ends = blocks(model)
-    rows, _ = judge_all(
-        model, card, [([begin], end) for begin, end in zip([card.input_name, *ends], ends)], [], []
-    )
-    report: Dict[str, Any] = {
+    begins = [card.input_name, *ends]
+    steps = [Step([begin], end) for begin, end in zip(begins, ends)]
+    rows = judge_all(model, card, steps, card.input_name, []).rows
+    report: Report = {
         "blocks": [row._asdict() for row in rows],
         "block": None,
         "operator": None,
     }
-    bad = next((place for place, row in enumerate(rows) if row.bad), None)
-    if bad is None:
+    bad_block = first_bad(rows)
+    if bad_block is None:
         return report
-    begin, end = [card.input_name, *ends][bad], ends[bad]
+    begin, end = begins[bad_block], ends[bad_block]
     steps = inside(model, begin, end)
-    inner, values = judge_all(model, card, steps, [begin], [])
-    report.update(block=rows[bad].name, operators=[row._asdict() for row in inner])
-    wrong = next((row for row in inner if row.bad), None)
-    if not wrong:
+    inner, values = judge_all(model, card, steps, begin, [])
+    report.update(block=rows[bad_block].name, operators=[row._asdict() for row in inner])
+    bad_operator = first_bad(inner)
+    if bad_operator is None:
         return report
-    node = node_of(model, steps[inner.index(wrong)][1])
+    row, tensor = inner[bad_operator], steps[bad_operator].result
+    node = node_of(model, tensor)
     trial = what_to_try(model, node, writer)
-    after = try_it(card, trial, begin, end, node.output[0])
+    after = try_remedy(card, trial, begin, end, tensor)
     report.update(
-        operator=wrong.name,
+        operator=row.name,
         type=node.op_type,
-        error=wrong.error,
-        expected=wrong.expected,
+        error=row.error,
+        expected=row.expected,
         range=ranges(node, model, values),
-        tried=trial.what,
+        tried=trial.advice,
         error_then=after.error,
-        helped=not after.bad,
+        helped=not after.is_bad,
     )
     return report
 
 
-def describe(report: Dict[str, Any]) -> str:
-    spent = f"{report['compilations']} compilations, {report['images']} images, {report['seconds']:.0f} s"
+def describe(report: Report) -> str:
+    """The result of the search in words, one or several lines."""
+    effort = (
+        f"{counted(report['compilations'], 'compilation')}, {counted(report['images'], 'image')}, "
+        f"{report['seconds']:.0f} s"
+    )
     if not report["block"]:
         worst = max(report["blocks"], key=lambda row: row["error"])
         return (
-            f"no block is worse than float16 explains; the largest error is {worst['error']:.1e} in "
-            f"{shown(worst['name'])}, {worst['expected']:.1e} expected ({spent})"
+            "no block is worse than float16 explains; the largest error is "
+            f"{worst['error']:.1e} in {shown(worst['name'])}, {worst['expected']:.1e} expected "
+            f"({effort})"
         )
     row = next(row for row in report["blocks"] if row["name"] == report["block"])
     lines = [
@@ -395,20 +398,19 @@ def describe(report: Dict[str, Any]) -> str:
     if not report["operator"]:
         lines.append(
             "each of its operators alone is right, so a fusion of them is at fault: try atc's "
-            f"--fusion_switch_file ({spent})"
+            f"--fusion_switch_file ({effort})"
         )
         return "\n".join(lines)
     lines.append(
         f"the operator that loses: {shown(report['operator'])} ({report['type']}): its error is "
         f"{report['error']:.1e}, {report['expected']:.1e} expected"
     )
-    lines += [
-        f"    its input {shown(name)} lies between {least:.4g} and {most:.4g}"
-        for name, (least, most) in report["range"].items()
-    ]
+    for name, (least, largest) in report["range"].items():
+        lines.append(f"    its input {shown(name)} lies between {least:.4g} and {largest:.4g}")
     outcome = "helps" if report["helped"] else "does not help"
     lines.append(
-        f"tried: {report['tried']}: {outcome}, the error is then {report['error_then']:.1e} ({spent})"
+        f"tried: {report['tried']}: {outcome}, the error is then {report['error_then']:.1e} "
+        f"({effort})"
     )
     return "\n".join(lines)
 

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Quantise an ONNX model to int8 for the card with CANN's own tool, amct_onnx, calibrated on prepared images.
+"""Quantise an ONNX model to int8 for the card with CANN's own tool, amct_onnx.
 
     python3 scripts/quantize_amct.py tresnet_m.onnx tresnet_m_int8.onnx --calibrate prep_dataset
     python3 scripts/quantize_amct.py tresnet_m.onnx tresnet_m_int8.onnx --calibrate prep_dataset \\
         --labels ImageNet/val_label.txt --max-drop 0.5
     bash scripts/onnx2om.sh tresnet_m_int8.onnx
 
-In:  a float32 ONNX file of opset 8 to 14, and prepared images: float32, or uint8 with --aipp (then give the same AIPP
-     file to onnx2om.sh); AMCT in the host's own Python (CANN's package amct_onnx).
-Out: AMCT's deploy model: int8 layers between AscendQuant and AscendDequant, for atc; ONNX Runtime cannot run it.
-     tresnet_m_int8.json says which layers stayed float16 and why.
-With --max-drop the model is compiled and run on the card over all labelled images, and layers are put back to float16
-until Top-1 is at most so many percentage points below float32's: docs/ascend.md.
+In:  a float32 ONNX file of opset 8 to 14; prepared images for the calibration: float32, or uint8
+     with --aipp (then give the same AIPP file to onnx2om.sh).
+     AMCT in the host's own Python (CANN's package amct_onnx).
+Out: AMCT's deploy model for atc: int8 layers between AscendQuant and AscendDequant. ONNX Runtime
+     cannot run it. tresnet_m_int8.json says which layers stay float16, and why.
+--max-drop P compiles the model and runs it on the card over all labelled images. It puts layers
+back to float16 until Top-1 is at most P percentage points below float32's: docs/ascend.md.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import os
 import shutil
 import sys
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Dict, List, Tuple
 
 from common.core import cli
 
@@ -28,7 +29,7 @@ if __name__ == "__main__":
 
 from common.ascend import bench, host
 from common.core import files, options, record
-from common.core.cli import ROOT, Refusal, shown
+from common.core.cli import ROOT, Refusal, counted, shown
 from common.core.names import om_path
 from common.data.inputs import read_batch
 from common.model import onnx_file, quantisation
@@ -42,20 +43,18 @@ SCRIPTS = os.path.join(ROOT, "scripts")
 OPSETS = range(8, 15)  # that AMCT reads
 
 
-# ---- AMCT ------------------------------------------------------------------------------------------------------------
+# ---- AMCT ----------------------------------------------------------------------------------------
 
 
 def calibrate(task: quantisation.Task, skipped: List[str], folder: str) -> onnx.ModelProto:
-    """Run amct_onnx in `folder`, which has the calibration data in `data`; the deploy model.
+    """Run amct_onnx; returns the deploy model.
 
-    Raises: Refusal with what it said.
+    skipped: the layers that stay float16; folder: has the calibration data in `data`.
+    Raises: Refusal with the last lines of its output.
     """
     config, sample = os.path.join(folder, "quant.cfg"), task.single
-    lines = [
-        f"batch_num : {len(task.chosen)}",
-        "joint_quant : true",
-        *(f'skip_layers : "{name}"' for name in skipped),
-    ]
+    lines = [f"batch_num : {len(task.chosen)}", "joint_quant : true"]
+    lines += [f'skip_layers : "{name}"' for name in skipped]
     files.write_whole(config, "".join(line + "\n" for line in lines).encode())
     shape = ",".join(map(str, (sample.batch_size, *sample.shape)))
     command = [
@@ -78,71 +77,68 @@ def calibrate(task: quantisation.Task, skipped: List[str], folder: str) -> onnx.
     status = host.run_tool(command, log, cwd=folder)
     deploy = os.path.join(folder, "model_deploy_model.onnx")
     if status or not os.path.isfile(deploy):
-        how = f"failed with status {status}" if status else "ended well, but wrote no deploy model"
+        outcome = f"failed with status {status}" if status else "wrote no deploy model"
         raise Refusal(
-            f"amct_onnx {how} and said {bench.complaint(log)!a}; its whole output: {shown(log)}"
+            f"amct_onnx {outcome} and said {bench.complaint(log)!a}; its whole output: {shown(log)}"
         )
     return onnx.load(deploy)
 
 
-# ---- the promise -----------------------------------------------------------------------------------------------------
+# ---- the promise of --max-drop -------------------------------------------------------------------
 
 
 def answers_on_card(task: quantisation.Task, model: onnx.ModelProto, folder: str) -> np.ndarray:
-    """int [images]: compile the deploy model and run it over all images; the class that each is taken for."""
-    given, path, size = task.arguments, os.path.join(folder, "int8.onnx"), task.several.batch_size
+    """Compile the deploy model and run it over all images.
+
+    Returns int [images], the class that the card gives each image.
+    """
+    arguments = task.arguments
+    path = os.path.join(folder, "int8.onnx")
+    batch_size = task.several.batch_size
     onnx.save(model, path)
-    compiling = [
-        sys.executable,
-        os.path.join(SCRIPTS, "onnx2om.py"),
-        path,
-        *options.words(
-            batch_sizes=size,
-            aipp=given.aipp and os.path.abspath(given.aipp),
-            soc_version=given.soc_version,
-        ),
-    ]
-    inferring = [
-        sys.executable,
-        os.path.join(SCRIPTS, "infer_om.py"),
-        *options.words(
-            model=om_path(path, size),
-            input=given.calibrate,
-            output=folder,
-            output_dirname="result",
-            outfmt="NPY",
-            device="all" if given.device == [] else given.device,
-            host_facts=given.host_facts,
-        ),
-    ]
-    for words in (compiling, inferring):
-        host.run_or_refuse(words, given.output + ".run.log", os.path.basename(words[1]))
+    compiling = options.words(
+        batch_sizes=batch_size,
+        aipp=arguments.aipp and os.path.abspath(arguments.aipp),
+        soc_version=arguments.soc_version,
+    )
+    inferring = options.words(
+        model=om_path(path, batch_size),
+        input=arguments.calibrate,
+        output=folder,
+        output_dirname="result",
+        outfmt="NPY",
+        device="all" if arguments.device == [] else arguments.device,
+        host_facts=arguments.host_facts,
+    )
+    for script, *words in (["onnx2om.py", path, *compiling], ["infer_om.py", *inferring]):
+        command = [sys.executable, os.path.join(SCRIPTS, script), *words]
+        host.run_or_refuse(command, arguments.output + ".run.log", script)
     results = result_files(os.path.join(folder, "result"))
     return answers(results, task.stems)
 
 
-def make(task: quantisation.Task, folder: str) -> Tuple[onnx.ModelProto, Dict[str, Any]]:
-    """(the int8 model, what its report holds)."""
+def make(task: quantisation.Task, folder: str) -> Tuple[onnx.ModelProto, quantisation.Report]:
+    """(the int8 model, its report); folder: for temporary files."""
     model = onnx_file.load(task.arguments.model)
-    left = {} if task.arguments.all_layers else quantisation.float_on_card(model)
-    os.mkdir(os.path.join(folder, "data"), 0o750)
-    for number, path in enumerate(
-        task.chosen
-    ):  # AMCT reads float32 files of exactly the input's shape, nothing else
-        files.write_whole(
-            os.path.join(folder, "data", f"{number:06d}.bin"), read_batch([path], task.single)
-        )
+    left: Dict[str, str] = {}
+    if not task.arguments.all_layers:
+        left = quantisation.float_on_card(model)
+    data = os.path.join(folder, "data")
+    os.mkdir(data, 0o750)
+    for number, path in enumerate(task.chosen):
+        # AMCT reads only float32 files of exactly the input's shape.
+        files.write_whole(os.path.join(data, f"{number:06d}.bin"), read_batch([path], task.single))
     groups = {name: [name] for name in quantisation.layers(model) if name not in left}
-    deploy, promise = task.make(
+    deploy, report = task.make(
         model,
         groups,
         lambda back: calibrate(task, sorted({*left, *back}), folder),
-        lambda made: answers_on_card(task, made, folder),
+        lambda deploy: answers_on_card(task, deploy, folder),
     )
-    return deploy, {"float": left, **promise}
+    return deploy, {"float": left, **report}
 
 
-# ---- command line ----------------------------------------------------------------------------------------------------
+# ---- command line --------------------------------------------------------------------------------
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -159,17 +155,17 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_tools(model: str) -> None:
-    """Raises: Refusal for a model that AMCT does not read, or if there is no AMCT."""
+    """Raises: Refusal for a model that AMCT does not read, or if AMCT is not installed."""
     opset = max((entry.version for entry in onnx_file.load(model).opset_import), default=0)
     if opset not in OPSETS:
         raise Refusal(
-            f"{shown(model)} has opset {opset}, and AMCT reads {OPSETS[0]} to {OPSETS[-1]}; export "
+            f"{shown(model)} has opset {opset}, but AMCT reads {OPSETS[0]} to {OPSETS[-1]}; export "
             "it with --opset 11"
         )
     if not shutil.which("amct_onnx"):
         raise Refusal(
-            "there is no amct_onnx on the PATH; AMCT is a package of CANN for the host's own Python: pip3 "
-            "install ./amct_onnx-*.whl, and source set_env.sh"
+            "there is no amct_onnx on the PATH; AMCT is a package of CANN for the host's own "
+            "Python: pip3 install ./amct_onnx-*.whl, and source set_env.sh"
         )
 
 
@@ -193,13 +189,14 @@ def main() -> None:
     task.write(quantized, report)
     put_back = f", {len(report['put_back'])} put back by --max-drop" if report["put_back"] else ""
     print(
-        f"{shown(arguments.output)}: int8 for the card, calibrated on {len(task.chosen)} images, "
-        f"{len(report['float'])} layers left in float16{put_back}, in {time.time() - start:.1f} s"
+        f"{shown(arguments.output)}: int8 for the card, calibrated on "
+        f"{counted(len(task.chosen), 'image')}, {counted(len(report['float']), 'layer')} left in "
+        f"float16{put_back}, in {time.time() - start:.1f} s"
     )
     if not report.get("held", True):
         raise Refusal(
-            f"even with every layer in float16 the card loses {report['drop']:.2f} points of Top-1, more "
-            f"than --max-drop {arguments.max_drop:g}; see scripts/forecast_fp16.py",
+            f"even with every layer in float16 the card loses {report['drop']:.2f} points of "
+            f"Top-1, more than --max-drop {arguments.max_drop:g}; see scripts/forecast_fp16.py",
             cli.BELOW_MINIMUM,
         )
 

@@ -25,6 +25,7 @@ if __name__ == "__main__":
 from common.core import files, options, progress, recipe, record
 from common.core.cli import ROOT, Refusal, shown, some
 from common.data import class_names, prepared
+from common.model.network import lineage_is_assumed
 from common.results import accuracy, figures, published
 from common.results.results import chunks, percent, result_files
 from common.results.work_files import (
@@ -430,7 +431,7 @@ def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str
         else f"{name}{where} was evaluated on {images:,} images"
     )
     sentence += f" and classifies {figure(page['best'])} images a second" if page["best"] else ""
-    points, lineage_assumed = [], parts["network"].get("lineage_told") == str(False)
+    points, lineage_assumed = [], lineage_is_assumed(parts["network"])
     if compared:
         points.append(
             f"{compared['second']} and {compared['first']} give the same answer for "

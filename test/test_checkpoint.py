@@ -1,4 +1,4 @@
-"""Checkpoints as people have them, and files that are none: read without running anything, refused by name."""
+"""Checkpoints as people have them, and other files: read without running anything, or refused."""
 
 import argparse
 import builtins
@@ -36,104 +36,95 @@ NAMES = [
 ]
 
 
-def weights(fill: float = 1.0) -> Dict[str, torch.Tensor]:
+def made_up_weights(fill: float = 1.0) -> Dict[str, torch.Tensor]:
     return OrderedDict((name, torch.full((2, 3), float(fill))) for name in NAMES)
 
 
-def refused(held: Any, **options: Any) -> str:
+def refusal_of(held: Any, **options: Any) -> str:
+    """What find_state_dict() says when it refuses what a checkpoint holds."""
     with pytest.raises(Refusal) as refusing:
         find_state_dict(held, "x.pth", **options)
     return refusing.value.sentence
 
 
 def saved(path: Path, held: Any, **options: Any) -> str:
+    """The path of a file that torch.save wrote."""
     torch.save(held, str(path), **options)
     return str(path)
 
 
-# ---- the state dict in its wrapping ----------------------------------------------------------------------------------
+# ---- the state dict in its wrapping --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "key",
-    [
-        "net",
-        "model_state_dict",
-        "model_state",
-        "teacher",
-        "student",
-        "module",
-        "weights",
-        "params",
-        "ema",
-        "model_ema",
-        "state_dict",
-        "checkpoint.model.state_dict",
-    ],
+    "net model_state_dict model_state teacher student module weights params ema model_ema "
+    "state_dict checkpoint.model.state_dict".split(),
 )
-def test_the_one_state_dict_is_found_whatever_it_is_under(key: str) -> None:
-    held: Any = weights()
+def test_the_only_state_dict_is_found_under_any_key(key: str) -> None:
+    held: Any = made_up_weights()
     for part in reversed(key.split(".")):
         held = {
             part: held,
             "epoch": 3,
             "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}},
         }
-    found = find_state_dict(held, "x.pth")
-    assert (list(found.tensors), found.key, found.prefix) == (NAMES, key, "")
+    state = find_state_dict(held, "x.pth")
+    assert (list(state.tensors), state.key, state.prefix) == (NAMES, key, "")
 
 
 def test_prefixes_of_wrappers_are_taken_off_in_any_order() -> None:
-    for prefix in (
-        "module.",
-        "_orig_mod.",
-        "model.",
-        "net.",
-        "backbone.",
-        "module._orig_mod.",
-        "_orig_mod.module.",
-        "model.net.backbone.",
-    ):
-        found = find_state_dict(
-            {prefix + name: tensor for name, tensor in weights().items()}, "x.pth"
-        )
-        assert (list(found.tensors), found.prefix) == (NAMES, prefix)
+    prefixes = (
+        "module. _orig_mod. model. net. backbone. module._orig_mod. _orig_mod.module. "
+        "model.net.backbone."
+    )
+    for prefix in prefixes.split():
+        wrapped = {prefix + name: tensor for name, tensor in made_up_weights().items()}
+        state = find_state_dict(wrapped, "x.pth")
+        assert (list(state.tensors), state.prefix) == (NAMES, prefix)
 
 
 def test_what_stands_beside_the_tensors_of_a_bare_state_dict_is_left_out() -> None:
-    assert (
-        list(find_state_dict(dict(weights(), epoch=5, arch="tresnet_m"), "x.pth").tensors) == NAMES
-    )
+    checkpoint = dict(made_up_weights(), epoch=5, arch="tresnet_m")
+    assert list(find_state_dict(checkpoint, "x.pth").tensors) == NAMES
 
 
-def test_of_several_equal_ones_the_user_chooses() -> None:
-    held = {"student": weights(1), "teacher": weights(2), "head": {"a": torch.ones(1)}}
-    assert refused(held) == (
+def test_the_user_chooses_one_of_several_equal_state_dicts() -> None:
+    held = {
+        "student": made_up_weights(1),
+        "teacher": made_up_weights(2),
+        "head": {"a": torch.ones(1)},
+    }
+    assert refusal_of(held) == (
         "x.pth holds several state dicts: student (30 tensors), teacher (30 tensors); "
-        "say which one to take, such as --key student"
+        "choose one of them, for example --key student"
     )
     assert float(find_state_dict(held, "x.pth", key="teacher").tensors[NAMES[0]][0, 0]) == 2
-    assert "--key net names none of the state dicts in x.pth, which are student (30 " in refused(
+    assert "--key net fits none of the state dicts in x.pth: student (30 " in refusal_of(
         held, key="net"
     )
-    nested = {"a": {"model": weights(1)}, "b": {"model": weights(2)}}
-    assert "names 2 of the state dicts" in refused(nested, key="model")
+    nested = {"a": {"model": made_up_weights(1)}, "b": {"model": made_up_weights(2)}}
+    assert "fits 2 of the state dicts" in refusal_of(nested, key="model")
     assert float(find_state_dict(nested, "x.pth", key="b.model").tensors[NAMES[0]][0, 0]) == 2
 
 
 def test_averaged_weights_are_taken_when_asked_for_or_alone() -> None:
-    held = {"model": weights(1), "model_ema": weights(2), "state_dict": weights(3)}
+    held = {
+        "model": made_up_weights(1),
+        "model_ema": made_up_weights(2),
+        "state_dict": made_up_weights(3),
+    }
     assert find_state_dict(held, "x.pth").key == "state_dict"
     assert find_state_dict(held, "x.pth", ema=True).key == "model_ema"
-    assert find_state_dict({"ema": {"module": weights()}}, "x.pth").key == "ema.module"
+    assert find_state_dict({"ema": {"module": made_up_weights()}}, "x.pth").key == "ema.module"
     assert (
         "has no averaged weights (state_dict_ema), only net (30 tensors); leave out --ema"
-        in refused({"net": weights()}, ema=True)
+        in refusal_of({"net": made_up_weights()}, ema=True)
     )
 
 
 @pytest.mark.parametrize(
-    "make, said",
+    "make, problem",
     [
         (lambda: torch.eye(3).to_sparse(), "is sparse"),
         (lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "is quantised"),
@@ -146,29 +137,29 @@ def test_averaged_weights_are_taken_when_asked_for_or_alone() -> None:
     ],
 )
 def test_tensors_that_cannot_be_weights_are_named(
-    make: Callable[[], torch.Tensor], said: str, tmp_path: Path
+    make: Callable[[], torch.Tensor], problem: str, tmp_path: Path
 ) -> None:
     try:
         tensor = make()
     except RuntimeError as error:
         pytest.skip(f"PyTorch {torch.__version__} has no such tensors: {error}")
-    path = saved(tmp_path / "x.pth", dict(weights(), **{"head.fc.weight": tensor}))
+    path = saved(tmp_path / "x.pth", dict(made_up_weights(), **{"head.fc.weight": tensor}))
     try:
         held = load_checkpoint(path)
     except Refusal as refusal:  # the reader for older ones builds plain tensors alone
         assert tuple(map(int, torch.__version__.split(".")[:2])) < NAMES_GLOBALS
         assert "which weights do not need" in refusal.sentence
         return
-    assert f"the tensor head.fc.weight of shape {list(tensor.shape)} {said}" in refused(held)
+    assert f"the tensor head.fc.weight of shape {list(tensor.shape)} {problem}" in refusal_of(held)
 
 
 def test_a_tensor_under_a_number_is_named() -> None:
-    assert "the tensor 7 of shape [1] is named by a number" in refused(
-        {**weights(), 7: torch.ones(1)}
+    assert "the tensor 7 of shape [1] is named by a number" in refusal_of(
+        {**made_up_weights(), 7: torch.ones(1)}
     )
 
 
-# ---- what may stand beside the weights -------------------------------------------------------------------------------
+# ---- what may stand beside the weights -----------------------------------------------------------
 
 
 def test_harmless_extras_are_read_by_name_and_nothing_runs(tmp_path: Path) -> None:
@@ -190,7 +181,7 @@ def test_harmless_extras_are_read_by_name_and_nothing_runs(tmp_path: Path) -> No
         ("legacy.pth", {"_use_new_zipfile_serialization": False}),
     ):
         held = load_checkpoint(
-            saved(tmp_path / name, dict(extras, state_dict=weights()), **options)
+            saved(tmp_path / name, dict(extras, state_dict=made_up_weights()), **options)
         )
         assert list(find_state_dict(held, "x.pth").tensors) == NAMES
         assert held["history"] == {"loss": [1.0]} and held["array"].tolist() == [
@@ -228,30 +219,28 @@ def test_functions_are_refused_by_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = saved(
-        tmp_path / "x.pth", {"state_dict": weights(), "extra": Calls(function, *arguments)}
+        tmp_path / "x.pth", {"state_dict": made_up_weights(), "extra": Calls(function, *arguments)}
     )
     with pytest.raises(Refusal, match="which weights do not need and which could run code"):
         load_checkpoint(path)
     assert os.listdir(str(tmp_path)) == ["x.pth"]
 
 
-# ---- damage, and what is no checkpoint -------------------------------------------------------------------------------
+# ---- damage, and what is not a checkpoint --------------------------------------------------------
 
 
 def test_flipped_bits_are_seen_by_the_archives_checksums(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     saved(path, {"state_dict": {"body.conv1.0.weight": torch.ones(100000)}})
     data = bytearray(path.read_bytes())
-    place = len(data) // 2
-    data[place] ^= 1
-    data[place + 100] ^= 128
+    middle = len(data) // 2
+    data[middle] ^= 1
+    data[middle + 100] ^= 128
     path.write_bytes(bytes(data))
     assert torch.load(str(path))["state_dict"]["body.conv1.0.weight"].numel() == 100000, (
         "PyTorch does not see it"
     )
-    with pytest.raises(
-        Refusal, match="is damaged: .* in it has another checksum than when it was saved"
-    ):
+    with pytest.raises(Refusal, match="is damaged: the checksum of .* in it is wrong"):
         load_checkpoint(str(path))
 
 
@@ -266,18 +255,16 @@ def test_a_pickle_of_another_kind_is_named_as_that(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(pickle.dumps({"weights": [1.0, 2.0]}, protocol=2))
     with pytest.raises(Refusal) as refusing:
         load_checkpoint(str(tmp_path / "x.pth"))
-    assert "is a Python pickle, but not one that torch.save wrote" in refusing.value.sentence
+    assert "is a Python pickle that torch.save did not write" in refusing.value.sentence
     assert "weights_only" not in refusing.value.sentence
 
 
 @pytest.mark.parametrize(
-    "error, said",
+    "error, sentence",
     [
         (MemoryError(), "there is not enough memory to load"),
         (
-            RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"
-            ),
+            RuntimeError("[alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you"),
             "there is not enough memory to load",
         ),
         (
@@ -288,11 +275,11 @@ def test_a_pickle_of_another_kind_is_named_as_that(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_the_files_fault_is_not_called_damage(
-    error: Exception, said: str, tmp_path: Path
+    error: Exception, sentence: str, tmp_path: Path
 ) -> None:
-    path = saved(tmp_path / "x.pth", weights())
+    path = saved(tmp_path / "x.pth", made_up_weights())
     with mock.patch("common.model.checkpoint.load_weights_only", side_effect=error), pytest.raises(
-        Refusal, match=said
+        Refusal, match=sentence
     ):
         load_checkpoint(path)
 
@@ -314,17 +301,15 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
         load_checkpoint(str(tmp_path))
 
 
-# ---- what the tensors say --------------------------------------------------------------------------------------------
+# ---- what the tensors say ------------------------------------------------------------------------
 
 
 def tresnet(width: int, *blocks: int) -> Dict[str, torch.Tensor]:
     """What recognise() looks at."""
     tensors = {network.STEM: torch.zeros(width, 48, 3, 3), "head.fc.weight": torch.zeros(10, 2048)}
-    tensors.update(
-        (f"body.layer{stage}.{block}.conv1.0.weight", torch.zeros(1))
-        for stage, count in enumerate(blocks, 1)
-        for block in range(count)
-    )
+    for stage, count in enumerate(blocks, 1):
+        for block in range(count):
+            tensors[f"body.layer{stage}.{block}.conv1.0.weight"] = torch.zeros(1)
     return tensors
 
 
@@ -332,7 +317,7 @@ def test_a_tresnet_of_another_kind_is_named_as_what_it_is() -> None:
     with pytest.raises(
         Refusal,
         match="a kind that is not supported: 64 channels in its first convolution and 3-4-6-3 "
-        "blocks in its stages, where tresnet_m has 3-4-11-3",
+        "blocks in its stages, but tresnet_m has 3-4-11-3",
     ):
         network.recognise(tresnet(64, 3, 4, 6, 3), "x.pth", None, None, None)
 
@@ -347,17 +332,29 @@ def test_another_spelling_of_arch_is_no_contradiction(
         network.recognise(tresnet(64, 3, 4, 11, 3), "x.pth", arch, None, None).variant
         == "tresnet_m"
     )
-    assert ("says my_network, no name of a TResNet" in capsys.readouterr().err) == (
+    assert ("says my_network, which is not the name of a TResNet" in capsys.readouterr().err) == (
         arch == "my_network"
     )
 
 
-def test_whether_the_lineage_was_told_is_known() -> None:
+def test_the_lineage_is_known_from_the_counters_or_from_the_user() -> None:
     plain = tresnet(64, 3, 4, 11, 3)
     tracked = dict(plain, **{"body.conv1.1.num_batches_tracked": torch.zeros(1)})
-    assert not network.recognise(plain, "x.pth", None, None, None).told
-    assert network.recognise(plain, "x.pth", None, None, "ascend").told
-    assert network.recognise(tracked, "x.pth", None, None, None).told
+    for tensors, lineage, known in (
+        (plain, None, False),
+        (plain, "ascend", True),
+        (tracked, None, True),
+    ):
+        seen = network.recognise(tensors, "x.pth", None, None, lineage)
+        assert seen.lineage_is_known == known
+
+
+@pytest.mark.parametrize(
+    "note, assumed", [(False, True), (True, False), ("False", True), ("True", False), (None, False)]
+)
+def test_a_record_says_whether_the_lineage_is_assumed(note: Any, assumed: bool) -> None:
+    """Up to version 1.2.0 records held a text."""
+    assert network.lineage_is_assumed({"lineage_told": note}) == assumed
 
 
 # ---- .safetensors --------------------------------------------------------------------------------
@@ -367,25 +364,16 @@ def entry(begin: int, end: int, shape: Sequence[int] = (1,), dtype: str = "F32")
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
-def by_hand(path: Path, header: Any, data: bytes) -> str:
+def write_safetensors(path: Path, header: Any, data: bytes) -> str:
     """Write a .safetensors file by the format's description; the header a dict, or its bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return str(path)
 
 
-@pytest.mark.parametrize(
-    "kind, dtype",
-    (
-        ("float64", torch.float64),
-        ("float32", torch.float32),
-        ("float16", torch.float16),
-        ("int64", torch.int64),
-        ("int32", torch.int32),
-    ),
-)
+@pytest.mark.parametrize("kind", ("float64", "float32", "float16", "int64", "int32"))
 def test_a_file_that_the_safetensors_package_wrote_is_read_to_the_bit(
-    kind: str, dtype: torch.dtype, tmp_path: Path
+    kind: str, tmp_path: Path
 ) -> None:
     generator = np.random.RandomState(1)
     arrays = {"b": generator.randint(-9, 9, (3, 1, 5)), "a": np.array(7), "none": np.zeros((0, 4))}
@@ -395,7 +383,8 @@ def test_a_file_that_the_safetensors_package_wrote_is_read_to_the_bit(
     read = load_checkpoint(path)
     assert list(read) == ["a", "b", "none"]
     for name, array in arrays.items():
-        assert read[name].dtype == dtype and tuple(read[name].shape) == array.shape
+        assert read[name].dtype == getattr(torch, kind)
+        assert tuple(read[name].shape) == array.shape
         assert read[name].numpy().tobytes() == array.tobytes()
         read[name] += 1  # memory of its own
 
@@ -411,7 +400,7 @@ DAMAGED = {  # name: header, data
     "negative offset": ({"a": entry(-4, 0)}, bytes(4)),
     "another size than its shape": ({"a": entry(0, 4, (2,))}, bytes(4)),
     "shape that overflows": ({"a": entry(0, 4, (1 << 62, 1 << 62))}, bytes(4)),
-    "empty, and as wide as no array": ({"a": entry(0, 0, (0, (1 << 63) - 1))}, b""),
+    "empty, and wider than any array": ({"a": entry(0, 0, (0, (1 << 63) - 1))}, b""),
     "one name twice": (
         b'{"a": %s, "a": %s}' % (json.dumps(ONE).encode(), json.dumps(entry(4, 8)).encode()),
         bytes(8),
@@ -421,14 +410,14 @@ DAMAGED = {  # name: header, data
     "a list": ([], b""),
     "nested too deep": (b'{"a":' * 100000, b""),
     "not UTF-8": (b'{"\xff": 1}', b""),
-    "metadata that are no text": ({"__metadata__": {"epoch": 5}, "a": ONE}, bytes(4)),
+    "metadata that are not texts": ({"__metadata__": {"epoch": 5}, "a": ONE}, bytes(4)),
     "too large a header": (b'{"a":{"dtype":"F32","shape":[0' + b",0" * (1 << 23) + b"]}}", b""),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_safetensors_file_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
-    path = by_hand(tmp_path / "x.safetensors", *DAMAGED[name])
+    path = write_safetensors(tmp_path / "x.safetensors", *DAMAGED[name])
     with pytest.raises(Refusal) as refusing:
         load_checkpoint(path)
     assert re.fullmatch(
@@ -440,7 +429,7 @@ def test_a_damaged_safetensors_file_is_refused_in_one_sentence(name: str, tmp_pa
 
 def test_a_truncated_safetensors_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    content = Path(by_hand(path, {"a": ONE}, bytes(4))).read_bytes()
+    content = Path(write_safetensors(path, {"a": ONE}, bytes(4))).read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
         with pytest.raises(Refusal, match="cannot be read as a checkpoint .*copy it again"):
@@ -450,17 +439,17 @@ def test_a_truncated_safetensors_file_is_refused_wherever_it_ends(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ("U8", "BOOL", "I8", "F8_E4M3"))
-def test_a_type_that_is_no_weights_is_named(kind: str, tmp_path: Path) -> None:
-    path = by_hand(tmp_path / "x.safetensors", {"a": entry(0, 4, (4,), kind)}, bytes(4))
+def test_a_type_that_weights_cannot_have_is_named(kind: str, tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "x.safetensors", {"a": entry(0, 4, (4,), kind)}, bytes(4))
     with pytest.raises(
         Refusal, match=f"the tensor a has the type {kind}; save the network's plain"
     ):
         load_checkpoint(path)
 
 
-def test_too_little_memory_for_a_safetensors_file_is_told(tmp_path: Path) -> None:
+def test_too_little_memory_for_a_safetensors_file_is_reported(tmp_path: Path) -> None:
     """The package itself ends in a panic there."""
-    path = by_hand(tmp_path / "x.safetensors", {"a": entry(0, 1 << 28, (1 << 26,))}, b"")
+    path = write_safetensors(tmp_path / "x.safetensors", {"a": entry(0, 1 << 28, (1 << 26,))}, b"")
     os.truncate(path, os.path.getsize(path) + (1 << 28))
     code = (
         "import resource, sys, numpy, torch\nfrom common.model.checkpoint import load_checkpoint\n"

@@ -380,7 +380,7 @@ def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refus
             "mean": [0.5, 0.5, 0.5],
         }
     with small_network(), pytest.raises(
-        Refusal, match="says img_size = 100, but the network halves the image five "
+        Refusal, match="says img_size = 100, which is not a multiple of 32 "
     ):
         run_here(export.main, tmp_path / "m.pth", target)
 

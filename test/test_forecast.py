@@ -1,9 +1,9 @@
-"""forecast_fp16.py: the card's arithmetic, computed another way; what is named; the verdict after a run on the card."""
+"""forecast_fp16.py: the card's arithmetic, computed another way; its report; the verdict later."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Sequence
 
 from common.core import cli
 from common.model import float16, onnx_file, operators
@@ -28,22 +28,23 @@ from onnx import helper, numpy_helper
 
 machine = pytest.fixture(make_machine)
 IMAGES = 4
+ATC = (
+    "--framework=5 --model=tiny.onnx --output=tiny_bs1 --input_format=NCHW "
+    "--input_shape=image:1,3,64,64 --soc_version=Ascend310P3"
+).split()
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tiny.onnx, in/ (four images) and labels.txt, of which three are what float32 says."""
+    """A folder with tiny.onnx, in/ (four images), and labels.txt: float32 is right for three."""
     folder = tmp_path_factory.mktemp("tiny")
     save_tiny_tresnet(folder / "tiny.onnx", "miil")
     save_images(folder / "in", IMAGES)
-    classes = [
-        int(logits(folder / "tiny.onnx", folder / "in", number).argmax())
-        for number in range(1, IMAGES + 1)
-    ]
-    classes[0] = (classes[0] + 1) % 10
-    (folder / "labels.txt").write_text(
-        "".join(f"i{number} {label}\n" for number, label in enumerate(classes, 1))
-    )
+    lines = []
+    for number in range(1, IMAGES + 1):
+        label = int(logits(folder / "tiny.onnx", folder / "in", number).argmax())
+        lines.append(f"i{number} {(label + 1) % 10 if number == 1 else label}\n")
+    (folder / "labels.txt").write_text("".join(lines))
     return folder
 
 
@@ -62,15 +63,48 @@ def forecast(folder: Path, *words: object) -> Any:
     )
 
 
-# ---- the arithmetic --------------------------------------------------------------------------------------------------
+# ---- the arithmetic ------------------------------------------------------------------------------
 
 
 def half(array: Any) -> np.ndarray:
+    """Rounded to float16 as on the card, as float64."""
     return np.asarray(array, np.float64).clip(-65504, 65504).astype(np.float16).astype(np.float64)
 
 
-def test_three_layers_agree_with_numpy(tmp_path: Path) -> None:
-    """A convolution with bias, a LeakyReLU and a pooling, by loops in float64, rounded where the card rounds."""
+def model_of(
+    nodes: List[onnx.NodeProto], image: List[Any], logits: List[Any], **weights: Any
+) -> onnx.ModelProto:
+    """A model with the input `image` and the output `class` of these shapes."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("image", 1, image)],
+        [helper.make_tensor_value_info("class", 1, logits)],
+        [numpy_helper.from_array(np.array(value, np.float32), n) for n, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
+
+
+def run_rounded(
+    model: onnx.ModelProto, image: np.ndarray, tensors: List[str], kept: Sequence[str] = ()
+) -> Dict[str, np.ndarray]:
+    """These tensors of the model in the card's arithmetic."""
+    rounded = operators.with_outputs(float16.rounded(model, kept), tensors)
+    return operators.run(operators.session(rounded), {"image": image})
+
+
+def convolution_sums(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """[channels, 4, 4] of an image [3, 8, 8], kernel 3×3, stride 2, padding 1: by loops."""
+    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)))
+    sums = np.zeros((len(weight), 4, 4))
+    for channel, y, x in np.ndindex(sums.shape):
+        patch = padded[:, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3]
+        sums[channel, y, x] = np.sum(patch * weight[channel])
+    return sums
+
+
+def test_three_layers_agree_with_numpy() -> None:
+    """A convolution with bias, a LeakyReLU, a pooling: in float64, rounded where the card does."""
     rng = np.random.RandomState(0)
     weight, bias = rng.randn(4, 3, 3, 3).astype(np.float32), rng.randn(4).astype(np.float32)
     image = rng.rand(1, 3, 8, 8).astype(np.float32)
@@ -79,40 +113,16 @@ def test_three_layers_agree_with_numpy(tmp_path: Path) -> None:
         helper.make_node("LeakyRelu", ["conv"], ["leaky"], alpha=0.01),
         helper.make_node("GlobalAveragePool", ["leaky"], ["class"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "three",
-        [helper.make_tensor_value_info("image", 1, ["batch", 3, 8, 8])],
-        [helper.make_tensor_value_info("class", 1, ["batch", 4, 1, 1])],
-        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
-    tensors = ["conv", "leaky", "class"]
-    found = operators.run(
-        operators.session(operators.with_outputs(float16.rounded(model), tensors)), {"image": image}
-    )
-
-    padded = np.pad(half(image)[0], ((0, 0), (1, 1), (1, 1)))
-    sums = np.array(
-        [
-            [
-                [
-                    np.sum(padded[:, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3] * half(kernel))
-                    for x in range(4)
-                ]
-                for y in range(4)
-            ]
-            for kernel in weight
-        ]
-    )
-    conv = half(half(sums) + half(bias)[:, None, None])
+    model = model_of(nodes, ["batch", 3, 8, 8], ["batch", 4, 1, 1], w=weight, b=bias)
+    values = run_rounded(model, image, ["conv", "leaky", "class"])
+    sums = convolution_sums(half(image)[0], half(weight))
+    bias = half(bias)[:, None, None]
+    conv = half(half(sums) + bias)
     leaky = half(np.where(conv < 0, conv * half(0.01), conv))
     expected = {"conv": conv, "leaky": leaky, "class": half(leaky.mean(axis=(1, 2)))[:, None, None]}
-    for name in tensors:
-        assert np.array_equal(found[name][0], expected[name]), name
-    assert not np.array_equal(conv, half(sums + half(bias)[:, None, None])), (
-        "the bias addition rounds on its own"
-    )
+    for name, value in expected.items():
+        assert np.array_equal(values[name][0], value), name
+    assert not np.array_equal(conv, half(sums + bias)), "the bias addition rounds on its own"
 
 
 def test_values_beyond_float16_saturate_and_kept_operators_do_not() -> None:
@@ -120,23 +130,10 @@ def test_values_beyond_float16_saturate_and_kept_operators_do_not() -> None:
         helper.make_node("Mul", ["image", "many"], ["mul"], name="mul"),
         helper.make_node("Mul", ["mul", "few"], ["class"], name="back"),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("image", 1, ["batch", 1])],
-        [helper.make_tensor_value_info("class", 1, ["batch", 1])],
-        [
-            numpy_helper.from_array(np.array(value, np.float32), name)
-            for name, value in (("many", 2048.0), ("few", 2.0**-11))
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
-
-    def result(*kept: str) -> float:
-        ready = operators.session(operators.with_outputs(float16.rounded(model, kept), ["class"]))
-        return float(operators.run(ready, {"image": np.array([[64.0]], np.float32)})["class"][0, 0])
-
-    assert (result(), result("mul"), result("mul", "back")) == (31.984375, 31.984375, 64.0)
+    model = model_of(nodes, ["batch", 1], ["batch", 1], many=2048.0, few=2.0**-11)
+    image = np.array([[64.0]], np.float32)
+    for kept, result in (((), 31.984375), (("mul",), 31.984375), (("mul", "back"), 64.0)):
+        assert run_rounded(model, image, ["class"], kept)["class"][0, 0] == result
 
 
 def test_the_forecast_agrees_with_the_float16_device(tiny: Path, machine: Machine) -> None:
@@ -152,39 +149,19 @@ def test_the_forecast_agrees_with_the_float16_device(tiny: Path, machine: Machin
     assert 0.8 < losses[0].mean() / losses[1].mean() < 1.25 and losses[1].min() > 1e-8
 
 
-def on_card(tiny: Path, machine: Machine, *words: object, fault: str = "") -> List[np.ndarray]:
-    """Logits of the four images in machine/result, from the stand-ins of atc and ais_bench, with float16 results."""
+def on_card(tiny: Path, machine: Machine, fault: str = "") -> List[np.ndarray]:
+    """Logits of the images from the stand-ins of atc and ais_bench, with float16 results."""
     work = machine[1]
     for source in (tiny / "in").iterdir():
         (work / "in").mkdir(mode=0o750, exist_ok=True)
         (work / "in" / source.name).write_bytes(source.read_bytes())
     (work / "tiny.onnx").write_bytes((tiny / "tiny.onnx").read_bytes())
-    switches = {"STANDIN_DEVICE": "float16", "STANDIN_FAULT": fault}
-    done = atc_here(
-        machine,
-        "--framework=5",
-        "--model=tiny.onnx",
-        "--output=tiny_bs1",
-        "--input_format=NCHW",
-        "--input_shape=image:1,3,64,64",
-        "--soc_version=Ascend310P3",
-        *words,
-        **switches,
-    )
+    done = atc_here(machine, *ATC, STANDIN_DEVICE="float16", STANDIN_FAULT=fault)
     assert done.returncode == 0, done.stdout
     (work / "tiny_bs1.om").chmod(0o640)
     done = infer_here(
         machine,
-        "--model",
-        "tiny_bs1.om",
-        "--input",
-        "in",
-        "--output",
-        "./",
-        "--output_dirname",
-        "result",
-        "--outfmt",
-        "NPY",
+        *"--model tiny_bs1.om --input in --output ./ --output_dirname result --outfmt NPY".split(),
     )
     assert done.returncode == 0, done.stderr
     return [
@@ -192,51 +169,48 @@ def on_card(tiny: Path, machine: Machine, *words: object, fault: str = "") -> Li
     ]
 
 
-# ---- what it says ----------------------------------------------------------------------------------------------------
+# ---- what it says --------------------------------------------------------------------------------
 
 
 def test_the_report_has_every_operator_the_accuracies_and_a_plot(
     tiny: Path, tmp_path: Path
 ) -> None:
-    done = forecast(tiny, "--labels", "labels.txt", "--output", tmp_path / "out")
+    words = ("--labels", "labels.txt", "--output", tmp_path / "out")
+    done = forecast(tiny, *words)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "forecast.json").read_text())
-    assert (report["tool"], report["version"], report["images"]) == (
-        "forecast_fp16.py",
-        cli.VERSION,
-        IMAGES,
-    )
-    assert (report["top1_agreement"], report["top1"], report["top1_float32"]) == (100.0, 75.0, 75.0)
+    expected = {
+        "tool": "forecast_fp16.py",
+        "version": cli.VERSION,
+        "images": IMAGES,
+        "top1_agreement": 100.0,
+        "top1": 75.0,
+        "top1_float32": 75.0,
+        "overflow": [],
+    }
+    assert {key: report[key] for key in expected} == expected
     model = onnx_file.load(str(tiny / "tiny.onnx"))
-    assert [row["name"] for row in report["operators"]] == [node.name for node in model.graph.node]
-    assert [row["type"] for row in report["operators"]] == [
-        node.op_type for node in model.graph.node
-    ]
-    image = np.fromfile(str(tiny / "in" / "i1.bin"), np.float32).reshape(1, 3, 64, 64)
-    first = operators.run(
-        operators.session(operators.with_outputs(model, ["head.flatten"])), {"image": image}
-    )
-    row = next(row for row in report["operators"] if row["name"] == "head.flatten")
-    assert (
-        row["largest"] >= np.abs(first["head.flatten"]).max()
-        and row["headroom"] == 65504 - row["largest"]
-    )
-    assert (
-        report["cosine"]["min"] == min(report["cosines"]) < 1 and len(report["cosines"]) == IMAGES
-    )
-    assert (
-        report["overflow"] == []
-        and "Top-1 accuracy: 75.00 % expected, float32 75.00 %" in done.stdout
-    )
+    rows = [(row["name"], row["type"]) for row in report["operators"]]
+    assert rows == [(node.name, node.op_type) for node in model.graph.node]
+    assert report["cosine"]["min"] == min(report["cosines"]) < 1
+    assert len(report["cosines"]) == IMAGES
+    assert "Top-1 accuracy: 75.00 % expected, float32 75.00 %" in done.stdout
     assert (tmp_path / "out" / "forecast.png").read_bytes()[:4] == b"\x89PNG"
-    assert (
-        "is up to date"
-        in forecast(tiny, "--labels", "labels.txt", "--output", tmp_path / "out").stdout
-    )
-    assert (
-        "forecast for float16 over 2"
-        in forecast(tiny, "--images", 2, "--output", tmp_path / "out").stdout
-    )
+    assert "is up to date" in forecast(tiny, *words).stdout
+    done = forecast(tiny, "--images", 2, "--output", tmp_path / "out")
+    assert "forecast for float16 over 2 images" in done.stdout
+
+
+def test_the_largest_value_of_an_operator_is_that_of_all_images(tiny: Path, tmp_path: Path) -> None:
+    assert forecast(tiny, "--images", 1, "--output", tmp_path).returncode == 0
+    report = json.loads((tmp_path / "forecast.json").read_text())
+    row = next(row for row in report["operators"] if row["name"] == "head.flatten")
+    model = onnx_file.load(str(tiny / "tiny.onnx"))
+    image = np.fromfile(str(tiny / "in" / "i1.bin"), np.float32).reshape(1, 3, 64, 64)
+    ready = operators.session(operators.with_outputs(model, ["head.flatten"]))
+    largest = np.abs(operators.run(ready, {"image": image})["head.flatten"]).max()
+    assert row["largest"] == pytest.approx(float(largest), rel=1e-5)
+    assert row["headroom"] == 65504 - row["largest"]
 
 
 def test_a_fixed_batch_changes_nothing(tiny: Path, tmp_path: Path) -> None:
@@ -245,40 +219,25 @@ def test_a_fixed_batch_changes_nothing(tiny: Path, tmp_path: Path) -> None:
     onnx.save(model, str(tmp_path / "four.onnx"))
     reports = []
     for name in (tiny / "tiny.onnx", tmp_path / "four.onnx"):
-        done = run_main(
-            forecast_fp16.main,
-            tmp_path,
-            "forecast_fp16.py",
-            name,
-            "--input",
-            tiny / "in",
-            "--images",
-            2,
-        )
+        words = ("forecast_fp16.py", name, "--input", tiny / "in", "--images", 2)
+        done = run_main(forecast_fp16.main, tmp_path, *words)
         assert done.returncode == 0, done.stderr
         reports.append(json.loads((tmp_path / "forecast.json").read_text()))
     assert reports[0] == reports[1]
 
 
 def overflowing(path: Path, source: Path, node: str) -> None:
-    """The model with a node's output times 2^16, undone behind it."""
+    """The model in which a node's input is multiplied by 2^16 and by 2^-16."""
     model = onnx.load(str(source))
-    place = [entry.name for entry in model.graph.node].index(node)
-    x, target = model.graph.node[place].input[0], model.graph.node[place].output[0]
-    model.graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array(value, np.float32), name)
-            for name, value in (("up", 2.0**16), ("down", 2.0**-16))
-        ]
-    )
-    model.graph.node.insert(
-        place, helper.make_node("Mul", [x, "up"], [x + "/up"], name="too_large")
-    )
-    model.graph.node.insert(
-        place + 1, helper.make_node("Mul", [x + "/up", "down"], [x + "/again"], name="undone")
-    )
-    model.graph.node[place + 2].input[0] = x + "/again"
-    assert target == model.graph.node[place + 2].output[0]
+    graph = model.graph
+    index = [entry.name for entry in graph.node].index(node)
+    x = graph.node[index].input[0]
+    graph.node[index].input[0] = x + "/again"
+    graph.node.insert(index, helper.make_node("Mul", [x, "up"], [x + "/up"], name="too_large"))
+    back = helper.make_node("Mul", [x + "/up", "down"], [x + "/again"], name="undone")
+    graph.node.insert(index + 1, back)
+    for name, value in (("up", 2.0**16), ("down", 2.0**-16)):
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
     onnx.save(model, str(path))
 
 
@@ -296,16 +255,7 @@ def test_an_operator_that_overflows_is_named_and_atc_takes_the_file_that_helps(
     )
     assert "too_large" in (work / "keep_dtype.txt").read_text().splitlines()
     assert report["cosine"]["min"] < 0.99 < report["cosine_kept"]
-    done = atc_here(
-        machine,
-        "--framework=5",
-        "--model=tiny.onnx",
-        "--output=tiny_bs1",
-        "--soc_version=Ascend310P3",
-        "--input_shape=image:1,3,64,64",
-        "--keep_dtype=keep_dtype.txt",
-        STANDIN_DEVICE="float16",
-    )
+    done = atc_here(machine, *ATC, "--keep_dtype=keep_dtype.txt", STANDIN_DEVICE="float16")
     assert done.returncode == 0, done.stdout
     done = forecast(work, "--input", tiny / "in", "--output", work, "--min-cosine", "0.999")
     assert done.returncode == 3 and "float16 will lower the cosine similarity to" in done.stderr
@@ -332,18 +282,18 @@ def test_the_file_for_atc_goes_when_it_would_not_help_any_more(tiny: Path, tmp_p
     )
 
 
-# ---- the verdict after a run on the card -----------------------------------------------------------------------------
+# ---- the verdict after a run on the card ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "fault, words",
+    "fault, verdict",
     (
         ("", "float16 explains it: the cosine is "),
         ("atc-weight=body.layer2.0.conv2.0", "the conversion is at fault: the cosine is "),
     ),
 )
 def test_the_comparison_says_whether_float16_explains_the_loss(
-    fault: str, words: str, tiny: Path, machine: Machine
+    fault: str, verdict: str, tiny: Path, machine: Machine
 ) -> None:
     work = machine[1]
     assert forecast(tiny, "--output", work).returncode == 0
@@ -354,20 +304,11 @@ def test_the_comparison_says_whether_float16_explains_the_loss(
             str(work / "onnx" / f"i{number}_0.npy"),
             logits(tiny / "tiny.onnx", tiny / "in", number)[None],
         )
-    done = run_main(
-        compare_results.main,
-        work,
-        "compare_results.py",
-        "result",
-        "onnx",
-        "--forecast",
-        "forecast.json",
-        "--json",
-        "compare.json",
-    )
-    assert done.returncode == 0 and words in done.stdout, done.stdout + done.stderr
+    words = "compare_results.py result onnx --forecast forecast.json --json compare.json".split()
+    done = run_main(compare_results.main, work, *words)
+    assert done.returncode == 0 and verdict in done.stdout, done.stdout + done.stderr
     report: Dict[str, Any] = json.loads((work / "compare.json").read_text())
-    assert report["verdict"].startswith(words) and len(report["cosines"]) == IMAGES
+    assert report["verdict"].startswith(verdict) and len(report["cosines"]) == IMAGES
 
 
 OTHER: Dict[str, Any] = {
@@ -398,9 +339,8 @@ def test_a_wrong_forecast_is_refused(content: str, complaint: str, tmp_path: Pat
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "a_0.txt").write_text("1.0 2.0 \n")
     (tmp_path / "f.json").write_text(content)
-    done = run_main(
-        compare_results.main, tmp_path, "compare_results.py", "r", "r", "--forecast", "f.json"
-    )
+    words = "compare_results.py r r --forecast f.json".split()
+    done = run_main(compare_results.main, tmp_path, *words)
     assert done.returncode == 1 and complaint in done.stderr
 
 
@@ -408,7 +348,7 @@ def test_a_wrong_forecast_is_refused(content: str, complaint: str, tmp_path: Pat
     "words, complaint",
     (
         (["tiny.onnx", "--input", "absent"], "holds none; prepare them"),
-        (["absent.onnx", "--input", "in"], "there is no readable ONNX file absent.onnx"),
+        (["absent.onnx", "--input", "in"], "cannot read the ONNX file absent.onnx"),
         (
             ["tiny.onnx", "--input", "in", "--labels", "few.txt"],
             "3 of 4 images have no label in few.txt",
@@ -438,3 +378,15 @@ def test_what_cannot_be_forecast_is_refused(
     done = run_main(forecast_fp16.main, tmp_path, "forecast_fp16.py", *words, "--output", "out")
     assert done.returncode == 1 and complaint in done.stderr, done.stderr
     assert not list(tmp_path.glob("out/forecast*"))
+
+
+@pytest.mark.parametrize("text", (b"image", b"lineage", b"miil", b"Conv", b"head.fc.weight"))
+def test_a_model_with_a_text_that_is_not_utf_8_is_refused(
+    text: bytes, tiny: Path, tmp_path: Path
+) -> None:
+    content = (tiny / "tiny.onnx").read_bytes()
+    assert text in content
+    (tmp_path / "tiny.onnx").write_bytes(content.replace(text, b"\xff" + text[1:]))
+    done = forecast(tmp_path, "--input", tiny / "in")
+    assert done.returncode == 1, done.stderr
+    assert "tiny.onnx is not an ONNX file, or it is damaged" in done.stderr

@@ -338,7 +338,7 @@ def test_wrong_usage(options: Any, status: int, sentence: str, model: Path) -> N
 def test_models_that_are_not_there_broken_or_of_another_kind(tmp_path: Path) -> None:
     assert "is not there" in refuses("--model", tmp_path / "nowhere.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    assert "broken.onnx is no ONNX file, or not whole" in refuses(
+    assert "broken.onnx is not an ONNX file, or it is damaged" in refuses(
         "--model", tmp_path / "broken.onnx"
     )
     value = helper.make_tensor_value_info("x", TensorProto.INT64, [2])

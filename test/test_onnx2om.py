@@ -391,8 +391,8 @@ def test_onnx2om_refuses_on_the_command_line_too(machine: Machine) -> None:
     "content, complaint",
     [
         (b"", "must have one input"),
-        (b"not a model", "no ONNX file"),
-        (None, "no readable ONNX file"),
+        (b"not a model", "is not an ONNX file, or it is damaged"),
+        (None, "cannot read the ONNX file"),
         ("name", "--input_shape takes only"),
         ("fixed", "give --batch-sizes 2"),
     ],

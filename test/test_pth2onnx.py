@@ -1,4 +1,4 @@
-"""The patch and the export: whose network it is, what is accepted, what is refused, and what the graph is made of."""
+"""The patch and the export: lineages and namings, the graph, what is refused."""
 
 import argparse
 import functools
@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List
 from common.core import cli, record
 from common.core.names import STEMS
 from common.model import graph, network, onnx_file
-from common.model.checkpoint import Tensors, find_state_dict, load_checkpoint
+from common.model.checkpoint import Tensors, load_checkpoint
 from common.model.graph import build_model
 from common.model.network import Recognised, create_network, load_network, name_today, recognise
 
@@ -35,32 +35,25 @@ import TResNet_pth2onnx as export
 
 pytestmark = pytest.mark.slow
 VARIANTS = ("tresnet_m", "tresnet_l", "tresnet_xl")
-ALLOWED = {
-    "Conv",
-    "LeakyRelu",
-    "Relu",
-    "Add",
-    "Mul",
-    "Sigmoid",
-    "GlobalAveragePool",
-    "AveragePool",
-    "Flatten",
-    "Gemm",
-}
+ALLOWED = set(
+    "Conv LeakyRelu Relu Add Mul Sigmoid GlobalAveragePool AveragePool Flatten Gemm".split()
+)
 NODES = {"tresnet_m": 256, "tresnet_l": 369, "tresnet_xl": 447}
 REFLECTED = 3  # blurs, each with two times Slice and Concat
 
 
 @pytest.fixture(scope="module")
 def images(photos: Path) -> np.ndarray:
-    """The sample photos in file-name order, float32 [20, 3, 224, 224]; GOLDEN_PHOTOS takes fewer, under emulation."""
-    return load_images(
-        sorted(map(str, photos.iterdir()))[: int(os.environ.get("GOLDEN_PHOTOS", "20"))]
-    )
+    """The sample photos in file-name order, float32 [20, 3, 224, 224].
+
+    GOLDEN_PHOTOS takes fewer, for a machine that is emulated.
+    """
+    count = int(os.environ.get("GOLDEN_PHOTOS", "20"))
+    return load_images(sorted(map(str, photos.iterdir()))[:count])
 
 
 class Weights(Dict[str, Tensors]):
-    """{variant: the state dict that the golden logits were computed with, timm 0.4.5 names}, made when asked for."""
+    """{variant: the state dict of the golden logits, timm 0.4.5 names}, made when it is needed."""
 
     def __missing__(self, variant: str) -> Tensors:
         self[variant] = fill(create_network(variant, 1000).state_dict())
@@ -74,7 +67,10 @@ def weights() -> Weights:
 
 @pytest.fixture(scope="module")
 def networks(weights: Weights) -> Callable[[str, str], torch.nn.Module]:
-    """A function (variant, lineage) -> the network with those weights, which nobody may change: the last two stay."""
+    """A function (variant, lineage) -> the network with those weights, which nobody may change.
+
+    It keeps the last two.
+    """
 
     @functools.lru_cache(2)
     def loaded(variant: str, lineage: str) -> torch.nn.Module:
@@ -92,7 +88,7 @@ def one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def state() -> Iterator[Tensors]:
-    """The state dict of a small_network(), ascend lineage, while the test lasts: for what needs no golden values."""
+    """The state dict of a small_network(), ascend lineage, which exists while the test runs."""
     with small_network():
         yield fill(network.create_network("tresnet_m", 1000).state_dict())
 
@@ -130,7 +126,13 @@ def save_safetensors(path: Path, state: Dict[str, torch.Tensor], dtype: str = "F
     safetensors.torch.save_file(tensors, str(path), {"format": "pt"})
 
 
-# ---- the patch -------------------------------------------------------------------------------------------------------
+def export_small(checkpoint: Path, folder: Path, *options: object) -> onnx.ModelProto:
+    """Export a checkpoint for 64 pixels to network.onnx in a folder; returns the model."""
+    run_here(export.main, checkpoint, folder / "network.onnx", "--img-size", SMALL, *options)
+    return onnx.load(str(folder / "network.onnx"))
+
+
+# ---- the patch -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,18 +173,18 @@ def test_the_patched_network_has_the_names_and_logits_of_the_original_environmen
     variant: str, networks: Any, images: np.ndarray
 ) -> None:
     network = networks(variant, "ascend")
-    found = [
+    tensors = [
         f"{name} {str(tensor.dtype)[6:]} {list(tensor.shape)}"
         for name, tensor in network.state_dict().items()
     ]
-    assert found == (GOLDEN / f"{variant}.keys.txt").read_text().splitlines()
+    assert tensors == (GOLDEN / f"{variant}.keys.txt").read_text().splitlines()
     expected = np.load(str(GOLDEN / f"{variant}.ascend.npy"))[: len(images)]
     with torch.no_grad():
         logits = network(torch.from_numpy(images[: len(expected)])).numpy()
     assert np.abs(logits - expected).max() <= 1e-4
 
 
-# ---- whose network it is: every lineage and naming, through the ONNX file --------------------------------------------
+# ---- every lineage and naming, through the ONNX file ---------------------------------------------
 
 FORMS = {
     "ascend training checkpoint": (
@@ -239,26 +241,22 @@ def test_safetensors_are_read_in_every_precision(
 ) -> None:
     state = today(state)
     save_safetensors(tmp_path / "weights.safetensors", state, dtype)
-    found = find_state_dict(
-        load_checkpoint(str(tmp_path / "weights.safetensors")), "weights"
-    ).tensors
-    assert list(found) == sorted(state)
+    read = load_checkpoint(str(tmp_path / "weights.safetensors"))
+    assert list(read) == sorted(state)
     for name, tensor in state.items():
-        assert found[name].dtype in (torch.float32, torch.float16)
+        assert read[name].dtype in (torch.float32, torch.float16)
         scale = float(tensor.abs().max())
-        assert float((found[name].float() - tensor.float()).abs().max()) <= tolerance * scale
+        assert float((read[name].float() - tensor.float()).abs().max()) <= tolerance * scale
 
 
 def test_a_safetensors_file_and_half_precision_are_exported(
     state: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     save_safetensors(tmp_path / "half.safetensors", today(state), "F16")
-    run_here(
-        export.main, tmp_path / "half.safetensors", tmp_path / "half.onnx", "--img-size", SMALL
-    )
-    said = capsys.readouterr().out
-    assert "tresnet_m, 1000 classes, miil lineage, named as by timm 0.8 or newer" in said
-    assert "verified: ONNX Runtime differs from PyTorch by at most" in said
+    export_small(tmp_path / "half.safetensors", tmp_path)
+    output = capsys.readouterr().out
+    assert "tresnet_m, 1000 classes, miil lineage, named as by timm 0.8 or newer" in output
+    assert "verified: ONNX Runtime differs from PyTorch by at most" in output
 
 
 def test_averaged_weights_are_taken_only_when_asked_for(
@@ -268,23 +266,11 @@ def test_averaged_weights_are_taken_only_when_asked_for(
     torch.save({"state_dict": state, "state_dict_ema": averaged}, tmp_path / "both.pth")
     biases = {}
     for options in ((), ("--ema",)):
-        run_here(
-            export.main,
-            tmp_path / "both.pth",
-            tmp_path / "network.onnx",
-            "--img-size",
-            SMALL,
-            *options,
-        )
-        model = onnx.load(str(tmp_path / "network.onnx"))
-        biases[options] = next(
-            onnx.numpy_helper.to_array(w)
-            for w in model.graph.initializer
-            if w.name == "head.fc.bias"
-        )
-    assert np.array_equal(biases[()], state["head.fc.bias"].numpy()) and set(
-        biases[("--ema",)]
-    ) == {7.0}
+        weights = export_small(tmp_path / "both.pth", tmp_path, *options).graph.initializer
+        (bias,) = [weight for weight in weights if weight.name == "head.fc.bias"]
+        biases[options] = onnx.numpy_helper.to_array(bias)
+    assert np.array_equal(biases[()], state["head.fc.bias"].numpy())
+    assert set(biases[("--ema",)]) == {7.0}
     assert "it also holds averaged weights" in capsys.readouterr().out
 
 
@@ -293,11 +279,8 @@ def test_any_number_of_classes_and_a_larger_image(state: Tensors, tmp_path: Path
     torch.save(OrderedDict(state, **head), tmp_path / "tuned.pth")
     run_here(export.main, tmp_path / "tuned.pth", tmp_path / "tuned.onnx", "--img-size", 448)
     model = onnx.load(str(tmp_path / "tuned.onnx"))
-    shapes = [
-        [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
-        for value in (model.graph.input[0], model.graph.output[0])
-    ]
-    assert shapes == [["batch", 3, 448, 448], ["batch", 7]]
+    assert shape_of(model.graph.input[0]) == ["batch", 3, 448, 448]
+    assert shape_of(model.graph.output[0]) == ["batch", 7]
     metadata = onnx_file.describe(str(tmp_path / "tuned.onnx"))["metadata"]
     keys = ("variant", "num_classes", "lineage", "img_size", "version", "checkpoint_sha256")
     assert [metadata[key] for key in keys] == [
@@ -311,29 +294,46 @@ def test_any_number_of_classes_and_a_larger_image(state: Tensors, tmp_path: Path
     assert record.read(str(tmp_path / "tuned.onnx")).notes["num_classes"] == "7"
 
 
-def test_ascend_weights_whose_counters_were_stripped_need_a_word_from_the_user(
-    state: Tensors,
+@pytest.mark.parametrize("lineage_is_known", (True, False))
+def test_the_record_and_the_file_say_whether_the_lineage_is_known(
+    lineage_is_known: bool, state: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    torch.save(state if lineage_is_known else untracked(state), tmp_path / "x.pth")
+    model = export_small(tmp_path / "x.pth", tmp_path)
+    warning = "x.pth shows the lineage of its weights; miil is assumed"
+    assert (warning in capsys.readouterr().err) == (not lineage_is_known)
+    notes = record.read(str(tmp_path / "network.onnx")).notes
+    assert notes["lineage_told"] is lineage_is_known
+    (text,) = [entry.value for entry in model.metadata_props if entry.key == "lineage_told"]
+    assert text == str(lineage_is_known)
+
+
+def test_for_ascend_weights_without_counters_the_user_says_the_lineage(state: Tensors) -> None:
     tensors = untracked(state)
     assert recognise(tensors, "x.pth", None, None, None).lineage == "miil"
     assert recognise(tensors, "x.pth", None, None, "ascend").lineage == "ascend"
 
 
-# ---- the graph -------------------------------------------------------------------------------------------------------
+# ---- the graph -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def models(networks: Any) -> Dict[str, onnx.ModelProto]:
-    """{"tresnet_m ascend": the model at 224 pixels, …}; of L and XL only the shapes of the weights are there."""
-    made = {}
+    """{"tresnet_m ascend": the model at 224 pixels, …}; large weights of L and XL are left out."""
+    models_by_name = {}
     for variant in VARIANTS:
         for lineage in ("ascend", "miil"):
             model = build_model(networks(variant, lineage), 224, 11)
             for weight in () if variant == "tresnet_m" else model.graph.initializer:
                 if len(weight.raw_data) > 1 << 10:
                     weight.ClearField("raw_data")
-            made[f"{variant} {lineage}"] = model
-    return made
+            models_by_name[f"{variant} {lineage}"] = model
+    return models_by_name
+
+
+def shape_of(value: onnx.ValueInfoProto) -> List[Any]:
+    """The sides of a tensor; the name of one that is not fixed."""
+    return [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
 
 
 def attributes(node: onnx.NodeProto) -> Dict[str, Any]:
@@ -357,42 +357,43 @@ def test_the_graph_has_only_operators_that_an_npu_runs_as_they_are(
 def test_every_operator_is_written_as_cann_takes_it_without_more_work(
     models: Dict[str, onnx.ModelProto],
 ) -> None:
-    """Of CANN's sources: no auto_pad, the average without a Mul behind it, Gemm's factors 1, one set of operators."""
+    """According to CANN's sources.
+
+    No auto_pad, the average without a Mul behind it, Gemm's factors 1, one set of operators.
+    """
     for model in models.values():
         assert len(model.opset_import) == 1
-        found = {
-            kind: [attributes(node) for node in model.graph.node if node.op_type == kind]
-            for kind in ("Conv", "AveragePool", "Gemm")
-        }
-        assert all("auto_pad" not in values for rows in found.values() for values in rows)
-        assert [values["count_include_pad"] for values in found["AveragePool"]] == [1, 1, 1]
-        assert [{"alpha", "beta"} & set(values) for values in found["Gemm"]] == [set()]
-
-
-def test_the_graph_has_no_dead_weights_old_ir_and_shapes_with_only_the_batch_open(
-    models: Dict[str, onnx.ModelProto],
-) -> None:
-    for name, model in models.items():
-        read = {name for node in model.graph.node for name in node.input}
-        computed = {node.output[0] for node in model.graph.node}
-        assert {weight.name for weight in model.graph.initializer} == read - computed - {"image"}, (
-            name
-        )
-        assert model.ir_version <= 8 and [version.version for version in model.opset_import] == [
-            11
-        ], name
-        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-        shapes = {
-            value.name: [
-                side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim
-            ]
-            for value in [*inferred.graph.value_info, *inferred.graph.output]
-        }
+        averages = 0
         for node in model.graph.node:
-            shape = shapes[node.output[0]]
-            assert shape[0] == "batch" and all(
-                isinstance(side, int) and side > 0 for side in shape[1:]
-            ), (name, node.name, shape)
+            values = attributes(node)
+            assert "auto_pad" not in values
+            if node.op_type == "AveragePool":
+                assert values["count_include_pad"] == 1
+                averages += 1
+            if node.op_type == "Gemm":
+                assert not {"alpha", "beta"} & set(values)
+        assert averages == 3
+
+
+def test_the_graph_has_no_dead_weights_and_an_old_ir(models: Dict[str, onnx.ModelProto]) -> None:
+    for name, model in models.items():
+        read = set().union(*(node.input for node in model.graph.node))
+        computed = {node.output[0] for node in model.graph.node}
+        weights = {weight.name for weight in model.graph.initializer}
+        assert weights == read - computed - {"image"}, name
+        assert model.ir_version <= 8, name
+        assert [version.version for version in model.opset_import] == [11], name
+
+
+def test_only_the_batch_of_every_shape_is_open(models: Dict[str, onnx.ModelProto]) -> None:
+    for name, model in models.items():
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        values = [*inferred.graph.value_info, *inferred.graph.output]
+        shapes = {value.name: shape_of(value) for value in values}
+        for node in model.graph.node:
+            batch, *sides = shapes[node.output[0]]
+            assert batch == "batch", (name, node.name)
+            assert all(isinstance(side, int) and side > 0 for side in sides), (name, node.name)
 
 
 def test_a_second_runtime_agrees(
@@ -412,8 +413,7 @@ def test_a_second_runtime_agrees(
 
 @pytest.mark.parametrize("opset", export.OPSETS)
 def test_every_opset_is_verified(opset: int, small: Path, tmp_path: Path) -> None:
-    run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--opset", opset)
-    model = onnx.load(str(tmp_path / "network.onnx"))
+    model = export_small(small, tmp_path, "--opset", opset)
     assert [version.version for version in model.opset_import] == [opset] and model.ir_version <= 8
     onnx.checker.check_model(model, full_check=True)
 
@@ -449,27 +449,17 @@ def test_golden_logits_with_every_stem(
 def test_the_stem_is_the_one_asked_for(
     stem: str, kernels: Any, first: str, small: Path, tmp_path: Path
 ) -> None:
-    run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--stem", stem)
-    nodes = list(onnx.load(str(tmp_path / "network.onnx")).graph.node)
+    nodes = list(export_small(small, tmp_path, "--stem", stem).graph.node)
     before = nodes[: [node.op_type for node in nodes].index("LeakyRelu")]
     assert before[0].op_type == first
-    assert [
-        attributes(node)["kernel_shape"] for node in before if node.op_type == "Conv"
-    ] == kernels
+    convolutions = [node for node in before if node.op_type == "Conv"]
+    assert [attributes(node)["kernel_shape"] for node in convolutions] == kernels
 
 
 def test_reflect_padding_is_one_pad_on_request(state: Tensors, tmp_path: Path) -> None:
     torch.save(untracked(state), tmp_path / "official.pth")
-    run_here(
-        export.main,
-        tmp_path / "official.pth",
-        tmp_path / "network.onnx",
-        "--img-size",
-        SMALL,
-        "--reflect",
-        "pad",
-    )
-    counts = Counter(node.op_type for node in onnx.load(str(tmp_path / "network.onnx")).graph.node)
+    model = export_small(tmp_path / "official.pth", tmp_path, "--reflect", "pad")
+    counts = Counter(node.op_type for node in model.graph.node)
     assert (counts["Pad"], counts["Slice"], counts["Concat"]) == (REFLECTED, 0, 0)
 
 
@@ -477,38 +467,26 @@ def test_a_checkpoint_of_zeros_is_refused(state: Tensors, tmp_path: Path) -> Non
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     torch.save(zeros, tmp_path / "zeros.pth")
     with pytest.raises(cli.Refusal, match="every logit of the network is 0"):
-        run_here(
-            export.main, tmp_path / "zeros.pth", tmp_path / "network.onnx", "--img-size", SMALL
-        )
+        export_small(tmp_path / "zeros.pth", tmp_path)
     assert not (tmp_path / "network.onnx").exists()
 
 
-def test_an_opset_that_cann_6_refuses_comes_with_a_word(
+def test_an_opset_that_cann_6_refuses_comes_with_a_warning(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    said = {}
-    for opset in (15, 16):
-        run_here(
-            export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--opset", opset
-        )
-        said[opset] = capsys.readouterr().err
-    assert said[15] == "" and said[16].startswith(
-        "TResNet_pth2onnx.py: CANN 6 refuses opset 16 (it reads up to 15"
-    )
+    export_small(small, tmp_path, "--opset", 15)
+    assert capsys.readouterr().err == ""
+    export_small(small, tmp_path, "--opset", 16)
+    warning = "TResNet_pth2onnx.py: CANN 6 refuses opset 16 (it reads up to 15"
+    assert capsys.readouterr().err.startswith(warning)
 
 
 def test_a_fixed_batch(small: Path, tmp_path: Path) -> None:
-    run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, "--batch-size", 3)
-    assert (
-        onnx.load(str(tmp_path / "network.onnx"))
-        .graph.input[0]
-        .type.tensor_type.shape.dim[0]
-        .dim_value
-        == 3
-    )
+    model = export_small(small, tmp_path, "--batch-size", 3)
+    assert shape_of(model.graph.input[0])[0] == 3
 
 
-# ---- doing it once, and not leaving a wrong file ---------------------------------------------------------------------
+# ---- doing it once, and not leaving a wrong file -------------------------------------------------
 
 
 def test_a_second_export_finds_the_first_unless_something_changed(
@@ -517,7 +495,7 @@ def test_a_second_export_finds_the_first_unless_something_changed(
     target = tmp_path / "network.onnx"
 
     def run_again(*options: object) -> str:
-        run_here(export.main, small, target, "--img-size", SMALL, *options)
+        export_small(small, tmp_path, *options)
         return capsys.readouterr().out
 
     assert "verified" in run_again()
@@ -533,15 +511,14 @@ def test_a_second_export_finds_the_first_unless_something_changed(
 def test_an_update_of_the_program_exports_again(
     changed: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    command = (export.main, small, tmp_path / "network.onnx", "--img-size", SMALL)
-    run_here(*command)
+    export_small(small, tmp_path)
     path = tmp_path / "network.onnx.record.jsonl"
     recipe = rows_of(path)[0]["recipe"]
     assert torch.__version__.startswith(recipe["versions"]["torch"].split("+")[0])
     assert ["TResNet.patch", sha256(ROOT / "TResNet.patch")] in recipe["settings"]
     change_recipe(path, **{changed: "0"})
     capsys.readouterr()
-    run_here(*command)
+    export_small(small, tmp_path)
     assert "verified" in capsys.readouterr().out
 
 
@@ -551,7 +528,7 @@ def test_a_file_that_this_program_did_not_make_is_not_overwritten(
     (tmp_path / "network.onnx").write_text("somebody's")
     for force in ((), ("--force",)):
         with pytest.raises(cli.Refusal, match="no record says that this program made it"):
-            run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL, *force)
+            export_small(small, tmp_path, *force)
     assert (tmp_path / "network.onnx").read_text() == "somebody's"
 
 
@@ -566,11 +543,11 @@ def test_a_graph_that_differs_from_the_network_is_refused_and_not_written(
 
     monkeypatch.setattr(graph, "folded", wrong)
     with pytest.raises(SystemExit, match="differ by .* on a batch of 1"):
-        run_here(export.main, small, tmp_path / "network.onnx", "--img-size", SMALL)
+        export_small(small, tmp_path)
     assert os.listdir(str(tmp_path)) == []
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
 class Evil:
@@ -583,51 +560,25 @@ class Evil:
         return os.mkdir, (self.path,)
 
 
-def broken_files(folder: Path, state: Dict[str, torch.Tensor]) -> Dict[str, str]:
-    """Write one file per way to be wrong; returns {file name: what the message must say}."""
+def write_files_that_are_no_checkpoint(folder: Path, state: Tensors) -> Dict[str, str]:
+    """Write one file per way to be unreadable; returns {file name: words of the message}."""
     torch.save({"state_dict": state, "extra": Evil(folder / "executed")}, folder / "evil_zip.pth")
     with open(folder / "evil_pickle.pth", "wb") as file:
         pickle.dump({"state_dict": Evil(folder / "executed")}, file, protocol=2)
-    torch.save(state, folder / "whole.pth")
-    whole = (folder / "whole.pth").read_bytes()
-    (folder / "whole.pth").unlink()
-    (folder / "truncated.pth").write_bytes(whole[: len(whole) // 2])
-    (folder / "page.pth").write_text("<!DOCTYPE html><html>404</html>")
-    (folder / "empty.pth").write_bytes(b"")
-    (folder / "zeros.pth").write_bytes(b"PK\x03\x04" + bytes(100000))
+    torch.save(state, folder / "truncated.pth")
+    os.truncate(str(folder / "truncated.pth"), os.path.getsize(str(folder / "truncated.pth")) // 2)
+    header = b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}    '
+    contents = {
+        "page.pth": b"<!DOCTYPE html><html>404</html>",
+        "empty.pth": b"",
+        "zeros.pth": b"PK\x03\x04" + bytes(100000),
+        "short.safetensors": struct.pack("<Q", 1 << 40) + b"{}",
+        "outside.safetensors": struct.pack("<Q", len(header)) + header,
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
     with zipfile.ZipFile(str(folder / "zipped_zeros.pth"), "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(1000))
-    (folder / "short.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
-    (folder / "outside.safetensors").write_bytes(
-        struct.pack("<Q", 66)
-        + b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}    '
-    )
-    torch.save({"weights": 5, "note": "x"}, folder / "no_weights.pth")
-    torch.save(
-        {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512)},
-        folder / "resnet.pth",
-    )
-    torch.save(
-        OrderedDict(state, **{"body.conv1.0.weight": torch.zeros(65, 48, 3, 3)}),
-        folder / "width_65.pth",
-    )
-    torch.save(
-        OrderedDict(state, **{"head.fc.bias": state["head.fc.bias"] * float("nan")}),
-        folder / "nan.pth",
-    )
-    torch.save(OrderedDict(state, **{"head.extra": torch.zeros(3)}), folder / "unexpected.pth")
-    torch.save(
-        OrderedDict(state, **{"body.layer4.0.conv3.0.weight": torch.zeros(512, 256, 1, 1)}),
-        folder / "misshapen.pth",
-    )
-    torch.save(
-        OrderedDict(
-            (name, tensor) for name, tensor in state.items() if name != "body.layer1.0.se.fc1.bias"
-        ),
-        folder / "missing.pth",
-    )
-    torch.save({"arch": "tresnet_l", "state_dict": state}, folder / "arch.pth")
-    torch.save({"module.a": torch.zeros(1), "a": torch.zeros(1)}, folder / "twice.pth")
     return {
         "evil_zip.pth": "mkdir, which weights do not need",
         "evil_pickle.pth": "mkdir, which weights do not need",
@@ -638,28 +589,65 @@ def broken_files(folder: Path, state: Dict[str, torch.Tensor]) -> Dict[str, str]
         "zipped_zeros.pth": "holds compressed files",
         "short.safetensors": "more than the file has",
         "outside.safetensors": "cannot be read as a checkpoint",
-        "no_weights.pth": "should hold a state dict",
-        "resnet.pth": "is not a TResNet",
-        "width_65.pth": "has 65 channels",
-        "nan.pth": "head.fc.bias has values that are not finite",
-        "unexpected.pth": "head.extra is not expected",
-        "misshapen.pth": "body.layer4.0.conv3.0.weight has shape [512, 256, 1, 1] instead of [512, 128, 1, 1]",
-        "missing.pth": "body.layer1.0.se.fc1.bias is missing",
-        "arch.pth": "says tresnet_l, but the tensors of",
-        "twice.pth": "holds some tensors twice",
     }
 
 
-def test_broken_and_hostile_files_are_refused_in_one_sentence_and_nothing_runs(
-    state: Tensors, tmp_path: Path
+def write_checkpoints_of_other_networks(folder: Path, state: Tensors) -> Dict[str, str]:
+    """Write one checkpoint per way not to fit; returns {file name: words of the message}."""
+
+    def state_with(name: str, tensor: torch.Tensor) -> Tensors:
+        return OrderedDict(state, **{name: tensor})
+
+    without_bias = OrderedDict(state)
+    del without_bias["body.layer1.0.se.fc1.bias"]
+    resnet = {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512)}
+    bottleneck = "body.layer4.0.conv3.0.weight"
+    cases = {
+        "no_weights.pth": ({"weights": 5, "note": "x"}, "should hold a state dict"),
+        "resnet.pth": (resnet, "is not a TResNet"),
+        "width_65.pth": (
+            state_with("body.conv1.0.weight", torch.zeros(65, 48, 3, 3)),
+            "has 65 channels",
+        ),
+        "nan.pth": (
+            state_with("head.fc.bias", state["head.fc.bias"] * float("nan")),
+            "head.fc.bias has values that are not finite",
+        ),
+        "variance.pth": (
+            state_with("body.conv1.1.running_var", -state["body.conv1.1.running_var"]),
+            "body.conv1.1.running_var has negative values, but it is a variance",
+        ),
+        "unexpected.pth": (state_with("head.extra", torch.zeros(3)), "head.extra is not expected"),
+        "misshapen.pth": (
+            state_with(bottleneck, torch.zeros(512, 256, 1, 1)),
+            f"{bottleneck} has shape [512, 256, 1, 1] instead of [512, 128, 1, 1]",
+        ),
+        "missing.pth": (without_bias, "body.layer1.0.se.fc1.bias is missing"),
+        "arch.pth": (
+            {"arch": "tresnet_l", "state_dict": state},
+            "says tresnet_l, but the tensors of",
+        ),
+        "twice.pth": (
+            {"module.a": torch.zeros(1), "a": torch.zeros(1)},
+            "holds some tensors twice",
+        ),
+    }
+    for name, (checkpoint, _) in cases.items():
+        torch.save(checkpoint, folder / name)
+    return {name: words for name, (_, words) in cases.items()}
+
+
+@pytest.mark.parametrize(
+    "write_files", (write_files_that_are_no_checkpoint, write_checkpoints_of_other_networks)
+)
+def test_broken_and_hostile_files_are_refused_in_one_line_and_nothing_runs(
+    write_files: Callable[[Path, Tensors], Dict[str, str]], state: Tensors, tmp_path: Path
 ) -> None:
-    expected = broken_files(tmp_path, state)
-    for name, sentence in expected.items():
-        with pytest.raises(SystemExit) as error:
-            run_here(export.main, tmp_path / name, tmp_path / "network.onnx", "--img-size", SMALL)
+    for name, words in write_files(tmp_path, state).items():
+        with pytest.raises(cli.Refusal) as error:
+            export_small(tmp_path / name, tmp_path)
         message = str(error.value)
-        assert sentence in message, (name, message)
-        assert isinstance(error.value, cli.Refusal) and "\n" not in message, (name, message)
+        assert words in message and "\n" not in message, (name, message)
     assert not (tmp_path / "executed").exists(), "code in a checkpoint was executed"
     assert not list(tmp_path.glob("network.onnx*"))
 
@@ -667,11 +655,11 @@ def test_broken_and_hostile_files_are_refused_in_one_sentence_and_nothing_runs(
 def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "scripted.pt"))
     with pytest.raises(SystemExit, match="is a TorchScript archive"):
-        run_here(export.main, tmp_path / "scripted.pt", tmp_path / "network.onnx")
+        export_small(tmp_path / "scripted.pt", tmp_path)
 
 
 @pytest.mark.parametrize(
-    "options, sentence",
+    "options, words",
     (
         (("--model", "tresnet_l"), "--model says tresnet_l, but the tensors of"),
         (("--lineage", "miil"), "--lineage miil contradicts"),
@@ -679,27 +667,27 @@ def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
     ),
 )
 def test_what_the_user_says_against_the_evidence_is_refused(
-    options: Any, sentence: str, small: Path, tmp_path: Path
+    options: Any, words: str, small: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit) as error:
         run_here(export.main, small, tmp_path / "network.onnx", *options)
-    assert sentence in str(error.value)
+    assert words in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "arguments, status, sentence",
+    "arguments, status, words",
     (
-        (("nowhere.pth", "x.onnx"), 1, "the checkpoint nowhere.pth is not there"),
+        (("nowhere.pth", "x.onnx"), 1, "the checkpoint nowhere.pth does not exist"),
         ((".", "x.onnx"), 1, "the folder . should hold model.safetensors or pytorch_model.bin"),
         (("nowhere.pth", "x.pb"), 2, "a file that ends in .onnx is expected"),
         (("nowhere.pth", "x.onnx", "--img-size", "225"), 2, "is not a multiple of 32"),
         (("nowhere.pth", "x.onnx", "--batch-size", "0"), 2, "a whole number from 1 to 4,096"),
     ),
 )
-def test_wrong_usage(arguments: Any, status: int, sentence: str, tmp_path: Path) -> None:
-    assert sentence in refusal("TResNet_pth2onnx.py", *arguments, status=status, cwd=str(tmp_path))
+def test_wrong_usage(arguments: Any, status: int, words: str, tmp_path: Path) -> None:
+    assert words in refusal("TResNet_pth2onnx.py", *arguments, status=status, cwd=str(tmp_path))
 
 
 def test_an_output_folder_that_is_not_there_is_named(small: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="cannot be written"):
-        run_here(export.main, small, tmp_path / "nowhere" / "network.onnx", "--img-size", SMALL)
+        export_small(small, tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""int8: for the card by the stand-in of AMCT, and with a promise: the layer that spoils it is the one put back."""
+"""int8: for the card by the stand-in of AMCT; with --max-drop the spoiled layer is put back."""
 
 import json
 import shutil
@@ -38,28 +38,27 @@ from records import write_finished
 
 machine = pytest.fixture(make_machine)
 IMAGES = 20
-POISONED = (
-    "body.layer3.0.conv2.0.0"  # its input comes from a LeakyReLU behind body.layer3.0.conv1.0
-)
+# Its input comes from a LeakyReLU behind body.layer3.0.conv1.0.
+POISONED = "body.layer3.0.conv2.0.0"
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tiny.onnx, poisoned.onnx (the same function), in/ (20 images), labels.txt (float32's answers)."""
+    """A folder with tiny.onnx, poisoned.onnx (the same function), in/ (20 images), images.npy.
+
+    labels.txt holds float32's answers.
+    """
     folder = tmp_path_factory.mktemp("tiny")
     save_tiny_tresnet(folder / "tiny.onnx")
     save_images(folder / "in", IMAGES)
-    images = np.stack(
-        [
-            np.fromfile(str(folder / "in" / f"i{number}.bin"), np.float32).reshape(3, 64, 64)
-            for number in range(1, IMAGES + 1)
-        ]
-    )
+    pixels, labels = [], []
+    for number in range(1, IMAGES + 1):
+        pixels.append(np.fromfile(str(folder / "in" / f"i{number}.bin"), np.float32))
+        labels.append(f"i{number} {number % 10}\n")
+    images = np.stack(pixels).reshape(IMAGES, 3, 64, 64)
     fit_head(folder / "tiny.onnx", images)
     poison(folder / "tiny.onnx", folder / "poisoned.onnx")
-    (folder / "labels.txt").write_text(
-        "".join(f"i{number} {number % 10}\n" for number in range(1, IMAGES + 1))
-    )
+    (folder / "labels.txt").write_text("".join(labels))
     np.save(str(folder / "images.npy"), images)
     return folder
 
@@ -67,38 +66,34 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fit_head(path: Path, images: np.ndarray) -> None:
     """Give the network a head that says number % 10 for image number, by ridge regression."""
     model = onnx.load(str(path))
-    features = onnx_outputs(
-        operators.with_outputs(model, ["head.flatten"]).SerializeToString(), images
-    )[0]
+    body = operators.with_outputs(model, ["head.flatten"])
+    features = onnx_outputs(body.SerializeToString(), images)[0]
     centred = (features - features.mean(0)).astype(np.float64)
     wanted = np.eye(10)[np.arange(1, IMAGES + 1) % 10] - 0.1
     gram = centred @ centred.T
-    weight = wanted.T @ np.linalg.solve(
-        gram + 0.01 * np.trace(gram) / IMAGES * np.eye(IMAGES), centred
-    )
+    ridge = 0.01 * np.trace(gram) / IMAGES * np.eye(IMAGES)
+    weight = wanted.T @ np.linalg.solve(gram + ridge, centred)
     fitted = {"head.fc.weight": weight, "head.fc.bias": -weight @ features.mean(0)}
     for tensor in model.graph.initializer:
         if tensor.name in fitted:
-            tensor.CopyFrom(
-                numpy_helper.from_array(fitted[tensor.name].astype(np.float32), tensor.name)
-            )
+            array = fitted[tensor.name].astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     onnx.save(model, str(path))
 
 
 def poison(source: Path, target: Path) -> None:
-    """Scale one input channel of POISONED's weights by 500 and what makes it by 1/500: the same function in float32.
+    """Scale an input channel of POISONED's weights by 500, and the weights that make it by 1/500.
 
-    In int8 that channel decides the step of every output channel, and little is left of the others.
+    In float32 it is the same function. In int8 the channel decides the step of every output
+    channel, and little is left of the other channels.
     """
     model = onnx.load(str(source))
-    nodes, tensors = (
-        {n.name: n for n in model.graph.node},
-        {t.name: t for t in model.graph.initializer},
-    )
+    nodes = {node.name: node for node in model.graph.node}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
 
-    def scale(tensor: str, place: Any, factor: float) -> None:
+    def scale(tensor: str, channel: Any, factor: float) -> None:
         array = numpy_helper.to_array(tensors[tensor]).copy()
-        array[place] *= factor
+        array[channel] *= factor
         tensors[tensor].CopyFrom(numpy_helper.from_array(array, tensor))
 
     before = nodes["body.layer3.0.conv1.0"]
@@ -114,8 +109,8 @@ def amct_here(machine: Machine, *words: object, **switches: str) -> Any:
     )
 
 
-def run_tool(machine: Machine) -> Any:
-    """ascend.run_tool() with the stand-ins and our scripts in this process."""
+def tools_in_this_process(machine: Machine) -> Any:
+    """host.run_tool() with the stand-ins and our scripts in this process."""
 
     def run(command: List[str], log: str, cwd: str = "", **_: Any) -> int:
         here = (machine[0], Path(cwd) if cwd else machine[1])
@@ -134,14 +129,16 @@ def run_tool(machine: Machine) -> Any:
     return run
 
 
-def quantise_for_card(machine: Machine, *words: object) -> Any:
-    with mock.patch.object(host, "run_tool", run_tool(machine)), mock.patch.object(
+def quantise_for_card(machine: Machine, model: Path, *words: object) -> Any:
+    """quantize_amct.py, from a model in the folder tiny to int8.onnx in the machine's folder."""
+    command = ("quantize_amct.py", model, "int8.onnx", "--calibrate", model.parent / "in", *words)
+    with mock.patch.object(host, "run_tool", tools_in_this_process(machine)), mock.patch.object(
         host, "host_versions", return_value={}
     ):
-        return start_here(quantize_amct.main, machine[0], machine[1], "quantize_amct.py", *words)
+        return start_here(quantize_amct.main, machine[0], machine[1], *command)
 
 
-# ---- the promise -----------------------------------------------------------------------------------------------------
+# ---- the promise of --max-drop -------------------------------------------------------------------
 
 
 def test_the_paired_drop_and_its_interval() -> None:
@@ -149,15 +146,12 @@ def test_the_paired_drop_and_its_interval() -> None:
     after = np.array([True] * 74 + [False] * 6 + [True] * 2 + [False] * 18)
     drop = quantisation.paired_drop(before, after)
     assert (drop.points, drop.images) == (4.0, 100)
-    middle, half = (
-        4 / 102,
-        1.959964 * (9 - 16 / 102) ** 0.5 / 102,
-    )  # Agresti and Min: half an image in each cell
+    # Agresti and Min: half an image in each cell.
+    middle, half = 4 / 102, 1.959964 * (9 - 16 / 102) ** 0.5 / 102
     assert (drop.low, drop.high) == pytest.approx((100 * (middle - half), 100 * (middle + half)))
-    none = quantisation.paired_drop(before, before)
-    assert none.points == 0 and none.low == -none.high and 1.9 < none.high < 2, (
-        "no change is not certainty"
-    )
+    unchanged = quantisation.paired_drop(before, before)
+    assert unchanged.points == 0 and unchanged.low == -unchanged.high
+    assert 1.9 < unchanged.high < 2, "the same answers do not prove that nothing is lost"
 
 
 def test_layers_go_back_in_the_order_of_their_cost_until_the_promise_holds() -> None:
@@ -195,18 +189,17 @@ def test_the_poisoned_layer_costs_most(tiny: Path) -> None:
 
 def test_layers_that_stay_float_on_the_card(tiny: Path) -> None:
     left = quantisation.float_on_card(onnx_file.load(str(tiny / "tiny.onnx")))
-    assert {
-        name: why
-        for name, why in left.items()
-        if "se" not in name.split(".") and why != "few input channels"
-    } == {"body.SpaceToDepth": "stem", "body.conv1.0": "stem"}
-    assert {why for name, why in left.items() if "se" in name.split(".")} == {
-        "squeeze-and-excitation"
-    }
+    layers_by_reason: Dict[str, List[str]] = {}
+    for name, reason in left.items():
+        layers_by_reason.setdefault(reason, []).append(name)
+    assert layers_by_reason.pop("stem") == ["body.SpaceToDepth", "body.conv1.0"]
+    squeezes = layers_by_reason.pop("squeeze-and-excitation")
+    assert squeezes == [name for name in left if ".se." in name]
+    assert list(layers_by_reason) == ["few input channels"]
     assert left["body.layer2.0.conv1.1"] == "few input channels" and "head.fc" not in left
 
 
-# ---- AMCT ------------------------------------------------------------------------------------------------------------
+# ---- AMCT ----------------------------------------------------------------------------------------
 
 COMMAND = {
     "--model": "poisoned.onnx",
@@ -256,94 +249,68 @@ def test_amct_standin_refuses(
         ("layer", 'skip_layers : "absent"\n'),
     ):
         (work / f"{name}.cfg").write_text(text)
-    words = [word for pair in {**COMMAND, **change}.items() for word in pair]
+    words = sum({**COMMAND, **change}.items(), ())
     done = amct_here(machine, "calibration", *words)
     assert done.returncode == 1 and complaint in done.stderr, done.stderr
     assert not (work / "amct").exists()
 
 
 def card_logits(machine: Machine, model: str, images: np.ndarray) -> np.ndarray:
-    """What the stand-in of the card says of an ONNX file, compiled as the chain does it."""
-    done = atc_here(
-        machine,
-        "--framework=5",
-        f"--model={model}",
-        "--output=net",
-        "--soc_version=Ascend310P3",
-        f"--input_shape=image:{len(images)},3,64,64",
-        STANDIN_DEVICE="float16",
+    """The logits of an ONNX file on the stand-in of the card, compiled as the pipeline does it."""
+    words = (
+        f"--framework=5 --model={model} --output=net --soc_version=Ascend310P3 "
+        f"--input_shape=image:{len(images)},3,64,64"
     )
+    done = atc_here(machine, *words.split(), STANDIN_DEVICE="float16")
     assert done.returncode == 0, done.stdout
     from ascend.python.ascend_standin import read_om
 
     return onnx_outputs(read_om(str(machine[1] / "net.om"))[1], images)[0]
 
 
-def test_an_int8_model_for_the_card_is_near_float32_and_says_what_stayed_float(
-    tiny: Path, machine: Machine
-) -> None:
-    work = machine[1]
-    done = quantise_for_card(
-        machine, tiny / "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 8
-    )
+def test_an_int8_model_for_the_card_is_near_float32(tiny: Path, machine: Machine) -> None:
+    done = quantise_for_card(machine, tiny / "tiny.onnx", "--images", 8)
     assert done.returncode == 0, done.stdout + done.stderr
     (call,) = calls(machine[0], "amct_onnx")
-    assert (
-        call["argv"][:3] == ["amct_onnx", "calibration", "--model"]
-        and "image:1,3,64,64" in call["argv"]
-    )
-    model = onnx_file.load(str(work / "int8.onnx"))
-    layers = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
-    behind = {node.input[0]: node for node in model.graph.node if node.op_type == "AscendDequant"}
-    quantised = [node.name for node in model.graph.node if node.output[0] in behind]
-    report = json.loads((work / "int8.json").read_text())
-    assert sorted(quantised) == sorted(set(layers) - set(report["float"])) and len(quantised) >= 10
+    assert call["argv"][:3] == ["amct_onnx", "calibration", "--model"]
+    assert "image:1,3,64,64" in call["argv"]
     images = np.load(str(tiny / "images.npy"))
-    right, found = (
-        onnx_outputs(tiny / "tiny.onnx", images)[0],
-        card_logits(machine, "int8.onnx", images),
-    )
-    cosines = [cosine_similarity(a, b) for a, b in zip(right, found)]
+    right = onnx_outputs(tiny / "tiny.onnx", images)[0]
+    int8 = card_logits(machine, "int8.onnx", images)
+    cosines = [cosine_similarity(a, b) for a, b in zip(right, int8)]
     assert 0.97 < min(cosines) < 0.9999, "int8 rounds more than float16"
-    assert np.array_equal(found.argmax(1), right.argmax(1))
-    assert (
-        "is up to date"
-        in quantise_for_card(
-            machine, tiny / "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 8
-        ).stdout
-    )
+    assert np.array_equal(int8.argmax(1), right.argmax(1))
+    done = quantise_for_card(machine, tiny / "tiny.onnx", "--images", 8)
+    assert "is up to date" in done.stdout
+
+
+def test_the_report_names_the_layers_that_stay_float(tiny: Path, machine: Machine) -> None:
+    done = quantise_for_card(machine, tiny / "tiny.onnx", "--images", 1)
+    assert "int8 for the card, calibrated on 1 image, " in done.stdout, done.stderr
+    nodes = onnx_file.load(str(machine[1] / "int8.onnx")).graph.node
+    layers = {node.name for node in nodes if node.op_type in ("Conv", "Gemm")}
+    dequantised = {node.input[0] for node in nodes if node.op_type == "AscendDequant"}
+    quantised = {node.name for node in nodes if node.output[0] in dequantised}
+    report = json.loads((machine[1] / "int8.json").read_text())
+    assert quantised == layers - set(report["float"]) and len(quantised) >= 10
 
 
 @pytest.mark.slow
 def test_with_max_drop_0_the_poisoned_layer_is_put_back_on_the_card(
     tiny: Path, machine: Machine
 ) -> None:
-    done = quantise_for_card(
-        machine,
-        tiny / "poisoned.onnx",
-        "int8.onnx",
-        "--calibrate",
-        tiny / "in",
-        "--images",
-        8,
-        "--labels",
-        tiny / "labels.txt",
-        "--max-drop",
-        0,
-    )
+    words = ("--images", 8, "--labels", tiny / "labels.txt", "--max-drop", 0)
+    done = quantise_for_card(machine, tiny / "poisoned.onnx", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((machine[1] / "int8.json").read_text())
-    assert (
-        [row["name"] for row in report["put_back"]] == [POISONED]
-        and report["held"]
-        and report["drop"] <= 0
-    )
+    assert [row["name"] for row in report["put_back"]] == [POISONED]
+    assert report["held"] and report["drop"] <= 0
     assert report["rounds"][0]["drop"] > 0 and len(calls(machine[0], "amct_onnx")) == 2
-    assert "int8 with 1 layers put back to float loses" in done.stdout
+    assert "int8 with 1 layer put back to float loses" in done.stdout
 
 
 def test_the_int8_file_has_the_same_bytes_each_time(tiny: Path, tmp_path: Path) -> None:
-    made = []
+    contents = []
     for seed in (1, 2):  # of Python's hashes, which decide the order of sets
         folder = tmp_path / str(seed)
         folder.mkdir()
@@ -357,12 +324,14 @@ def test_the_int8_file_has_the_same_bytes_each_time(tiny: Path, tmp_path: Path) 
             4,
             env={"PYTHONHASHSEED": str(seed)},
         )
-        made.append((folder / "int8.onnx").read_bytes())
-    assert made[0] == made[1]
+        contents.append((folder / "int8.onnx").read_bytes())
+    assert contents[0] == contents[1]
 
 
-def quantise_here(folder: Path, *words: object) -> Any:
-    return start_here(quantize_onnx.main, {}, folder, "quantize_onnx.py", *words)
+def quantise_for_cpu(folder: Path, model: object, images: object, *words: object) -> Any:
+    """quantize_onnx.py in a folder, to int8.onnx."""
+    command = ("quantize_onnx.py", model, "int8.onnx", "--calibrate", images, *words)
+    return start_here(quantize_onnx.main, {}, folder, *command)
 
 
 def test_a_model_with_a_fixed_batch_is_quantised(tiny: Path, tmp_path: Path) -> None:
@@ -370,18 +339,15 @@ def test_a_model_with_a_fixed_batch_is_quantised(tiny: Path, tmp_path: Path) -> 
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, str(tmp_path / "four.onnx"))
-    done = quantise_here(
-        tmp_path, "four.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 3
-    )
+    done = quantise_for_cpu(tmp_path, "four.onnx", tiny / "in", "--images", 3)
     assert done.returncode == 0, done.stderr
     images = np.load(str(tiny / "images.npy"))[:4]
-    right, found = (onnx_outputs(tmp_path / f"{name}.onnx", images)[0] for name in ("four", "int8"))
-    assert min(map(cosine_similarity, right, found)) > 0.97
+    right = onnx_outputs(tmp_path / "four.onnx", images)[0]
+    int8 = onnx_outputs(tmp_path / "int8.onnx", images)[0]
+    assert min(map(cosine_similarity, right, int8)) > 0.97
 
 
-def test_the_int8_model_belongs_to_the_evaluation_of_the_model_that_it_was_made_of(
-    tiny: Path, tmp_path: Path
-) -> None:
+def test_the_int8_model_has_the_evaluation_of_its_float32_model(tiny: Path, tmp_path: Path) -> None:
     shutil.copy(str(tiny / "tiny.onnx"), str(tmp_path))
     model, said = tmp_path / "tiny.onnx", {"img_size": 64, "crop_pct": 0.95}
     write_finished(
@@ -390,14 +356,10 @@ def test_the_int8_model_belongs_to_the_evaluation_of_the_model_that_it_was_made_
         {"": ["tiny.onnx"]},
         notes={"": {"evaluation": said}},
     )
-    assert (
-        quantise_here(
-            tmp_path, "tiny.onnx", "int8.onnx", "--calibrate", tiny / "in", "--images", 2
-        ).returncode
-        == 0
-    )
+    done = quantise_for_cpu(tmp_path, "tiny.onnx", tiny / "in", "--images", 2)
+    assert done.returncode == 0, done.stderr
     notes = record.read(str(tmp_path / "int8.onnx")).notes
-    assert notes["evaluation"] == said, "infer_onnx.py holds the images against it"
+    assert notes["evaluation"] == said, "infer_onnx.py compares the images with it"
 
 
 def test_aipp_settings_for_another_size_are_refused(tiny: Path, tmp_path: Path) -> None:
@@ -406,48 +368,26 @@ def test_aipp_settings_for_another_size_are_refused(tiny: Path, tmp_path: Path) 
         "src_image_size_w : 32\nsrc_image_size_h : 32\n}\n"
     )
     np.zeros((32, 32, 3), np.uint8).tofile(str(tmp_path / "a.bin"))
-    done = quantise_here(
-        tmp_path, tiny / "tiny.onnx", "int8.onnx", "--calibrate", "a.bin", "--aipp", "aipp.cfg"
-    )
-    assert (
-        done.returncode == 1
-        and "aipp.cfg gives images of 32×32, but the model takes 64×64" in done.stderr
-    )
+    done = quantise_for_cpu(tmp_path, tiny / "tiny.onnx", "a.bin", "--aipp", "aipp.cfg")
+    assert done.returncode == 1
+    assert "aipp.cfg gives images of 32×32, but the model takes 64×64" in done.stderr
 
 
 @pytest.mark.slow
 def test_with_max_drop_0_the_poisoned_layer_is_put_back_on_the_cpu(
     tiny: Path, tmp_path: Path
 ) -> None:
-    done = quantise_here(
-        tmp_path,
-        tiny / "poisoned.onnx",
-        "int8.onnx",
-        "--calibrate",
-        tiny / "in",
-        "--images",
-        8,
-        "--labels",
-        tiny / "labels.txt",
-        "--max-drop",
-        0,
-    )
+    words = ("--images", 8, "--labels", tiny / "labels.txt", "--max-drop", 0)
+    done = quantise_for_cpu(tmp_path, tiny / "poisoned.onnx", tiny / "in", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "int8.json").read_text())
-    assert (
-        report["put_back"][0]["name"] == POISONED
-        and report["held"]
-        and report["rounds"][0]["drop"] > 0
-    )
-    layer = {node.name: node for node in onnx_file.load(str(tmp_path / "int8.onnx")).graph.node}[
-        POISONED
-    ]
+    assert report["put_back"][0]["name"] == POISONED and report["held"]
+    assert report["rounds"][0]["drop"] > 0
+    nodes = onnx_file.load(str(tmp_path / "int8.onnx")).graph.node
+    (layer,) = [node for node in nodes if node.name == POISONED]
     rounded = [name.endswith("DequantizeLinear_Output") for name in layer.input]
-    if sys.version_info < (
-        3,
-        8,
-    ):  # its ONNX Runtime, 1.14, rounds an operator's output for whoever reads it
-        rounded[0] = False
+    if sys.version_info < (3, 8):
+        del rounded[0]  # ONNX Runtime 1.14 rounds an operator's output for all that read it
     assert not any(rounded)
 
 
@@ -456,31 +396,18 @@ def test_a_run_whose_int8_is_below_a_minimum_reports_its_own_accuracy(
     small_work: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     copy_products(small_work, tmp_path / "work")
-    (tmp_path / "work" / "acc.json").unlink()  # whatever stands in the report is this run's
+    (tmp_path / "work" / "acc.json").unlink()  # so the page can only have this run's accuracy
     (tmp_path / "work" / "acc_report.json").unlink()
-    said = refusal(
-        "scripts/pipeline.py",
-        "--backend",
-        "cpu",
-        "--data",
-        small_sample,
-        "--workdir",
-        tmp_path / "work",
-        "--img-size",
-        64,
-        "--precision",
-        "int8",
-        "--min-cosine",
-        1,
-        status=3,
-    )
-    assert said.splitlines()[-1].endswith("below --min-cosine 1.0"), said
+    options = "--backend cpu --img-size 64 --precision int8 --min-cosine 1".split()
+    folders = ("--data", small_sample, "--workdir", tmp_path / "work")
+    message = refusal("scripts/pipeline.py", *folders, *options, status=3)
+    assert message.splitlines()[-1].endswith("below --min-cosine 1.0"), message
     page = (tmp_path / "work" / "report.html").read_text()
     assert "below a minimum" in page and (tmp_path / "work" / "acc_float32.json").exists()
 
 
 @pytest.mark.parametrize(
-    "words, status, complaint",
+    "words, status, message",
     (
         (["--max-drop", "0"], 2, "--max-drop and --labels go together"),
         (
@@ -492,7 +419,7 @@ def test_a_run_whose_int8_is_below_a_minimum_reports_its_own_accuracy(
     ),
 )
 def test_what_quantising_for_the_card_needs(
-    words: List[str], status: int, complaint: str, tiny: Path, machine: Machine, tmp_path: Path
+    words: List[str], status: int, message: str, tiny: Path, machine: Machine, tmp_path: Path
 ) -> None:
     done = start_here(
         quantize_amct.main,
@@ -505,7 +432,7 @@ def test_what_quantising_for_the_card_needs(
         tiny / "in",
         *words,
     )
-    assert done.returncode == status and complaint in done.stderr
+    assert done.returncode == status and message in done.stderr
 
 
 def test_an_empty_file_in_place_of_a_model_is_refused(machine: Machine, tmp_path: Path) -> None:
@@ -521,7 +448,7 @@ def test_an_empty_file_in_place_of_a_model_is_refused(machine: Machine, tmp_path
         tmp_path,
     )
     assert (
-        done.returncode == 1 and "empty.onnx has opset 0, and AMCT reads 8 to 14" in done.stderr
+        done.returncode == 1 and "empty.onnx has opset 0, but AMCT reads 8 to 14" in done.stderr
     ), done.stderr
 
 

@@ -59,6 +59,11 @@ def shown(name: str) -> str:
     return name if plain else repr(name)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def some(names: Iterable[str], most: int = 3) -> str:
     """The first few of the names in sorted order, and how many more there are."""
     listed = sorted(names)

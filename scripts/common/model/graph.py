@@ -18,7 +18,7 @@ class Graph:
         self.weights: List[onnx.TensorProto] = []
 
     def node(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node; returns the name of its output, which is its own."""
+        """Add a node; returns the name of its output, which is the node's name."""
         self.nodes.append(
             onnx.helper.make_node(operator, list(inputs), [name], name=name, **attributes)
         )
@@ -29,10 +29,11 @@ class Graph:
         return name
 
     def index(self, value: int) -> str:
-        """An int64 [1] that nodes read as an input; one for all that read the same."""
+        """An int64 [1] that nodes read as an input; all nodes share the one of a value."""
         name = f"index.{value}"
-        known = any(tensor.name == name for tensor in self.weights)
-        return name if known else self.weight(name, np.array([value], np.int64))
+        if all(tensor.name != name for tensor in self.weights):
+            self.weight(name, np.array([value], np.int64))
+        return name
 
     def conv(
         self,
@@ -44,7 +45,10 @@ class Graph:
         padding: int,
         groups: int = 1,
     ) -> str:
-        """Add a convolution. weight: [out, in / groups, k, k], bias: [out]; both are stored as float32."""
+        """Add a convolution; returns the name of its output.
+
+        weight: [out, in / groups, k, k]; bias: [out]; both are stored as float32.
+        """
         inputs = [x, self.weight(name + ".weight", weight.astype(np.float32))]
         if bias is not None:
             inputs.append(self.weight(name + ".bias", bias.astype(np.float32)))
@@ -61,7 +65,10 @@ class Graph:
 
 
 def folded(convolution: Any, norm: Any) -> Tuple[np.ndarray, np.ndarray]:
-    """Weight [out, in, k, k] and bias [out], float64, of a bias-free convolution with the batch norm behind it."""
+    """A convolution without bias and the batch norm behind it, as one convolution.
+
+    Returns (weight [out, in, k, k], bias [out]), both float64.
+    """
     gamma, beta, mean, variance = (
         tensor.detach().double().numpy()
         for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
@@ -71,46 +78,49 @@ def folded(convolution: Any, norm: Any) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def unshuffled(weight: np.ndarray, block: int) -> np.ndarray:
-    """The kernel on the image that equals `weight` after SpaceToDepth: [out, b·b·c, k, k] → [out, c, b·k, b·k]."""
+    """The kernel on the image that equals `weight` after SpaceToDepth of `block` × `block` pixels.
+
+    [out, block · block · c, k, k] → [out, c, block · k, block · k].
+    """
     out, depth, height, width = weight.shape
-    split = weight.reshape(out, block, block, depth // block**2, height, width)
-    return split.transpose(0, 3, 4, 1, 5, 2).reshape(
-        out, depth // block**2, block * height, block * width
-    )
+    channels = depth // block**2
+    split = weight.reshape(out, block, block, channels, height, width)
+    return split.transpose(0, 3, 4, 1, 5, 2).reshape(out, channels, block * height, block * width)
+
+
+def one_hot(channels: int, block: int) -> np.ndarray:
+    """The kernel of a convolution that equals SpaceToDepth of `block` × `block` pixels.
+
+    [channels, channels / block², block, block], of 0 and 1.
+    """
+    return unshuffled(np.eye(channels).reshape(channels, channels, 1, 1), block)
 
 
 def add_chain(graph: Graph, chain: Any, name: str, x: str) -> str:
-    """Add a torch.nn.Sequential; a convolution takes the batch norm behind it along."""
+    """Add a torch.nn.Sequential; a convolution and the batch norm behind it become one node."""
     from torch import nn
 
-    children = [(f"{name}.{child}", module) for child, module in chain.named_children()]
-    for (path, module), (_, following) in zip(children, children[1:] + [("", None)]):
-        if isinstance(module, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-            x = graph.conv(
-                path,
-                x,
-                *folded(module, following),
-                stride=module.stride[0],
-                padding=module.padding[0],
-            )
+    children = list(chain.named_children())
+    following = [module for _, module in children[1:]] + [None]
+    for (child, module), norm in zip(children, following):
+        path = f"{name}.{child}"
+        if isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            stride, padding = module.stride[0], int(module.padding[0])
+            x = graph.conv(path, x, *folded(module, norm), stride=stride, padding=padding)
         elif not isinstance(module, nn.BatchNorm2d):
             x = add_module(graph, module, path, x)
     return x
 
 
 def add_block(graph: Graph, block: Any, name: str, x: str) -> str:
-    """Add a residual block: convolutions, squeeze-and-excitation before the last one of a bottleneck, sum, ReLU."""
-    parts = (
-        ("conv1", "conv2", "se", "conv3") if hasattr(block, "conv3") else ("conv1", "conv2", "se")
-    )
-    residual = (
-        x
-        if block.downsample is None
-        else add_module(graph, block.downsample, name + ".downsample", x)
-    )
-    for part in parts:
-        if getattr(block, part) is not None:
-            x = add_module(graph, getattr(block, part), f"{name}.{part}", x)
+    """Add a residual block: convolutions, squeeze-and-excitation, sum, ReLU."""
+    residual = x
+    if block.downsample is not None:
+        residual = add_module(graph, block.downsample, name + ".downsample", x)
+    for part in ("conv1", "conv2", "se", "conv3"):  # only a bottleneck has conv3
+        module = getattr(block, part, None)
+        if module is not None:
+            x = add_module(graph, module, f"{name}.{part}", x)
     return graph.node("Relu", name + ".relu", graph.node("Add", name + ".add", x, residual))
 
 
@@ -132,9 +142,9 @@ def add_attention(graph: Graph, attention: Any, name: str, x: str) -> str:
 
 
 def add_reflection(graph: Graph, name: str, x: str) -> str:
-    """Put row 1 of each map above row 0, then column 1 before column 0: reflect padding at the top and the left.
+    """Add reflect padding at the top and the left: row 1 above row 0, column 1 before column 0.
 
-    A 3×3 filter of stride 2 on a map with even sides never reads its other borders.
+    A 3×3 filter of stride 2 on a map with even sides never reads the other borders.
     """
     for axis, side in ((2, "row"), (3, "column")):
         first = graph.node(
@@ -145,9 +155,9 @@ def add_reflection(graph: Graph, name: str, x: str) -> str:
 
 
 def add_blur(graph: Graph, blur: Any, name: str, x: str) -> str:
-    """Add the anti-aliasing of a strided convolution: a depthwise 3×3 binomial filter with stride 2."""
+    """Add the anti-aliasing of a strided convolution, a depthwise 3×3 filter with stride 2."""
     padding = 1
-    if blur.pad_mode == "reflect":  # not an attribute of Conv, so it takes nodes of its own
+    if blur.pad_mode == "reflect":  # Conv has no attribute for it, so it takes further nodes
         padding = 0
         if graph.reflect == "pad":
             pads = graph.weight(name + ".pads", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
@@ -160,7 +170,10 @@ def add_blur(graph: Graph, blur: Any, name: str, x: str) -> str:
 
 
 def add_module(graph: Graph, module: Any, name: str, x: str) -> str:
-    """Add one module of the network; returns the name of its output. Raises: TypeError for an unknown one."""
+    """Add one module of the network; returns the name of its output.
+
+    Raises: TypeError for a module of an unknown kind.
+    """
     kind = type(module).__name__
     if kind == "Sequential":
         return add_chain(graph, module, name, x)
@@ -174,10 +187,9 @@ def add_module(graph: Graph, module: Any, name: str, x: str) -> str:
         return graph.node("SpaceToDepth", name, x, blocksize=module.op.bs)
     if kind == "LeakyReLU":
         return graph.node("LeakyRelu", name, x, alpha=module.negative_slope)
-    if (
-        kind == "AvgPool2d"
-    ):  # every side is even here: ceil_mode makes no difference, and there is no padding to count;
-        # with count_include_pad 0, CANN would multiply by a constant behind it
+    if kind == "AvgPool2d":
+        # Every side is even, so ceil_mode makes no difference, and there is no padding to count.
+        # With count_include_pad 0 CANN would add a multiplication by a constant.
         return graph.node(
             "AveragePool",
             name,
@@ -192,9 +204,10 @@ def add_module(graph: Graph, module: Any, name: str, x: str) -> str:
 
 
 def add_stem(graph: Graph, body: Any, stem: str, x: str) -> str:
-    """Add SpaceToDepth and the first convolution in one of three ways (STEMS), all the same function.
+    """Add SpaceToDepth and the first convolution in one of the ways of STEMS, with equal results.
 
-    conv4: SpaceToDepth is a 4×4 convolution of stride 4 whose weights are 0 and 1; conv12: both are one convolution.
+    conv4: SpaceToDepth is a 4×4 convolution of stride 4 whose weights are 0 and 1.
+    conv12: both are one convolution.
     """
     block, convolution = body.SpaceToDepth.op.bs, body.conv1[0]
     if stem == "conv12":
@@ -209,9 +222,8 @@ def add_stem(graph: Graph, body: Any, stem: str, x: str) -> str:
         )
         return add_module(graph, body.conv1[2], "body.conv1.2", x)
     if stem == "conv4":
-        channels = convolution.in_channels
-        one_hot = unshuffled(np.eye(channels).reshape(channels, channels, 1, 1), block)
-        x = graph.conv("body.SpaceToDepth", x, one_hot, None, stride=block, padding=0)
+        kernel = one_hot(convolution.in_channels, block)
+        x = graph.conv("body.SpaceToDepth", x, kernel, None, stride=block, padding=0)
     else:
         x = add_module(graph, body.SpaceToDepth, "body.SpaceToDepth", x)
     return add_module(graph, body.conv1, "body.conv1", x)
@@ -225,8 +237,10 @@ def build_model(
     stem: str = STEMS[0],
     reflect: str = REFLECTIONS[0],
 ) -> onnx.ModelProto:
-    """The network as an ONNX model: `image` float32 [batch, 3, img_size, img_size] → `class` float32 [batch, classes].
+    """The network as an ONNX model.
 
+    Its input is `image`, float32 [batch, 3, img_size, img_size], its output `class`, float32
+    [batch, classes].
     batch_size: None leaves the batch open; stem: one of STEMS; reflect: one of REFLECTIONS.
     """
     helper = onnx.helper
@@ -234,14 +248,11 @@ def build_model(
     x = add_stem(graph, network.body, stem, "image")
     for name, layer in list(network.body.named_children())[2:]:
         x = add_module(graph, layer, "body." + name, x)
-    x = graph.node(
-        "Flatten", "head.flatten", graph.node("GlobalAveragePool", "head.global_pool", x), axis=1
-    )
+    x = graph.node("GlobalAveragePool", "head.global_pool", x)
+    x = graph.node("Flatten", "head.flatten", x, axis=1)
     fc = network.head.fc
-    weight, bias = (
-        graph.weight(f"head.fc.{part}", getattr(fc, part).detach().numpy())
-        for part in ("weight", "bias")
-    )
+    weight = graph.weight("head.fc.weight", fc.weight.detach().numpy())
+    bias = graph.weight("head.fc.bias", fc.bias.detach().numpy())
     graph.nodes.append(
         helper.make_node("Gemm", [x, weight, bias], ["class"], name="head.fc", transB=1)
     )

@@ -4,33 +4,32 @@ import contextlib
 import os
 import re
 import sys
-from typing import Any, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from common.core.cli import ROOT, Refusal, say, shown
 from common.model.checkpoint import Tensors
 
 TIMM = os.path.join(ROOT, "pytorch-image-models")
 PATCH = os.path.join(ROOT, "TResNet.patch")  # decides what the network is
-VARIANTS = {
-    64: "tresnet_m",
-    76: "tresnet_l",
-    83: "tresnet_xl",
-}  # by the channels of the first convolution
-V2_L = "tresnet_v2_l"  # 64 channels as well, but bottlenecks in every stage; timm 0.4.5 does not have it
+# By the channels of the first convolution.
+VARIANTS = {64: "tresnet_m", 76: "tresnet_l", 83: "tresnet_xl"}
+# It has 64 channels as well, but bottlenecks in every stage; timm 0.4.5 does not have it.
+V2_L = "tresnet_v2_l"
 BLOCKS = {
     "tresnet_m": (3, 4, 11, 3),
     "tresnet_l": (4, 5, 18, 3),
     "tresnet_xl": (4, 5, 24, 3),
     V2_L: (3, 4, 23, 3),
 }
-BOTTLENECK = re.compile(r"body\.layer1\.0\.conv3\.")  # what only its first stage has
+BLOCK = re.compile(r"body\.layer([1-4])\.(\d+)\.")
+BOTTLENECK = re.compile(r"body\.layer1\.0\.conv3\.")  # what only V2_L's first stage has
 FAMILY = tuple(BLOCKS)
 STEM = "body.conv1.0.weight"
 STEM_TODAY = "body.conv1.conv.weight"  # the same in timm 0.8 and newer
 TRACKED = "num_batches_tracked"
-MIIL_SLOPE = (
-    1e-3  # LeakyReLU inside the blocks; 1e-2 after the stem, as everywhere in the `ascend` lineage
-)
+# The slope of LeakyReLU inside the blocks of the `miil` lineage. It is 1e-2 behind the stem, and
+# everywhere in the `ascend` lineage.
+MIIL_SLOPE = 1e-3
 INPLACE_ABN_EPS = 1e-5  # InplaceABN multiplies by |weight| + eps
 SHOWN = 5  # tensors that a message names before it counts the rest
 
@@ -42,99 +41,124 @@ class Recognised(NamedTuple):
     num_classes: int
     lineage: str  # ascend: trained with the patched timm; miil: the official weights
     naming: str
-    told: bool = True  # whether the file or the user tells the lineage; otherwise it is a guess
+    lineage_is_known: bool = True  # from the file or the user; otherwise it is a guess
+
+
+def lineage_is_assumed(notes: Dict[str, Any]) -> bool:
+    """Whether the notes of an exported model say that its lineage is a guess.
+
+    Up to version 1.2.0 the note was a text, "True" or "False".
+    """
+    return notes.get("lineage_told") in (False, "False")
 
 
 def name_today(name: str) -> str:
-    """timm 0.8's name of a tensor that timm 0.4.5 calls `name`: conv1.0.weight → conv1.conv.weight."""
+    """timm 0.8's name of a tensor of timm 0.4.5: conv1.0.weight → conv1.conv.weight."""
     return re.sub(
         r"\b(conv\d|downsample\.[01])\.(?:0\.)?([01])\.",
-        lambda found: f"{found.group(1)}.{('conv', 'bn')[int(found.group(2))]}.",
+        lambda match: f"{match.group(1)}.{('conv', 'bn')[int(match.group(2))]}.",
         name,
     )
 
 
 def base_name(arch: str) -> str:
-    """A model's name less what tells only of its training: tresnet_l_448, TResNet-M.miil_in21k → tresnet_l, tresnet_m.
+    """A model's name without what describes only its training.
 
-    MIIL's own name for tresnet_v2_l is tresnet_l_v2.
+    tresnet_l_448 → tresnet_l, TResNet-M.miil_in21k → tresnet_m; MIIL's tresnet_l_v2 → tresnet_v2_l.
     """
     plain = re.sub(r"^tresnet(?=[a-z])", "tresnet_", arch.lower().replace("-", "_"))
     return re.sub(r"(_448|_miil.*|_in21k|\..*)+$", "", plain).replace("tresnet_l_v2", V2_L)
 
 
+def has_counters(tensors: Tensors) -> bool:
+    return any(name.endswith(TRACKED) for name in tensors)
+
+
 def recognise(
     tensors: Tensors, path: str, arch: Optional[str], model: Optional[str], lineage: Optional[str]
 ) -> Recognised:
-    """Read variant, classes, lineage and naming off the tensors; `arch` is what the checkpoint says, `model` and
-    `lineage` what the user says.
+    """Read variant, classes, lineage and naming from the tensors.
 
-    Raises: Refusal if it is no TResNet or if two of these contradict each other.
+    arch: what the checkpoint says; model, lineage: what the user says.
+    Raises: Refusal if it is not a TResNet, or if two of these contradict each other.
     """
     today = STEM_TODAY in tensors
     stem, head = tensors.get(STEM_TODAY if today else STEM), tensors.get("head.fc.weight")
     if stem is None or head is None or stem.dim() != 4 or head.dim() != 2:
         raise Refusal(
-            f"{shown(path)} is not a TResNet: a first convolution {STEM} or {STEM_TODAY} and a head "
-            f"head.fc.weight are expected, but it holds {len(tensors)} tensors such as "
-            f"{', '.join(list(tensors)[:3])}"
+            f"{shown(path)} is not a TResNet: a first convolution {STEM} or {STEM_TODAY} and a "
+            f"head head.fc.weight are expected, but it holds {len(tensors)} tensors such as "
+            f"{', '.join(list(tensors)[:3])}; give another file"
         )
-    variant = VARIANTS.get(stem.shape[0])
+    variant = variant_of(tensors, stem.shape[0], path)
+    check_claim(arch, "the checkpoint's own 'arch'", variant, path)
+    check_claim(model, "--model", variant, path)
+    tracked = has_counters(tensors)
+    seen = "ascend" if tracked and not today else "miil"
+    is_evident = tracked or today  # without the counters only training, so the user, can say
+    if lineage and lineage != seen and is_evident:
+        evidence = f"{TRACKED}, which InplaceABN does not keep"
+        if today:
+            evidence = "timm 0.8's names, which only the official lineage has"
+        raise Refusal(
+            f"--lineage {lineage} contradicts {shown(path)}: it has {evidence}, so it is {seen}; "
+            "leave out --lineage"
+        )
+    naming = "timm 0.8 or newer" if today else "timm 0.4.5 and MIIL"
+    is_known = bool(lineage) or is_evident
+    return Recognised(variant, head.shape[0], lineage or seen, naming, is_known)
+
+
+def variant_of(tensors: Tensors, channels: int, path: str) -> str:
+    """Which of FAMILY the tensors belong to; channels: of the first convolution.
+
+    Raises: Refusal for another network.
+    """
+    variant = VARIANTS.get(channels)
     if variant is None:
         raise Refusal(
-            f"{shown(path)} is no TResNet that is known: its first convolution has {stem.shape[0]} "
-            "channels, where M and v2_L have 64, L 76 and XL 83"
+            f"{shown(path)} is not a known TResNet: its first convolution has {channels} channels, "
+            "but M and v2_L have 64, L 76 and XL 83; give another file"
         )
     if variant == "tresnet_m" and any(map(BOTTLENECK.match, tensors)):
         variant = V2_L
     blocks = count_blocks(tensors)
     if blocks != BLOCKS[variant]:
         raise Refusal(
-            f"{shown(path)} is a TResNet of a kind that is not supported: {stem.shape[0]} channels in its "
-            f"first convolution and {'-'.join(map(str, blocks))} blocks in its stages, where {variant} has "
-            f"{'-'.join(map(str, BLOCKS[variant]))}"
+            f"{shown(path)} is a TResNet of a kind that is not supported: {channels} channels in "
+            f"its first convolution and {'-'.join(map(str, blocks))} blocks in its stages, but "
+            f"{variant} has {'-'.join(map(str, BLOCKS[variant]))}; give another file"
         )
-    for claim, source in ((arch, "the checkpoint's own 'arch'"), (model, "--model")):
-        if claim and base_name(claim) != variant:
-            if base_name(claim) in BLOCKS:
-                raise Refusal(
-                    f"{source} says {claim}, but the tensors of {shown(path)} are those of {variant}; find "
-                    "out which file this is"
-                )
-            say(
-                f"note: {source} says {shown(claim)}, no name of a TResNet; the tensors are those of {variant}"
-            )
-    tracked = any(name.endswith(TRACKED) for name in tensors)
-    seen = "ascend" if tracked and not today else "miil"
-    # Without the counters only training can tell: the user may know better.
-    if lineage and lineage != seen and (today or tracked):
-        evidence = (
-            "timm 0.8's names, which only the official lineage has"
-            if today
-            else f"{TRACKED}, which InplaceABN does not keep"
-        )
+    return variant
+
+
+def check_claim(claim: Optional[str], source: str, variant: str, path: str) -> None:
+    """Compare a model's name with the variant that was recognised.
+
+    Raises: Refusal if it is the name of another TResNet; any other name is only reported.
+    """
+    if not claim or base_name(claim) == variant:
+        return
+    if base_name(claim) in BLOCKS:
         raise Refusal(
-            f"--lineage {lineage} contradicts {shown(path)}: it has {evidence}, so it is {seen}; leave out "
-            "--lineage"
+            f"{source} says {claim}, but the tensors of {shown(path)} are those of {variant}; find "
+            "out which file this is"
         )
-    naming = "timm 0.8 or newer" if today else "timm 0.4.5 and MIIL"
-    return Recognised(
-        variant, head.shape[0], lineage or seen, naming, bool(lineage or tracked or today)
+    say(
+        f"note: {source} says {shown(claim)}, which is not the name of a TResNet; the tensors are "
+        f"those of {variant}"
     )
 
 
 def count_blocks(tensors: Tensors) -> Tuple[int, ...]:
     """How many residual blocks each of the four stages has."""
-    found = {
-        match.groups()
-        for match in map(re.compile(r"body\.layer([1-4])\.(\d+)\.").match, tensors)
-        if match
-    }
-    return tuple(sum(stage == str(number) for stage, _ in found) for number in range(1, 5))
+    blocks = {match.groups() for match in map(BLOCK.match, tensors) if match}
+    stages = [stage for stage, _ in blocks]
+    return tuple(map(stages.count, "1234"))
 
 
 def create_v2_l(num_classes: int) -> Any:
-    """timm 1.0's tresnet_v2_l out of the parts of timm 0.4.5, which is importable here."""
+    """timm 1.0's tresnet_v2_l out of the parts of timm 0.4.5, which must be importable."""
     from timm.models.tresnet import Bottleneck, TResNet
 
     class BottlenecksOnly(TResNet):
@@ -146,7 +170,7 @@ def create_v2_l(num_classes: int) -> Any:
 
 @contextlib.contextmanager
 def without_random_weights() -> Iterator[None]:
-    """Let convolutions be created with zeros: random weights, which are overwritten at once, take a second."""
+    """Create convolutions with zeros: random weights, soon overwritten, take a second."""
     from torch.nn import init
 
     random = {name: getattr(init, name) for name in ("kaiming_uniform_", "kaiming_normal_")}
@@ -160,96 +184,43 @@ def without_random_weights() -> Iterator[None]:
 
 
 def create_network(variant: str, num_classes: int) -> Any:
-    """The patched timm's network, a torch.nn.Module in training mode, `ascend` lineage, to be filled with weights.
+    """The patched timm's network, `ascend` lineage, without weights.
 
+    Returns a torch.nn.Module in training mode.
     Raises: Refusal if the patched source is not in ./pytorch-image-models.
     """
     hint = "run: python3 scripts/timm_source.py"
     if not os.path.isdir(os.path.join(TIMM, "timm")):
-        raise Refusal(
-            f"timm v0.4.5's patched source is expected in {shown(TIMM)}, which is not there; {hint}"
-        )
+        raise Refusal(f"the patched source of timm v0.4.5 is not in {shown(TIMM)}; {hint}")
     sys.path.insert(0, TIMM)
     try:
         import timm
 
         with without_random_weights():
-            network = (
-                create_v2_l(num_classes)
-                if variant == V2_L
-                else timm.create_model(variant, num_classes=num_classes)
-            )
+            if variant == V2_L:
+                network = create_v2_l(num_classes)
+            else:
+                network = timm.create_model(variant, num_classes=num_classes)
     except ImportError as error:  # torchvision or inplace_abn: unpatched
         raise Refusal(f"{shown(TIMM)} is not patched ({error}); move it away and {hint}")
     finally:
         sys.path.remove(TIMM)
-    if (
-        not timm.__file__.startswith(TIMM)
-        or timm.__version__ != "0.4.5"
-        or any("Inplace" in type(module).__name__ for module in network.modules())
-    ):
+    is_ours = timm.__file__.startswith(TIMM) and timm.__version__ == "0.4.5"
+    if not is_ours or any("Inplace" in type(module).__name__ for module in network.modules()):
         raise Refusal(
-            f"the network must come from timm v0.4.5 patched with TResNet.patch, but {timm.__file__} is "
-            f"version {timm.__version__} or not patched; move it away and {hint}"
+            "the network must come from timm v0.4.5 patched with TResNet.patch, but "
+            f"{timm.__file__} is version {timm.__version__} or not patched; move it away and {hint}"
         )
     return network
 
 
 def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
-    """The network with the checkpoint's weights, in evaluation mode; every tensor is accounted for.
+    """The network with the checkpoint's weights, a torch.nn.Module in evaluation mode.
 
     Raises: Refusal that names missing, unexpected, misshapen or not finite tensors.
     """
-    import numpy as np  # here: what is up to date does not need it
-    import torch
-
     network = create_network(seen.variant, seen.num_classes)
-    expected = network.state_dict()
-    rename = name_today if STEM_TODAY in tensors else str
-    tracked = any(name.endswith(TRACKED) for name in tensors)
-    remaining = dict(tensors)
-    problems = []
-    with torch.no_grad():
-        for name, parameter in expected.items():
-            if name.endswith(TRACKED) and not tracked:
-                continue
-            tensor = remaining.pop(rename(name), None)
-            if tensor is None:
-                problems.append(f"{rename(name)} is missing")
-                continue
-            tensor = tensor.to(parameter.dtype)  # half precision as well
-            if tensor.shape != parameter.shape:
-                problems.append(
-                    f"{rename(name)} has shape {list(tensor.shape)} instead of {list(parameter.shape)}"
-                )
-            elif (
-                not np.isfinite(tensor.detach().numpy()).all()
-                or name.endswith("running_var")
-                and (tensor < 0).any()
-            ):
-                problems.append(
-                    f"{rename(name)} has values that are not finite or, for a variance, negative"
-                )
-            else:
-                if (
-                    seen.lineage == "miil"
-                    and rename is str
-                    and name[: -len("weight")] + "running_var" in expected
-                ):
-                    tensor = tensor.abs() + INPLACE_ABN_EPS
-                parameter.copy_(tensor)
-    blur = (
-        torch.tensor([1.0, 2.0, 1.0]).ger(torch.tensor([1.0, 2.0, 1.0])) / 16
-    )  # the blur's constant, which some tools save
-    problems += [
-        f"{name} is not expected"
-        for name, tensor in remaining.items()
-        if not (
-            name.endswith(".filt")
-            and tensor.shape[-2:] == blur.shape
-            and torch.equal(tensor.float(), blur.expand_as(tensor))
-        )
-    ]
+    problems = copy_weights(tensors, network.state_dict(), seen.lineage)
     if problems:
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise Refusal(
@@ -257,9 +228,75 @@ def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
             f"{'; '.join(problems[:SHOWN])}{more}"
         )
     if seen.lineage == "miil":
-        for name, module in network.named_modules():
-            if hasattr(module, "pad_mode"):
-                module.pad_mode = "reflect"
-            if isinstance(module, torch.nn.LeakyReLU) and name.startswith("body.layer"):
-                module.negative_slope = MIIL_SLOPE
+        make_miil(network)
     return network.eval()
+
+
+def copy_weights(tensors: Tensors, parameters: Tensors, lineage: str) -> List[str]:
+    """Copy a checkpoint's tensors, of any precision, into the parameters of a network.
+
+    parameters: named as in timm 0.4.5. Returns what is wrong, in words, with the tensors' names.
+    """
+    import torch
+
+    today = STEM_TODAY in tensors
+    tracked = has_counters(tensors)
+    remaining = dict(tensors)
+    problems = []
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if name.endswith(TRACKED) and not tracked:
+                continue
+            saved_name = name_today(name) if today else name
+            tensor = remaining.pop(saved_name, None)
+            if tensor is None:
+                problems.append(f"{saved_name} is missing")
+                continue
+            tensor = tensor.to(parameter.dtype)
+            problem = problem_of(name, tensor, parameter)
+            if problem:
+                problems.append(f"{saved_name} {problem}")
+                continue
+            is_norm = name[: -len("weight")] + "running_var" in parameters
+            if lineage == "miil" and is_norm and not today:  # timm 0.8's files hold |weight| + eps
+                tensor = tensor.abs() + INPLACE_ABN_EPS
+            parameter.copy_(tensor)
+    for name, tensor in remaining.items():
+        if not is_blur(name, tensor):
+            problems.append(f"{name} is not expected")
+    return problems
+
+
+def problem_of(name: str, tensor: Any, parameter: Any) -> str:
+    """Why a tensor cannot be the weights of a parameter of the same type; "" if it can."""
+    import numpy as np  # here: a product that is up to date does not need it
+
+    if tensor.shape != parameter.shape:
+        return f"has shape {list(tensor.shape)} instead of {list(parameter.shape)}"
+    if not np.isfinite(tensor.detach().numpy()).all():
+        return "has values that are not finite"
+    if name.endswith("running_var") and (tensor < 0).any():
+        return "has negative values, but it is a variance"
+    return ""
+
+
+def is_blur(name: str, tensor: Any) -> bool:
+    """Whether a tensor is the constant filter of the blur, which some tools save."""
+    import torch
+
+    row = torch.tensor([1.0, 2.0, 1.0])
+    blur = row.ger(row) / 16
+    if not name.endswith(".filt") or tensor.shape[-2:] != blur.shape:
+        return False
+    return torch.equal(tensor.float(), blur.expand_as(tensor))
+
+
+def make_miil(network: Any) -> None:
+    """Make of a network of the `ascend` lineage one of the `miil` lineage."""
+    from torch import nn
+
+    for name, module in network.named_modules():
+        if hasattr(module, "pad_mode"):
+            module.pad_mode = "reflect"
+        if isinstance(module, nn.LeakyReLU) and name.startswith("body.layer"):
+            module.negative_slope = MIIL_SLOPE

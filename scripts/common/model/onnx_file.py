@@ -1,44 +1,65 @@
-"""An ONNX file: its input, its metadata, and what no program here can use it for."""
+"""An ONNX file: its input, its metadata, its further files; files of no use here are refused."""
 
 import os
 import re
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence
 
 from common.core import files, record
 from common.core.cli import Refusal, shown, why
 
+Description = Dict[str, Any]  # what describe() returns; the export's record has the same as JSON
+
 LARGEST = 1 << 31  # bytes; the weights of a larger model are in other files
 MAKE_IT = "make it with TResNet_pth2onnx.py"
-SAFE_NAME = re.compile(
-    r"[A-Za-z0-9_./-]+"
-)  # an input's name with anything else would break atc's --input_shape
+# An input's name with any other character would break atc's --input_shape.
+SAFE_NAME = re.compile(r"[A-Za-z0-9_./-]+")
 
 
 def load(path: str, external_data: bool = True) -> Any:
-    """The onnx.ModelProto. Raises: Refusal if it cannot be read or is not an ONNX file.
+    """The onnx.ModelProto of a file.
 
-    external_data: load the weights too that lie in files beside it.
+    external_data: also load the weights that are in files beside it.
+    Raises: Refusal if it cannot be read or is not an ONNX file.
     """
-    import onnx  # here: with the model it takes a quarter of a second, and what is up to date does not need it
+    import onnx  # here: it takes a quarter of a second, and an up-to-date product does not need it
     from google.protobuf.message import DecodeError
 
     try:
-        os.stat(path)  # so that of a file that is not there is told how to make it
+        os.stat(path)  # an absent file gets the message that says how to make it
         model = onnx.load_model_from_string(files.read_regular(path, largest=LARGEST))
+        for text in texts_of(model):
+            if isinstance(text, bytes):  # protobuf leaves what is not UTF-8 as it is
+                raise ValueError(f"{text[:50]!a} in it is not UTF-8")
         if external_data:
             onnx.load_external_data_for_model(model, os.path.dirname(os.path.abspath(path)))
         return model
     except OSError as error:
         raise Refusal(
-            f"there is no readable ONNX file {shown(path)} ({why(error)}); {MAKE_IT}"
+            f"cannot read the ONNX file {shown(path)} ({why(error)}); {MAKE_IT}"
         ) from None
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         reason = "" if isinstance(error, DecodeError) else f" ({why(error)})"
-        raise Refusal(f"{shown(path)} is no ONNX file, or not whole{reason}; {MAKE_IT}") from None
+        raise Refusal(
+            f"{shown(path)} is not an ONNX file, or it is damaged{reason}; {MAKE_IT}"
+        ) from None
+
+
+def texts_of(model: Any) -> Iterator[Any]:
+    """The names, keys and values in an onnx.ModelProto that programs use as texts."""
+    for value in (*model.graph.input, *model.graph.output):
+        yield value.name
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, *node.input, *node.output)
+    pairs = list(model.metadata_props)
+    for tensor in model.graph.initializer:
+        yield tensor.name
+        pairs += tensor.external_data
+    for pair in pairs:
+        yield from (pair.key, pair.value)
 
 
 def all_files(path: str) -> List[str]:
-    """The ONNX file, and the files beside it in which its weights lie, if there are any.
+    """The ONNX file, and the files beside it with weights of it.
 
     Raises: Refusal for one outside the file's folder.
     """
@@ -55,66 +76,69 @@ def all_files(path: str) -> List[str]:
     for name in names:
         if os.path.isabs(name) or ".." in name.split("/"):
             raise Refusal(
-                f"{shown(path)} has weights in {shown(name)}, outside its folder; put them beside it"
+                f"{shown(path)} has weights in {shown(name)}, outside its folder; put them beside "
+                "it"
             )
     return [path, *(os.path.join(folder, name) for name in sorted(names))]
 
 
-def describe(path: str, batch_sizes: Sequence[int] = ()) -> Dict[str, Any]:
-    """{"input": name, "shape": [N, C, H, W], None where a size is free, "metadata": {...}}.
+def describe(path: str, batch_sizes: Sequence[int] = ()) -> Description:
+    """What an ONNX file takes, and what it says about itself.
 
-    metadata: what TResNet_pth2onnx.py wrote into the file: variant, num_classes, lineage, img_size, …
-    Raises: Refusal if the file has not exactly one NCHW input whose name and sizes, the batch excepted, can be said, or
-    if its batch size is fixed and others are wanted (`batch_sizes`).
+    batch_sizes: those that are wanted.
+    Returns {"input": name, "shape": [N, C, H, W], "metadata": {key: text}}.
+    shape: None stands for a size that is not fixed.
+    metadata: from TResNet_pth2onnx.py: variant, num_classes, lineage, img_size, …
+    Raises: Refusal if the file has not exactly one NCHW input with a safe name and fixed sizes (the
+    batch excepted), or if its batch size is fixed and others are wanted.
     """
-    found = recorded(path) or read(path)
-    shape = found["shape"]
-    if shape[0] and batch_sizes and list(batch_sizes) != shape[:1]:
+    described = recorded(path) or read(path)
+    fixed = described["shape"][0]
+    if fixed and batch_sizes and list(batch_sizes) != [fixed]:
         raise Refusal(
-            f"the batch size of {shown(path)} is fixed to {shape[0]}; give --batch-sizes {shape[0]}, or "
-            "export the model with a free one"
+            f"the batch size of {shown(path)} is fixed to {fixed}; give --batch-sizes {fixed}, or "
+            "export the model without --batch-size"
         )
-    return found
+    return described
 
 
-def recorded(path: str) -> Dict[str, Any]:
-    """What the export's record tells of the file as describe() has it, {} if it is not the file that was exported."""
+def recorded(path: str) -> Description:
+    """The description in the export's record; {} if this is not the file that was exported."""
     about = record.read(path)
     made = about.made.get(os.path.basename(path))
     described = about.notes.get("described")
     return dict(described) if made and isinstance(described, dict) and about.same(made) else {}
 
 
-def read(path: str) -> Dict[str, Any]:
-    """What the file itself tells, as describe() has it."""
+def read(path: str) -> Description:
+    """The description from the file itself."""
     return description(load(path, external_data=False), path)
 
 
-def description(model: Any, path: str) -> Dict[str, Any]:
-    """What an onnx.ModelProto tells, as describe() has it; path: what messages call it."""
+def description(model: Any, path: str) -> Description:
+    """What describe() returns, of an onnx.ModelProto; path: what messages call it."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
-    found = [
-        f"{shown(value.name)} with {len(value.type.tensor_type.shape.dim)} dimensions"
-        for value in inputs
-    ]
-    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
+    if [len(value.type.tensor_type.shape.dim) for value in inputs] != [4]:
+        listed = ", ".join(
+            f"{shown(value.name)} with {len(value.type.tensor_type.shape.dim)} dimensions"
+            for value in inputs
+        )
         raise Refusal(
             f"{shown(path)} must have one input of 4 dimensions (NCHW), but has "
-            f"{', '.join(found) or 'none, so it may be no ONNX file'}; {MAKE_IT}"
+            f"{listed or 'none, so it may not be an ONNX file'}; {MAKE_IT}"
         )
-    name, shape = (
-        inputs[0].name,
-        [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim],
-    )
-    if None in shape[1:] or not SAFE_NAME.fullmatch(name):
+    name = inputs[0].name
+    shape = [side.dim_value or None for side in inputs[0].type.tensor_type.shape.dim]
+    if None in shape[1:]:
         raise Refusal(
-            f"the input of {shown(path)} is {name!a} of shape {shape}, but all sizes except the batch must "
-            "be fixed, and atc's --input_shape takes only letters, digits, '_', '.', '-' and '/' in its "
-            f"name; {MAKE_IT}"
+            f"the input {shown(name)} of {shown(path)} has the shape {shape}, but all sizes except "
+            f"the batch must be fixed; {MAKE_IT}"
         )
-    return {
-        "input": name,
-        "shape": shape,
-        "metadata": {entry.key: entry.value for entry in model.metadata_props},
-    }
+    if not SAFE_NAME.fullmatch(name):
+        raise Refusal(
+            f"the input of {shown(path)} is called {name!a}, but atc's --input_shape takes only "
+            f"letters, digits, '_', '.', '-' and '/'; {MAKE_IT}"
+        )
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return {"input": name, "shape": shape, "metadata": metadata}

@@ -1,14 +1,15 @@
-"""The operators of an ONNX model one by one: what each of them hands on, and any part of the graph run alone.
+"""The operators of an ONNX model one by one: their results, and any part of the graph run alone.
 
-An operator is named by its node, or where that has no name by its output. onnx and ONNX Runtime are imported by what
-needs them: together they take a third of a second, and what is up to date needs neither.
+An operator is called by the name of its node, or of its output if the node has no name. The
+functions import onnx and ONNX Runtime themselves: together they take a third of a second, and an
+up-to-date product needs neither.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from typing import TYPE_CHECKING, Callable, Collection, Dict, Iterable, Union
+from typing import TYPE_CHECKING, Callable, Collection, Dict, Iterable, List, Union
 
 import numpy as np
 
@@ -28,7 +29,8 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelPr
 
     changed = copy.deepcopy(model)
     graph = changed.graph
-    del graph.output[:], graph.value_info[:]
+    del graph.output[:]
+    del graph.value_info[:]
     graph.output.extend(
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors
     )
@@ -37,23 +39,26 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelPr
     return changed
 
 
-def part(model: onnx.ModelProto, given: Collection[str], tensors: Iterable[str]) -> onnx.ModelProto:
-    """The operators that lead from the tensors `given` to `tensors`, as a model of their own.
+def part(
+    model: onnx.ModelProto, sources: Collection[str], tensors: Iterable[str]
+) -> onnx.ModelProto:
+    """The operators that lead from the tensors `sources` to `tensors`, as a model of their own.
 
-    Its inputs are those of `given` that are read, of any shape.
+    Its inputs are those tensors of `sources` that they read, of any shape.
     """
     import onnx
     from onnx import helper
 
     wanted = list(tensors)
-    needed, nodes = set(wanted), []
+    needed = set(wanted)
+    nodes: List[onnx.NodeProto] = []
     for node in reversed(model.graph.node):
-        if needed.intersection(node.output) and not set(node.output) <= set(given):
+        if needed.intersection(node.output) and not set(node.output) <= set(sources):
             nodes.insert(0, node)
             needed.update(node.input)
     weights = [tensor for tensor in model.graph.initializer if tensor.name in needed]
     known = {tensor.name for tensor in weights}.union(*(node.output for node in nodes))
-    read = [name for name in given if name in needed - known]
+    read = [name for name in sources if name in needed - known]
     inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in read]
     outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted]
     return helper.make_model(
@@ -70,25 +75,21 @@ def session(model: Union[str, bytes, onnx.ModelProto]) -> onnxruntime.InferenceS
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.log_severity_level = 3
-    given = model if isinstance(model, (str, bytes)) else model.SerializeToString()
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    source = model if isinstance(model, (str, bytes)) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def logits_of(model: onnx.ModelProto) -> Callable[[np.ndarray], np.ndarray]:
     """A function from images, float32 [n, 3, h, w], to the model's first output, [n, classes]."""
-    given, output = model.graph.input[0].name, model.graph.output[0].name
+    image, output = model.graph.input[0].name, model.graph.output[0].name
     ready = session(with_outputs(model, [output]))
-    return lambda images: run(ready, {given: images})[output]
+    return lambda images: run(ready, {image: images})[output]
 
 
 def run(
     ready: onnxruntime.InferenceSession, tensors: Dict[str, np.ndarray]
 ) -> Dict[str, np.ndarray]:
-    """{output: its value} for inputs of which `tensors` may hold more than the model takes."""
+    """{output: its value}; tensors: {input: its value}, and further tensors."""
     names = [output.name for output in ready.get_outputs()]
-    return dict(
-        zip(
-            names,
-            ready.run(names, {entry.name: tensors[entry.name] for entry in ready.get_inputs()}),
-        )
-    )
+    inputs = {entry.name: tensors[entry.name] for entry in ready.get_inputs()}
+    return dict(zip(names, ready.run(names, inputs)))

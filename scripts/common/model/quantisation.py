@@ -1,14 +1,14 @@
-"""Which layers become int8: what quantising each of them costs, and how many go back to float until a promise holds.
+"""Which layers become int8: what each of them costs, and how many stay float for --max-drop.
 
-A layer is a Conv or a Gemm, named by its node. Its input is quantised per tensor, its weights per output channel.
+A layer is a Conv or a Gemm, called by the name of its node. Its input is quantised per tensor, its
+weights per output channel.
 """
 
 import argparse
-import functools
-from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from common.core import cli, json_file, options, recipe, record
-from common.core.cli import shown
+from common.core.cli import counted, shown
 from common.core.names import result_stem
 from common.data.images import list_inputs, spaced
 from common.data.inputs import Input, input_of, read_batch
@@ -23,13 +23,15 @@ from onnx import TensorProto, helper, numpy_helper
 LAYERS = ("Conv", "Gemm")
 OTHERS = "all other operators"
 LEAST_CHANNELS = 17  # of a layer's input: AMCT's guide sees gains in int8 only above 16
-BATCH = 8  # of the runs for --max-drop
-OPTIONS = ("images", "max_drop", "label_offset")  # that decide what is made
+BATCH = 8  # images at once in the runs for --max-drop
+OPTIONS = ("images", "max_drop", "label_offset")  # what decides the product, beside the inputs
 RANKED = 8  # images by which layers are ranked
-Groups = Dict[str, List[str]]  # {what is quantised or not as a whole: its operators}
+Groups = Dict[str, List[str]]  # {operators that are quantised together or not at all: their names}
+Ranges = Dict[str, Tuple[float, float]]  # {tensor: its least and its largest value}
+Report = Dict[str, Any]  # what the JSON file beside the int8 model holds
 
 
-# ---- layers ----------------------------------------------------------------------------------------------------------
+# ---- layers --------------------------------------------------------------------------------------
 
 
 def layers(model: onnx.ModelProto) -> List[str]:
@@ -38,183 +40,187 @@ def layers(model: onnx.ModelProto) -> List[str]:
 
 
 def groups_of(model: onnx.ModelProto) -> Groups:
-    """Each layer on its own, and all other operators as one group: ONNX Runtime quantises those as well."""
-    own = layers(model)
-    rest = [
-        operators.name_of(node) for node in model.graph.node if operators.name_of(node) not in own
-    ]
-    return {**{name: [name] for name in own}, OTHERS: rest}
+    """A group for each layer, and one for all other operators, which ONNX Runtime quantises too."""
+    names = map(operators.name_of, model.graph.node)
+    groups = {name: [name] for name in layers(model)}
+    rest = [name for name in names if name not in groups]
+    return {**groups, OTHERS: rest}
 
 
 def float_on_card(model: onnx.ModelProto) -> Dict[str, str]:
-    """{layer: why} of the layers that stay float16 on the card unless its user says otherwise.
+    """{layer: why} of the layers that stay float16 on the card, without --all-layers.
 
-    The stem, up to the first activation; layers with few input channels, depthwise ones among them; convolutions of a
-    map of 1×1 that becomes fully connected (squeeze-and-excitation), which atc does not fuse behind AscendQuant.
+    These are the layers up to the first activation (the stem), layers with few input channels (also
+    the depthwise ones), and squeeze-and-excitation: atc makes a convolution of a 1×1 map fully
+    connected, and does not fuse that behind AscendQuant.
     """
     shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
-    left, pooled, stem = {}, set(), True
+    left: Dict[str, str] = {}
+    pooled = set()  # tensors of 1×1 maps
+    in_stem = True
     for node in model.graph.node:
-        name = operators.name_of(node)
-        if (
-            node.op_type == "GlobalAveragePool"
-            or node.op_type in ("Conv", "Relu")
-            and node.input[0] in pooled
-        ):
+        follows_pooling = node.op_type in ("Conv", "Relu") and node.input[0] in pooled
+        if follows_pooling or node.op_type == "GlobalAveragePool":
             pooled.add(node.output[0])
         if node.op_type in ("LeakyRelu", "Relu"):
-            stem = False
-        if node.op_type == "Conv":
-            few = shapes[node.input[1]][1] < LEAST_CHANNELS
-            reason = (
-                "stem"
-                if stem
-                else "squeeze-and-excitation"
-                if node.input[0] in pooled
-                else "few input channels"
-                if few
-                else ""
-            )
-            left.update({name: reason} if reason else {})
+            in_stem = False
+        if node.op_type != "Conv":
+            continue
+        name = operators.name_of(node)
+        if in_stem:
+            left[name] = "stem"
+        elif follows_pooling:
+            left[name] = "squeeze-and-excitation"
+        elif shapes[node.input[1]][1] < LEAST_CHANNELS:
+            left[name] = "few input channels"
     return left
 
 
-# ---- what each costs -------------------------------------------------------------------------------------------------
+# ---- what each costs -----------------------------------------------------------------------------
 
 
 def switch_of(group: str) -> str:
+    """The input that decides whether a group is quantised."""
     return f"int8 {group}"
 
 
-def with_switches(
-    model: onnx.ModelProto, groups: Groups, ranges: Dict[str, Tuple[float, float]]
-) -> onnx.ModelProto:
-    """A copy with an input [1] for each of the groups: 1 quantises its operators, 0 leaves them as they are.
+def with_switches(model: onnx.ModelProto, groups: Groups, ranges: Ranges) -> onnx.ModelProto:
+    """A copy with an input [1] for each of the groups: 1 quantises its operators, 0 does not.
 
-    ranges: {tensor: (least, largest) value} of what these operators read.
+    ranges: of the tensors that these operators read.
     """
-    copy = operators.with_outputs(model, [model.graph.output[0].name])
-    graph, nodes = copy.graph, []
+    changed = operators.with_outputs(model, [model.graph.output[0].name])
+    graph = changed.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    group_of = {name: group for group, names in groups.items() for name in names}
-    graph.input.extend(
-        helper.make_tensor_value_info(switch_of(group), TensorProto.FLOAT, [1]) for group in groups
-    )
-
-    def constant(name: str, array: Any) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
-        return name
-
-    def change_of(x: str, prefix: str) -> str:
-        """The tensor that quantising adds to x."""
-        if x in weights:
-            array = numpy_helper.to_array(weights[x])
-            return constant(prefix + "/change", quantised(array) - array)
-        low, high = min(ranges[x][0], 0.0), max(ranges[x][1], 0.0)
-        step = np.float32((high - low) / 255 or 1.0)
-        scale = constant(prefix + "/scale", step)
-        zero = constant(prefix + "/zero", np.uint8(round(-low / float(step))))
-        nodes.extend(
-            [
-                helper.make_node("QuantizeLinear", [x, scale, zero], [prefix + "/int8"]),
-                helper.make_node(
-                    "DequantizeLinear", [prefix + "/int8", scale, zero], [prefix + "/again"]
-                ),
-                helper.make_node("Sub", [prefix + "/again", x], [prefix + "/change"]),
+    group_of: Dict[str, str] = {}
+    for group, names in groups.items():
+        group_of.update(dict.fromkeys(names, group))
+        graph.input.append(helper.make_tensor_value_info(switch_of(group), TensorProto.FLOAT, [1]))
+    nodes: List[onnx.NodeProto] = []
+    for node in changed.graph.node:
+        name = operators.name_of(node)
+        indices = inputs_of(node, weights) if name in group_of else []
+        for index in indices:
+            x, quantised_x = node.input[index], f"{name}/{index}"
+            change, part = quantised_x + "/change", quantised_x + "/part"
+            if x in weights:
+                array = numpy_helper.to_array(weights[x])
+                error = quantised(array) - array
+                graph.initializer.append(numpy_helper.from_array(error, change))
+            else:
+                add_change(graph, nodes, x, quantised_x, ranges[x])
+            nodes += [
+                helper.make_node("Mul", [change, switch_of(group_of[name])], [part]),
+                helper.make_node("Add", [x, part], [quantised_x]),
             ]
-        )
-        return prefix + "/change"
-
-    for node in copy.graph.node:
-        group = group_of.get(operators.name_of(node))
-        for place in inputs_of(node, weights) if group else ():
-            x, prefix = node.input[place], f"{operators.name_of(node)}/{place}"
-            nodes.extend(
-                [
-                    helper.make_node(
-                        "Mul", [change_of(x, prefix), switch_of(group)], [prefix + "/part"]
-                    ),
-                    helper.make_node("Add", [x, prefix + "/part"], [prefix]),
-                ]
-            )
-            node.input[place] = prefix
+            node.input[index] = quantised_x
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    return copy
+    return changed
+
+
+def add_change(
+    graph: onnx.GraphProto,
+    nodes: List[onnx.NodeProto],
+    x: str,
+    prefix: str,
+    limits: Tuple[float, float],
+) -> None:
+    """Append nodes that give `prefix`/change what quantising adds to the tensor x.
+
+    limits: the least and the largest value of x. The constants go into the graph.
+    """
+    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
+    step = np.float32((high - low) / 255 or 1.0)
+    zero = np.uint8(round(-low / float(step)))
+    graph.initializer.append(numpy_helper.from_array(np.asarray(step), prefix + "/scale"))
+    graph.initializer.append(numpy_helper.from_array(np.asarray(zero), prefix + "/zero"))
+    scaling = [prefix + "/scale", prefix + "/zero"]
+    int8, restored = prefix + "/int8", prefix + "/restored"
+    nodes += [
+        helper.make_node("QuantizeLinear", [x, *scaling], [int8]),
+        helper.make_node("DequantizeLinear", [int8, *scaling], [restored]),
+        helper.make_node("Sub", [restored, x], [prefix + "/change"]),
+    ]
 
 
 def inputs_of(node: onnx.NodeProto, weights: Container[str]) -> List[int]:
-    """The places of an operator's inputs that become int8: what is computed, and a layer's weights."""
+    """The indices of an operator's inputs that become int8: activations, and a layer's weights."""
+    is_layer = node.op_type in LAYERS
     return [
-        place
-        for place, name in enumerate(node.input)
-        if name not in weights or node.op_type in LAYERS and place == 1
+        index
+        for index, name in enumerate(node.input)
+        if name not in weights or (is_layer and index == 1)
     ]
 
 
 def quantised(weights: np.ndarray) -> np.ndarray:
-    """Weights [out, …] as int8 with a step for each output channel would have them."""
+    """Weights float32 [out, …], rounded to int8 with a step for each output channel."""
     rows = weights.reshape(len(weights), -1)
     step = np.abs(rows).max(axis=1, keepdims=True) / 127
     step[step == 0] = 1
     return (np.round(rows / step) * step).astype(np.float32).reshape(weights.shape)
 
 
+def ranges_of(model: onnx.ModelProto, groups: Groups, images: np.ndarray) -> Ranges:
+    """The ranges of all tensors that the operators of the groups read; images: as for costs()."""
+    image = model.graph.input[0].name
+    wanted: Set[str] = set().union(*groups.values())
+    read: Set[str] = set()
+    for node in model.graph.node:
+        if operators.name_of(node) in wanted:
+            read.update(node.input)
+    tensors = sorted(read - {image, *(tensor.name for tensor in model.graph.initializer)})
+    values = {image: images}
+    if tensors:
+        ready = operators.session(operators.with_outputs(model, tensors))
+        values.update(operators.run(ready, {image: images}))
+    return {name: (float(array.min()), float(array.max())) for name, array in values.items()}
+
+
 def costs(model: onnx.ModelProto, groups: Groups, images: np.ndarray) -> Dict[str, float]:
-    """{group: 1 - cosine of the logits, on average, if it alone is quantised}; images: float32 [n, 3, h, w]."""
-    given = model.graph.input[0].name
-    weights = {tensor.name for tensor in model.graph.initializer}
-    wanted = {name for names in groups.values() for name in names}
-    read = {
-        name
-        for node in model.graph.node
-        if operators.name_of(node) in wanted
-        for name in node.input
-    } - weights
-    values = {given: images}
-    if read - {given}:
-        values.update(
-            operators.run(
-                operators.session(operators.with_outputs(model, sorted(read - {given}))), values
-            )
-        )
-    ranges = {name: (float(array.min()), float(array.max())) for name, array in values.items()}
+    """{group: 1 - cosine of the logits, on average, if only this group is quantised}.
+
+    images: float32 [n, 3, h, w].
+    """
+    ranges = ranges_of(model, groups, images)
     ready = operators.session(with_switches(model, groups, ranges))
-    off = {switch_of(group): np.zeros(1, np.float32) for group in groups}
+    inputs = {switch_of(group): np.zeros(1, np.float32) for group in groups}
+    inputs[model.graph.input[0].name] = images
 
-    def logits(**on: np.ndarray) -> np.ndarray:
-        return next(iter(operators.run(ready, {given: images, **off, **on}).values()))
+    def logits(**changed: np.ndarray) -> np.ndarray:
+        (result,) = operators.run(ready, {**inputs, **changed}).values()
+        return result
 
-    right = logits()
-    return {
-        group: float(
-            np.mean(
-                [
-                    1 - cosine_similarity(a, b)
-                    for a, b in zip(right, logits(**{switch_of(group): np.ones(1, np.float32)}))
-                ]
-            )
-        )
-        for group in groups
-    }
+    float_logits = logits()
+    cost = {}
+    for group in groups:
+        int8_logits = logits(**{switch_of(group): np.ones(1, np.float32)})
+        losses = [1 - cosine_similarity(a, b) for a, b in zip(float_logits, int8_logits)]
+        cost[group] = float(np.mean(losses))
+    return cost
 
 
-# ---- the promise -----------------------------------------------------------------------------------------------------
+# ---- the promise of --max-drop -------------------------------------------------------------------
 
 
 def answers(model: onnx.ModelProto, paths: Sequence[str], sample: Input) -> Tuple[np.ndarray, int]:
-    """(int [images]: the class that ONNX Runtime's logits are highest for, the number of classes)."""
-    logits_of, found = operators.logits_of(model), []  # type: Any, List[int]
+    """The model's answers in ONNX Runtime.
+
+    Returns (int [images]: the class with the highest logit, the number of classes).
+    """
+    logits_of = operators.logits_of(model)
+    top1: List[int] = []
     for start in range(0, len(paths), sample.batch_size):
         batch = list(paths[start : start + sample.batch_size])
         logits = logits_of(read_batch(batch, sample))
-        found += logits[: len(batch)].argmax(1).tolist()
-    return np.array(found), logits.shape[1]
+        top1 += logits[: len(batch)].argmax(1).tolist()
+    return np.array(top1), logits.shape[1]
 
 
 class Drop(NamedTuple):
-    """The Top-1 accuracy that is lost, in percentage points, on the same images before and after."""
+    """How many percentage points of Top-1 are lost, on the same images before and after."""
 
     points: float
     low: float  # the 95 % interval of the paired difference
@@ -223,16 +229,16 @@ class Drop(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.points:.2f} points of Top-1 (95 % interval {self.low:.2f} to {self.high:.2f}, {self.images} "
-            "images)"
+            f"{self.points:.2f} points of Top-1 (95 % interval {self.low:.2f} to {self.high:.2f}, "
+            f"{counted(self.images, 'image')})"
         )
 
 
 def paired_drop(before: np.ndarray, after: np.ndarray) -> Drop:
-    """From whether each image was right, bool [n] each.
+    """The drop of Top-1; before, after: whether each image was right, bool [n].
 
-    The interval is Wald's with half an image added to each of the four cells (Agresti and Min 2005), which is honest
-    for few images and where no answer changed.
+    The interval is Wald's with half an image added to each of the four cells. It holds for few
+    images too, and where no answer changed. Source: Agresti and Min 2005.
     """
     images = len(before)
     lost, won = int(np.sum(before & ~after)), int(np.sum(~before & after))
@@ -248,50 +254,55 @@ def keep_promise(
     judge: Callable[[List[str]], np.ndarray],
     rank: Callable[[], Dict[str, float]],
     say: Callable[[str], None],
-) -> Dict[str, Any]:
-    """Put the costliest layers back to float, 1, 3, 7, … of them, until Top-1 drops by at most max_drop points.
+) -> Report:
+    """Put the costliest layers back to float until Top-1 drops by at most max_drop points.
 
-    right: bool [n], whether float32 is right; judge: the same of the int8 model with these layers left in float; rank:
-    what each layer costs. Returns {"max_drop", "drop", "interval", "images", "held", "put_back": [{"name", "cost"}],
+    It tries 0, 1, 3, 7, … layers.
+    right: bool [n], whether float32 is right for each image.
+    judge: the same for the int8 model in which these layers stay float.
+    rank: {layer: its cost}; it takes a while, so it is only called if int8 alone does not hold.
+    Returns {"max_drop", "drop", "interval", "images", "held", "put_back": [{"name", "cost"}],
     "rounds": [{"layers", "drop"}]}.
     """
     back: List[str] = []
     rounds: List[Dict[str, Any]] = []
-    cost = functools.lru_cache(maxsize=None)(
-        rank
-    )  # takes a while, and is not needed if int8 holds at once
+    cost: Dict[str, float] = {}
     while True:
         drop = paired_drop(right, judge(back))
         rounds.append({"layers": len(back), "drop": drop.points})
         held = drop.points <= max_drop
+        outcome = "within" if held else "more than"
         say(
-            f"int8 with {len(back)} layers put back to float loses {drop}, {'within' if held else 'more than'} "
+            f"int8 with {counted(len(back), 'layer')} put back to float loses {drop}, {outcome} "
             f"--max-drop {max_drop:g}"
         )
-        if held or len(back) == len(cost()):
+        if held:
             break
-        back = sorted(cost(), key=lambda name: -cost()[name])[: 2 * len(back) + 1]
+        cost = cost or rank()
+        if len(back) == len(cost):
+            break
+        back = sorted(cost, key=lambda name: -cost[name])[: 2 * len(back) + 1]
     return {
         "max_drop": max_drop,
         "drop": drop.points,
         "interval": [drop.low, drop.high],
         "images": drop.images,
         "held": held,
-        "put_back": [{"name": name, "cost": cost()[name]} for name in back],
+        "put_back": [{"name": name, "cost": cost[name]} for name in back],
         "rounds": rounds,
     }
 
 
-# ---- what every tool that quantises does -----------------------------------------------------------------------------
+# ---- what every tool that quantises does ---------------------------------------------------------
 
 
 def parser(doc: Optional[str], images: int) -> argparse.ArgumentParser:
-    """The command line; images: for the calibration, unless the user says otherwise."""
-    made = cli.parser(doc)
-    made.add_argument("model", type=options.path, help="float32 .onnx file")
-    made.add_argument("output", type=options.onnx_path, help="the int8 .onnx file")
+    """The command line; images: the default of --images."""
+    result = cli.parser(doc)
+    result.add_argument("model", type=options.path, help="float32 .onnx file")
+    result.add_argument("output", type=options.onnx_path, help="the int8 .onnx file")
     options.add(
-        made,
+        result,
         "calibrate",
         "images",
         "aipp",
@@ -304,46 +315,46 @@ def parser(doc: Optional[str], images: int) -> argparse.ArgumentParser:
         help={
             "images": "how many of them, evenly spaced (default: %(default)s)",
             "max_drop": "put layers back until Top-1 is at most P percentage points "
-            "below float32's; takes --labels",
+            "below float32's; needs --labels",
             "labels": "labels of the images, for --max-drop",
         },
     )
-    return made
+    return result
 
 
 class Task:
     """What is quantised, by which images, and its record.
 
-    chosen: the images for the calibration; single, several: the input for them, and for the runs of --max-drop.
+    single, several: the model's input for the calibration, and for the runs of --max-drop.
+    paths, stems: all images, and the names of their results; chosen: those for the calibration.
+    report_path: the JSON file that says which layers stayed float, and why.
     """
 
     def __init__(self, tool: str, arguments: argparse.Namespace, **more: Any) -> None:
-        self.arguments, self.described = arguments, onnx_file.describe(arguments.model)
+        """tool: the program's file; more: what the product depends on beside the options."""
+        self.arguments = arguments
+        self.described = onnx_file.describe(arguments.model)
         fixed = self.described["shape"][0]
-        self.single, self.several = (
-            input_of(self.described, arguments.aipp, fixed or size) for size in (1, BATCH)
-        )
+        self.single = input_of(self.described, arguments.aipp, fixed or 1)
+        self.several = input_of(self.described, arguments.aipp, fixed or BATCH)
         self.paths = list_inputs(arguments.calibrate)
         self.stems = list(map(result_stem, self.paths))
         self.chosen = spaced(self.paths, arguments.images)
-        self.report_path = (
-            arguments.output[: -len(".onnx")] + ".json"
-        )  # which layers stayed in float, and why
-        given = {"aipp": self.single.aipp, **{key: vars(arguments)[key] for key in OPTIONS}}
-        inputs, settings = (
-            (self.chosen, []) if arguments.max_drop is None else (self.paths, [arguments.labels])
-        )
-        self.made_by = recipe.make(
-            tool,
-            given,
-            ("onnxruntime", "onnx", "numpy"),
-            [*onnx_file.all_files(arguments.model), *inputs],
-            settings,
-            **more,
-        )
+        self.report_path = arguments.output[: -len(".onnx")] + ".json"
+        settings = {"aipp": self.single.aipp}
+        settings.update((name, getattr(arguments, name)) for name in OPTIONS)
+        inputs, labels = self.chosen, []
+        if arguments.max_drop is not None:
+            inputs, labels = self.paths, [arguments.labels]
+        inputs = [*onnx_file.all_files(arguments.model), *inputs]
+        packages = ("onnxruntime", "onnx", "numpy")
+        self.made_by = recipe.make(tool, settings, packages, inputs, labels, **more)
 
     def is_current(self) -> bool:
-        """Whether nothing is to be done, which is said then. Raises: Refusal for files that are not ours to replace."""
+        """Whether the product is up to date; this is printed.
+
+        Raises: Refusal for files that this program did not make.
+        """
         output = self.arguments.output
         if record.is_up_to_date(
             output, self.made_by, [output, self.report_path], self.arguments.force
@@ -357,43 +368,42 @@ class Task:
         model: onnx.ModelProto,
         groups: Groups,
         quantise: Callable[[List[str]], onnx.ModelProto],
-        found: Callable[[onnx.ModelProto], np.ndarray],
-    ) -> Tuple[onnx.ModelProto, Dict[str, Any]]:
-        """(the int8 model, what is to be told of it); with --max-drop groups are put back to float until it holds.
+        answers_of: Callable[[onnx.ModelProto], np.ndarray],
+    ) -> Tuple[onnx.ModelProto, Report]:
+        """Quantise the model; with --max-drop put groups back to float until it holds.
 
-        quantise: the int8 model with these groups left in float; found: int [images], its answers.
+        quantise: the int8 model in which these groups stay float.
+        answers_of: int [images], the class that an int8 model gives each image.
+        Returns (the int8 model, its report).
         """
-        if self.arguments.max_drop is None:
+        arguments = self.arguments
+        if arguments.max_drop is None:
             return quantise([]), {"put_back": []}
-        right, count = answers(model, self.paths, self.several)
-        classes = np.array(
-            true_classes(
-                self.arguments.labels,
-                self.arguments.calibrate,
-                self.stems,
-                count,
-                self.arguments.label_offset,
-            )
+        float32_answers, count = answers(model, self.paths, self.several)
+        labels = true_classes(
+            arguments.labels, arguments.calibrate, self.stems, count, arguments.label_offset
         )
-        latest: List[onnx.ModelProto] = []
+        classes = np.array(labels)
+        latest = model
 
         def judge(back: List[str]) -> np.ndarray:
-            latest[:] = [quantise(back)]
-            return found(latest[0]) == classes
+            nonlocal latest
+            latest = quantise(back)
+            return answers_of(latest) == classes
 
         def rank() -> Dict[str, float]:
             images = [read_batch([path], self.single) for path in self.chosen[:RANKED]]
             return costs(model, groups, np.concatenate(images))
 
-        promise = keep_promise(self.arguments.max_drop, right == classes, judge, rank, print)
-        return latest[0], promise
+        is_right = float32_answers == classes
+        report = keep_promise(arguments.max_drop, is_right, judge, rank, print)
+        return latest, report
 
-    def write(self, quantised_model: onnx.ModelProto, report: Dict[str, Any]) -> int:
-        """Write the int8 model and its report, the JSON file; the size of the model in bytes."""
+    def write(self, quantised_model: onnx.ModelProto, report: Report) -> int:
+        """Write the int8 model and its report; returns the size of the model in bytes."""
         report = {"tool": self.made_by.row["tool"], "version": cli.VERSION, **report}
-        onnx.helper.set_model_props(
-            quantised_model, dict(self.described["metadata"], precision="int8")
-        )
+        metadata = dict(self.described["metadata"], precision="int8")
+        onnx.helper.set_model_props(quantised_model, metadata)
         data = quantised_model.SerializeToString()
         contents = {self.report_path: json_file.encode(report), self.arguments.output: data}
         record.write(

@@ -2,13 +2,15 @@
 
 import numpy as np
 
-NORMAL_95 = (
-    1.959964  # half the width of the normal distribution's middle 95 %, in standard deviations
-)
+# Half the width of the normal distribution's middle 95 %, in standard deviations.
+NORMAL_95 = 1.959964
 
 
 def cosine_similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two arrays of the same shape, in float64; 1 for two that are all zeros, 0 if only one is."""
+    """The cosine of the angle between two arrays of the same shape, computed in float64.
+
+    It is 1 for two arrays of zeros, and 0 if only one of them is all zeros.
+    """
     a, b = a.reshape(-1).astype(np.float64), b.reshape(-1).astype(np.float64)
     lengths = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     if lengths == 0:

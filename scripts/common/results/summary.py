@@ -4,6 +4,7 @@ import os
 from typing import Dict, List, Optional, Tuple
 
 from common.core import record
+from common.model.network import lineage_is_assumed
 from common.results.work_files import ACCURACY, COMPARE, INT8, REPORT, SUMMARY
 
 SAMPLE_NOTE = (
@@ -117,7 +118,7 @@ def show(
             ),
         ),
     ]
-    if about.get("lineage_told") == str(False):
+    if lineage_is_assumed(about):
         lines.append(
             (
                 "WARNING",
