@@ -162,9 +162,9 @@ def said_by(checkpoint: Any, config: Dict[str, Any]) -> Dict[str, Any]:
 def choose_size(given: Optional[int], said: Dict[str, Any], path: str) -> int:
     """The image size in pixels: the option's, else the checkpoint's, else timm's."""
     asked = {} if given is None else {"img_size": given}
-    chosen, contradictions = evaluation.resolve(
-        asked, {k: v for k, v in said.items() if k == "img_size"}, shown(path)
-    )
+    size_alone = {name: value for name, value in said.items() if name == "img_size"}
+    exported = evaluation.of_fields(size_alone)
+    chosen, contradictions = evaluation.resolve(asked, exported, shown(path))
     for sentence in contradictions:
         print(f"note: {sentence}")
     if chosen.img_size % options.MULTIPLE:
@@ -253,31 +253,26 @@ def export(arguments: argparse.Namespace, made_by: record.Recipe) -> int:
         "num_classes": str(seen.num_classes),
         "lineage": seen.lineage,
         "lineage_told": seen.lineage_is_known,
-        "img_size": str(img_size),
         "checkpoint_sha256": recipe.sha256(arguments.checkpoint),
     }
     warn_of_lineage(about, arguments.checkpoint)
-    said_now = json.dumps(
-        evaluation.to_json(dict(said, img_size=img_size)), sort_keys=True
-    )  # this size was exported
-    onnx.helper.set_model_props(
-        model,
-        dict(
-            about,
-            lineage_told=str(seen.lineage_is_known),  # all metadata of an ONNX file are texts
-            evaluation=said_now,
-            tool=made_by.row["tool"],
-            version=cli.VERSION,
-            options=json.dumps(made_by.row["options"], sort_keys=True),
-        ),
+    how = evaluation.of_fields(dict(said, img_size=img_size)).notes()  # for the size of this file
+    properties = dict(
+        about,
+        lineage_told=str(seen.lineage_is_known),  # all metadata of an ONNX file are texts
+        tool=made_by.row["tool"],
+        version=cli.VERSION,
     )
+    for name, value in (*how.items(), ("options", made_by.row["options"])):
+        properties[name] = json.dumps(value, sort_keys=True)
+    onnx.helper.set_model_props(model, properties)
     kinds = Counter(node.op_type for node in model.graph.node)
     counts = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
     print(f"graph: opset {arguments.opset}, {sum(kinds.values())} nodes: {counts}")
     serialized = model.SerializeToString()
     onnx.checker.check_model(serialized)
     described = onnx_file.description(model, arguments.output)
-    del model
+    del model, described["metadata"]  # the other notes say it
     batch_sizes = (arguments.batch_size,) if arguments.batch_size else VERIFIED_BATCHES
     difference = verify(serialized, network, img_size, batch_sizes)
     print(
@@ -290,7 +285,7 @@ def export(arguments: argparse.Namespace, made_by: record.Recipe) -> int:
             made_by,
             {arguments.output: serialized},
             **about,
-            evaluation=json.loads(said_now),
+            **how,
             described=described,
         )
     except OSError as error:

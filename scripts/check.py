@@ -20,7 +20,7 @@ if __name__ == "__main__":
     cli.start()  # before what may be missing
 
 from common.ascend import chips, host
-from common.core import environment, files, options, record
+from common.core import environment, files, options
 from common.core.cli import ROOT, Refusal, shown, some
 from common.core.names import SUFFIXES, name_bins
 from common.data import dataset, evaluation, prepared
@@ -38,7 +38,7 @@ from common.data.labels import (
 
 VALUE_BYTES = {False: 4, True: 1}  # of a .bin: float32, or uint8 for --uint8
 MODEL_BYTES = 130_000_000  # a TResNet-M as .onnx or .om, and the sample data; an XL has 320 MB
-CLASS_FOLDERS = ("folders", "wnids", "v2")  # of dataset.Found.labels
+CLASS_FOLDERS = ("folders", "wnids", "v2")  # of dataset.Form.labels
 ARCHIVED_IMAGE = 100_000  # bytes: ImageNet's validation images have 134,000 on average
 RESULT_BYTES = 12_000  # of one image's result, as text of 1,000 classes
 
@@ -186,7 +186,7 @@ class Data(NamedTuple):
 
     given: argparse.Namespace  # the options
     folder: str  # the data set
-    form: Optional[dataset.Found]  # None: the sample, or no known form, which check_images() tells
+    form: Optional[dataset.Form]  # None: the sample, or no known form, which check_images() tells
     unpacked: str  # what prepare_data.py makes of forms that need it
     images: str
     labels: str
@@ -235,7 +235,7 @@ def locate(given: argparse.Namespace) -> Data:
         folder,
         form,
         unpacked=os.path.join(given.workdir, "data"),
-        images=form.place if form else os.path.join(folder, "val_union"),
+        images=form.path if form else os.path.join(folder, "val_union"),
         labels=os.path.join(folder, "val_label.txt"),
         checkpoint=given.checkpoint or os.path.join(beside, "model_best.pth.tar"),
     )
@@ -254,9 +254,9 @@ def choose_prepared(data: Data) -> Data:
     """The same with its prepared folder: again after the export, which knows the checkpoint."""
     given, chosen = data.given, evaluation.DEFAULT
     model = os.path.join(given.workdir, "tresnet.onnx")
-    said = evaluation.from_json(record.read(model).notes.get("evaluation"))
-    with contextlib.suppress(Refusal):  # the step that comes to it will say it
-        chosen, _ = evaluation.resolve(evaluation.given(given), said, "")
+    exported = evaluation.of_record(model) or evaluation.of_fields({})
+    with contextlib.suppress(Refusal):  # the preprocessing says it
+        chosen, _ = evaluation.resolve(evaluation.given(given), exported, "")
     settings = dict(
         evaluation.to_json(chosen._asdict()),
         shard=given.shard,
@@ -293,7 +293,7 @@ def check_images(data: Data) -> str:
 def archive_bytes(data: Data) -> int:
     if not data.form or not data.packed:
         return 0
-    return sum(map(os.path.getsize, data.form.files or [data.form.place]))
+    return sum(map(os.path.getsize, data.form.files or [data.form.path]))
 
 
 def number_of_images(data: Data) -> int:
@@ -359,7 +359,7 @@ def img_size(data: Data) -> int:
     """Pixels, as far as it is known before the checkpoint is read: from options or config.json."""
     with contextlib.suppress(Refusal):
         config = evaluation.read_config(evaluation.weights_file(data.checkpoint))
-        said = evaluation.of_config(config)
+        said = evaluation.of_fields(evaluation.of_config(config))
         return evaluation.resolve(evaluation.given(data.given), said, "")[0].img_size
     return evaluation.DEFAULT.img_size
 

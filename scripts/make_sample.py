@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Make the sample data set: 20 labelled ImageNet photos and a training checkpoint that classifies them.
+"""Make the sample data set: 20 labelled ImageNet photos and a training checkpoint for them.
 
     python3 scripts/make_sample.py ImageNet
     →  ImageNet/val_union/*.jpg  ImageNet/val_label.txt  ImageNet/model_best.pth.tar
 
-The photos come with the `foolbox` package (its wheel is only unzipped, nothing of it runs). The checkpoint is made: a
-TResNet-M with seeded random weights, batch-norm statistics taken from the photos, and a head fitted to their labels by
-ridge regression. It proves that the chain is right (swapped channels or a wrong scale lose most photos) and says
-nothing about TResNet's accuracy. What is there already is not made again.
+The photos come with the `foolbox` package (its wheel is only unzipped, nothing of it runs). The
+checkpoint is a TResNet-M with seeded random weights, batch-norm statistics taken from the photos,
+and a head fitted to their labels by ridge regression. It proves that the chain is right (swapped
+channels or a wrong scale lose most photos) and says nothing about TResNet's accuracy. What is there
+already is not made again.
 """
 
 import argparse
@@ -16,12 +17,12 @@ import re
 import tempfile
 import zipfile
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Dict, List
+from typing import TYPE_CHECKING, Any, Dict, List
 
 from common.core import cli
 
 if __name__ == "__main__":
-    cli.start()  # before what may be missing
+    cli.start()  # before the imports of packages that may be missing
 
 from common.core import files, options, progress, recipe, record
 from common.core.cli import ROOT, Refusal, shown, why
@@ -33,28 +34,29 @@ if TYPE_CHECKING:
     import numpy as np
 
 PACKAGE = "foolbox==3.3.4"
-WHEEL_SHA256 = "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb"  # foolbox-3.3.4-py3-none-any.whl
+WHEEL_SHA256 = "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb"
 PHOTO = re.compile(r"foolbox/data/(imagenet_\d\d_\d+\.jpg)")
 PHOTO_LABEL = re.compile(r"_(\d+)\.jpg$")
 PHOTOS = 20
-CHECKPOINT = "model_best.pth.tar"
+IMAGES, LABELS, CHECKPOINT = "val_union", "val_label.txt", "model_best.pth.tar"  # in the folder
 CLASSES = 1000
 EVALUATION = DEFAULT  # how the photos become the network's input
 SEED = 0
 SPACE = 140_000_000  # bytes: photos, checkpoint
 RIDGE = 1e-3  # relative to the mean squared norm of a feature vector
-RIGHT = 12.0  # logit of a photo's own class, the others' are about 0: a probability of 99 %, as of a trained network
+RIGHT = 12.0  # logit of a photo's own class, about 0 for the others: a probability of 99 %
 
 
 def fetch_photos() -> Dict[str, bytes]:
     """{file name: content} of the photos, out of the package's wheel."""
     with tempfile.TemporaryDirectory() as downloads:
         with zipfile.ZipFile(download(PACKAGE, WHEEL_SHA256, downloads)) as wheel:
-            found = sorted(
-                filter(None, map(PHOTO.fullmatch, wheel.namelist())),
-                key=lambda match: match.group(1),
-            )
-            return {match.group(1): wheel.read(match.group(0)) for match in found}
+            photos = {}
+            for member in sorted(wheel.namelist()):
+                match = PHOTO.fullmatch(member)
+                if match:
+                    photos[match.group(1)] = wheel.read(member)
+            return photos
 
 
 def load_images(paths: List[str]) -> "np.ndarray":
@@ -68,16 +70,62 @@ def load_images(paths: List[str]) -> "np.ndarray":
     for path in paths:
         with Image.open(path) as image:
             content = network_input(reference_crop(image, EVALUATION), "float32", EVALUATION)
-            inputs.append(
-                np.frombuffer(content, np.float32).reshape(
-                    3, EVALUATION.img_size, EVALUATION.img_size
-                )
-            )
-    return np.stack(inputs)
+        inputs.append(np.frombuffer(content, np.float32))
+    return np.stack(inputs).reshape(-1, 3, EVALUATION.img_size, EVALUATION.img_size)
+
+
+def fill_at_random(network: Any) -> None:
+    """He's initialisation (https://arxiv.org/abs/1502.01852) for convolutions; all else is 0."""
+    import numpy as np
+    import torch
+
+    generator = np.random.RandomState(SEED)
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            deviation = (2 / np.prod(parameter.shape[1:])) ** 0.5
+            values = generator.normal(0, deviation, tuple(parameter.shape))
+            parameter.copy_(torch.from_numpy(values))
+        else:
+            parameter.zero_()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            # TResNet starts its residual branches at 0, which would leave them untested.
+            module.weight.fill_(1)
+            module.momentum = 1.0  # the statistics are those of the next batch alone
+
+
+def fit_head(network: Any, images: Any, labels: List[int]) -> None:
+    """Let the last layer give each image its label, by ridge regression in double precision.
+
+    images: float32 tensor [n, 3, 224, 224]. Raises: Refusal if an image gets another label.
+    """
+    import numpy as np
+    import torch
+
+    features = network.forward_features(images).mean((2, 3)).double()  # [n, 2048]
+    targets = torch.zeros(len(labels), CLASSES, dtype=torch.float64)
+    targets[torch.arange(len(labels)), torch.tensor(labels)] = RIGHT
+    mean = features.mean(0)
+    centred = features - mean
+    gram = centred @ centred.t()
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(labels), dtype=torch.float64)
+    inverse = torch.from_numpy(np.linalg.inv((gram + ridge).numpy()))
+    weight = targets.t() @ inverse @ centred  # [1000, 2048]
+    network.head.fc.weight.copy_(weight)
+    network.head.fc.bias.copy_(-(weight @ mean))
+    predicted = (centred @ weight.t()).argmax(1).tolist()
+    if predicted != labels:
+        raise Refusal(
+            f"the fitted head gives the photos the labels {predicted}, not {labels}; PyTorch "
+            f"{torch.__version__} computes wrongly: try another version"
+        )
 
 
 def make_checkpoint(labels: Dict[str, int], path: str) -> None:
-    """Write a checkpoint, as timm's training script does, that gives each photo ({path: label}) its label."""
+    """Write a checkpoint, as timm's training script does, that gives each photo its label.
+
+    labels: {path of a photo: its label}.
+    """
     from common.model.network import create_network
 
     import numpy as np
@@ -85,50 +133,13 @@ def make_checkpoint(labels: Dict[str, int], path: str) -> None:
 
     images = torch.from_numpy(load_images(list(labels)))
     network = create_network("tresnet_m", CLASSES)
-    generator = np.random.RandomState(SEED)
     with torch.no_grad():
-        for parameter in network.parameters():
-            if (
-                parameter.dim() == 4
-            ):  # convolutions: He's initialisation, https://arxiv.org/abs/1502.01852
-                deviation = (2 / np.prod(parameter.shape[1:])) ** 0.5
-                parameter.copy_(
-                    torch.from_numpy(generator.normal(0, deviation, tuple(parameter.shape)))
-                )
-            else:
-                parameter.zero_()
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.weight.fill_(
-                    1
-                )  # TResNet starts its residual branches at 0, which would leave them untested
-                module.momentum = 1.0  # the next batch's statistics alone
+        fill_at_random(network)
         network.train()(images)
         network.eval()
-        features = network.forward_features(images).mean((2, 3)).double()  # [20, 2048]
-        targets = torch.zeros(len(labels), CLASSES, dtype=torch.float64)
-        targets[torch.arange(len(labels)), torch.tensor(list(labels.values()))] = RIGHT
-        mean = features.mean(0)
-        centred = features - mean
-        gram = centred @ centred.t()
-        ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(labels), dtype=torch.float64)
-        weight = (
-            targets.t() @ torch.from_numpy(np.linalg.inv((gram + ridge).numpy())) @ centred
-        )  # [1000, 2048]
-        network.head.fc.weight.copy_(weight)
-        network.head.fc.bias.copy_(-(weight @ mean))
-        found = (centred @ weight.t()).argmax(1).tolist()
-    if found != list(labels.values()):
-        raise Refusal(
-            "the fitted head does not give the photos their labels, "
-            f"but {found}; this PyTorch ({torch.__version__}) computes something else than expected"
-        )
-    optimizer = {
-        "state": {},
-        "param_groups": [  # as torch.optim.SGD's, whose making takes a second (torch._dynamo)
-            {"lr": 0.1, "momentum": 0.9, "params": list(range(len(list(network.parameters()))))}
-        ],
-    }
+        fit_head(network, images, list(labels.values()))
+    parameters = list(range(len(list(network.parameters()))))
+    group = {"lr": 0.1, "momentum": 0.9, "params": parameters}
     settings = argparse.Namespace(
         model="tresnet_m",
         num_classes=CLASSES,
@@ -142,34 +153,56 @@ def make_checkpoint(labels: Dict[str, int], path: str) -> None:
         seed=SEED,
         distributed=True,
     )
-    state = OrderedDict(("module." + name, tensor) for name, tensor in network.state_dict().items())
+    tensors = network.state_dict().items()
+    checkpoint = {
+        "epoch": 0,
+        "arch": "tresnet_m",
+        "state_dict": OrderedDict(("module." + name, tensor) for name, tensor in tensors),
+        # As torch.optim.SGD's, which takes a second to make (it imports torch._dynamo).
+        "optimizer": {"state": {}, "param_groups": [group]},
+        "version": 2,
+        "args": settings,
+        "metric": np.float64(100.0),
+    }
     try:
-        torch.save(
-            {
-                "epoch": 0,
-                "arch": "tresnet_m",
-                "state_dict": state,
-                "optimizer": optimizer,
-                "version": 2,
-                "args": settings,
-                "metric": np.float64(100.0),
-            },
-            path,
-        )
-    except RuntimeError as error:  # so PyTorch's writer says that the disk is full
+        torch.save(checkpoint, path)
+    except RuntimeError as error:  # PyTorch's writer raises it if the disk is full
         raise Refusal(
-            f"{shown(CHECKPOINT)} cannot be written ({why(error)}); is the disk full? Make room and run the "
-            "same command again"
+            f"{shown(CHECKPOINT)} cannot be written ({why(error)}); if the disk is full, free some "
+            "space and run the same command again"
         ) from None
+
+
+def make_sample(folder: str, before: record.Record, made_by: record.Recipe) -> None:
+    """Write the photos, their labels and the checkpoint, and their record."""
+    files.check_space(folder, SPACE, "name another folder")
+    files.make_folder(folder, "FOLDER")
+    photos = fetch_photos()
+    label_of = {name: int(PHOTO_LABEL.findall(name)[0]) for name in photos}
+    text = "".join(f"{name} {label}\n" for name, label in label_of.items())
+    contents = {os.path.join(IMAGES, name): photos[name] for name in photos}
+    contents[LABELS] = text.encode()
+    os.makedirs(os.path.join(folder, IMAGES), mode=0o750, exist_ok=True)
+    with record.begin(before, made_by, [*contents, CHECKPOINT]) as writer:
+        parts = [writer.part(name, content) for name, content in contents.items()]
+        writer.publish([Draft("photos", [], parts)])
+        part = files.part_path(os.path.join(folder, CHECKPOINT))
+        bar = progress.watched("fitting the sample's checkpoint", 0, "", None)
+        with files.removed_on_error(part, CHECKPOINT), bar:
+            labels = {os.path.join(folder, IMAGES, name): label_of[name] for name in photos}
+            make_checkpoint(labels, part)
+            files.sync(part)
+            size, checksum = os.path.getsize(part), files.checksum_of(part)
+            writer.publish([Draft(CHECKPOINT, [], [Part(CHECKPOINT, part, size, checksum)])])
+        writer.finish(synced=True)
 
 
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument(
-        "folder", metavar="FOLDER", type=options.path, help="made if it is not there"
+        "folder", metavar="FOLDER", type=options.path, help="created if it does not exist"
     )
     folder = options.parse(parser).folder
-    product = os.path.join(folder, "sample")
     made_by = recipe.make(
         __file__,
         {"seed": SEED},
@@ -178,33 +211,9 @@ def main() -> None:
         wheel=WHEEL_SHA256,
         settings=[os.path.join(ROOT, "TResNet.patch")],
     )
-    before = record.read(product)
+    before = record.read(os.path.join(folder, "sample"))
     if not before.is_current(made_by):
-        files.check_space(folder, SPACE, "name another folder")
-        files.make_folder(folder, "FOLDER")
-        photos = {
-            os.path.join(folder, "val_union", name): content
-            for name, content in fetch_photos().items()
-        }
-        labels = {path: int(PHOTO_LABEL.findall(path)[0]) for path in photos}
-        labels_path = os.path.join(folder, "val_label.txt")
-        text = "".join(f"{os.path.basename(path)} {label}\n" for path, label in labels.items())
-        contents = {**photos, labels_path: text.encode()}
-        names = {os.path.relpath(path, folder): data for path, data in contents.items()}
-        os.makedirs(os.path.join(folder, "val_union"), mode=0o750, exist_ok=True)
-        with record.begin(before, made_by, [*names, CHECKPOINT]) as writer:
-            writer.publish(
-                [Draft("photos", [], [writer.part(name, data) for name, data in names.items()])]
-            )
-            part = files.part_path(os.path.join(folder, CHECKPOINT))
-            with files.removed_on_error(part, CHECKPOINT), progress.watched(
-                "fitting the sample's checkpoint", 0, "", None
-            ):
-                make_checkpoint(labels, part)
-                files.sync(part)
-                size, checksum = os.path.getsize(part), files.checksum_of(part)
-                writer.publish([Draft(CHECKPOINT, [], [Part(CHECKPOINT, part, size, checksum)])])
-            writer.finish(synced=True)
+        make_sample(folder, before, made_by)
     print(f"sample data: {PHOTOS} photos, their labels and a checkpoint in {shown(folder)}")
 
 

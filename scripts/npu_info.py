@@ -3,7 +3,8 @@
 
     python3 scripts/npu_info.py                  # 310P3
     python3 scripts/npu_info.py --soc-version    # Ascend310P3, what atc wants
-    python3 scripts/npu_info.py --json           # [{"npu": 0, "chip": 0, "name": "310P3", "health": "OK", ...}]
+    python3 scripts/npu_info.py --json           # [{"npu": 0, "chip": 0, "name": "310P3", "health":
+    "OK", ...}]
 
 Standard library only: it must run in the host's own Python.
 """
@@ -27,7 +28,7 @@ def main() -> None:
     arguments = options.parse(parser)
     chips = find_chips(arguments.timeout)
     if arguments.json:
-        print(json.dumps(chips))
+        print(json.dumps([chip._asdict() for chip in chips]))
     else:
         name = the_chip(chips)
         print(soc_version(name) if arguments.soc_version else name)

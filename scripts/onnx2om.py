@@ -3,14 +3,17 @@
 
     source /usr/local/Ascend/ascend-toolkit/set_env.sh
     bash scripts/onnx2om.sh tresnet_m.onnx
-    bash scripts/onnx2om.sh tresnet_m.onnx --batch-sizes 1,8 --soc-version Ascend310P3 --output-dir work
-    bash scripts/onnx2om.sh tresnet_m.onnx -- --precision_mode=force_fp32
+    bash scripts/onnx2om.sh tresnet_m.onnx --batch-sizes 1,8 --soc-version Ascend310P3
+    bash scripts/onnx2om.sh tresnet_m.onnx --output-dir work -- --precision_mode=force_fp32
 
-In:  MODEL.onnx: one input, NCHW, with a free batch size (TResNet_pth2onnx.py makes it).
-Out: MODEL_bs1.om, MODEL_bs4.om, ...; MODEL_bs1.atc.log holds what atc said.
-     MODEL_bs1.om.record.jsonl says what the model was made of and how: one that would be made again as it is is kept.
-What stands after -- goes to atc unchanged, after its other arguments; give files in it by their absolute paths.
-TRESNET_PYTHON names the Python that has onnx (default: the one of setup_env.py); atc runs with the PATH as it is.
+In:  MODEL.onnx: one input, NCHW, with an open batch size (TResNet_pth2onnx.py makes it).
+Out: MODEL_bs1.om, MODEL_bs4.om, ...; MODEL_bs1.atc.log holds what atc printed.
+     MODEL_bs1.om.record.jsonl says what the model was made of and how. A model that would be made
+     again exactly as it is stays.
+Arguments after -- go to atc unchanged, after its other arguments; name files in them by absolute
+paths.
+TRESNET_PYTHON names the Python that has onnx (default: the one of setup_env.py); atc runs with the
+PATH as it is.
 """
 
 import argparse
@@ -22,7 +25,7 @@ import shutil
 import signal
 import sys
 import time
-from typing import Any, Dict, List
+from typing import Any, Dict, List, NamedTuple
 
 from common.core import cli
 
@@ -34,7 +37,22 @@ from common.core import files, options, progress, recipe, record
 from common.core.cli import Refusal, shown
 from common.core.names import om_path
 from common.core.record import Recipe
+from common.data import evaluation
 from common.model import onnx_file
+
+
+class Target(NamedTuple):
+    """A model to compile."""
+
+    batch_size: int
+    om: str  # its path
+    command: List[str]  # that compiles it
+    recipe: Recipe
+
+    @property
+    def stem(self) -> str:
+        """The path without .om."""
+        return os.path.splitext(self.om)[0]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,8 +75,11 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def prepare(arguments: argparse.Namespace) -> None:
-    """Make the paths in the arguments absolute, and the output folder. Raises: Refusal, also if there is no atc."""
+def check_paths(arguments: argparse.Namespace) -> None:
+    """Make the paths in the arguments absolute, and create the output folder.
+
+    Raises: Refusal for a path that atc cannot use, and if there is no atc.
+    """
     if not arguments.model.endswith(".onnx"):
         raise Refusal(f"expected a file that ends in .onnx, found {shown(arguments.model)}")
     arguments.model = host.safe_path(arguments.model)
@@ -68,9 +89,8 @@ def prepare(arguments: argparse.Namespace) -> None:
                 "there is no atc on the PATH; with CANN's toolkit installed: source "
                 f"{shown(host.set_env() or host.SET_ENV)}"
             )
-        arguments.output_dir = host.safe_path(
-            arguments.output_dir or os.path.dirname(arguments.model)
-        )
+        folder = arguments.output_dir or os.path.dirname(arguments.model)
+        arguments.output_dir = host.safe_path(folder)
         files.make_folder(arguments.output_dir, "--output-dir")
     if arguments.aipp:
         if not (os.path.isfile(arguments.aipp) and os.access(arguments.aipp, os.R_OK)):
@@ -78,16 +98,22 @@ def prepare(arguments: argparse.Namespace) -> None:
         arguments.aipp = host.safe_path(arguments.aipp)
     for word in arguments.for_atc:
         flag, _, value = word.partition("=")
-        if flag.startswith("--") and value and not os.path.isabs(value) and os.path.exists(value):
+        is_relative = value and not os.path.isabs(value)
+        if flag.startswith("--") and is_relative and os.path.exists(value):
             raise Refusal(
-                f"atc runs in a folder of its own, so give the file in {shown(word)} by its absolute path"
+                f"{shown(word)} names a file by a relative path, but atc runs in a folder of its "
+                f"own; "
+                "give the absolute path"
             )
 
 
 def build_command(
     arguments: argparse.Namespace, model: Dict[str, Any], batch_size: int, output: str
 ) -> List[str]:
-    """The contract's words, then AIPP, then what the user gave for atc; `model` as onnx_file.describe() has it."""
+    """The contract's words, then AIPP, then what the user gave for atc.
+
+    model: as onnx_file.describe() has it; output: path of the .om without its suffix.
+    """
     shape = ",".join(map(str, [batch_size, *model["shape"][1:]]))
     command = [
         "atc",
@@ -99,157 +125,163 @@ def build_command(
         "--log=error",
         f"--soc_version={arguments.soc_version}",
     ]
-    return (
-        command
-        + ([f"--insert_op_conf={arguments.aipp}"] if arguments.aipp else [])
-        + arguments.for_atc
-    )
+    if arguments.aipp:
+        command.append(f"--insert_op_conf={arguments.aipp}")
+    return command + arguments.for_atc
 
 
 def pasteable(command: List[str]) -> str:
     """The command as it can be pasted; the shape is quoted as everybody writes it."""
-    return re.sub(
-        r" (--input_shape)=(\S+)", r' \1="\2"', " ".join(map(shlex.quote, command)), count=1
-    )
+    quoted = " ".join(map(shlex.quote, command))
+    return re.sub(r" (--input_shape)=(\S+)", r' \1="\2"', quoted, count=1)
 
 
-def recipes(arguments: argparse.Namespace, commands: Dict[int, List[str]]) -> Dict[int, Recipe]:
-    """All that each .om depends on: the command with the files it names, the ONNX file, CANN. A folder that was moved
-    as a whole is none of it: files count by name and content. Only the command differs, so files are read once."""
+def settings_in(command: List[str], model: str) -> List[str]:
+    """The files that a command names by absolute paths, without the model."""
+    paths = []
+    for word in command[1:]:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        is_file = os.path.isabs(value) and os.path.isfile(value)
+        if is_file and not os.path.samefile(value, model):
+            paths.append(value)
+    return paths
+
+
+def list_targets(
+    arguments: argparse.Namespace, oms: Dict[int, str], commands: Dict[int, List[str]]
+) -> List[Target]:
+    """What is to be compiled, with all that it depends on: command, files, ONNX file, atc, CANN.
+
+    Files count by name and content, so a folder that was moved as a whole changes nothing. Only the
+    command differs between batch sizes, so files are read once.
+    """
     folder = os.path.dirname(arguments.model) + os.sep
     first = next(iter(commands.values()))
-    values = [word.partition("=")[2] if word.startswith("--") else word for word in first[1:]]
-    settings = [
-        value
-        for value in values
-        if os.path.isabs(value)
-        and os.path.isfile(value)
-        and not os.path.samefile(value, arguments.model)
-    ]
     atc = os.path.realpath(shutil.which("atc") or "atc")
     shared = recipe.make(
         __file__,
         {},
         inputs=onnx_file.all_files(arguments.model),
-        settings=settings,
+        settings=settings_in(first, arguments.model),
         atc=record.state(atc, atc),
         cann=host.cann_version(),
     )
-    found = {}
+    targets = []
     for size, command in commands.items():
         words = [word.replace(folder, "", 1) for word in command]
-        found[size] = Recipe(dict(shared.row, options={"command": words}), shared.files)
-    return found
+        made_by = Recipe(dict(shared.row, options={"command": words}), shared.files)
+        targets.append(Target(size, oms[size], command, made_by))
+    return targets
 
 
 def explain(log: str) -> List[str]:
-    """The lines of atc's output with an E code (E10001, EZ9999, EC0010, ...), each once, with what belongs to it."""
+    """The lines of a log with an E code (E10001, EZ9999, EC0010, ...), each once, for a message.
+
+    A line about its solution or cause that follows comes along.
+    """
     with open(log, encoding="utf-8", errors="replace") as file:
         lines = [line.rstrip() for line in file]
-    found: List[str] = []
+    picked: List[str] = []
     for line, following in zip(lines, [*lines[1:], ""]):
-        if re.search(r"\bE[A-Z]?\d{4,5}\b", line) and not any(earlier in line for earlier in found):
-            found += (
-                [line, following]
-                if re.match(r"\s+(Solution|Possible Cause|TraceBack)", following)
-                else [line]
-            )
-    return [
-        "    " + "".join(c if c.isprintable() else " " for c in line.strip())[:400]
-        for line in found[:12]
-    ]
+        is_repeated = any(earlier in line for earlier in picked)
+        if is_repeated or not re.search(r"\bE[A-Z]?\d{4,5}\b", line):
+            continue
+        picked.append(line)
+        if re.match(r"\s+(Solution|Possible Cause|TraceBack)", following):
+            picked.append(following)
+    return [f"    {printable(line)[:400]}" for line in picked[:12]]
 
 
-def run_atc(command: List[str], batch_size: int, folder: str, name: str, log: str) -> str:
-    """Run atc in `folder`; the model that it made there. Raises: Refusal that says why there is none."""
-    own_logs = os.path.join(folder, "log")
-    status = host.run_tool(
-        command, log, cwd=folder, env=dict(os.environ, ASCEND_PROCESS_LOG_PATH=own_logs)
-    )
+def printable(line: str) -> str:
+    """The line with a space for each character that would not print."""
+    return "".join(letter if letter.isprintable() else " " for letter in line.strip())
+
+
+def find_om(folder: str, name: str) -> str:
+    """The model that atc wrote, "" if there is none."""
+    for pattern in (f"{name}.om", f"{name}_linux_*.om"):
+        for path in glob.glob(os.path.join(folder, pattern)):
+            if os.path.isfile(path) and not os.path.islink(path) and os.path.getsize(path):
+                return path
+    return ""
+
+
+def why_it_failed(status: int, target: Target) -> str:
+    """Why atc, which ended with this status, made no model."""
+    size, name = target.batch_size, os.path.basename(target.stem)
+    if status > 128 and status - 128 in list(signal.Signals):
+        number = signal.Signals(status - 128).name[len("SIG") :]
+        return (
+            f"atc was ended by signal {number} at batch size {size}; if nobody did that, the "
+            "memory may have been full"
+        )
+    if status:
+        return f"atc failed with status {status} at batch size {size}"
+    return f"atc ended well at batch size {size}, but wrote no {name}.om (nor {name}_linux_*.om)"
+
+
+def run_atc(target: Target, folder: str) -> str:
+    """Run atc in `folder`; the path of the model that it wrote there.
+
+    Raises: Refusal if it wrote none.
+    """
+    own_logs, log = os.path.join(folder, "log"), target.stem + ".atc.log"
+    environment = dict(os.environ, ASCEND_PROCESS_LOG_PATH=own_logs)
+    status = host.run_tool(target.command, log, cwd=folder, env=environment)
     with open(log, "ab") as output:  # CANN's own log is more detailed than what it prints
         for path in sorted(glob.glob(os.path.join(own_logs, "**", "*.log"), recursive=True)):
             with open(path, "rb") as file:
                 shutil.copyfileobj(file, output)
-    names = (f"{name}.om", f"{name}_linux_*.om")
-    made = [
-        path
-        for pattern in names
-        for path in glob.glob(os.path.join(folder, pattern))
-        if os.path.isfile(path) and not os.path.islink(path) and os.path.getsize(path)
-    ]
-    if made and not status:
-        return made[0]
-    if status > 128 and status - 128 in list(signal.Signals):
-        what = (
-            f"atc was ended by signal {signal.Signals(status - 128).name[len('SIG') :]} at batch size {batch_size}; "
-            "if nobody did that, the memory may have been full"
-        )
-    elif status:
-        what = f"atc failed with status {status} at batch size {batch_size}"
-    else:
-        what = f"atc ended well at batch size {batch_size}, but wrote no {name}.om (nor {name}_linux_*.om)"
+    om = find_om(folder, os.path.basename(target.stem))
+    if om and not status:
+        return om
+    lines = [why_it_failed(status, target), *explain(log)]
     virtual = host.virtual_python()
-    advice = (
-        [
-            f"    atc compiles with the python3 on the PATH, and that is a virtual environment's ({shown(virtual)}): "
-            "deactivate it"
-        ]
-        if virtual
-        else []
-    )
-    raise Refusal("\n".join([what, *explain(log), *advice, f"    the full log: {log}"]))
+    if virtual:
+        lines.append(
+            "    atc compiles with the python3 on the PATH, and that is a virtual environment's "
+            f"({shown(virtual)}): deactivate it"
+        )
+    raise Refusal("\n".join([*lines, f"    the full log: {log}"]))
 
 
-def compile_model(
-    arguments: argparse.Namespace,
-    command: List[str],
-    made_by: Recipe,
-    batch_size: int,
-    om: str,
-    bar: progress.Bar,
-) -> None:
+def compile_model(arguments: argparse.Namespace, target: Target, bar: progress.Bar) -> None:
     """Compile for one batch size, or keep what is there."""
-    place = os.path.splitext(om)[0]
-    name = os.path.basename(place)
-    if record.is_up_to_date(om, made_by, force=arguments.force):
+    om = target.om
+    if record.is_up_to_date(om, target.recipe, force=arguments.force):
         bar.say(f"{om} is up to date ({os.path.getsize(om) / 1e6:.1f} MB)")
         return
     bar.say(f"{om}: compiling for {arguments.soc_version} ...")
     started = time.monotonic()
     with host.run_folder(os.path.join(arguments.output_dir, "atc-run")) as private:
-        found = run_atc(command, batch_size, private, name, place + ".atc.log")
-        said = record.read(arguments.model).notes.get(
-            "evaluation", {}
-        )  # infer_om.py holds the images against it
-        record.adopt(om, made_by, found, evaluation=said)
+        made = run_atc(target, private)
+        exported = evaluation.of_record(arguments.model)  # infer_om.py compares the images with it
+        record.adopt(om, target.recipe, made, **(exported.notes() if exported else {}))
     seconds = time.monotonic() - started
     bar.say(f"{om}: compiled in {seconds:.0f} s, {os.path.getsize(om) / 1e6:.1f} MB")
 
 
 def main() -> None:
     arguments = parse_arguments()
-    prepare(arguments)
+    check_paths(arguments)
     model = onnx_file.describe(arguments.model, arguments.batch_sizes)
-    arguments.soc_version = arguments.soc_version or chips.soc_version(
-        chips.the_chip(chips.find_chips())
-    )
-    oms = {
-        size: om_path(arguments.model, size, arguments.output_dir or "")
-        for size in arguments.batch_sizes
-    }
+    if not arguments.soc_version:
+        arguments.soc_version = chips.soc_version(chips.the_chip(chips.find_chips()))
+    folder = arguments.output_dir or ""
+    oms = {size: om_path(arguments.model, size, folder) for size in arguments.batch_sizes}
+    commands = {}
+    for size, om in oms.items():
+        output = os.path.splitext(om)[0]
+        if not arguments.dry_run:  # atc runs in a folder of its own
+            output = os.path.basename(output)
+        commands[size] = build_command(arguments, model, size, output)
     if arguments.dry_run:
-        for batch_size, om in oms.items():
-            print(pasteable(build_command(arguments, model, batch_size, os.path.splitext(om)[0])))
+        for command in commands.values():
+            print(pasteable(command))
         return
-    commands = {
-        size: build_command(arguments, model, size, os.path.splitext(os.path.basename(om))[0])
-        for size, om in oms.items()
-    }
     with progress.watched("compiling", len(oms), "models", None) as bar:
-        for batch_size, made_by in recipes(arguments, commands).items():
-            compile_model(
-                arguments, commands[batch_size], made_by, batch_size, oms[batch_size], bar
-            )
+        for target in list_targets(arguments, oms, commands):
+            compile_model(arguments, target, bar)
             bar.advance()
 
 

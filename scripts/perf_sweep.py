@@ -88,13 +88,13 @@ def measure(
     try:
         found = bench.read_summary(summary)
         figures = {
-            "throughput": found["throughput"],
-            "latency_mean": found["mean"],
-            "latency_p99": found["p99"],
+            "throughput": found.throughput,
+            "latency_mean": found.mean,
+            "latency_p99": found.p99,
         }
         if not all(math.isfinite(figure) and figure > 0 for figure in figures.values()):
             raise ValueError(f"it has figures that cannot be true: {figures}")
-        expected, count = 1000 * batch_size / figures["latency_mean"], found["count"]
+        expected, count = 1000 * batch_size / figures["latency_mean"], found.runs
         if count != arguments.loop or abs(figures["throughput"] - expected) > 0.01 * expected:
             raise ValueError(
                 f"it tells of {count} runs and {figures['throughput']:.1f} images/s, expected are "

@@ -112,25 +112,18 @@ def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
         raise Refusal(
             f"there is no model {shown(model)}; make one: bash scripts/pipeline.sh leaves work/tresnet.onnx"
         )
-    said: Any = record.read(model).notes.get("evaluation")
-    if model.endswith(".onnx"):
-        about = onnx_file.describe(model)
-        try:
-            said = dict(
-                json.loads(about["metadata"].get("evaluation", "{}")), img_size=about["shape"][-1]
-            )
-        except (ValueError, TypeError, RecursionError):
-            raise Refusal(
-                f"the metadata of {shown(model)} should say how its images are prepared, as "
-                "TResNet_pth2onnx.py writes it, but cannot be read; export it again"
-            ) from None
-    elif said is None:
+    exported = evaluation.of_model(model)
+    if exported is None and model.endswith(".onnx"):
+        size = onnx_file.describe(model)["shape"][-1]
+        exported = evaluation.of_fields({"img_size": size})
+    elif exported is None:
+        exported = evaluation.of_fields({})
         say(
-            f"no record beside {shown(model)} says how its images are to be prepared; timm's way for TResNet is taken "
-            "where no option says another"
+            f"no record beside {shown(model)} says how its images are to be prepared; "
+            "timm's way for TResNet is taken where no option says another"
         )
     chosen, contradictions = evaluation.resolve(
-        evaluation.given(arguments), evaluation.from_json(said), f"the checkpoint of {shown(model)}"
+        evaluation.given(arguments), exported, f"the checkpoint of {shown(model)}"
     )
     for sentence in contradictions:
         say(sentence)

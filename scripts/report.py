@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 from common.core import files, options, progress, recipe, record
 from common.core.cli import ROOT, Refusal, shown, some
-from common.data import class_names, prepared
+from common.data import class_names, evaluation, prepared
 from common.model.network import lineage_is_assumed
 from common.results import accuracy, figures, published
 from common.results.results import chunks, percent, result_files
@@ -228,22 +228,28 @@ def accuracies(parts: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
     return cards
 
 
+def exported_size(network: Dict[str, Any]) -> Optional[int]:
+    """Pixels, each side of what the network takes; network: the notes of its record."""
+    exported = evaluation.of_notes(network)
+    return exported.evaluation.img_size if exported else None
+
+
 def known_figures(parts: Dict[str, Dict[str, Any]], report: Dict[str, Any], k: int) -> List[str]:
     """Published figures for this network and data set, in words."""
     expect = parts["expect"].get("published") or {}
     if expect.get(f"top{k}"):
         return [f"published for {parts['expect'].get('name')}: {expect[f'top{k}']:.2f} %"]
     network = parts["network"]
-    case = network.get("variant"), network.get("lineage"), str(network.get("img_size"))
+    case = network.get("variant"), network.get("lineage"), exported_size(network)
     if (report["counts"]["evaluated"], report["classes"]) != (published.VALIDATION_IMAGES, 1000):
         return []
     found = [
         (name, getattr(weights, f"top{k}"))
         for name, weights in published.WEIGHTS.items()
-        if (weights.variant, weights.lineage, str(weights.img_size)) == case
+        if (weights.variant, weights.lineage, weights.img_size) == case
     ]
     found += [("an Ascend 310P3", published.CARD_TOP5)] * (
-        k == 5 and case == ("tresnet_m", "ascend", "224")
+        k == 5 and case == ("tresnet_m", "ascend", 224)
     )
     return [f"published for {name}: {value:.2f} %" for name, value in found if value]
 
@@ -475,7 +481,7 @@ def settings(
     run, network, report = parts["run"], parts["network"], parts["acc_report"]
     made = record.read(results[0]).recipe if results else {}
     exported = record.read(os.path.join(workdir, "tresnet.onnx")).recipe
-    size = network.get("img_size") or header.get("img_size")
+    size = exported_size(network) or header.get("img_size")
     host = {key: value for key, value in (made.get("host") or {}).items() if value}
     versions = {
         "this program": cli.VERSION,

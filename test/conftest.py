@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from unittest import mock
 
 import pytest
 
+pytest_plugins = ["ascend.fixtures"]
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "test" / "data"
 GOLDEN = DATA / "golden"
@@ -26,6 +28,7 @@ FIRST = (*TOGETHER, "test_pipeline_ascend.py", "test_pipeline.py")  # what takes
 SMALL = 64  # pixels: what does not look at golden values runs on images of this size, 12 times fewer operations
 for folder in (ROOT, ROOT / "scripts", GOLDEN):
     sys.path.insert(0, str(folder))
+PATIENCE = 300  # s; it only keeps a hang from lasting for ever
 
 
 def run(
@@ -274,3 +277,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         test.split("::")[0] if os.path.basename(test.split("::")[0]) in TOGETHER else test
     )
     return scheduler
+
+
+def pytest_sessionstart() -> None:
+    """Let programs that tests start obey signals, also in a suite that ignores them.
+
+    In the background SIGINT is ignored, under nohup SIGHUP. A child inherits that, but no handler.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)  # the suite itself goes on

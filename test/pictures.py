@@ -1,4 +1,4 @@
-"""What the tests of the preprocessing step share: images, a quick way to run the step, and what it made."""
+"""What the tests of the preprocessing step share: images, ways to run the step, what it made."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ import TResNet_preprocess as step
 SCRIPT = "TResNet_preprocess.py"
 
 
-# ---- images ----------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 
 
 def pattern(width: int, height: int) -> Image.Image:
@@ -36,7 +36,7 @@ def pattern(width: int, height: int) -> Image.Image:
 
 
 def png(width: int, height: int, data: bytes) -> bytes:
-    """A PNG file of 8-bit RGB whose header says width x height, whatever the data is."""
+    """A PNG file of 8-bit RGB whose header says width x height, for any data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -70,19 +70,20 @@ def write_slow_images(folder: Path) -> None:
         )
 
 
-# ---- the step --------------------------------------------------------------------------------------------------------
+# ---- the step ------------------------------------------------------------------------------------
 
 
 def prepare(*args: object, status: int = 0, **where: Any) -> "subprocess.CompletedProcess[str]":
-    """Run the step in a copy of this process, where everything is imported already; its exit status must be `status`.
+    """Run the step in a copy of this process, where everything is imported already.
 
-    where: cwd, umask.
+    status: the exit status that it must have; where: cwd, umask.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         child = os.fork()
         if not child:
+            code: Any = 70
             try:
-                signal.alarm(60)
+                signal.alarm(300)  # only so that a hang does not last for ever
                 os.dup2(out.fileno(), 1)
                 os.dup2(errors.fileno(), 2)
                 sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
@@ -94,7 +95,6 @@ def prepare(*args: object, status: int = 0, **where: Any) -> "subprocess.Complet
                 code = end.code
             except BaseException:
                 traceback.print_exc()
-                code = 70
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -104,21 +104,22 @@ def prepare(*args: object, status: int = 0, **where: Any) -> "subprocess.Complet
         for file in (out, errors):
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
-    code = os.WEXITSTATUS(ended) if os.WIFEXITED(ended) else -os.WTERMSIG(ended)
-    assert code == status and "Traceback" not in texts[1], "".join(texts)
-    return subprocess.CompletedProcess(args, code, *texts)
+    returncode = os.WEXITSTATUS(ended) if os.WIFEXITED(ended) else -os.WTERMSIG(ended)
+    assert returncode == status and "Traceback" not in texts[1], "".join(texts)
+    return subprocess.CompletedProcess(list(map(str, args)), returncode, *texts)
 
 
-def refused(*args: object, status: int = 1, **where: Any) -> str:
-    """What the step says on stderr when it fails."""
+def prepare_refused(*args: object, status: int = 1, **where: Any) -> str:
+    """What the step says on stderr when it fails, as it must."""
     said = prepare(*args, status=status, **where).stderr
     assert said.strip(), "a refusal says why"
     return said
 
 
-def start(*args: object, **options: Any) -> "subprocess.Popen[str]":
+def start_preparing(*args: object, **options: Any) -> "subprocess.Popen[str]":
+    """The step as a process of its own, the leader of a group."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / SCRIPT)] + [str(a) for a in args],
+        [sys.executable, str(ROOT / SCRIPT), *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         universal_newlines=True,
@@ -128,6 +129,7 @@ def start(*args: object, **options: Any) -> "subprocess.Popen[str]":
 
 
 def children(pid: int) -> List[int]:
+    """The processes that a process started."""
     with contextlib.suppress(FileNotFoundError):
         return [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -135,18 +137,15 @@ def children(pid: int) -> List[int]:
     return []
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """What the condition gives as soon as it is true; fails after some seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
+def until(condition: Callable[[], Any]) -> None:
+    """Wait until the condition is true. The limit only keeps a hang from lasting for ever."""
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
-    raise AssertionError("waited in vain")
 
 
-# ---- what it made ----------------------------------------------------------------------------------------------------
+# ---- what it made --------------------------------------------------------------------------------
 
 
 def bins(folder: Path) -> Dict[str, str]:
@@ -154,7 +153,7 @@ def bins(folder: Path) -> Dict[str, str]:
     return {path.name: sha256(path) for path in folder.glob("*.bin")}
 
 
-def labels(folder: Path) -> Dict[str, str]:
+def labels_of(folder: Path) -> Dict[str, str]:
     """{stem: class} of a folder's val_label.txt."""
     with open(str(folder / "val_label.txt")) as file:
         return dict(line.rstrip("\n").split(" ") for line in file)

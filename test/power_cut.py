@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Cut the power for real, as far as software can: does the same command recover?
 
-    python3 test/power_cut.py --data own --runs 10          # as root; 900 small images, a tiny network
-    python3 test/power_cut.py --data sample --runs 10       # the whole pipeline on the sample photos
+    python3 test/power_cut.py --data own --runs 10       # as root; 900 small images, a tiny network
+    python3 test/power_cut.py --data sample --runs 10  # the whole pipeline on the sample photos
 
-Each run works on a fresh ext4 in a file (a loop device). At a given moment the file system is shut down without its
-journal being flushed (the ioctl EXT4_IOC_SHUTDOWN): what no fsync had brought to the disk is lost, or has zero length.
-Then all processes are killed, the file system is mounted again, /proc/sys/kernel/random/boot_id tells of another start
-of the machine, and the same command runs once more. It must end with 0, and with the bytes of an undisturbed run.
+Each run works on a fresh ext4 in a file (a loop device). At a given moment the file system is shut
+down without its journal being flushed (the ioctl EXT4_IOC_SHUTDOWN): what no fsync had brought to
+the disk is lost, or has zero length. Then all processes are killed and the file system is mounted
+again. /proc/sys/kernel/random/boot_id says that the machine started again, and the same command
+runs once more. It must end with 0, and with the bytes of an undisturbed run.
 """
 
 import argparse
@@ -29,10 +30,8 @@ from typing import Callable, Dict, List, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-SHUTDOWN, NO_LOG_FLUSH = (
-    0x8004587D,
-    2,
-)  # of Linux: include/uapi/linux/ext4.h (fs/ext4/ext4.h in older ones)
+# of Linux: include/uapi/linux/ext4.h (fs/ext4/ext4.h in older ones)
+SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
 IMAGES, SIDE = 900, 32
 Moment = Tuple[str, Callable[[Path], bool]]
 
@@ -43,16 +42,14 @@ def count(folder: Path, pattern: str) -> int:
 
 def commands(data: str, work: Path, scratch: Path) -> str:
     """What is run before the cut and after it, as a line for the shell."""
-    python, quoted = (
-        shlex.quote(sys.executable),
-        {"work": shlex.quote(str(work)), "from": shlex.quote(str(scratch))},
-    )
+    python = shlex.quote(sys.executable)
+    quoted = {"work": shlex.quote(str(work)), "from": shlex.quote(str(scratch))}
     if data == "sample":
         return f"bash scripts/pipeline.sh --backend cpu --workdir {quoted['work']}"
     steps = [
         "TResNet_preprocess.py {from}/images {work}/prep --img-size %d" % SIDE,
-        "scripts/infer_onnx.py --model {from}/net.onnx --input {work}/prep --output {work} --output_dirname result"
-        " --outfmt TXT --batchsize 8",
+        "scripts/infer_onnx.py --model {from}/net.onnx --input {work}/prep --output {work} "
+        "--output_dirname result --outfmt TXT --batchsize 8",
         "TResNet_postprocess.py {work}/result {from}/labels.txt {work} acc.json --prep {work}/prep",
     ]
     return " && ".join(f"{python} {step.format(**quoted)}" for step in steps)
@@ -77,7 +74,7 @@ def moments(data: str) -> List[Moment]:
 
 
 def make_data(scratch: Path) -> None:
-    """900 images of a few colours, their labels, and a network that classifies them by red, green and blue."""
+    """900 images of a few colours, their labels, and a network that classifies them by colour."""
     sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "test")]
     import test_infer
     from PIL import Image
@@ -98,7 +95,7 @@ def make_data(scratch: Path) -> None:
 
 
 def products(work: Path) -> Dict[str, str]:
-    """{path: SHA-256} of what two runs must have in common: images, results, accuracy, model, the sample."""
+    """{path: SHA-256} of what two runs must have in common."""
     wanted = [
         *work.glob("prep*/*.bin"),
         *work.glob("result/*"),
@@ -130,8 +127,8 @@ def new_boot(scratch: Path) -> None:
 def cut(mounted: Path, names_first: bool) -> None:
     """Shut the file system down; nothing that is in memory gets to the disk any more.
 
-    names_first: just before, another program's fsync commits the journal, with the names of all files, but without
-    the content that ext4 has not placed yet: they have zero length afterwards.
+    names_first: just before, another program's fsync commits the journal, with the names of all
+    files, but without the content that ext4 has not placed yet: they have zero length afterwards.
     """
     if names_first:
         other = os.open(str(mounted / "other"), os.O_WRONLY | os.O_CREAT)
@@ -151,40 +148,61 @@ def unmount(mounted: Path) -> None:
     subprocess.run(["umount", "--lazy", str(mounted)], check=True)
 
 
+def mount(image: Path, mounted: Path) -> None:
+    subprocess.run(["mount", "-o", "loop,commit=1", str(image), str(mounted)], check=True)
+
+
+def make_disk(data: str, image: Path) -> None:
+    """An image of a file system with room for a run."""
+    size = "2G" if data == "sample" else "300M"
+    if image.exists():
+        image.unlink()
+    subprocess.run(["truncate", "--size", size, str(image)], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+
+
+def run_until(
+    command: str, log: Path, is_time: Callable[[], bool], cut_now: Callable[[], None]
+) -> None:
+    """Start a command, cut the power when it is time, and kill the command."""
+    with open(str(log), "wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", command],
+            cwd=str(ROOT),
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while not is_time() and process.poll() is None:
+            time.sleep(0.002)
+        cut_now()
+        kill_session(process.pid)
+        process.wait()
+
+
 def one_run(
     data: str, moment: Moment, names_first: bool, scratch: Path, expected: Dict[str, str]
 ) -> str:
     """One power cut; "" if the same command recovered, otherwise what happened."""
     image, mounted = scratch / "disk.img", scratch / "disk"
     mounted.mkdir(exist_ok=True)
-    image.unlink() if image.exists() else None
-    subprocess.run(
-        ["truncate", "--size", "2G" if data == "sample" else "300M", str(image)], check=True
-    )
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop,commit=1", str(image), str(mounted)], check=True)
+    make_disk(data, image)
+    mount(image, mounted)
     new_boot(scratch)
     work = mounted / "work"
     if data == "own":
         work.mkdir(mode=0o750)
     command = commands(data, work, scratch)
     try:
-        with open(str(scratch / "first.log"), "wb") as log:
-            first = subprocess.Popen(
-                ["bash", "-c", command],
-                cwd=str(ROOT),
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            while not moment[1](work) and first.poll() is None:
-                time.sleep(0.002)
-            cut(mounted, names_first)
-            kill_session(first.pid)
-            first.wait()
+        run_until(
+            command,
+            scratch / "first.log",
+            lambda: moment[1](work),
+            lambda: cut(mounted, names_first),
+        )
         unmount(mounted)
-        subprocess.run(["mount", "-o", "loop,commit=1", str(image), str(mounted)], check=True)
+        mount(image, mounted)
         new_boot(scratch)
         lost = [path for path in work.rglob("*") if path.is_file() and not path.stat().st_size]
         if data == "own":
@@ -196,11 +214,11 @@ def one_run(
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
-        said = second.stdout.decode(errors="replace")
         if second.returncode:
-            return f"exit status {second.returncode}: {said[-600:]}"
-        found = products(work)
-        wrong = [name for name in expected if found.get(name) != expected[name]]
+            output = second.stdout.decode(errors="replace")
+            return f"exit status {second.returncode}: {output[-600:]}"
+        made = products(work)
+        wrong = [name for name in expected if made.get(name) != expected[name]]
         print(f"    {len(lost)} files of zero length after the cut; recovered", flush=True)
         return f"{len(wrong)} products differ, such as {wrong[:3]}" if wrong else ""
     finally:
@@ -225,23 +243,13 @@ def main() -> int:
     )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if (
-        not arguments.inside
-    ):  # mounts, the one over boot_id among them, are of a namespace of their own
-        return subprocess.call(
-            [
-                "unshare",
-                "--mount",
-                "--propagation",
-                "private",
-                sys.executable,
-                *sys.argv,
-                "--inside",
-            ]
-        )
+    if not arguments.inside:  # its mounts, such as that over boot_id, get a namespace of their own
+        words = ["unshare", "--mount", "--propagation", "private"]
+        return subprocess.call([*words, sys.executable, *sys.argv, "--inside"])
     scratch = Path(tempfile.mkdtemp(prefix="power-cut-"))
     try:
-        make_data(scratch) if arguments.data == "own" else None
+        if arguments.data == "own":
+            make_data(scratch)
         (scratch / "whole").mkdir(mode=0o750)
         subprocess.run(
             ["bash", "-c", commands(arguments.data, scratch / "whole", scratch)],

@@ -18,9 +18,10 @@ def manifest_of(folder: Path) -> Path:
 
 def rows_of(path: Path) -> List[Row]:
     """All rows of a record; each of its lines must be a good one."""
-    rows = [record.decode(line) for line in path.read_bytes().splitlines(keepends=True)]
-    assert rows and None not in rows, path
-    return rows  # type: ignore[return-value]
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows = record.decode(lines)
+    assert rows and len(rows) == len(lines), path
+    return rows
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

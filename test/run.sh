@@ -1,22 +1,29 @@
 #!/usr/bin/env bash
 # Set up what is needed, then check and test everything:
 #     bash test/run.sh [--quick] [arguments for pytest]
-# --quick leaves out what takes long (chains, kills, power losses): for the change at hand, in less than a minute.
+# --quick leaves out what takes long (chains, kills, power losses): for the change at hand.
 set -Eeuo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 python=$("${PYTHON:-python3}" scripts/setup_env.py -r requirements.txt -r test/requirements.txt)
 "${PYTHON:-python3}" scripts/timm_source.py
 bin=$(dirname -- "$python")
-quick=""
+marked=()
 if [[ ${1-} == --quick ]]; then
-    quick="not slow and "
+    marked=(-m "not slow")
     shift
 fi
 
-echo "== ruff and shellcheck =="
+echo "== ruff, mypy and shellcheck =="
 "$python" -m ruff check .
-mapfile -t shell_scripts < <(git ls-files --cached --others --exclude-standard | xargs -r grep -lE '^#!(/usr/bin/env bash|/bin/sh)' --)
+"$python" -m ruff format --check .
+if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))'; then
+    "$python" -m mypy
+else
+    echo "mypy is skipped: it needs Python 3.9, and this is $("$python" --version)"
+fi
+mapfile -t shell_scripts < <(git ls-files --cached --others --exclude-standard |
+    xargs -r grep -lE '^#!(/usr/bin/env bash|/bin/sh)' --)
 PATH=$bin:$PATH shellcheck "${shell_scripts[@]}"
 
 # Models of 125 MB are written by the dozen: in memory, where there is enough of it.
@@ -26,17 +33,10 @@ if ((${room:-0} >= 12)); then
     export TMPDIR
     trap 'rm -rf -- "$TMPDIR"' EXIT
 fi
-unset PYTHONDONTWRITEBYTECODE  # hundreds of Pythons start: what they import is compiled once
-# Memory that a program has given back stays its own: the system would fill it with zeros each time it is taken again,
-# which is half of the system's share of the time with networks of 125 to 320 MB.
+unset PYTHONDONTWRITEBYTECODE # hundreds of Pythons start: what they import is compiled once
+# Memory that a program gives back stays its own. Otherwise the system fills it with zeros each time
+# it is taken again: half of the system's share of the time, with networks of 125 to 320 MB.
 export GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000
 
 echo "== pytest =="
-status=0
-for part in "not alone" alone; do  # what measures time has the machine to itself, at the end
-    workers=(-n 2)
-    if [[ $part == alone ]]; then workers=(); fi
-    "$python" -m pytest test -m "$quick$part" "${workers[@]}" "$@" || status=$?
-    if ((status == 5)); then status=0; fi  # none of the tests asked for is in this part
-    if ((status)); then exit "$status"; fi
-done
+"$python" -m pytest test "${marked[@]}" -n 2 "$@"

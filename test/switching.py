@@ -3,10 +3,11 @@
 
     python3 test/switching.py --steps 50 --seed 0
 
-Each step runs the pipeline with other data, image size, crop, bytes or floats, batch size, format or number of skipped
-images in the same work folder; accuracy, predictions, prepared images and the ONNX file must be those of a run with the
-same options in a folder of its own (made once for each combination). Now and then a step is killed half-way first, or
-a file of the work folder is cut or overwritten in place: then the same command must recover.
+Each step runs the pipeline with other data, image size, crop, bytes or floats, batch size, format
+or number of skipped images in the same work folder; accuracy, predictions, prepared images and the
+ONNX file must be those of a run with the same options in a folder of its own (made once for each
+combination). Now and then a step is killed half-way first, or a file of the work folder is cut or
+overwritten in place: then the same command must recover.
 """
 
 import argparse
@@ -34,7 +35,10 @@ CHOICES: Dict[str, List[List[str]]] = {
 
 
 def make_data(folder: Path) -> List[Path]:
-    """Two data sets with the sample's checkpoint: its photos, and half of them with another label and a broken one."""
+    """Two data sets with the sample's checkpoint.
+
+    The sample's photos, and half of them with another label and with a broken image.
+    """
     sample, other = folder / "sample", folder / "other data"
     subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "make_sample.py"), str(sample)],
@@ -57,16 +61,13 @@ def command(workdir: Path, options: List[str]) -> List[str]:
     return [
         "bash",
         str(ROOT / "scripts" / "pipeline.sh"),
-        "--backend",
-        "cpu",
-        "--skip-bad",
-        "--workdir",
+        *"--backend cpu --skip-bad --workdir".split(),
         str(workdir),
         *options,
     ]
 
 
-def run(workdir: Path, options: List[str]) -> None:
+def run_pipeline(workdir: Path, options: List[str]) -> None:
     done = subprocess.run(
         command(workdir, options),
         stdout=subprocess.PIPE,
@@ -90,12 +91,10 @@ def products(workdir: Path) -> Dict[str, str]:
 
 def damage(workdir: Path, dice: random.Random) -> str:
     """Cut or overwrite one product, with its time as it was; its name."""
-    paths = sorted(
-        path
-        for pattern in ("prep_dataset*/*.bin", "result/*", "tresnet.onnx", "acc.json")
-        for path in workdir.glob(pattern)
-    )
-    path = dice.choice(paths)
+    paths: List[Path] = []
+    for pattern in ("prep_dataset*/*.bin", "result/*", "tresnet.onnx", "acc.json"):
+        paths += workdir.glob(pattern)
+    path = dice.choice(sorted(paths))
     status, data = path.stat(), path.read_bytes()
     with open(str(path), "r+b") as file:
         if dice.random() < 0.5:
@@ -133,11 +132,9 @@ def main() -> None:
     try:
         data = make_data(scratch)
         for step in range(1, arguments.steps + 1):
-            options = [
-                "--data",
-                str(dice.choice(data)),
-                *(word for choices in CHOICES.values() for word in dice.choice(choices)),
-            ]
+            options = ["--data", str(dice.choice(data))]
+            for choices in CHOICES.values():
+                options += dice.choice(choices)
             before = ""
             if step > 1 and dice.random() < 0.3:
                 before = f", after damage to {damage(scratch / 'work', dice)}"
@@ -146,16 +143,11 @@ def main() -> None:
                 interrupt(scratch / "work", options, dice.uniform(1, 20))
             key = " ".join(options)
             if key not in expected:
-                run(scratch / "fresh", options)
+                run_pipeline(scratch / "fresh", options)
                 expected[key] = products(scratch / "fresh")
                 shutil.rmtree(str(scratch / "fresh"))
-            run(scratch / "work", options)
-            found = products(scratch / "work")
-            wrong = [
-                name
-                for name in set(found) | set(expected[key])
-                if found.get(name) != expected[key].get(name)
-            ]
+            run_pipeline(scratch / "work", options)
+            wrong = {name for name, _ in products(scratch / "work").items() ^ expected[key].items()}
             if wrong:
                 raise SystemExit(
                     f"step {step}, {key}{before}: {sorted(wrong)[:5]} differ from a fresh folder's"

@@ -1,4 +1,4 @@
-"""Class folders are numbered as folders, not by the images that happen to be good, and counted against the network."""
+"""Class folders: how they are numbered, also without a good image, and counted."""
 
 import os
 import shutil
@@ -13,12 +13,12 @@ from common.data.images import class_folders, find_images
 
 import numpy as np
 import pytest
-from pictures import fill, prepare, refused
+from pictures import fill, prepare, prepare_refused
 from test_postprocess import post, scores, write
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def five_folders(tmp_path: Path) -> Path:
     """Five class folders with one image each."""
     return fill(tmp_path / "val", [f"n{number}/x{number}.png" for number in (1, 2, 3, 9, 10)])
 
@@ -28,43 +28,44 @@ def without_hashes(text: str) -> Dict[str, str]:
     return {line.partition("-")[0]: line.split()[1] for line in text.splitlines()}
 
 
-def numbers(folder: Path) -> Dict[str, str]:
+def folder_numbers(folder: Path) -> Dict[str, str]:
     images, _ = find_images(str(folder))
     text = labels.class_labels(str(folder), images, name_bins(images), None)
     assert text is not None
     return without_hashes(text.decode())
 
 
-def test_folders_are_numbered_in_natural_order(data: Path) -> None:
-    assert numbers(data) == {"x1": "0", "x2": "1", "x3": "2", "x9": "3", "x10": "4"}
+def test_folders_are_numbered_in_natural_order(five_folders: Path) -> None:
+    assert folder_numbers(five_folders) == {"x1": "0", "x2": "1", "x3": "2", "x9": "3", "x10": "4"}
 
 
 @pytest.mark.parametrize("damage", ["broken image", "no image", "unreadable link to an image"])
-def test_a_folder_without_a_good_image_keeps_its_number(damage: str, data: Path) -> None:
-    (data / "n2" / "x2.png").unlink()
+def test_a_folder_without_a_good_image_keeps_its_number(damage: str, five_folders: Path) -> None:
+    (five_folders / "n2" / "x2.png").unlink()
     if damage == "broken image":
-        (data / "n2" / "x2.png").write_bytes(b"no image")
+        (five_folders / "n2" / "x2.png").write_bytes(b"no image")
     elif damage == "unreadable link to an image":
-        (data / "n2" / "x2.png").symlink_to("nowhere")
-    found = numbers(data)
+        (five_folders / "n2" / "x2.png").symlink_to("nowhere")
+    found = folder_numbers(five_folders)
     found.pop("x2", None)
     assert found == {"x1": "0", "x3": "2", "x9": "3", "x10": "4"}
 
 
 def test_a_link_to_nowhere_is_refused_and_hidden_folders_do_not_count(
-    data: Path, tmp_path: Path
+    five_folders: Path, tmp_path: Path
 ) -> None:
-    (data / ".thumbnails").mkdir()
-    assert class_folders(str(data)) == ["n1", "n2", "n3", "n9", "n10"]
-    shutil.rmtree(str(data / "n2"))
-    (data / "n2").symlink_to("gone")
-    assert f"{data}/n2 is a link to nowhere, and classes are numbered by their folders" in refused(
-        data, tmp_path / "prep"
+    (five_folders / ".thumbnails").mkdir()
+    assert class_folders(str(five_folders)) == ["n1", "n2", "n3", "n9", "n10"]
+    shutil.rmtree(str(five_folders / "n2"))
+    (five_folders / "n2").symlink_to("gone")
+    assert (
+        f"{five_folders}/n2 is a link to nowhere, and classes are numbered by their folders"
+        in prepare_refused(five_folders, tmp_path / "prep")
     )
     (tmp_path / "map").write_bytes(
         b"\xef\xbb\xbfn1 4\nn3 3\nn9 2\nn10 1\n"
     )  # with a byte order mark
-    prepare(data, tmp_path / "prep", "--img-size", 32, "--class-map", tmp_path / "map")
+    prepare(five_folders, tmp_path / "prep", "--img-size", 32, "--class-map", tmp_path / "map")
     assert without_hashes((tmp_path / "prep" / "val_label.txt").read_text()) == {
         "x1": "4",
         "x3": "3",
@@ -98,9 +99,9 @@ def test_folders_are_counted_against_the_networks_classes(
 
 
 def test_the_accuracy_of_too_few_folders_is_refused_by_hand_as_well(
-    data: Path, tmp_path: Path
+    five_folders: Path, tmp_path: Path
 ) -> None:
-    prepare(data, tmp_path / "prep", "--img-size", 32)
+    prepare(five_folders, tmp_path / "prep", "--img-size", 32)
     stems = [path.stem for path in (tmp_path / "prep").glob("*.bin")]
     write(tmp_path / "result", {stem: scores(9, 0) for stem in stems})
     with pytest.raises(Refusal, match="has 5 class folders .* but the network has 9 classes"):

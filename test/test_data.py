@@ -1,4 +1,4 @@
-"""ImageNet as people hold it: made-up archives of the real layout, each form with the same labels as its result."""
+"""ImageNet as people hold it: made-up archives of the real layout, all with the same labels."""
 
 import contextlib
 import gzip
@@ -44,7 +44,7 @@ IDS = (
 )  # ILSVRC2012_ID of each class: another order, as in the devkit
 
 
-def name(number: int) -> str:
+def image_name(number: int) -> str:
     return f"ILSVRC2012_val_{number:08d}.JPEG"
 
 
@@ -55,30 +55,30 @@ def jpegs() -> Dict[str, bytes]:
     for place, number in enumerate(NUMBERS):
         file = io.BytesIO()
         pattern(40 + place, 33).save(file, "JPEG")
-        made[name(number)] = file.getvalue()
+        made[image_name(number)] = file.getvalue()
     return made
 
 
-EXPECTED = "".join(f"{name(number)} {CLASSES[number]}\n" for number in sorted(NUMBERS))
+EXPECTED = "".join(f"{image_name(number)} {CLASSES[number]}\n" for number in sorted(NUMBERS))
 
 
-# ---- the forms -------------------------------------------------------------------------------------------------------
+# ---- the forms -----------------------------------------------------------------------------------
 
 
-def write(folder: Path, files: Dict[str, bytes]) -> None:
+def write_files(folder: Path, files: Dict[str, bytes]) -> None:
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
 
 
-def add(archive: tarfile.TarFile, path: str, content: bytes) -> None:
+def add_member(archive: tarfile.TarFile, path: str, content: bytes) -> None:
     member = tarfile.TarInfo(path)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
 
 
 def devkit() -> Dict[str, bytes]:
-    """The devkit's files: meta.mat as MATLAB saved it (leaves and inner nodes), the ground truth by ILSVRC2012_ID."""
+    """The devkit's files: the truth, and meta.mat as MATLAB saved it, with inner nodes, too."""
     from scipy.io import savemat
 
     kinds = [
@@ -109,19 +109,19 @@ def devkit() -> Dict[str, bytes]:
 def image_archive(folder: Path, jpegs: Dict[str, bytes]) -> None:
     with tarfile.open(str(folder / "ILSVRC2012_img_val.tar"), "w") as archive:
         for path in sorted(jpegs):
-            add(archive, path, jpegs[path])
+            add_member(archive, path, jpegs[path])
 
 
 def archives(folder: Path, jpegs: Dict[str, bytes]) -> None:
     image_archive(folder, jpegs)
     with tarfile.open(str(folder / "ILSVRC2012_devkit_t12.tar.gz"), "w:gz") as archive:
         for path, content in devkit().items():
-            add(archive, "ILSVRC2012_devkit_t12/" + path, content)
+            add_member(archive, "ILSVRC2012_devkit_t12/" + path, content)
 
 
 def archive_and_unpacked_devkit(folder: Path, jpegs: Dict[str, bytes]) -> None:
     image_archive(folder, jpegs)
-    write(folder / "ILSVRC2012_devkit_t12", devkit())
+    write_files(folder / "ILSVRC2012_devkit_t12", devkit())
 
 
 def solution(jpegs: Dict[str, bytes]) -> bytes:
@@ -137,17 +137,19 @@ def synsets() -> bytes:
 
 
 def kaggle(folder: Path, jpegs: Dict[str, bytes]) -> None:
-    write(folder / "ILSVRC" / "Data" / "CLS-LOC" / "val", jpegs)
-    write(folder, {"LOC_val_solution.csv": solution(jpegs), "LOC_synset_mapping.txt": synsets()})
+    write_files(folder / "ILSVRC" / "Data" / "CLS-LOC" / "val", jpegs)
+    write_files(
+        folder, {"LOC_val_solution.csv": solution(jpegs), "LOC_synset_mapping.txt": synsets()}
+    )
 
 
 def caffe(folder: Path, jpegs: Dict[str, bytes]) -> None:
-    write(folder / "val", jpegs)
-    write(
+    write_files(folder / "val", jpegs)
+    write_files(
         folder,
         {
             "val.txt": "".join(
-                f"{name(number)} {CLASSES[number]}\n" for number in reversed(sorted(CLASSES))
+                f"{image_name(number)} {CLASSES[number]}\n" for number in reversed(sorted(CLASSES))
             ).encode()
         },
     )
@@ -162,7 +164,7 @@ def caffe_beside_an_archive(folder: Path, jpegs: Dict[str, bytes]) -> None:
 def wordnet_folders(folder: Path, jpegs: Dict[str, bytes]) -> None:
     for wnid in WNIDS:
         (folder / "val" / wnid).mkdir(parents=True)
-    write(
+    write_files(
         folder / "val",
         {
             f"{WNIDS[CLASSES[int(image[15:23])]]}/{image}": content
@@ -172,24 +174,24 @@ def wordnet_folders(folder: Path, jpegs: Dict[str, bytes]) -> None:
 
 
 def some_wordnet_folders_and_the_list(folder: Path, jpegs: Dict[str, bytes]) -> None:
-    write(
+    write_files(
         folder / "val",
         {
             f"{WNIDS[CLASSES[int(image[15:23])]]}/{image}": content
             for image, content in jpegs.items()
         },
     )
-    write(folder, {"LOC_synset_mapping.txt": synsets()})
+    write_files(folder, {"LOC_synset_mapping.txt": synsets()})
 
 
 def image_net_v2(folder: Path, jpegs: Dict[str, bytes]) -> None:
-    write(
+    write_files(
         folder / "imagenetv2-matched-frequency-format-val",
         {f"{CLASSES[int(image[15:23])]}/{image}": content for image, content in jpegs.items()},
     )
 
 
-def hugging_face(folder: Path, jpegs: Dict[str, bytes]) -> None:
+def hugging_face_parquet(folder: Path, jpegs: Dict[str, bytes]) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -223,15 +225,15 @@ FORMS = (
     wordnet_folders,
     some_wordnet_folders_and_the_list,
     image_net_v2,
-    hugging_face,
+    hugging_face_parquet,
 )
 
 
-# ---- helpers ---------------------------------------------------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def prepare_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """prepare_data.py in this process: what it prints, or the sentence of its refusal."""
 
     def start(*words: object) -> str:
@@ -246,19 +248,19 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     return start
 
 
-Program = Callable[..., str]
+PrepareHere = Callable[..., str]
 
 
-# ---- each form -------------------------------------------------------------------------------------------------------
+# ---- each form -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_gives_the_same_labels_and_images(
-    form: Any, jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+    form: Any, jpegs: Dict[str, bytes], tmp_path: Path, prepare_here: PrepareHere
 ) -> None:
     (tmp_path / "data").mkdir()
     form(tmp_path / "data", jpegs)
-    said = program(tmp_path / "data", tmp_path / "out")
+    said = prepare_here(tmp_path / "data", tmp_path / "out")
     assert said.startswith("recognised: ") and "30 labels of " in said, said
     assert (tmp_path / "out" / "val_label.txt").read_text() == EXPECTED
     found = dataset.find(str(tmp_path / "data"))
@@ -267,7 +269,7 @@ def test_each_form_gives_the_same_labels_and_images(
             path.name: path.read_bytes() for path in (tmp_path / "out" / "val_union").iterdir()
         }
         assert unpacked == jpegs
-        assert "are up to date" in program(tmp_path / "data", tmp_path / "out")
+        assert "are up to date" in prepare_here(tmp_path / "data", tmp_path / "out")
     else:
         assert not (tmp_path / "out" / "val_union").exists(), "a folder is used where it is"
 
@@ -277,19 +279,20 @@ def test_each_form_gives_the_same_labels_and_images(
     (
         (
             archives,
-            "the archive DATA/ILSVRC2012_img_val.tar; labels by the devkit's ground truth and meta.mat in "
-            "DATA/ILSVRC2012_devkit_t12.tar.gz",
+            "the archive DATA/ILSVRC2012_img_val.tar; labels by the devkit's ground truth and "
+            "meta.mat in DATA/ILSVRC2012_devkit_t12.tar.gz",
         ),
         (
             kaggle,
-            "images in DATA/ILSVRC/Data/CLS-LOC/val; labels by Kaggle's table DATA/LOC_val_solution.csv",
+            "images in DATA/ILSVRC/Data/CLS-LOC/val; labels by Kaggle's table "
+            "DATA/LOC_val_solution.csv",
         ),
         (caffe, "images in DATA/val; labels by Caffe's list DATA/val.txt"),
         (
             wordnet_folders,
             "images in DATA/val; labels by WordNet IDs that name the folders of DATA/val",
         ),
-        (hugging_face, "2 Parquet files of DATA; labels by the column `label` of DATA"),
+        (hugging_face_parquet, "2 Parquet files of DATA; labels by the column `label` of DATA"),
     ),
 )
 def test_it_says_what_it_recognised(
@@ -300,50 +303,50 @@ def test_it_says_what_it_recognised(
 
 
 def test_the_archive_itself_may_be_named(
-    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+    jpegs: Dict[str, bytes], tmp_path: Path, prepare_here: PrepareHere
 ) -> None:
     (tmp_path / "data").mkdir()
     archives(tmp_path / "data", jpegs)
-    program(tmp_path / "data" / "ILSVRC2012_img_val.tar", tmp_path / "out")
+    prepare_here(tmp_path / "data" / "ILSVRC2012_img_val.tar", tmp_path / "out")
     assert (tmp_path / "out" / "val_label.txt").read_text() == EXPECTED
 
 
 def test_the_identifier_of_the_devkit_is_not_taken_for_the_class(
-    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+    jpegs: Dict[str, bytes], tmp_path: Path, prepare_here: PrepareHere
 ) -> None:
     (tmp_path / "data").mkdir()
     archives(tmp_path / "data", jpegs)
-    program(tmp_path / "data", tmp_path / "out")
+    prepare_here(tmp_path / "data", tmp_path / "out")
     found = dict(
         line.split() for line in (tmp_path / "out" / "val_label.txt").read_text().splitlines()
     )
-    by_identifier = {name(number): str(IDS[CLASSES[number]] - 1) for number in NUMBERS}
+    by_identifier = {image_name(number): str(IDS[CLASSES[number]] - 1) for number in NUMBERS}
     assert sum(found[image] == by_identifier[image] for image in found) <= 1
 
 
 def test_what_the_steps_take_is_left_as_it_is(
-    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+    jpegs: Dict[str, bytes], tmp_path: Path, prepare_here: PrepareHere
 ) -> None:
-    write(tmp_path / "data" / "val_union", jpegs)
-    write(tmp_path / "data", {"val_label.txt": EXPECTED.encode()})
+    write_files(tmp_path / "data" / "val_union", jpegs)
+    write_files(tmp_path / "data", {"val_label.txt": EXPECTED.encode()})
     image_archive(tmp_path / "data", jpegs)
-    assert "the steps take it as it is" in program(tmp_path / "data", tmp_path / "out")
+    assert "the steps take it as it is" in prepare_here(tmp_path / "data", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    write(
+    write_files(
         tmp_path / "own" / "val", {"n00000001/a.jpg": b"", "n00000002/b.jpg": b""}
     )  # two classes of somebody's own
     assert dataset.find(str(tmp_path / "own")).native
 
 
-# ---- interrupted, and full disks -------------------------------------------------------------------------------------
+# ---- interrupted, and full disks -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", (archives, hugging_face))
+@pytest.mark.parametrize("form", (archives, hugging_face_parquet))
 def test_a_run_that_was_stopped_goes_on(
     form: Any,
     jpegs: Dict[str, bytes],
     tmp_path: Path,
-    program: Program,
+    prepare_here: PrepareHere,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -362,13 +365,13 @@ def test_a_run_that_was_stopped_goes_on(
 
     monkeypatch.setattr(Writer, "part", stopping)
     with pytest.raises(KeyboardInterrupt):
-        program(tmp_path / "data", tmp_path / "out")
+        prepare_here(tmp_path / "data", tmp_path / "out")
     assert not (tmp_path / "out" / "val_label.txt").exists(), (
         "labels appear when all images are there"
     )
     assert len(written) == 11
     monkeypatch.setattr(Writer, "part", counting)
-    assert "30 images unpacked into" in program(tmp_path / "data", tmp_path / "out")
+    assert "30 images unpacked into" in prepare_here(tmp_path / "data", tmp_path / "out")
     assert sorted(written[:30]) == sorted(jpegs) and written[30:] == ["val_label.txt"], (
         "none was unpacked twice"
     )
@@ -378,19 +381,19 @@ def test_a_run_that_was_stopped_goes_on(
 
 
 def test_an_image_that_was_damaged_since_is_unpacked_again(
-    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+    jpegs: Dict[str, bytes], tmp_path: Path, prepare_here: PrepareHere
 ) -> None:
     (tmp_path / "data").mkdir()
     archives(tmp_path / "data", jpegs)
-    program(tmp_path / "data", tmp_path / "out")
-    damaged = tmp_path / "out" / "val_union" / name(7)
+    prepare_here(tmp_path / "data", tmp_path / "out")
+    damaged = tmp_path / "out" / "val_union" / image_name(7)
     damaged.write_bytes(b"")
-    assert "(29 were there)" in program(tmp_path / "data", tmp_path / "out")
-    assert damaged.read_bytes() == jpegs[name(7)]
+    assert "(29 already there)" in prepare_here(tmp_path / "data", tmp_path / "out")
+    assert damaged.read_bytes() == jpegs[image_name(7)]
 
 
 def test_hidden_folders_are_no_classes(
-    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+    jpegs: Dict[str, bytes], tmp_path: Path, prepare_here: PrepareHere
 ) -> None:
     wordnet_folders(tmp_path, jpegs)
     assert dataset.find(str(tmp_path)).labels == "wnids"
@@ -399,44 +402,46 @@ def test_hidden_folders_are_no_classes(
 
 
 def test_an_archive_that_is_unpacked_beside_itself_goes_on(
-    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+    jpegs: Dict[str, bytes], tmp_path: Path, prepare_here: PrepareHere
 ) -> None:
-    """After a kill half of the images are in val_union, and no labels are there: they are not the data set."""
+    """After a kill, half of the images are in val_union without labels: not the data set."""
     archives(tmp_path, jpegs)
-    program(tmp_path, tmp_path)
+    prepare_here(tmp_path, tmp_path)
     record, labels = tmp_path / "val_union.record.jsonl", tmp_path / "val_label.txt"
     finished = labels.read_bytes()
     labels.unlink()
     for number in NUMBERS[10:]:
-        (tmp_path / "val_union" / name(number)).unlink()
+        (tmp_path / "val_union" / image_name(number)).unlink()
     change_rows(record, lambda rows: rows.__setitem__(slice(22, None), []))
-    assert "30 images unpacked into" in program(tmp_path, tmp_path)
+    assert "30 images unpacked into" in prepare_here(tmp_path, tmp_path)
     assert labels.read_bytes() == finished and len(os.listdir(str(tmp_path / "val_union"))) == 30
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_unpacked(
-    jpegs: Dict[str, bytes], tmp_path: Path, program: Program, monkeypatch: Any
+    jpegs: Dict[str, bytes], tmp_path: Path, prepare_here: PrepareHere, monkeypatch: Any
 ) -> None:
     (tmp_path / "data").mkdir()
     archives(tmp_path / "data", jpegs)
     monkeypatch.setattr(prepare_data.files, "free_space", lambda folder: 1000.0)
-    assert "MB are needed in" in program(tmp_path / "data", tmp_path / "out")
+    assert "MB are needed in" in prepare_here(tmp_path / "data", tmp_path / "out")
     assert not (tmp_path / "out" / "val_union").exists()
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
-def change(path: str, old: bytes, new: bytes) -> Callable[[Path], None]:
-    return lambda folder: write(folder, {path: (folder / path).read_bytes().replace(old, new, 1)})
+def replaced_in(path: str, old: bytes, new: bytes) -> Callable[[Path], None]:
+    return lambda folder: write_files(
+        folder, {path: (folder / path).read_bytes().replace(old, new, 1)}
+    )
 
 
-def without(path: str) -> Callable[[Path], None]:
+def removed(path: str) -> Callable[[Path], None]:
     return lambda folder: (folder / path).unlink()
 
 
 def spoil_compressed(folder: Path) -> None:
-    """The devkit's first file, meta.mat, begins well, but what follows in the compressed archive is damaged."""
+    """Damage the devkit's compressed archive after the beginning of its first file, meta.mat."""
     path = folder / "ILSVRC2012_devkit_t12.tar.gz"
     packer = zlib.compressobj(wbits=31)
     packed = packer.compress(gzip.decompress(path.read_bytes())[:10_000]) + packer.flush(
@@ -453,108 +458,123 @@ TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
     (
         (
             archives,
-            without("ILSVRC2012_devkit_t12.tar.gz"),
+            removed("ILSVRC2012_devkit_t12.tar.gz"),
             "has no labels beside it; put ILSVRC2012_devkit_t12.tar.gz",
         ),
-        (archives, lambda f: write(f, {"ILSVRC2012_devkit_t12.tar.gz": b"<html>"}), "the devkit"),
+        (
+            archives,
+            lambda f: write_files(f, {"ILSVRC2012_devkit_t12.tar.gz": b"<html>"}),
+            "the devkit",
+        ),
         (
             archives,
             spoil_compressed,
             "the devkit DATA/ILSVRC2012_devkit_t12.tar.gz cannot be read (Error -3 while",
         ),
-        (archive_and_unpacked_devkit, without(TRUTH), "cannot read"),
+        (archive_and_unpacked_devkit, removed(TRUTH), "cannot read"),
         (
             archive_and_unpacked_devkit,
-            lambda f: write(f, {TRUTH: b"1\n2000\n"}),
+            lambda f: write_files(f, {TRUTH: b"1\n2000\n"}),
             "an ILSVRC2012_ID from 1 to 1000",
         ),
         (
             archive_and_unpacked_devkit,
-            lambda f: write(f, {TRUTH: b"1\n2\n"}),
+            lambda f: write_files(f, {TRUTH: b"1\n2\n"}),
             "29 of 30 images have no label in",
         ),
         (
             archive_and_unpacked_devkit,
-            lambda f: write(f, {"ILSVRC2012_devkit_t12/data/meta.mat": b"MATLAB 5.0 MAT-file"}),
+            lambda f: write_files(
+                f, {"ILSVRC2012_devkit_t12/data/meta.mat": b"MATLAB 5.0 MAT-file"}
+            ),
             "the meta.mat of",
         ),
         (
             archives,
-            lambda f: write(
+            lambda f: write_files(
                 f, {"ILSVRC2012_img_val.tar": (f / "ILSVRC2012_img_val.tar").read_bytes()[:2000]}
             ),
             "cannot be read (unexpected end of data)",
         ),
         (
             kaggle,
-            without("LOC_synset_mapping.txt"),
+            removed("LOC_synset_mapping.txt"),
             "but a class's number is its place among all 1,000",
         ),
         (
             kaggle,
-            change("LOC_val_solution.csv", b",n", b",x"),
+            replaced_in("LOC_val_solution.csv", b",n", b",x"),
             "LOC_val_solution.csv, line 2: `ImageId,n01440764 …`",
         ),
         (
             kaggle,
-            change("LOC_val_solution.csv", b",n", b'"' + b"x" * 200_000 + b",n"),
+            replaced_in("LOC_val_solution.csv", b",n", b'"' + b"x" * 200_000 + b",n"),
             "1 of 30 images have no label in DATA/LOC_val_solution.csv",
         ),
         (
             kaggle,
-            change("LOC_synset_mapping.txt", WNIDS[5].encode(), WNIDS[6].encode()),
+            replaced_in("LOC_synset_mapping.txt", WNIDS[5].encode(), WNIDS[6].encode()),
             "names 999 WordNet IDs",
         ),
         (
             caffe,
-            change("val.txt", name(400).encode() + b" ", b"other.JPEG "),
-            f"1 of 30 images have no label in DATA/val.txt: {name(400)}; do they belong together?",
+            replaced_in("val.txt", image_name(400).encode() + b" ", b"other.JPEG "),
+            f"1 of 30 images have no label in DATA/val.txt: {image_name(400)}; check that the",
         ),
         (
             wordnet_folders,
-            lambda f: write(f, {"val/stray.JPEG": b"x"}),
+            lambda f: write_files(f, {"val/stray.JPEG": b"x"}),
             "stray.JPEG in DATA/val does not lie in a class",
         ),
     ),
 )
 def test_broken_data_are_refused_in_one_sentence(
-    form: Any, spoil: Any, sentence: str, jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+    form: Any,
+    spoil: Any,
+    sentence: str,
+    jpegs: Dict[str, bytes],
+    tmp_path: Path,
+    prepare_here: PrepareHere,
 ) -> None:
     (tmp_path / "data").mkdir()
     form(tmp_path / "data", jpegs)
     spoil(tmp_path / "data")
-    said = program(tmp_path / "data", tmp_path / "out")
+    said = prepare_here(tmp_path / "data", tmp_path / "out")
     assert "refused: " in said and sentence.replace("DATA", str(tmp_path / "data")) in said, said
     assert not (tmp_path / "out" / "val_label.txt").exists()
 
 
 def test_what_is_not_known_is_refused_with_the_list_of_what_is(
-    tmp_path: Path, program: Program
+    tmp_path: Path, prepare_here: PrepareHere
 ) -> None:
-    write(tmp_path / "data", {"notes.txt": b"x"})
-    said = program(tmp_path / "data", tmp_path / "out")
-    assert f"refused: {tmp_path}/data is no data set of a known form; " in said
+    write_files(tmp_path / "data", {"notes.txt": b"x"})
+    said = prepare_here(tmp_path / "data", tmp_path / "out")
+    assert f"refused: {tmp_path}/data is not a data set of a known form; " in said
     assert all(form in said for form in dataset.KNOWN)
-    write(tmp_path, {"file.zip": b"PK"})
-    assert "is no data set of a known form" in program(tmp_path / "file.zip", tmp_path / "out")
+    write_files(tmp_path, {"file.zip": b"PK"})
+    assert "is not a data set of a known form" in prepare_here(
+        tmp_path / "file.zip", tmp_path / "out"
+    )
 
 
 def test_hostile_names_in_an_archive_stay_in_the_folder(
-    jpegs: Dict[str, bytes], tmp_path: Path, program: Program
+    jpegs: Dict[str, bytes], tmp_path: Path, prepare_here: PrepareHere
 ) -> None:
     (tmp_path / "data").mkdir()
     with tarfile.open(str(tmp_path / "data" / "ILSVRC2012_img_val.tar"), "w") as archive:
-        add(archive, "../../../evil.jpg", b"x")
+        add_member(archive, "../../../evil.jpg", b"x")
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    write(tmp_path / "data", {"val.txt": b"evil.jpg 3\nlink.jpg 4\n"})
-    program(tmp_path / "data", tmp_path / "out")
+    write_files(tmp_path / "data", {"val.txt": b"evil.jpg 3\nlink.jpg 4\n"})
+    prepare_here(tmp_path / "data", tmp_path / "out")
     assert os.listdir(str(tmp_path / "out" / "val_union")) == ["evil.jpg"]
     with tarfile.open(str(tmp_path / "data" / "ILSVRC2012_img_val.tar"), "w") as archive:
-        add(archive, "a/same.jpg", b"x")
-        add(archive, "b/same.jpg", b"y")
-    assert "holds 1 images twice: same.jpg" in program(tmp_path / "data", tmp_path / "out2")
+        add_member(archive, "a/same.jpg", b"x")
+        add_member(archive, "b/same.jpg", b"y")
+    assert "has 1 image that it has more than once: same.jpg" in prepare_here(
+        tmp_path / "data", tmp_path / "out2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -572,24 +592,26 @@ def test_hostile_names_in_an_archive_stay_in_the_folder(
     ),
 )
 def test_parquet_of_another_kind_is_refused(
-    rows: Dict[str, Any], sentence: str, tmp_path: Path, program: Program
+    rows: Dict[str, Any], sentence: str, tmp_path: Path, prepare_here: PrepareHere
 ) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table(rows), str(tmp_path / "validation.parquet"))
-    assert sentence in program(tmp_path / "validation.parquet", tmp_path / "out")
+    assert sentence in prepare_here(tmp_path / "validation.parquet", tmp_path / "out")
     (tmp_path / "validation.parquet").write_bytes(b"PAR1")
-    assert "is no whole Parquet file" in program(tmp_path / "validation.parquet", tmp_path / "out")
+    assert "is not a complete Parquet file" in prepare_here(
+        tmp_path / "validation.parquet", tmp_path / "out"
+    )
 
 
-@pytest.mark.parametrize("package, form", (("scipy", archives), ("pyarrow", hugging_face)))
+@pytest.mark.parametrize("package, form", (("scipy", archives), ("pyarrow", hugging_face_parquet)))
 def test_a_package_that_only_this_data_needs_is_asked_for(
     package: str,
     form: Any,
     jpegs: Dict[str, bytes],
     tmp_path: Path,
-    program: Program,
+    prepare_here: PrepareHere,
     monkeypatch: Any,
 ) -> None:
     form(tmp_path, jpegs)
@@ -598,12 +620,12 @@ def test_a_package_that_only_this_data_needs_is_asked_for(
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda n, *a: None if n == package else real(n, *a)
     )
-    assert f"needs the package {package}, which is not installed; " in program(
+    assert f"needs the package {package}, which is not installed; " in prepare_here(
         tmp_path, tmp_path / "out"
     )
 
 
-# ---- through the pipeline --------------------------------------------------------------------------------------------
+# ---- through the pipeline ------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -615,9 +637,11 @@ def test_the_pipeline_takes_an_archive_and_other_labels(
     data.mkdir()
     with tarfile.open(str(data / "ILSVRC2012_img_val.tar"), "w") as archive:
         for number, (photo, _) in enumerate(lines, 1):
-            add(archive, name(number), (small_sample / "val_union" / photo).read_bytes())
+            add_member(
+                archive, image_name(number), (small_sample / "val_union" / photo).read_bytes()
+            )
     (data / "val.txt").write_text(
-        "".join(f"{name(number)} {label}\n" for number, (_, label) in enumerate(lines, 1))
+        "".join(f"{image_name(number)} {label}\n" for number, (_, label) in enumerate(lines, 1))
     )
     shutil.copy(str(small_sample / "model_best.pth.tar"), str(data))
     real = [[int(label)] if number else [] for number, (_, label) in enumerate(lines)]

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import itertools
 import json
 import shutil
 import sys
@@ -13,14 +14,16 @@ from common.core import record
 from common.core.cli import Refusal
 from common.data import evaluation, inputs, pixels
 from common.data.evaluation import DEFAULT, Evaluation
-from common.data.prepared import Prepared, read
+from common.data.prepared import read
+from common.model import onnx_file
 
 import numpy as np
 import onnxruntime
 import pytest
 import timm_today
+from ascend.helpers import save_network
 from conftest import ROOT, Shared, refusal, run_here, small_network
-from pictures import bins, pattern, prepare, refused
+from pictures import bins, pattern, prepare, prepare_refused
 from PIL import Image
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -36,7 +39,7 @@ def wheels(shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """JPEGs of two shapes and a PNG."""
     folder = tmp_path_factory.mktemp("pictures")
     for name, size in (
@@ -48,7 +51,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# ---- the pixels ------------------------------------------------------------------------------------------------------
+# ---- the pixels ----------------------------------------------------------------------------------
 
 
 def sha256_of(data: Any) -> str:
@@ -56,17 +59,12 @@ def sha256_of(data: Any) -> str:
 
 
 def every_setting() -> List[Evaluation]:
+    crops = [(0.875, "center"), (0.95, "center"), (1.0, "squash"), (0.875, "squash")]
+    scales = [(DEFAULT.mean, DEFAULT.std), IMAGENET]
+    settings = itertools.product((224, 288, 448), crops, evaluation.INTERPOLATIONS, scales)
     return [
-        Evaluation(size, crop_pct, mode, interpolation, *means)
-        for size in (224, 288, 448)
-        for mode, crop_pct in (
-            ("center", 0.875),
-            ("center", 0.95),
-            ("squash", 1.0),
-            ("squash", 0.875),
-        )
-        for interpolation in evaluation.INTERPOLATIONS
-        for means in ((DEFAULT.mean, DEFAULT.std), IMAGENET)
+        Evaluation(size, *crop, interpolation, *scale)
+        for size, crop, interpolation, scale in settings
     ]
 
 
@@ -74,7 +72,7 @@ def every_setting() -> List[Evaluation]:
 @pytest.mark.slow
 @pytest.mark.parametrize("whose", ("the pinned source package", "today's"))
 def test_the_bytes_are_those_of_timms_own_transform(
-    whose: str, wheels: Path, pictures: Path, tmp_path: Path
+    whose: str, wheels: Path, shapes: Path, tmp_path: Path
 ) -> None:
     settings = [
         setting
@@ -90,7 +88,7 @@ def test_the_bytes_are_those_of_timms_own_transform(
     asked, found = [], {}
     for number, setting in enumerate(settings):
         fast = pixels.fast_path(setting, "float32")
-        for path in sorted(pictures.iterdir()):
+        for path in sorted(shapes.iterdir()):
             case = {name: getattr(setting, name) for name in setting._fields if name != "crop_mode"}
             if whose == "today's":
                 case["crop_mode"] = setting.crop_mode
@@ -102,7 +100,7 @@ def test_the_bytes_are_those_of_timms_own_transform(
             assert len(made) == 1, (setting, path)
             found[f"{number} {path.name}"] = made.pop()
     (tmp_path / "cases.json").write_text(json.dumps(asked))
-    timm_today.run(
+    timm_today.run_timm(
         wheels / "timm-today" if whose == "today's" else ROOT / "pytorch-image-models",
         wheels,
         "transform",
@@ -112,10 +110,10 @@ def test_the_bytes_are_those_of_timms_own_transform(
     assert found == json.loads((tmp_path / "out.json").read_text())
 
 
-def test_bytes_scaled_by_the_aipp_settings_are_the_floats(pictures: Path, tmp_path: Path) -> None:
+def test_bytes_scaled_by_the_aipp_settings_are_the_floats(shapes: Path, tmp_path: Path) -> None:
     options = ["--img-size", 64, "--mean", *IMAGENET[0], "--std", *IMAGENET[1]]
-    prepare(pictures, tmp_path / "floats", *options)
-    prepare(pictures, tmp_path / "bytes", "--dtype", "uint8", *options)
+    prepare(shapes, tmp_path / "floats", *options)
+    prepare(shapes, tmp_path / "bytes", "--dtype", "uint8", *options)
     aipp = inputs.read_aipp(str(tmp_path / "bytes" / "aipp.cfg"))
     for name in bins(tmp_path / "floats"):
         image = np.fromfile(str(tmp_path / "bytes" / name), np.uint8).reshape(1, 64, 64, 3)
@@ -140,27 +138,27 @@ def test_aipp_subtracts_whole_numbers_and_their_rests() -> None:
 
 
 def test_other_settings_are_named_and_make_everything_again_if_that_is_wanted(
-    pictures: Path, tmp_path: Path
+    shapes: Path, tmp_path: Path
 ) -> None:
-    prepare(pictures, tmp_path / "prep", "--img-size", 32)
+    prepare(shapes, tmp_path / "prep", "--img-size", 32)
     before = bins(tmp_path / "prep")
     said = prepare(
-        pictures, tmp_path / "prep", "--img-size", 32, "--crop-mode", "squash", status=1
+        shapes, tmp_path / "prep", "--img-size", 32, "--crop-mode", "squash", status=1
     ).stderr
     assert "made with other settings: crop_mode was center; to keep them, name another DST" in said
-    prepare(pictures, tmp_path / "prep", "--img-size", 32, "--crop-mode", "squash", "--force")
+    prepare(shapes, tmp_path / "prep", "--img-size", 32, "--crop-mode", "squash", "--force")
     assert (
         set(bins(tmp_path / "prep")) == set(before)
         and bins(tmp_path / "prep")["wide.bin"] != before["wide.bin"]
     )
-    prepare(pictures, tmp_path / "prep", "--img-size", 32, "--dtype", "uint8", "--force")
+    prepare(shapes, tmp_path / "prep", "--img-size", 32, "--dtype", "uint8", "--force")
     assert (tmp_path / "prep" / "aipp.cfg").exists()
-    prepare(pictures, tmp_path / "prep", "--img-size", 32, "--force")
+    prepare(shapes, tmp_path / "prep", "--img-size", 32, "--force")
     assert not (tmp_path / "prep" / "aipp.cfg").exists(), "it belongs to bytes alone"
     assert bins(tmp_path / "prep") == before
 
 
-# ---- whose word counts -----------------------------------------------------------------------------------------------
+# ---- whose word counts ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -188,17 +186,18 @@ def test_what_a_checkpoint_says(source: Dict[str, Any], expected: Dict[str, Any]
 
 def test_the_option_is_followed_and_the_contradiction_said_once() -> None:
     said = {"img_size": 448, "crop_pct": 1.0, "interpolation": "bicubic"}
-    chosen, told = evaluation.resolve(
-        {"crop_pct": 0.875, "interpolation": "bicubic"}, said, "the checkpoint m.pth"
+    options = {"crop_pct": 0.875, "interpolation": "bicubic", "crop_mode": "squash"}
+    chosen, contradictions = evaluation.resolve(
+        options, evaluation.of_fields(said), "the checkpoint m.pth"
     )
-    assert chosen == Evaluation(448, 0.875, "center", "bicubic")
-    assert told == [
+    assert chosen == Evaluation(448, 0.875, "squash", "bicubic")
+    assert contradictions == [
         "--crop-pct 0.875 contradicts the checkpoint m.pth, which says 1; the option is followed"
     ]
 
 
 def test_what_cannot_be_done_is_refused_unless_an_option_replaces_it() -> None:
-    said = {"interpolation": "'lanczos'"}
+    said = evaluation.of_fields({"interpolation": "'lanczos'"})
     with pytest.raises(
         Refusal,
         match="m.pth says interpolation = 'lanczos', but bilinear or bicubic is expected; "
@@ -224,15 +223,15 @@ def test_what_cannot_be_done_is_refused_unless_an_option_replaces_it() -> None:
     ),
 )
 def test_wrong_settings_are_wrong_usage(
-    words: List[str], sentence: str, pictures: Path, tmp_path: Path
+    words: List[str], sentence: str, shapes: Path, tmp_path: Path
 ) -> None:
-    assert sentence in refused(pictures, tmp_path / "prep", *words, status=2)
+    assert sentence in prepare_refused(shapes, tmp_path / "prep", *words, status=2)
 
 
-# ---- from the checkpoint to the images -------------------------------------------------------------------------------
+# ---- from the checkpoint to the images -----------------------------------------------------------
 
 
-def hugging_face(folder: Path, checkpoint: Path, **settings: Any) -> Path:
+def hugging_face_folder(folder: Path, checkpoint: Path, **settings: Any) -> Path:
     """A folder as Hugging Face has them, with the weights of a checkpoint."""
     torch = pytest.importorskip("torch")
     from common.model.checkpoint import find_state_dict, load_checkpoint
@@ -260,7 +259,7 @@ def exported(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     import TResNet_pth2onnx as export
 
     folder = tmp_path_factory.mktemp("exported")
-    source = hugging_face(
+    source = hugging_face_folder(
         folder / "hf",
         small_sample / "model_best.pth.tar",
         crop_mode="squash",
@@ -276,16 +275,16 @@ def exported(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.slow
 def test_a_hugging_face_folders_own_evaluation_is_the_default_down_to_the_images(
-    exported: Path, pictures: Path, tmp_path: Path
+    exported: Path, shapes: Path, tmp_path: Path
 ) -> None:
     shape = onnxruntime.InferenceSession(str(exported)).get_inputs()[0].shape
     assert shape[2:] == [64, 64]
-    done = prepare(pictures, tmp_path / "prep", "--model", exported)
+    done = prepare(shapes, tmp_path / "prep", "--model", exported)
     assert "evaluation: 64×64, crop 1 squash, bicubic, mean 0 0 0, std 1 1 1\n" in done.stdout
-    with Image.open(str(pictures / "wide.jpg")) as image:
-        expected = np.asarray(image.resize((64, 64), Image.BICUBIC), np.float32).transpose(
-            2, 0, 1
-        ) / np.float32(255)
+    with Image.open(str(shapes / "wide.jpg")) as image:
+        expected = np.asarray(
+            image.resize((64, 64), Image.Resampling.BICUBIC), np.float32
+        ).transpose(2, 0, 1) / np.float32(255)
     assert (tmp_path / "prep" / "wide.bin").read_bytes() == expected.tobytes("C")
     settings = read(str(tmp_path / "prep")).settings
     expected_settings = {
@@ -295,34 +294,66 @@ def test_a_hugging_face_folders_own_evaluation_is_the_default_down_to_the_images
         "interpolation": "bicubic",
     }
     assert {**settings, **expected_settings} == settings
-    said = prepare(
-        pictures, tmp_path / "other", "--model", exported, "--crop-mode", "center"
-    ).stdout
+    said = prepare(shapes, tmp_path / "other", "--model", exported, "--crop-mode", "center").stdout
     assert (
-        f"note: --crop-mode center contradicts the checkpoint of {exported}, which says squash; the option is "
-        "followed\n"
+        f"note: --crop-mode center contradicts the checkpoint of {exported}, which says squash; "
+        "the option is followed\n"
     ) in said
 
 
 @pytest.mark.slow
 def test_images_made_for_another_evaluation_than_the_checkpoints_are_refused(
-    exported: Path, pictures: Path, tmp_path: Path
+    exported: Path, shapes: Path, tmp_path: Path
 ) -> None:
     runner = ("scripts/infer_onnx.py", "--model", exported, "--input", tmp_path / "prep")
-    prepare(pictures, tmp_path / "prep", "--img-size", 64)
+    prepare(shapes, tmp_path / "prep", "--img-size", 64)
     said = refusal(*runner)
     assert (
-        f"the images in {tmp_path}/prep were made with crop_mode = center, but the checkpoint of {exported} says "
-        "squash; make them again: python3 TResNet_preprocess.py SRC" in said
+        f"the images in {tmp_path}/prep were made with crop_mode = center, but the checkpoint of "
+        f"{exported} says squash; make them again: python3 TResNet_preprocess.py SRC" in said
     )
-    about = Prepared({"crop_pct": 0.875}, {"given": ["crop_pct"]}, {}, {}, {}, {})
-    evaluation.check_prepared(
-        about, {"crop_pct": 1.0}, "prep", "m.onnx"
-    )  # whoever gave it was told
-    with pytest.raises(Refusal, match="crop_pct = 0.875"):
-        evaluation.check_prepared(
-            about._replace(about={"given": []}), {"crop_pct": 1.0}, "prep", "m.onnx"
-        )
+    options = ("--crop-mode", "center", "--crop-pct", 0.875, "--interpolation", "bilinear")
+    prepare(shapes, tmp_path / "chosen", "--img-size", 64, *options)
+    evaluation.check_prepared(str(exported), str(tmp_path / "chosen"))
+
+
+@pytest.mark.slow
+def test_the_evaluation_stands_once_in_the_record_and_once_in_the_metadata(exported: Path) -> None:
+    expected = dict(
+        img_size=64,
+        crop_pct=1.0,
+        crop_mode="squash",
+        interpolation="bicubic",
+        mean=[0.0, 0.0, 0.0],
+        std=[1.0, 1.0, 1.0],
+    )
+    notes = record.read(str(exported)).notes
+    assert notes["evaluation"] == expected and set(notes["said"]) == set(expected)
+    assert json.dumps(notes).count('img_size": ') == 1, "beside its name among the said ones"
+    metadata = onnx_file.read(str(exported))["metadata"]
+    assert json.loads(metadata["evaluation"]) == expected and "img_size" not in metadata
+
+
+@pytest.mark.slow
+def test_a_model_without_a_record_says_its_evaluation_by_its_metadata(
+    exported: Path, shapes: Path, tmp_path: Path
+) -> None:
+    shutil.copy(str(exported), str(tmp_path / "moved.onnx"))
+    alone = evaluation.of_model(str(tmp_path / "moved.onnx"))
+    assert alone and alone == evaluation.of_model(str(exported))
+    stdout = prepare(shapes, tmp_path / "prep", "--model", tmp_path / "moved.onnx").stdout
+    assert "evaluation: 64×64, crop 1 squash, bicubic, mean 0 0 0, std 1 1 1\n" in stdout
+    (tmp_path / "moved.onnx.record.jsonl").write_bytes(
+        Path(record.path_of(str(exported))).read_bytes()
+    )
+    assert evaluation.of_record(str(tmp_path / "moved.onnx")) == alone
+    save_network(tmp_path / "moved.onnx")
+    assert evaluation.of_model(str(tmp_path / "moved.onnx")) is None, "its record is of another"
+
+
+def test_a_record_of_an_earlier_version_holds_only_what_the_checkpoint_said() -> None:
+    exported = evaluation.of_notes({"evaluation": {"img_size": 64, "mean": [0, 0, 1]}})
+    assert exported == (DEFAULT._replace(img_size=64, mean=(0.0, 0.0, 1.0)), ("img_size", "mean"))
 
 
 @pytest.mark.parametrize(
@@ -351,10 +382,10 @@ def test_a_broken_folder_is_refused(spoil: Any, sentence: str, tmp_path: Path) -
     assert sentence in error.value.sentence
 
 
-def test_a_model_without_a_record_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_record_is_refused(shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"")
-    assert "m.onnx has no record of TResNet_pth2onnx.py" in refused(
-        pictures, tmp_path / "prep", "--model", tmp_path / "m.onnx"
+    assert "m.onnx has no record of TResNet_pth2onnx.py" in prepare_refused(
+        shapes, tmp_path / "prep", "--model", tmp_path / "m.onnx"
     )
 
 
@@ -374,18 +405,16 @@ def test_a_training_checkpoints_args_count_and_a_size_that_does_not_fit_is_refus
         torch.save(checkpoint, str(tmp_path / "m.pth"))
         with small_network():
             run_here(export.main, tmp_path / "m.pth", target, *options)
-        assert record.read(str(target)).notes["evaluation"] == {
-            "img_size": 96 if options else 64,
-            "crop_pct": 0.9,
-            "mean": [0.5, 0.5, 0.5],
-        }
+        notes = record.read(str(target)).notes
+        said = {"img_size": 96 if options else 64, "crop_pct": 0.9, "mean": [0.5, 0.5, 0.5]}
+        assert {name: notes["evaluation"][name] for name in notes["said"]} == said
     with small_network(), pytest.raises(
         Refusal, match="says img_size = 100, which is not a multiple of 32 "
     ):
         run_here(export.main, tmp_path / "m.pth", target)
 
 
-# ---- the whole family ------------------------------------------------------------------------------------------------
+# ---- the whole family ----------------------------------------------------------------------------
 
 
 @today
@@ -395,7 +424,7 @@ def test_tresnet_v2_l_has_the_logits_of_todays_timm(wheels: Path, tmp_path: Path
     from common.model.graph import build_model
     from common.model.network import load_network, recognise
 
-    timm_today.run(wheels / "timm-today", wheels, "v2_l", tmp_path)
+    timm_today.run_timm(wheels / "timm-today", wheels, "v2_l", tmp_path)
     tensors = load_checkpoint(str(tmp_path / "weights.pth"))
     seen = recognise(tensors, "weights.pth", "tresnet_v2_l.miil_in21k", None, None)
     assert seen[:3] == ("tresnet_v2_l", 11221, "miil")

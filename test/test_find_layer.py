@@ -16,16 +16,13 @@ from ascend.helpers import (
     Machine,
     atc_here,
     calls,
-    infer_here,
-    make_machine,
+    ais_bench_here,
     save_images,
     save_tiny_tresnet,
     start,
     start_here,
 )
 from conftest import ROOT
-
-machine = pytest.fixture(make_machine)
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +39,11 @@ def find(tiny: Path, machine: Machine, fault: str = "", *words: object) -> Any:
     switches = {"STANDIN_DEVICE": "float16", "STANDIN_FAULT": fault}
 
     def run_tool(command: List[str], log: str, cwd: str = "", **_: Any) -> int:
-        here = (machine[0], Path(cwd) if cwd else machine[1])
+        here = machine._replace(folder=Path(cwd) if cwd else machine.folder)
         if command[0] == "atc":
             done = atc_here(here, *command[1:], **switches)
         elif "ais_bench" in command:
-            done = infer_here(here, *command[3:], **switches)
+            done = ais_bench_here(here, *command[3:], **switches)
         else:
             done = start_here(
                 onnx2om.main, dict(machine[0], **switches), machine[1], "onnx2om.sh", *command[2:]

@@ -17,8 +17,7 @@ import pytest
 from ascend.helpers import (
     Machine,
     atc_here,
-    infer_here,
-    make_machine,
+    ais_bench_here,
     onnx_outputs,
     save_images,
     save_tiny_tresnet,
@@ -26,7 +25,6 @@ from ascend.helpers import (
 )
 from onnx import helper, numpy_helper
 
-machine = pytest.fixture(make_machine)
 IMAGES = 4
 ATC = (
     "--framework=5 --model=tiny.onnx --output=tiny_bs1 --input_format=NCHW "
@@ -159,7 +157,7 @@ def on_card(tiny: Path, machine: Machine, fault: str = "") -> List[np.ndarray]:
     done = atc_here(machine, *ATC, STANDIN_DEVICE="float16", STANDIN_FAULT=fault)
     assert done.returncode == 0, done.stdout
     (work / "tiny_bs1.om").chmod(0o640)
-    done = infer_here(
+    done = ais_bench_here(
         machine,
         *"--model tiny_bs1.om --input in --output ./ --output_dirname result --outfmt NPY".split(),
     )

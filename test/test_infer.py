@@ -1,4 +1,4 @@
-"""The CPU runner: ais_bench's files, names, summary and printed lines, and the checks that ais_bench lacks."""
+"""The CPU runner: ais_bench's files, names, summary and output, and checks that it lacks."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from ascend.helpers import start_here
-from conftest import ROOT, refusal, sha256, succeed
+from ascend.helpers import SUMMARY_KEYS, start_here
+from conftest import PATIENCE, ROOT, refusal, sha256, succeed
 from onnx import TensorProto, helper, numpy_helper
-from pictures import fill
+from pictures import fill, until
 from records import change_file, change_recipe, restart, rows_of, unfinish
 
 RUNNER = "scripts/infer_onnx.py"
@@ -79,7 +79,7 @@ def refuses(*words: object, status: int = 1, cwd: str = ".") -> str:
     return said
 
 
-def infer(
+def infer_images(
     model: Path, images: Path, *options: object, outfmt: str = "TXT"
 ) -> "subprocess.CompletedProcess[str]":
     return runs(
@@ -104,7 +104,7 @@ def test_txt_results_are_ais_benchs_to_the_byte_and_in_natural_order(
         tmp_path / "images", ["image_2.bin", "image_10.bin", "image_1.more.dots.bin"]
     )
     (images / "notes.txt").write_text("ignored, as ais_bench does")
-    infer(model, images, "--batchsize", 2)
+    infer_images(model, images, "--batchsize", 2)
     assert {path.name: path.read_bytes() for path in (tmp_path / "result").iterdir()} == {
         "image_2_0.txt": b"0.000000 0.500000 0.000000 \n",
         "image_10_0.txt": b"1.000000 0.500000 -1.000000 \n",
@@ -117,9 +117,9 @@ def test_txt_results_are_ais_benchs_to_the_byte_and_in_natural_order(
 
 def test_bin_and_npy_results_are_raw_float32_and_numpy_files(model: Path, tmp_path: Path) -> None:
     images = put_images(tmp_path / "images", ["a.bin", "b.bin"])
-    infer(model, images, outfmt="BIN")
+    infer_images(model, images, outfmt="BIN")
     assert (tmp_path / "result" / "b_0.bin").read_bytes() == np.array([1, 0.5, -1], "<f4").tobytes()
-    infer(model, images, outfmt="NPY")
+    infer_images(model, images, outfmt="NPY")
     assert np.load(str(tmp_path / "result" / "b_0.npy")).tolist() == [[1, 0.5, -1]]
     assert sorted(os.listdir(str(tmp_path / "result"))) == ["a_0.npy", "b_0.npy"], (
         "results of the earlier format are gone"
@@ -129,14 +129,14 @@ def test_bin_and_npy_results_are_raw_float32_and_numpy_files(model: Path, tmp_pa
 def test_npy_inputs_are_read(model: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     np.save(str(tmp_path / "images" / "a.npy"), np.full((1, 3, SIDE, SIDE), 0.25, np.float32))
-    infer(model, tmp_path / "images")
+    infer_images(model, tmp_path / "images")
     assert (tmp_path / "result" / "a_0.txt").read_bytes() == b"0.250000 0.250000 0.250000 \n"
 
 
 def test_the_last_batch_is_filled_up_and_the_filling_dropped(tmp_path: Path) -> None:
     fixed = make_model(tmp_path / "fixed.onnx", batch=4)
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(6)])
-    done = infer(fixed, images)
+    done = infer_images(fixed, images)
     assert sorted(os.listdir(str(tmp_path / "result"))) == [f"{index}_0.txt" for index in range(6)]
     assert "6 images inferred" in done.stdout and "batchsize.mean(4)" in done.stdout
     assert "is fixed at 4" in refuses("--model", fixed, "--input", images, "--batchsize", 8)
@@ -144,20 +144,11 @@ def test_the_last_batch_is_filled_up_and_the_filling_dropped(tmp_path: Path) -> 
 
 def test_summary_and_printed_lines_are_ais_benchs(model: Path, tmp_path: Path) -> None:
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(5)])
-    done = infer(model, images, "--batchsize", 2, "--loop", 3, "--display_all_summary", "1")
+    done = infer_images(model, images, "--batchsize", 2, "--loop", 3, "--display_all_summary", "1")
     summary = json.loads((tmp_path / "result_summary.json").read_text())
-    assert set(summary) == {
-        "filesinfo",
-        "args",
-        "NPU_compute_time",
-        "H2D_latency",
-        "D2H_latency",
-        "throughput",
-        "npu_compute_time_list",
-        "pid",
-    }
+    assert set(summary) == SUMMARY_KEYS
     for key in ("NPU_compute_time", "H2D_latency", "D2H_latency"):
-        assert list(summary[key]) == ["min", "max", "mean", "median", "percentile(99%)", "count"]
+        assert list(summary[key]) == "min max mean median percentile(99%) count".split()
     times = summary["npu_compute_time_list"]
     assert len(times) == 3 * 3 == summary["NPU_compute_time"]["count"]
     assert summary["NPU_compute_time"]["mean"] == pytest.approx(np.mean(times))
@@ -171,7 +162,8 @@ def test_summary_and_printed_lines_are_ais_benchs(model: Path, tmp_path: Path) -
             re.MULTILINE,
         )
     assert re.search(
-        rf"^\[INFO\] throughput 1000\*batchsize\.mean\(2\)/NPU_compute_time\.mean\({number}\): {number}$",
+        rf"^\[INFO\] throughput 1000\*batchsize\.mean\(2\)/NPU_compute_time\.mean\({number}\): "
+        rf"{number}$",
         done.stdout,
         re.MULTILINE,
     )
@@ -201,7 +193,7 @@ def test_pure_inference_needs_no_input_and_writes_no_results(model: Path, tmp_pa
 
 def test_only_the_first_images_in_natural_order(model: Path, tmp_path: Path) -> None:
     images = put_images(tmp_path / "images", ["10.bin", "9.bin", "8.bin"])
-    infer(model, images, "--first", 2)
+    infer_images(model, images, "--first", 2)
     assert sorted(os.listdir(str(tmp_path / "result"))) == ["8_0.txt", "9_0.txt"]
 
 
@@ -209,16 +201,16 @@ def test_results_of_images_that_are_not_asked_for_any_more_do_not_stay(
     model: Path, tmp_path: Path
 ) -> None:
     images = put_images(tmp_path / "images", ["10.bin", "9.bin", "8.bin"])
-    infer(model, images)
+    infer_images(model, images)
     (images / "10.bin").unlink()
-    assert "(2 were there already)" in infer(model, images).stdout
+    assert "(2 were there already)" in infer_images(model, images).stdout
     assert sorted(os.listdir(str(tmp_path / "result"))) == ["8_0.txt", "9_0.txt"]
-    assert "2 results" in infer(model, images).stdout, "up to date"
-    assert "(1 were there already)" in infer(model, images, "--first", 1).stdout
+    assert "2 results" in infer_images(model, images).stdout, "up to date"
+    assert "(1 was there already)" in infer_images(model, images, "--first", 1).stdout
     assert os.listdir(str(tmp_path / "result")) == ["8_0.txt"]
 
 
-# ---- AIPP ------------------------------------------------------------------------------------------------------------
+# ---- AIPP ----------------------------------------------------------------------------------------
 
 
 def test_uint8_images_are_converted_as_the_configuration_says(model: Path, tmp_path: Path) -> None:
@@ -235,7 +227,7 @@ def test_uint8_images_are_converted_as_the_configuration_says(model: Path, tmp_p
         (AIPP.replace("min_chn_1 : 0", "min_chn_1 : 26"), b"1.000000 0.098039 0.000000 \n"),
     ):
         (tmp_path / "aipp.cfg").write_text(text)
-        infer(model, tmp_path / "images", "--aipp", tmp_path / "aipp.cfg")
+        infer_images(model, tmp_path / "images", "--aipp", tmp_path / "aipp.cfg")
         assert (tmp_path / "result" / "a_0.txt").read_bytes() == expected
 
 
@@ -247,9 +239,10 @@ def test_aipp_crops(model: Path, tmp_path: Path) -> None:
     text = AIPP.replace(f"size_w : {SIDE}", f"size_w : {SIDE + 3}").replace(
         f"size_h : {SIDE}", f"size_h : {SIDE + 2}"
     )
-    crop = f"crop : true\nload_start_pos_w : 2\nload_start_pos_h : 1\ncrop_size_w : {SIDE}\ncrop_size_h : {SIDE}\n"
+    place = "crop : true\nload_start_pos_w : 2\nload_start_pos_h : 1\n"
+    crop = f"{place}crop_size_w : {SIDE}\ncrop_size_h : {SIDE}\n"
     (tmp_path / "aipp.cfg").write_text(text.replace("csc_switch", crop + "csc_switch"))
-    infer(model, tmp_path / "images", "--aipp", tmp_path / "aipp.cfg")
+    infer_images(model, tmp_path / "images", "--aipp", tmp_path / "aipp.cfg")
     assert (tmp_path / "result" / "a_0.txt").read_bytes() == b"1.000000 1.000000 1.000000 \n"
 
 
@@ -274,7 +267,7 @@ def test_an_aipp_configuration_that_cannot_be_followed_is_refused(
     assert sentence in refuses("--model", model, "--input", images, "--aipp", tmp_path / "aipp.cfg")
 
 
-# ---- what ais_bench would not notice ---------------------------------------------------------------------------------
+# ---- what ais_bench would not notice -------------------------------------------------------------
 
 
 def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: Path) -> None:
@@ -302,10 +295,7 @@ def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: P
             images,
             "--output",
             tmp_path,
-            "--output_dirname",
-            "result",
-            "--outfmt",
-            "TXT",
+            *"--output_dirname result --outfmt TXT".split(),
         )
         assert sentence in said and name in said
         assert not (tmp_path / "result" / f"{name.split('.')[0]}_0.txt").exists()
@@ -357,7 +347,7 @@ def test_models_that_are_not_there_broken_or_of_another_kind(tmp_path: Path) -> 
         )
 
 
-# ---- going on --------------------------------------------------------------------------------------------------------
+# ---- going on ------------------------------------------------------------------------------------
 
 
 def times_of(folder: Path) -> Dict[str, int]:
@@ -368,33 +358,37 @@ def test_finished_batches_are_not_inferred_again_unless_something_changed(
     model: Path, tmp_path: Path
 ) -> None:
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(6)])
-    infer(model, images, "--batchsize", 2)
+    infer_images(model, images, "--batchsize", 2)
     first = times_of(tmp_path / "result")
     assert (
-        "are up to date" in infer(model, images, "--batchsize", 2).stdout
+        "are up to date" in infer_images(model, images, "--batchsize", 2).stdout
         and times_of(tmp_path / "result") == first
     )
     (tmp_path / "result" / "3_0.txt").unlink()
-    assert "2 images inferred" in infer(model, images, "--batchsize", 2).stdout
+    assert "2 images inferred" in infer_images(model, images, "--batchsize", 2).stdout
     changed = {
         name for name, stamp in times_of(tmp_path / "result").items() if first.get(name) != stamp
     }
     assert changed == {"2_0.txt", "3_0.txt"}
     (images / "5.bin").write_bytes(np.zeros((3, SIDE, SIDE), "<f4").tobytes())
-    assert "2 images inferred" in infer(model, images, "--batchsize", 2).stdout
+    assert "2 images inferred" in infer_images(model, images, "--batchsize", 2).stdout
     assert (tmp_path / "result" / "5_0.txt").read_bytes() == b"0.000000 0.000000 0.000000 \n"
-    assert "6 images inferred" in infer(model, images, "--batchsize", 3).stdout, (
+    assert "6 images inferred" in infer_images(model, images, "--batchsize", 3).stdout, (
         "another batch size rounds differently"
     )
-    assert "6 images inferred" in infer(model, images, "--batchsize", 3, "--force").stdout
+    assert "6 images inferred" in infer_images(model, images, "--batchsize", 3, "--force").stdout
     make_model(model, scale=2)
-    assert "6 images inferred" in infer(model, images, "--batchsize", 3).stdout
+    assert "6 images inferred" in infer_images(model, images, "--batchsize", 3).stdout
     assert (tmp_path / "result" / "1_0.txt").read_bytes() == b"2.000000 1.000000 -2.000000 \n"
     (images / "0.bin").unlink()
-    infer(model, images, "--batchsize", 3)
+    infer_images(model, images, "--batchsize", 3)
     assert sorted(os.listdir(str(tmp_path / "result"))) == [
         f"{index}_0.txt" for index in range(1, 6)
     ]
+
+
+def has_files(folder: Path, count: int) -> bool:
+    return folder.exists() and len(os.listdir(str(folder))) >= count
 
 
 @pytest.mark.slow
@@ -402,7 +396,7 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_completes_them(
     model: Path, tmp_path: Path
 ) -> None:
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(300)])
-    infer(model, images, "--loop", 1)
+    infer_images(model, images, "--loop", 1)
     expected = {path.name: path.read_bytes() for path in (tmp_path / "result").iterdir()}
     killed = tmp_path / "killed"
     command = [
@@ -414,24 +408,13 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_completes_them(
         str(images),
         "--output",
         str(tmp_path),
-        "--output_dirname",
-        "killed",
-        "--outfmt",
-        "TXT",
-        "--loop",
-        "200",
+        *"--output_dirname killed --outfmt TXT --loop 200".split(),
     ]
     for number, at_least in ((signal.SIGKILL, 5), (signal.SIGTERM, 60), (signal.SIGINT, 120)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.time() + 60
-        while (
-            time.time() < deadline
-            and not killed.exists()
-            or len(os.listdir(str(killed))) < at_least
-        ):
-            time.sleep(0.005)
+        until(partial(has_files, killed, at_least))
         process.send_signal(number)
-        said = process.communicate(timeout=20)[1]
+        said = process.communicate(timeout=PATIENCE)[1]
         assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
         assert b"Traceback" not in said
         whole = {
@@ -448,7 +431,7 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_completes_them(
     assert len(json.loads((tmp_path / "killed_summary.json").read_text())["filesinfo"]) == 300
 
 
-def results(folder: Path) -> Dict[str, bytes]:
+def contents(folder: Path) -> Dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -459,8 +442,8 @@ def test_damaged_results_are_inferred_again_by_the_same_command(
     damage: str, model: Path, tmp_path: Path
 ) -> None:
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(6)])
-    infer(model, images, "--batchsize", 2)
-    whole = results(tmp_path / "result")
+    infer_images(model, images, "--batchsize", 2)
+    whole = contents(tmp_path / "result")
     one, other = (tmp_path / "result" / f"{index}_0.txt" for index in (2, 5))
     if damage == "copied over another":
         shutil.copy2(str(other), str(one))
@@ -472,11 +455,11 @@ def test_damaged_results_are_inferred_again_by_the_same_command(
             {"emptied": b"", "cut": whole[one.name][:9], "zeroed at equal size": bytes(27)}[damage]
         )
     again = 4 if damage.startswith("another") else 2
-    assert f"{again} images inferred" in infer(model, images, "--batchsize", 2).stdout
-    assert results(tmp_path / "result") == whole
-    assert "are up to date" in infer(model, images, "--batchsize", 2).stdout
+    assert f"{again} images inferred" in infer_images(model, images, "--batchsize", 2).stdout
+    assert contents(tmp_path / "result") == whole
+    assert "are up to date" in infer_images(model, images, "--batchsize", 2).stdout
     (tmp_path / "result_summary.json").write_bytes(b"")
-    infer(model, images, "--batchsize", 2)
+    infer_images(model, images, "--batchsize", 2)
     assert len(json.loads((tmp_path / "result_summary.json").read_text())["filesinfo"]) == 6
 
 
@@ -493,14 +476,14 @@ def test_an_update_of_what_computes_makes_everything_again(
     key: str, value: Any, said: str, model: Path, tmp_path: Path
 ) -> None:
     images = put_images(tmp_path / "images", ["a.bin", "b.bin"])
-    infer(model, images)
+    infer_images(model, images)
     change_recipe(tmp_path / "result.record.jsonl", **{key: value})
-    again = infer(model, images).stdout
+    again = infer_images(model, images).stdout
     assert f"everything is inferred again: {said}" in again and "2 images inferred" in again
 
 
 def test_the_record_names_what_computed(model: Path, tmp_path: Path) -> None:
-    infer(model, put_images(tmp_path / "images", ["a.bin"]))
+    infer_images(model, put_images(tmp_path / "images", ["a.bin"]))
     recipe = rows_of(tmp_path / "result.record.jsonl")[0]["recipe"]
     assert recipe["versions"] == {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
     assert recipe["tool"] == "infer_onnx.py" and re.fullmatch("[0-9a-f]{64}", recipe["sources"])
@@ -514,23 +497,24 @@ def overwrite(path: Path, content: bytes) -> None:
     os.utime(str(path), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_after_a_restart_an_unfinished_run_is_believed_only_where_the_content_agrees(
+def test_after_a_restart_an_unfinished_run_is_checked_by_content(
     model: Path, tmp_path: Path
 ) -> None:
     """Files of the right size and time may hold nothing after a power loss."""
     images = put_images(tmp_path / "images", [f"{index}.bin" for index in range(4)])
-    infer(model, images)
+    infer_images(model, images)
     path = tmp_path / "result.record.jsonl"
     restart(path)
-    assert "are up to date" in infer(model, images).stdout, "a finished run has told the disk"
+    assert "are up to date" in infer_images(model, images).stdout, (
+        "after a finished run the disk has everything"
+    )
     unfinish(path)
     (tmp_path / "result_summary.json").write_bytes(b"")
     result = tmp_path / "result" / "2_0.txt"
     overwrite(result, b"\0" * result.stat().st_size)
-    change_file(
-        path, "result/2_0.txt", ctime_ns=result.stat().st_ctime_ns
-    )  # as if nothing but the content told it
-    assert "1 images inferred" in infer(model, images).stdout
+    # as if only the content had changed
+    change_file(path, "result/2_0.txt", ctime_ns=result.stat().st_ctime_ns)
+    assert "1 image inferred" in infer_images(model, images).stdout
     assert result.read_bytes() == b"2.000000 0.500000 -2.000000 \n"
     assert json.loads((tmp_path / "result_summary.json").read_text())["filesinfo"]
 
@@ -567,22 +551,16 @@ def test_files_that_no_record_accounts_for_are_refused_and_stay(
 def test_inputs_are_taken_in_ais_benchs_order_and_suffixes_in_any_case(
     model: Path, tmp_path: Path
 ) -> None:
-    images = put_images(
-        tmp_path / "images", ["b_2.bin", "B_10.BIN", "a_3.bin", "C_1.bin", "5\u00b2.bin"]
-    )
+    images = put_images(tmp_path / "images", "b_2.bin B_10.BIN a_3.bin C_1.bin 5².bin".split())
     np.save(str(images / "d.npy"), np.zeros((3, SIDE, SIDE), np.float32))
     (images / "d.npy").rename(images / "d.NPY")
-    infer(model, images, "--first", 5)
+    infer_images(model, images, "--first", 5)
     summary = json.loads((tmp_path / "result_summary.json").read_text())
-    assert [os.path.basename(entry["infiles"][0]) for entry in summary["filesinfo"].values()] == [
-        "5\u00b2.bin",
-        "a_3.bin",
-        "b_2.bin",
-        "B_10.BIN",
-        "C_1.bin",
-    ]
-    infer(model, images)
-    assert len(results(tmp_path / "result")) == 6
+    assert [
+        os.path.basename(entry["infiles"][0]) for entry in summary["filesinfo"].values()
+    ] == "5².bin a_3.bin b_2.bin B_10.BIN C_1.bin".split()
+    infer_images(model, images)
+    assert len(contents(tmp_path / "result")) == 6
 
 
 def test_a_prepared_image_that_was_damaged_is_refused_set_aside_and_made_again(
@@ -604,10 +582,7 @@ def test_a_prepared_image_that_was_damaged_is_refused_set_aside_and_made_again(
         "result",
     )
     said = refusal(*run)
-    assert (
-        "b.bin was damaged after TResNet_preprocess.py had made it; that step makes it again"
-        in said
-    )
+    assert "b.bin was damaged after TResNet_preprocess.py had made it; run that step" in said
     assert (
         f"b.bin is not what this program made there, and lies in {tmp_path}/prep/aside now" in said
     )

@@ -12,7 +12,7 @@ from common.data.images import find_images
 
 import pytest
 from conftest import ROOT
-from pictures import bins, fill, labels, prepare, refused
+from pictures import bins, fill, labels_of, prepare, prepare_refused
 from records import prepared_sources
 
 
@@ -82,7 +82,8 @@ def test_link_loops_end_and_linked_folders_are_read_once(tmp_path: Path) -> None
     (source / "self.jpg").symlink_to("self.jpg")
     (source / "linked").symlink_to(tmp_path / "elsewhere")
     (source / "again").symlink_to(tmp_path / "elsewhere")
-    assert refused(source, tmp_path / "prep") == "bad image self.jpg: broken link\n"
+    said = prepare_refused(source, tmp_path / "prep").splitlines()
+    assert said[0] == "bad image self.jpg: broken link" and len(said) == 2
     assert set(prepared_sources(tmp_path / "prep")) == {"a/1.png", "again/2.png"}
 
 
@@ -121,7 +122,7 @@ def test_class_folders_get_labels_in_the_order_that_timm_numbers_them(tmp_path: 
         tmp_path / "prep",
     )
     stem = hashed_stem
-    assert labels(tmp_path / "prep") == {
+    assert labels_of(tmp_path / "prep") == {
         stem("B/x y.png"): "0",
         stem("n9/a.png"): "1",
         stem("n10/a.png"): "2",
@@ -134,7 +135,7 @@ def test_class_folders_with_digits_that_are_no_numbers_get_labels_too(tmp_path: 
         fill(tmp_path / "src", ["5\u00b2/a.png", "10/b.png", "\uff11/c.png", "5/d.png"]),
         tmp_path / "prep",
     )
-    assert labels(tmp_path / "prep") == {
+    assert labels_of(tmp_path / "prep") == {
         hashed_stem("5/d.png"): "0",
         hashed_stem("5\u00b2/a.png"): "1",
         hashed_stem("10/b.png"): "2",
@@ -149,7 +150,7 @@ def test_class_map_gives_the_index(text: str, tmp_path: Path) -> None:
     fill(tmp_path / "src", ["my cat/1.png", "dog/2.png"])
     (tmp_path / "map.txt").write_text(text)
     prepare(tmp_path / "src", tmp_path / "prep", "--class-map", tmp_path / "map.txt")
-    assert labels(tmp_path / "prep") == {
+    assert labels_of(tmp_path / "prep") == {
         hashed_stem("my cat/1.png"): "7",
         hashed_stem("dog/2.png"): "3",
     }
@@ -170,7 +171,7 @@ def test_a_wrong_class_map_is_refused_before_anything_is_written(
 ) -> None:
     fill(tmp_path / "src", ["cat/1.png", "dog/2.png"])
     (tmp_path / "map.txt").write_text(text)
-    assert message in refused(
+    assert message in prepare_refused(
         tmp_path / "src", tmp_path / "prep", "--class-map", tmp_path / "map.txt"
     )
     assert not (tmp_path / "prep").exists()

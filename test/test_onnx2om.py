@@ -1,4 +1,4 @@
-"""onnx2om.sh: the contract's command for each batch size, nothing twice, no half model, and why atc failed."""
+"""onnx2om.sh: the contract's command, nothing twice, no half model, and why atc failed."""
 
 import fcntl
 import os
@@ -7,9 +7,8 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 from unittest import mock
 
 import numpy as np
@@ -22,19 +21,25 @@ from ascend.helpers import (
     HERE,
     SIZE,
     Machine,
+    ais_bench_here,
     calls,
     compile_net,
-    infer_here,
-    make_machine,
     processes,
     save_network,
     start,
     start_here,
 )
-from conftest import ROOT, run, succeed
+from conftest import PATIENCE, ROOT, run, succeed
+from pictures import until
 
 SCRIPT = ROOT / "scripts" / "onnx2om.sh"
-machine = pytest.fixture(make_machine)
+ENDLESS = "atc-sleep=3600"
+
+
+def contract(work: Path, batch: int) -> List[str]:
+    """The contract's command for a batch size, for net.onnx in the work folder."""
+    text = "\n".join(CONTRACT).replace("image:1", f"image:{batch}").replace("bs1", f"bs{batch}")
+    return text.replace("=net.", f"={work}/net.").split("\n")
 
 
 def compile_here(
@@ -44,7 +49,27 @@ def compile_here(
     import onnx2om
 
     return start_here(
-        onnx2om.main, dict(machine[0], **switches), machine[1], "onnx2om.sh", "net.onnx", *words
+        onnx2om.main,
+        dict(machine.environment, **switches),
+        machine.folder,
+        "onnx2om.sh",
+        "net.onnx",
+        *words,
+    )
+
+
+def start_compiling(
+    machine: Machine, *, pass_fds: Sequence[int] = (), **switches: str
+) -> "subprocess.Popen[str]":
+    """onnx2om.sh for batch size 1 as a process that goes on; its stderr can be read."""
+    return subprocess.Popen(
+        ["bash", str(SCRIPT), "net.onnx", "--batch-sizes", "1"],
+        cwd=str(machine.folder),
+        env=dict(os.environ, **dict(machine.environment, **switches)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        pass_fds=pass_fds,
     )
 
 
@@ -53,15 +78,7 @@ def test_onnx2om_runs_the_contracts_command_for_each_batch_size(machine: Machine
     done = compile_net(machine)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = calls(environment, "atc")
-    assert [row["argv"] for row in rows] == [
-        [
-            word.replace("image:1", f"image:{batch}")
-            .replace("bs1", f"bs{batch}")
-            .replace("=net.", f"={work}/net.")
-            for word in CONTRACT
-        ]
-        for batch in (1, 4, 8, 16, 32)
-    ]
+    assert [row["argv"] for row in rows] == [contract(work, batch) for batch in (1, 4, 8, 16, 32)]
     for row in rows:
         assert Path(row["cwd"]).parent == work and not Path(row["cwd"]).exists(), (
             "a folder of its own, gone afterwards"
@@ -69,17 +86,16 @@ def test_onnx2om_runs_the_contracts_command_for_each_batch_size(machine: Machine
         assert row["python"] == str(Path(environment["PATH"].split(os.pathsep)[1]) / "python3"), (
             "the host's Python"
         )
-    assert {path.name for path in work.iterdir()} == {"net.onnx"} | {
-        f"net_bs{batch}.{suffix}"
-        for batch in (1, 4, 8, 16, 32)
-        for suffix in ("om", "om.record.jsonl", "atc.log")
-    }
+    names = {"net.onnx"}
+    for batch in (1, 4, 8, 16, 32):
+        names |= {f"net_bs{batch}.{end}" for end in ("om", "om.record.jsonl", "atc.log")}
+    assert {path.name for path in work.iterdir()} == names
     assert (work / "net_bs8.om").stat().st_mode & 0o777 == 0o640
     assert "ATC run success" in (work / "net_bs8.atc.log").read_text()
     assert "atc starts" in (work / "net_bs8.atc.log").read_text(), "CANN's own log is kept with it"
     assert not (Path(environment["HOME"]) / "ascend").exists(), "and nowhere else"
     assert re.search(r"net_bs8\.om: compiled in \d+ s, \d+\.\d MB\n", done.stdout)
-    assert infer_here(machine, "--model", "net_bs8.om").returncode == 0
+    assert ais_bench_here(machine, "--model", "net_bs8.om").returncode == 0
 
 
 @pytest.mark.slow
@@ -138,10 +154,10 @@ def test_onnx2om_never_replaces_a_model_that_it_did_not_make(machine: Machine) -
 
 
 def test_onnx2om_goes_on_where_it_was_killed_between_model_and_record(machine: Machine) -> None:
-    """Its own first model, of which the record does not yet say that it is finished, is no stranger's."""
+    """It accepts its own first model, though the record does not yet say that it is finished."""
     with mock.patch("common.core.record.row_of", side_effect=SystemExit(137)):
         assert compile_here(machine, "--batch-sizes", "1").returncode == 137
-    assert (machine[1] / "net_bs1.om").exists()
+    assert (machine.folder / "net_bs1.om").exists()
     done = compile_here(machine, "--batch-sizes", "1")
     assert done.returncode == 0 and " compiled in " in done.stdout, done.stderr
 
@@ -158,8 +174,10 @@ def test_onnx2om_runs_however_it_is_started(
     else:
         script = SCRIPT
     command = [shell, script] if shell else ["/usr/bin/env", "sh", script]
-    environment = dict(machine[0], TRESNET_PYTHON="", PYTHON=sys.executable)
-    done = start(environment, machine[1], *command, "net.onnx", "--batch-sizes", "1", "--dry-run")
+    environment = dict(machine.environment, TRESNET_PYTHON="", PYTHON=sys.executable)
+    done = start(
+        environment, machine.folder, *command, *"net.onnx --batch-sizes 1 --dry-run".split()
+    )
     assert done.returncode == 0 and done.stdout.startswith("atc --framework=5"), done.stderr
 
 
@@ -167,29 +185,29 @@ def test_onnx2om_hands_aipp_settings_to_atc_and_sees_them_change(machine: Machin
     environment, work = machine
     (work / "aipp.cfg").write_text(AIPP + "}\n")
     for expected in (1, 1):
-        done = compile_here(machine, "--batch-sizes", "1", "--aipp", "aipp.cfg")
+        done = compile_here(machine, *"--batch-sizes 1 --aipp aipp.cfg".split())
         assert done.returncode == 0 and len(calls(environment, "atc")) == expected, (
             done.stdout + done.stderr
         )
         (work / "aipp.cfg").write_text(AIPP + "}\n")  # the same settings, written later
     assert calls(environment, "atc")[-1]["argv"][-1] == f"--insert_op_conf={work}/aipp.cfg"
     (work / "aipp.cfg").write_text(AIPP + " min_chn_0 : 1\n}\n")
-    assert compile_here(machine, "--batch-sizes", "1", "--aipp", "aipp.cfg").returncode == 0
+    assert compile_here(machine, *"--batch-sizes 1 --aipp aipp.cfg".split()).returncode == 0
     assert len(calls(environment, "atc")) == 2
 
 
 def test_onnx2om_accepts_the_other_name_that_atc_gives(machine: Machine) -> None:
     done = compile_net(
-        machine, "--batch-sizes", "1", "--output-dir", "models", STANDIN_OM_NAME="host"
+        machine, *"--batch-sizes 1 --output-dir models".split(), STANDIN_OM_NAME="host"
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (machine[1] / "models").glob("*.om")) == ["net_bs1.om"]
-    assert (machine[1] / "models").stat().st_mode & 0o777 == 0o750
+    assert sorted(path.name for path in (machine.folder / "models").glob("*.om")) == ["net_bs1.om"]
+    assert (machine.folder / "models").stat().st_mode & 0o777 == 0o750
 
 
 def test_onnx2om_dry_run_prints_pasteable_commands_and_does_nothing(machine: Machine) -> None:
     environment, work = machine
-    done = compile_net(machine, "--dry-run", "--batch-sizes", "1,8", "--output-dir", "om")
+    done = compile_net(machine, *"--dry-run --batch-sizes 1,8 --output-dir om".split())
     assert done.stdout == "".join(
         f"atc --framework=5 --model={work}/net.onnx --output=om/net_bs{batch} --input_format=NCHW "
         f'--input_shape="image:{batch},3,32,32" --log=error --soc_version=Ascend310P3\n'
@@ -215,7 +233,7 @@ def test_onnx2om_shows_why_atc_failed_and_goes_on_there(machine: Machine) -> Non
 
 @pytest.mark.slow
 def test_onnx2om_leaves_no_half_model_when_atc_is_killed(machine: Machine) -> None:
-    work = machine[1]
+    work = machine.folder
     done = compile_net(machine, "--batch-sizes", "4", STANDIN_FAULT="atc-kill=4")
     assert done.returncode == 1 and "atc was ended by signal KILL at batch size 4" in done.stderr
     assert sorted(path.name for path in work.iterdir()) == ["net.onnx", "net_bs4.atc.log"]
@@ -226,7 +244,7 @@ def test_onnx2om_leaves_no_half_model_when_atc_is_killed(machine: Machine) -> No
         == 1
     )
     assert (work / "net_bs4.om").read_bytes() == good, "what was there stays"
-    assert infer_here(machine, "--model", "net_bs4.om").returncode == 0
+    assert ais_bench_here(machine, "--model", "net_bs4.om").returncode == 0
     assert "is up to date" in compile_net(machine, "--batch-sizes", "4").stdout
 
 
@@ -235,62 +253,39 @@ def test_onnx2om_leaves_no_half_model_when_atc_is_killed(machine: Machine) -> No
 )
 def test_onnx2om_ends_atc_with_itself(machine: Machine, number: int, status: int) -> None:
     environment, work = machine
-    command = ["bash", str(SCRIPT), "net.onnx", "--batch-sizes", "1"]
-    with subprocess.Popen(
-        command,
-        cwd=str(work),
-        env=dict(os.environ, STANDIN_FAULT="atc-sleep=60", **environment),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
-    ) as child:
-        deadline = time.time() + 20
-        while not calls(environment, "atc") and time.time() < deadline:
-            time.sleep(0.05)
+    with start_compiling(machine, STANDIN_FAULT=ENDLESS) as child:
+        until(lambda: calls(environment, "atc"))
         assert f"--model={work}/net.onnx" in processes()
         child.send_signal(number)
-        begun = time.time()
-        said = child.communicate()[1]
-        assert time.time() - begun < 2
+        message = child.communicate(timeout=PATIENCE)[1]
     assert child.returncode == status
-    expected = (
-        "\nonnx2om.sh: interrupted; the model being compiled is dropped, .*\n"
-        if status == 130
-        else ""
-    )
-    assert re.fullmatch(expected, said), said
+    expected = ""
+    if status == 130:
+        expected = "\nonnx2om.sh: interrupted; the model being compiled is dropped, .*\n"
+    assert re.fullmatch(expected, message), message
     assert sorted(path.name for path in work.iterdir()) == ["net.onnx", "net_bs1.atc.log"]
     assert f"--model={work}/net.onnx" not in processes()
 
 
 @pytest.mark.slow
 def test_onnx2om_ends_what_does_not_listen(machine: Machine, tmp_path: Path) -> None:
-    """An atc that ignores SIGTERM, as does the compiler it has started."""
-    environment, work = machine
+    """An atc that ignores SIGTERM, as does the compiler that it has started."""
     (tmp_path / "bin").mkdir()
     atc = tmp_path / "bin" / "atc"
     compiler = tmp_path / "compiler"
-    compiler.write_text(f"touch {shlex.quote(str(tmp_path / 'begun'))}\nsleep 60\nsleep 60\n")
+    begun = tmp_path / "begun"
+    compiler.write_text(f"touch {shlex.quote(str(begun))}\nsleep 3600\nsleep 3600\n")
     atc.write_text(f"#!/bin/sh\ntrap '' TERM\nsh {shlex.quote(str(compiler))} &\nwait\n")
     atc.chmod(0o755)
-    path = os.pathsep.join([str(tmp_path / "bin"), environment["PATH"]])
-    command = ["bash", str(SCRIPT), "net.onnx", "--batch-sizes", "1"]
-    with subprocess.Popen(
-        command,
-        cwd=str(work),
-        env=dict(os.environ, **dict(environment, PATH=path)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as child:
-        deadline = time.time() + 20
-        while not (tmp_path / "begun").exists() and time.time() < deadline:
-            time.sleep(0.05)
+    path = os.pathsep.join([str(tmp_path / "bin"), machine.environment["PATH"]])
+    with start_compiling(machine, PATH=path) as child:
+        until(begun.exists)
         assert str(compiler) in processes()
         child.terminate()
-        begun = time.time()
-        assert child.wait() == 143 and time.time() - begun < 2
-    assert str(compiler) not in processes()
-    assert sorted(path.name for path in work.iterdir()) == ["net.onnx", "net_bs1.atc.log"]
+        child.communicate(timeout=PATIENCE)
+    assert child.returncode == 143 and str(compiler) not in processes()
+    names = sorted(path.name for path in machine.folder.iterdir())
+    assert names == ["net.onnx", "net_bs1.atc.log"]
 
 
 def test_onnx2om_killed_leaves_the_lock_to_atc(machine: Machine) -> None:
@@ -299,20 +294,13 @@ def test_onnx2om_killed_leaves_the_lock_to_atc(machine: Machine) -> None:
 
     environment, work = machine
     lock = files.hold(str(work / "lock"))
-    command = ["bash", str(SCRIPT), "net.onnx", "--batch-sizes", "1"]
-    with subprocess.Popen(
-        command,
-        cwd=str(work),
-        env=dict(os.environ, STANDIN_FAULT="atc-sleep=60", **environment),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=[lock],
-    ) as child:
-        os.close(lock)
-        deadline = time.time() + 20
-        while not calls(environment, "atc") and time.time() < deadline:
-            time.sleep(0.05)
-        child.kill()
+    child = start_compiling(machine, pass_fds=[lock], STANDIN_FAULT=ENDLESS)
+    os.close(lock)
+    until(lambda: calls(environment, "atc"))
+    child.kill()
+    child.wait()
+    assert child.stderr
+    child.stderr.close()
     with pytest.raises(cli.Refusal, match="in use by another run"):
         files.hold(str(work / "lock"))
     atc = next(
@@ -330,7 +318,7 @@ def test_onnx2om_killed_leaves_the_lock_to_atc(machine: Machine) -> None:
 
 
 def test_onnx2om_clears_away_what_a_killed_run_left(machine: Machine) -> None:
-    work = machine[1]
+    work = machine.folder
     gone = subprocess.Popen(["true"])
     gone.wait()
     (work / f"atc-run-{gone.pid}" / "kernel_meta").mkdir(parents=True)
@@ -367,7 +355,7 @@ def test_onnx2om_refuses(
     assert done.returncode == status and complaint in done.stderr.splitlines()[-1], (
         done.stdout + done.stderr
     )
-    assert not calls(machine[0], "atc")
+    assert not calls(machine.environment, "atc")
 
 
 def test_onnx2om_refuses_on_the_command_line_too(machine: Machine) -> None:
@@ -400,7 +388,7 @@ def test_onnx2om_refuses_on_the_command_line_too(machine: Machine) -> None:
 def test_onnx2om_refuses_what_is_no_such_model(
     machine: Machine, content: Any, complaint: str
 ) -> None:
-    path = machine[1] / "net.onnx"
+    path = machine.folder / "net.onnx"
     if content is None:
         path.unlink()
     elif isinstance(content, bytes):
@@ -411,7 +399,7 @@ def test_onnx2om_refuses_what_is_no_such_model(
     assert done.returncode == 1 and complaint in done.stderr and "Traceback" not in done.stderr, (
         done.stderr
     )
-    assert not calls(machine[0], "atc")
+    assert not calls(machine.environment, "atc")
 
 
 def test_onnx2om_without_atc_says_how_to_get_it(machine: Machine, tmp_path: Path) -> None:
@@ -434,7 +422,7 @@ def test_onnx2om_names_a_virtual_environment_on_atcs_path(machine: Machine, tmp_
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True
     )
-    path = os.pathsep.join([str(tmp_path / "venv" / "bin"), machine[0]["PATH"]])
+    path = os.pathsep.join([str(tmp_path / "venv" / "bin"), machine.environment["PATH"]])
     done = compile_net(machine, PATH=path)
     assert done.returncode == 1 and "EC0010" in done.stderr
     assert f"virtual environment's ({tmp_path}/venv/bin/python3): deactivate it" in done.stderr
@@ -458,17 +446,16 @@ def test_comparison_catches_a_lossy_compilation(machine: Machine) -> None:
         work / "in",
         "--output",
         work,
-        "--output_dirname",
-        "onnx",
-        "--outfmt",
-        "TXT",
+        *"--output_dirname onnx --outfmt TXT".split(),
     )
     outcome = {}
     for fault in ("", "atc-lossy"):
         done = compile_net(machine, "--batch-sizes", "4", "--force", STANDIN_FAULT=fault)
         assert done.returncode == 0, done.stderr
         name = "result" + fault
-        assert infer_here(machine, *CONTRACT_INFER[:-3], name, "--outfmt", "TXT").returncode == 0
+        assert (
+            ais_bench_here(machine, *CONTRACT_INFER[:-3], name, "--outfmt", "TXT").returncode == 0
+        )
         outcome[fault] = run(
             "scripts/compare_results.py", work / name, work / "onnx", "--min-cosine", 0.999
         ).returncode

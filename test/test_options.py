@@ -291,7 +291,7 @@ def test_the_backend_is_chosen_by_codes_whatever_the_words(tmp_path: Path) -> No
 )
 def test_a_problem_with_chips_has_a_code(names: List[str], wanted: Any, code: str) -> None:
     problem = chips.ChipProblem(chips.UNANSWERED, "nobody answers", "ask again")
-    found = [{"name": name} for name in names]
+    found = [chips.Chip(card, 0, name, "OK", "") for card, name in enumerate(names)]
     with mock.patch.object(chips, "find_chips", side_effect=[found] if names else problem):
         with pytest.raises(chips.ChipProblem) as raised:
             chips.choose_devices(wanted)

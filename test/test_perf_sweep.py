@@ -24,18 +24,13 @@ from ascend.helpers import (
     Machine,
     calls,
     compile_net,
-    make_compiled,
-    make_machine,
-    prepare,
+    put_model_and_images,
     processes,
     start,
     start_here,
 )
 from conftest import ROOT
 from PIL import Image
-
-machine = pytest.fixture(make_machine)
-compiled = pytest.fixture(scope="module")(make_compiled)
 
 
 def sweep(
@@ -250,7 +245,7 @@ def test_one_run_is_called_one_run(machine: Machine, tmp_path: Path) -> None:
 
 def test_figures_that_are_up_to_date_are_kept(machine: Machine, compiled: Path) -> None:
     environment, work = machine
-    prepare(machine, compiled)
+    put_model_and_images(machine, compiled)
     words = ["--batch-sizes", "4", "--repeat", 1, "--loop", 2]
     sweep(machine, *words)
     before = {
@@ -306,7 +301,7 @@ def test_aipp_settings_count_by_what_they_say(
 ) -> None:
     """The pipeline writes them anew in each run."""
     if backend == "ascend":
-        prepare(machine, compiled)
+        put_model_and_images(machine, compiled)
     settings = machine[1] / "aipp.cfg"
     kept = []
     for factor in ("0.003921569", "0.003921569", "0.5"):
@@ -390,7 +385,7 @@ def test_figures_of_another_onnx_runtime_are_never_taken(
 
 
 def test_a_file_that_it_did_not_write_is_not_replaced(machine: Machine, compiled: Path) -> None:
-    prepare(machine, compiled)
+    put_model_and_images(machine, compiled)
     (machine[1] / "perf.md").write_text("my notes")
     said = sweep(machine, "--batch-sizes", "4", "--force", status=1).stderr
     assert "perf.md: no record says that this program made it" in said
@@ -556,7 +551,7 @@ def test_perf_sweep_believes_no_strange_summary(
 
 def test_perf_sweep_ends_its_runner_with_itself(machine: Machine, compiled: Path) -> None:
     environment, work = machine
-    prepare(machine, compiled)
+    put_model_and_images(machine, compiled)
     command = [
         sys.executable,
         str(ROOT / "scripts" / "perf_sweep.py"),

@@ -1,6 +1,4 @@
-"""The chain on the Ascend backend, with stand-ins for npu-smi, atc and ais_bench that are as strict as
-the real ones.
-"""
+"""The chain on the Ascend backend, with stand-ins as strict as npu-smi, atc and ais_bench."""
 
 import json
 import os
@@ -13,51 +11,41 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 import pytest
 from ascend.environment import HOST_PYTHON, ascend_environment, give_host_packages
+from ascend.helpers import Done, calls
 from conftest import ROOT, SMALL, Shared, copy_products, heavy_imports
 from records import rows_of
 
 pytestmark = pytest.mark.slow
 WITHOUT = ("PYTHONPATH", "VIRTUAL_ENV")
 BATCH_SIZES = (1, 4, 8, 16, 32)
-ONE = (
-    "--batch-size",
-    "1",
-    "--batch-sizes",
-    "1",
-    "--compare",
-    "0",
-)  # what does not look at tables and comparisons
+# what does not look at tables and comparisons
+ONE = ("--batch-size", "1", "--batch-sizes", "1", "--compare", "0")
 
 
-class Machine(NamedTuple):
-    """A machine with a card: its home, with its log of calls and the work folder in it; and its data set."""
+class Card(NamedTuple):
+    """A machine with a card, on which the pipeline runs."""
 
-    home: Path
-    data: Path
+    home: Path  # the log of calls and the work folder are in it
+    data: Path  # the data set
 
     @property
     def work(self) -> Path:
         return self.home / "work"
 
 
-def pipeline(
-    machine: Machine, *arguments: object, **switches: str
-) -> "subprocess.CompletedProcess[str]":
+def pipeline(card: Card, *arguments: object, **switches: str) -> Done:
     environment = {key: value for key, value in os.environ.items() if key not in WITHOUT}
-    environment.update(ascend_environment(machine.home, **switches), HOME=str(machine.home))
+    environment.update(ascend_environment(card.home, **switches), HOME=str(card.home))
     command = [
         "bash",
         str(ROOT / "scripts" / "pipeline.sh"),
         "--workdir",
-        str(machine.work),
+        str(card.work),
         "--data",
-        str(machine.data),
+        str(card.data),
         "--img-size",
         str(SMALL),
-        "--loop",
-        "1",
-        "--repeat",
-        "1",
+        *"--loop 1 --repeat 1".split(),
         *map(str, arguments),
     ]
     return subprocess.run(
@@ -71,18 +59,20 @@ def pipeline(
     )
 
 
-def passed(machine: Machine, *arguments: object, **switches: str) -> str:
-    done = pipeline(machine, *arguments, **switches)
+def passed(card: Card, *arguments: object, **switches: str) -> str:
+    done = pipeline(card, *arguments, **switches)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def calls(machine: Machine) -> List[Dict[str, Any]]:
-    return [json.loads(line) for line in (machine.home / "calls.jsonl").read_text().splitlines()]
+def commands_of(card: Card, tool: str) -> List[List[str]]:
+    """The commands by which a stand-in was started so far, oldest first."""
+    rows = calls({"STANDIN_LOG": str(card.home / "calls.jsonl")}, tool)
+    return [row["argv"] for row in rows]
 
 
-def stamps(machine: Machine, pattern: str) -> Dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in machine.work.glob(pattern)}
+def stamps(card: Card, pattern: str) -> Dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in card.work.glob(pattern)}
 
 
 @pytest.fixture(scope="session")
@@ -91,49 +81,44 @@ def first_run(shared: Shared, small_sample: Path, small_model: Path) -> Path:
 
     def make(folder: Path) -> None:
         copy_products(small_model, folder / "work")
-        passed(Machine(folder, small_sample), *ONE)
+        passed(Card(folder, small_sample), *ONE)
 
     return shared("first_run", make) / "work"
 
 
 @pytest.fixture
-def machine(first_run: Path, small_sample: Path, tmp_path: Path) -> Machine:
+def card(first_run: Path, small_sample: Path, tmp_path: Path) -> Card:
     """A machine of its own, on which that run has ended."""
     copy_products(first_run, tmp_path / "work")
-    return Machine(tmp_path, small_sample)
+    return Card(tmp_path, small_sample)
 
 
-def test_without_a_word_the_card_is_taken_every_command_is_the_contracts_and_a_second_run_does_nothing_again(
-    small_sample: Path, small_model: Path, tmp_path: Path
-) -> None:
-    machine = Machine(tmp_path, small_sample)
-    copy_products(small_model, machine.work)
-    finished = passed(machine)
-    assert finished.startswith("backend: ascend: Ascend310P3, atc and ais_bench are there\n")
-    values = {
-        row["key"]: row["value"]
-        for row in json.loads((machine.work / "acc.json").read_text())["value"]
-    }
+def check_products(card: Card, stdout: str) -> None:
+    """Accuracy, models, comparison, forecast and the table of a run with all batch sizes."""
+    rows = json.loads((card.work / "acc.json").read_text())["value"]
+    values = {row["key"]: row["value"] for row in rows}
     assert values["Top1 accuracy"] == "100.0%" and values["Number of images"] == "20"
-    assert set(stamps(machine, "*.om")) == {f"tresnet_bs{batch}.om" for batch in BATCH_SIZES}
-    compared = json.loads((machine.work / "compare.json").read_text())
-    assert compared["images"] == 20 and "Top-1 agreement: 100.00 % (20 of 20)" in finished
-    assert compared["verdict"].startswith("float16 explains it") and compared["verdict"] in finished
-    forecast = json.loads((machine.work / "forecast.json").read_text())
+    assert set(stamps(card, "*.om")) == {f"tresnet_bs{batch}.om" for batch in BATCH_SIZES}
+    compared = json.loads((card.work / "compare.json").read_text())
+    assert compared["images"] == 20 and "Top-1 agreement: 100.00 % (20 of 20)" in stdout
+    assert compared["verdict"].startswith("float16 explains it") and compared["verdict"] in stdout
+    forecast = json.loads((card.work / "forecast.json").read_text())
     assert (forecast["images"], forecast["top1"]) == (20, 100.0)
-    table = (machine.work / "perf.md").read_text()
+    table = (card.work / "perf.md").read_text()
+    accuracy = r"small_sample \| Top-1 100.0%, Top-5 100.0%"
     for batch in BATCH_SIZES:
-        row = rf"^\| 310P3 \| {batch} \| small_sample \| Top-1 100.0%, Top-5 100.0% \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$"
+        row = rf"^\| 310P3 \| {batch} \| {accuracy} \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$"
         assert re.search(row, table, re.MULTILINE), table
-    assert "Best batch size" in finished and (machine.work / "perf.png").stat().st_size > 10000
+    assert "Best batch size" in stdout and (card.work / "perf.png").stat().st_size > 10000
 
-    work, found = str(machine.work), calls(machine)
-    atc = [call["argv"] for call in found if call["tool"] == "atc"]
-    assert atc == [
+
+def check_commands(card: Card) -> None:
+    """Every command of that run is the contract's."""
+    assert commands_of(card, "atc") == [
         [
             "atc",
             "--framework=5",
-            f"--model={work}/tresnet.onnx",
+            f"--model={card.work}/tresnet.onnx",
             f"--output=tresnet_bs{batch}",
             "--input_format=NCHW",
             f"--input_shape=image:{batch},3,{SMALL},{SMALL}",
@@ -142,75 +127,63 @@ def test_without_a_word_the_card_is_taken_every_command_is_the_contracts_and_a_s
         ]
         for batch in BATCH_SIZES
     ]
-    bench = [call["argv"] for call in found if call["tool"] == "ais_bench"]
-    assert bench[0] == [
-        "python3",
-        "-m",
-        "ais_bench",
-        "--model",
-        "../tresnet_bs8.om",
-        "--input",
-        "in0",
-        "--output",
-        ".",
-        "--output_dirname",
-        "out0",
-        "--outfmt",
-        "NPY",
-    ], "short names, seen from a folder of its own"
-    for words in bench[1:]:
-        batch = words[5].split("=")[1]
-        assert words[:6] == [
-            "python3",
-            "-m",
-            "ais_bench",
-            f"--model=../tresnet_bs{batch}.om",
-            "--loop=1",
-            f"--batchsize={batch}",
-        ]
-    assert len(bench) == 1 + len(BATCH_SIZES)
-    assert not any(".venv" in call["python"] for call in found), (
-        "atc and ais_bench run in the host's own Python"
-    )
+    inference, *sweep = [" ".join(words) for words in commands_of(card, "ais_bench")]
+    assert inference == (
+        "python3 -m ais_bench --model ../tresnet_bs8.om --input in0 --output . "
+        "--output_dirname out0 --outfmt NPY"
+    ), "short names, as seen from a folder of its own"
+    assert len(sweep) == len(BATCH_SIZES)
+    for words in sweep:
+        batch = re.findall("--batchsize=([0-9]+)", words)[0]
+        command = f"python3 -m ais_bench --model=../tresnet_bs{batch}.om --loop=1"
+        assert words.startswith(f"{command} --batchsize={batch}")
+    rows = calls({"STANDIN_LOG": str(card.home / "calls.jsonl")})
+    assert not any(".venv" in row["python"] for row in rows), "they run in the host's own Python"
+    commands = json.loads((card.work / "run.json").read_text())["commands"]
+    with_facts = [words for words in commands if f" --host-facts {card.work}/.host.json" in words]
+    assert len(with_facts) == 2, "the inference and the sweep, for this run"
+    assert not (card.work / ".host.json").exists()
 
-    commands = json.loads((machine.work / "run.json").read_text())["commands"]
-    told = [words for words in commands if f" --host-facts {work}/.host.json" in words]
-    assert len(told) == 2 and not (machine.work / ".host.json").exists(), (
-        "the inference and the sweep, for this run"
-    )
 
-    before = stamps(machine, "*.om"), stamps(machine, "result/*.npy")
-    done = pipeline(machine, PYTHONPROFILEIMPORTTIME="1")
-    assert (stamps(machine, "*.om"), stamps(machine, "result/*.npy")) == before
+def test_without_options_the_card_is_taken_and_a_second_run_does_nothing(
+    small_sample: Path, small_model: Path, tmp_path: Path
+) -> None:
+    card = Card(tmp_path, small_sample)
+    copy_products(small_model, card.work)
+    stdout = passed(card)
+    assert stdout.startswith("backend: ascend: Ascend310P3, atc and ais_bench are there\n")
+    check_products(card, stdout)
+    check_commands(card)
+    before = stamps(card, "*.om"), stamps(card, "result/*.npy")
+    done = pipeline(card, PYTHONPROFILEIMPORTTIME="1")
+    assert (stamps(card, "*.om"), stamps(card, "result/*.npy")) == before
     assert "20 results in" in done.stdout and done.stdout.count("up to date") == 5 + 6, (
         "five models, export, forecast, two inferences, performance, report"
     )
-    assert heavy_imports(done.stderr) == [], (
-        "what takes a second to import is not needed to see that nothing is to do"
-    )
+    assert heavy_imports(done.stderr) == [], "what takes a second to import is not needed for that"
 
 
-def kept_figures(machine: Machine) -> Dict[str, Any]:
+def kept_figures(card: Card) -> Dict[str, Any]:
     """Who made the results and the table of the last run."""
-    recipe = rows_of(machine.work / "result.record.jsonl")[0]["recipe"]
-    perf = json.loads((machine.work / "perf.json").read_text())
+    recipe = rows_of(card.work / "result.record.jsonl")[0]["recipe"]
+    perf = json.loads((card.work / "perf.json").read_text())
     return {"tool": recipe["tool"], "chip": perf["chip"], "perf": perf["backend"]}
 
 
-def test_in_one_work_folder_each_runs_figures_are_that_runs(machine: Machine) -> None:
+def test_in_one_work_folder_each_runs_figures_are_that_runs(card: Card) -> None:
     """The card, the CPU and the card again: nothing of one is taken for the other's."""
 
     def results_now() -> Dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (machine.work / "result").iterdir()}
+        return {path.name: path.read_bytes() for path in (card.work / "result").iterdir()}
 
-    seen, results = [kept_figures(machine)], [results_now()]
+    seen, results = [kept_figures(card)], [results_now()]
     for backend in ("cpu", "ascend"):
-        out = passed(machine, *ONE, "--perf", "--backend", backend)
+        out = passed(card, *ONE, "--perf", "--backend", backend)
         assert re.search(f"backend +{backend}\n", out.split("== Summary")[1])
         assert ("20 images inferred" in out.split("== Accuracy")[0]) == (backend == "cpu"), (
             "nothing is kept"
         )
-        seen.append(kept_figures(machine))
+        seen.append(kept_figures(card))
         results.append(results_now())
     assert (
         seen[0] == seen[2]
@@ -222,16 +195,16 @@ def test_in_one_work_folder_each_runs_figures_are_that_runs(machine: Machine) ->
 
 
 def test_another_device_infers_again_and_results_of_the_users_are_never_removed(
-    machine: Machine,
+    card: Card,
 ) -> None:
-    out = passed(machine, *ONE, "--device", "1")
+    out = passed(card, *ONE, "--device", "1")
     assert (
         "everything is inferred again: other device" in out
         and "20 results, one for each image" in out
     )
-    notes = machine.work / "result" / "notes.txt"
+    notes = card.work / "result" / "notes.txt"
     notes.write_text("mine")
-    done = pipeline(machine, *ONE)
+    done = pipeline(card, *ONE)
     assert (
         done.returncode == 1
         and "result/notes.txt: no record says that this program made it" in done.stderr
@@ -239,37 +212,37 @@ def test_another_device_infers_again_and_results_of_the_users_are_never_removed(
     assert notes.read_text() == "mine"
 
 
-def forget_results(machine: Machine) -> None:
+def forget_results(card: Card) -> None:
     """Leave the models, and take away what ais_bench made."""
-    for path in [*machine.work.glob("perf*"), *machine.work.glob("result*")]:
+    for path in [*card.work.glob("perf*"), *card.work.glob("result*")]:
         shutil.rmtree(str(path)) if path.is_dir() else path.unlink()
 
 
 @pytest.mark.parametrize("generation", ["0.0.2", "newest"])  # the other one is in all other tests
-def test_each_generation_of_ais_bench_serves(machine: Machine, generation: str) -> None:
+def test_each_generation_of_ais_bench_serves(card: Card, generation: str) -> None:
     """Top-1 100 %, the same results and the same table; a second run does nothing again."""
-    before = {path.name: path.read_bytes() for path in (machine.work / "result").iterdir()}
-    forget_results(machine)
-    passed(machine, *ONE, "--min-top1", "100", STANDIN_AIS_BENCH=generation)
-    made = stamps(machine, "result/*"), stamps(machine, "perf.json")
-    assert {path.name: path.read_bytes() for path in (machine.work / "result").iterdir()} == before
-    assert re.search(r"^\| 310P3 \| 1 \|", (machine.work / "perf.md").read_text(), re.MULTILINE)
-    passed(machine, *ONE, STANDIN_AIS_BENCH=generation)
-    assert (stamps(machine, "result/*"), stamps(machine, "perf.json")) == made
+    before = {path.name: path.read_bytes() for path in (card.work / "result").iterdir()}
+    forget_results(card)
+    passed(card, *ONE, "--min-top1", "100", STANDIN_AIS_BENCH=generation)
+    made = stamps(card, "result/*"), stamps(card, "perf.json")
+    assert {path.name: path.read_bytes() for path in (card.work / "result").iterdir()} == before
+    assert re.search(r"^\| 310P3 \| 1 \|", (card.work / "perf.md").read_text(), re.MULTILINE)
+    passed(card, *ONE, STANDIN_AIS_BENCH=generation)
+    assert (stamps(card, "result/*"), stamps(card, "perf.json")) == made
 
 
-def test_two_chips_give_the_accuracy_of_one_even_if_one_of_them_fails(machine: Machine) -> None:
-    accuracy = (machine.work / "acc.json").read_bytes()
-    forget_results(machine)
-    out = passed(machine, *ONE, "--device", "all", STANDIN_FAULT="ais-device=1:3")
-    assert "== Performance " in out and (machine.work / "acc.json").read_bytes() == accuracy
-    assert (machine.work / "result.device1.log").exists()
-    table = (machine.work / "perf.md").read_text()
+def test_two_chips_give_the_accuracy_of_one_even_if_one_of_them_fails(card: Card) -> None:
+    accuracy = (card.work / "acc.json").read_bytes()
+    forget_results(card)
+    out = passed(card, *ONE, "--device", "all", STANDIN_FAULT="ais-device=1:3")
+    assert "== Performance " in out and (card.work / "acc.json").read_bytes() == accuracy
+    assert (card.work / "result.device1.log").exists()
+    table = (card.work / "perf.md").read_text()
     assert (
         "| Batch size | device 0 alone | device 1 alone | all at once, sum | loss of each |"
         in table
     )
-    perf = json.loads((machine.work / "perf.json").read_text())
+    perf = json.loads((card.work / "perf.json").read_text())
     (row,) = perf["together"]
     assert (
         row["throughput"]
@@ -287,10 +260,10 @@ def test_two_chips_give_the_accuracy_of_one_even_if_one_of_them_fails(machine: M
 MIXED = {"STANDIN_NPU_SMI": "910B4+310P3"}  # devices 0 and 1, devices 2 and 3
 
 
-def test_chips_of_two_kinds_work_with_the_remedy_that_is_shown(machine: Machine) -> None:
-    forget_results(machine)
-    out = passed(machine, *ONE, "--soc-version", "Ascend310P3", **MIXED)
-    assert json.loads((machine.work / "perf.json").read_text())["chip"] == "310P3"
+def test_chips_of_two_kinds_work_with_the_remedy_that_is_shown(card: Card) -> None:
+    forget_results(card)
+    out = passed(card, *ONE, "--soc-version", "Ascend310P3", **MIXED)
+    assert json.loads((card.work / "perf.json").read_text())["chip"] == "310P3"
     assert out.startswith("backend: ascend: a chip was named") and out.count("--device 2") == 2
 
 
@@ -307,43 +280,44 @@ def test_chips_of_two_kinds_work_with_the_remedy_that_is_shown(machine: Machine)
         (
             (),
             MIXED,
-            "choose it by --device 2 (310P3) or --device 0 (910B4), or by --soc-version Ascend310P3",
+            "choose it by --device 2 (310P3) or --device 0 (910B4), or by --soc-version "
+            "Ascend310P3",
         ),
     ),
 )
-def test_auto_never_computes_on_the_cpu_where_a_chip_was_meant(
-    machine: Machine, words: Tuple[str, ...], switches: Dict[str, str], sentence: str
+def test_auto_never_takes_the_cpu_when_the_options_name_a_chip(
+    card: Card, words: Tuple[str, ...], switches: Dict[str, str], sentence: str
 ) -> None:
-    done = pipeline(machine, *ONE, *words, **switches)
+    done = pipeline(card, *ONE, *words, **switches)
     assert done.returncode == 1 and sentence in done.stderr and "==" not in done.stdout, (
         done.stdout + done.stderr
     )
 
 
-def test_auto_says_why_it_takes_the_cpu(machine: Machine) -> None:
-    out = passed(machine, *ONE, "--dry-run", STANDIN_NPU_SMI="fail")
+def test_auto_says_why_it_takes_the_cpu(card: Card) -> None:
+    out = passed(card, *ONE, "--dry-run", STANDIN_NPU_SMI="fail")
     assert (
-        "backend: cpu: for ascend, NPU (npu-smi): npu-smi info failed with status 252 and said 'dcmi model"
-        in out
+        "backend: cpu: for ascend, NPU (npu-smi): npu-smi info failed with status 252 and said "
+        "'dcmi model" in out
     )
 
 
-def test_what_atc_needs_of_the_hosts_python_is_looked_at(machine: Machine) -> None:
+def test_what_atc_needs_of_the_hosts_python_is_looked_at(card: Card) -> None:
     def check(*lacking: str, numpy: str = "1.24.4", cann: str = "") -> str:
-        user = machine.home / "other"
+        user = card.home / "other"
         shutil.rmtree(str(user), ignore_errors=True)
         give_host_packages(user, numpy)
         for name in lacking:
             (path,) = user.glob(f"lib/*/site-packages/{name}-*.dist-info")
             shutil.rmtree(str(path))
-        (machine.home / "version.cfg").write_text(f"version={cann}\n")
+        (card.home / "version.cfg").write_text(f"version={cann}\n")
         return pipeline(
-            machine,
+            card,
             "--check",
             "--backend",
             "ascend",
             PYTHONUSERBASE=str(user),
-            ASCEND_TOOLKIT_HOME=str(machine.home),
+            ASCEND_TOOLKIT_HOME=str(card.home),
         ).stdout
 
     assert "which has what atc needs" in check() and "can run" in check()
@@ -357,68 +331,62 @@ def test_what_atc_needs_of_the_hosts_python_is_looked_at(machine: Machine) -> No
     assert f"atc needs {', '.join(lacking)} in it   → pip3 install {' '.join(lacking)}" in check(
         *lacking
     )
-    too_new = sys.version_info[:3] > (
-        3,
-        11,
-        4,
-    )  # the host's Python is the one that the tests' was made from
-    said = (
-        "takes 3.11.4 at most"
-        if too_new
-        else "NumPy 1.26.0, but the atc of CANN 8.0.RC1 needs numpy<1.25"
-    )
-    assert said in check(numpy="1.26.0", cann="8.0.RC1")
+    complaint = "NumPy 1.26.0, but the atc of CANN 8.0.RC1 needs numpy<1.25"
+    # the host's Python is the one that the tests' was made from
+    if sys.version_info[:3] > (3, 11, 4):
+        complaint = "takes 3.11.4 at most"
+    assert complaint in check(numpy="1.26.0", cann="8.0.RC1")
     assert "which has what atc needs" in check(numpy="1.26.0", cann="8.5.0")
     assert "needs numpy<2.0" in check(numpy="2.1.0", cann="8.5.0")
 
 
-def test_a_failing_compiler_is_reported_and_the_next_run_compiles_only_what_is_missing(
-    machine: Machine,
+def test_after_a_failing_compiler_only_what_is_missing_is_compiled(
+    card: Card,
 ) -> None:
     options = ("--batch-size", "1", "--batch-sizes", "1,8", "--compare", "0")
-    before = stamps(machine, "*.om")
+    before = stamps(card, "*.om")
     for fault, sentence in (
         ("atc-fail=8", r"atc failed with status \d+ at batch size 8\n(.*\n)*?.*E[0-9A-Z]{5}"),
         ("atc-kill=8", r"atc was ended by signal KILL at batch size 8"),
     ):
-        done = pipeline(machine, *options, STANDIN_FAULT=fault)
+        done = pipeline(card, *options, STANDIN_FAULT=fault)
         assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
         assert "the step 'Compile' failed" in done.stderr and "Traceback" not in done.stderr
-        assert stamps(machine, "*.om") == before, "no half-written model"
-    passed(machine, *options)
-    after = stamps(machine, "*.om")
+        assert stamps(card, "*.om") == before, "no half-written model"
+    passed(card, *options)
+    after = stamps(card, "*.om")
     assert (
         set(after) == {"tresnet_bs1.om", "tresnet_bs8.om"}
         and after["tresnet_bs1.om"] == before["tresnet_bs1.om"]
     )
 
 
-def test_an_incomplete_inference_is_never_evaluated(machine: Machine) -> None:
-    before = stamps(machine, "*.om")
-    cut = next((machine.work / "result").iterdir())
+def test_an_incomplete_inference_is_never_evaluated(card: Card) -> None:
+    before = stamps(card, "*.om")
+    cut = next((card.work / "result").iterdir())
     cut.write_bytes(cut.read_bytes()[:50])  # as a power loss may leave it
     for fault, sentence in (
         ("ais-crash=5", r"said '\[ERROR\] execute model failed, .*errorCode is 507011"),
         ("ais-missing=3", r"3 of 20 images have no result: imagenet_"),
     ):
-        done = pipeline(machine, *ONE, STANDIN_FAULT=fault)
+        done = pipeline(card, *ONE, STANDIN_FAULT=fault)
         assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
         assert "== Accuracy " not in done.stdout
-    assert "== Accuracy " in passed(machine, *ONE)
-    assert stamps(machine, "*.om") == before
+    assert "== Accuracy " in passed(card, *ONE)
+    assert stamps(card, "*.om") == before
 
 
-def test_silent_loss_in_conversion_is_seen_in_the_comparison(machine: Machine) -> None:
-    (machine.work / "tresnet_bs1.om").unlink()
+def test_silent_loss_in_conversion_is_seen_in_the_comparison(card: Card) -> None:
+    (card.work / "tresnet_bs1.om").unlink()
     words = ("--min-cosine", "0.99", "--batch-size", "1", "--batch-sizes", "1")
-    done = pipeline(machine, *words, STANDIN_FAULT="atc-lossy")
+    done = pipeline(card, *words, STANDIN_FAULT="atc-lossy")
     assert done.returncode == 3 and "cosine" in done.stderr, done.stdout + done.stderr
 
 
-def test_bytes_and_aipp_on_the_card(machine: Machine) -> None:
-    passed(machine, "--uint8", "--batch-sizes", "1", "--min-top1", "100", "--min-cosine", "0.999")
-    (settings,) = machine.work.glob("prep_dataset*/aipp.cfg")
-    assert any(f"--insert_op_conf={settings}" in call["argv"] for call in calls(machine))
+def test_bytes_and_aipp_on_the_card(card: Card) -> None:
+    passed(card, *"--uint8 --batch-sizes 1 --min-top1 100 --min-cosine 0.999".split())
+    (settings,) = card.work.glob("prep_dataset*/aipp.cfg")
+    assert any(f"--insert_op_conf={settings}" in words for words in commands_of(card, "atc"))
 
 
 @pytest.mark.parametrize(
@@ -430,9 +398,9 @@ def test_bytes_and_aipp_on_the_card(machine: Machine) -> None:
     ),
 )
 def test_a_machine_that_cannot_run_is_refused_in_one_sentence(
-    switches: Dict[str, str], arguments: List[str], sentence: str, machine: Machine
+    switches: Dict[str, str], arguments: List[str], sentence: str, card: Card
 ) -> None:
-    done = pipeline(machine, *arguments, "--backend", "ascend", "--force", **switches)
+    done = pipeline(card, *arguments, "--backend", "ascend", "--force", **switches)
     assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr, (
         done.stderr
     )
@@ -465,36 +433,29 @@ def test_path_and_permission_rules_are_checked_before_anything_long(tmp_path: Pa
         )
 
 
-def test_check_names_chip_and_tools(machine: Machine) -> None:
-    done = pipeline(machine, "--check")
+def test_check_names_chip_and_tools(card: Card) -> None:
+    done = pipeline(card, "--check")
     assert done.returncode == 0, done.stdout + done.stderr
     for item in ("Ascend310P3", "atc", "ais_bench", "aclruntime", "can run"):
         assert item in done.stdout
-    done = pipeline(machine, "--check", "--backend", "ascend", STANDIN_NPU_SMI="fail")
+    done = pipeline(card, "--check", "--backend", "ascend", STANDIN_NPU_SMI="fail")
     assert done.returncode == 1 and "cannot run" in done.stdout
 
 
-def test_int8_on_the_card_stands_beside_float16_and_keeps_its_promise(machine: Machine) -> None:
-    out = passed(
-        machine, *ONE, "--precision", "int8", "--max-drop", "100", "--uint8", "--small-channel"
-    )
+def test_int8_on_the_card_stands_beside_float16_and_keeps_its_promise(card: Card) -> None:
+    out = passed(card, *ONE, *"--precision int8 --max-drop 100 --uint8 --small-channel".split())
     summary = out.split("== Summary")[1]
     assert re.search(r"Top1 accuracy +[0-9.]+%, float16 100.0%\n", summary)
     assert re.search(r"speed +[0-9.]+ images/s, float16 [0-9.]+: ", summary)
     assert re.search(
-        r"int8 loses +[0-9.]+ points of Top-1 against float32 \(95 % interval .*\), --max-drop 100\n"
+        r"int8 loses +[0-9.]+ points of Top-1 against float32 \(95 % interval .*\), --max-drop "
+        r"100\n"
         r"put back +nothing\n",
         summary,
     )
-    found = calls(machine)
-    assert "--calibration_config" in next(
-        call["argv"] for call in found if call["tool"] == "amct_onnx"
-    )
-    last = [call["argv"] for call in found if call["tool"] == "atc"][-1]
-    assert (
-        f"--model={machine.work}/tresnet_int8.onnx" in last
-        and last[-1] == "--enable_small_channel=1"
-    )
-    assert (machine.work / "tresnet_int8_bs1.om").exists() and (
-        machine.work / "acc_float16.json"
-    ).exists()
+    assert "--calibration_config" in commands_of(card, "amct_onnx")[0]
+    last = commands_of(card, "atc")[-1]
+    assert f"--model={card.work}/tresnet_int8.onnx" in last
+    assert last[-1] == "--enable_small_channel=1"
+    assert (card.work / "tresnet_int8_bs1.om").exists()
+    assert (card.work / "acc_float16.json").exists()

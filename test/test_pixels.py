@@ -1,4 +1,4 @@
-"""The bytes of a .bin: those of the original environment, with any Pillow, with the fast path and without."""
+"""The bytes of a .bin: those of the original environment, with or without the fast path."""
 
 import hashlib
 import io
@@ -25,15 +25,17 @@ from records import prepared_sources
 
 
 def need_fast(img_size: int = 224, dtype: str = "float32") -> Callable[..., Any]:
-    """The fast path; where it is meant to be (simplejpeg and a C compiler are installed) it must be there."""
+    """The fast path; it must exist where simplejpeg and a C compiler are installed."""
     pytest.importorskip("simplejpeg", reason="the fast path needs simplejpeg")
     if not (shutil.which("cc") or shutil.which("gcc")):
         pytest.skip("the fast path needs a C compiler")
-    return pixels.fast_path(DEFAULT._replace(img_size=img_size), dtype)  # type: ignore[return-value]
+    fast = pixels.fast_path(DEFAULT._replace(img_size=img_size), dtype)
+    assert fast
+    return fast
 
 
 def copy_program(folder: Path) -> None:
-    """The step and its rooms, without anything compiled."""
+    """Copy the step and the packages that it needs, without anything compiled."""
     shutil.copy(str(ROOT / SCRIPT), str(folder))
     shutil.copytree(
         str(ROOT / "scripts" / "common"),
@@ -42,7 +44,7 @@ def copy_program(folder: Path) -> None:
     )
 
 
-# ---- the reference ---------------------------------------------------------------------------------------------------
+# ---- the reference -------------------------------------------------------------------------------
 
 
 def test_sample_photos_become_the_bytes_of_the_original_environment(
@@ -76,7 +78,7 @@ def test_odd_images_become_the_bytes_of_the_original_environment(tmp_path: Path)
         (
             (300, 2000),
             "e02395a3e901d95c0770df3697bb7b788ac0b52533e0254abcb1f2efe2701816",
-        ),  # likewise
+        ),  # others, too
         ((2000, 300), "3dac9c00121eb237c7942745b7ee648dac9761c2d82232cb0f6795b126afc3de"),
         ((500, 375), "4cb66993f4fbd15d31d44d3afd90f273fdddfd5c5ed2308de2828d99a3d7456c"),
         ((256, 600), "4b37ffcd047dcd98d865632ef077df2c1da2175521bf7f03c90a1dc4299ba505"),
@@ -107,9 +109,8 @@ def test_img_size_resizes_to_eight_sevenths(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     pattern(400, 300).save(tmp_path / "src" / "a.png")
     prepare(tmp_path / "src", tmp_path / "prep", "--img-size", 100, "--dtype", "uint8")
-    image = (
-        pattern(400, 300).resize((152, 300), Image.BILINEAR).resize((152, 114), Image.BILINEAR)
-    )  # floor(100 / .875)
+    bilinear = Image.Resampling.BILINEAR
+    image = pattern(400, 300).resize((152, 300), bilinear).resize((152, 114), bilinear)
     expected = np.asarray(image.crop((26, 7, 126, 107))).tobytes()
     assert (tmp_path / "prep" / "a.bin").read_bytes() == expected
 
@@ -121,7 +122,7 @@ def test_the_reason_of_a_bad_image_is_one_harmless_line() -> None:
     assert len(pixels.reason(ValueError("x" * 999))) == 200
 
 
-# ---- the fast path ---------------------------------------------------------------------------------------------------
+# ---- the fast path -------------------------------------------------------------------------------
 
 
 def test_fast_path_gives_the_reference_bytes_on_800_random_sizes(
@@ -218,7 +219,7 @@ def test_a_damaged_jpeg_is_judged_by_pillow_with_or_without_the_fast_path(photos
                     warnings.simplefilter("ignore")
                     made = pixels.convert(io.BytesIO(data), DEFAULT, "float32", path)
                 results.append(bytes(memoryview(made).cast("B")))
-            except Exception as error:  # whatever Pillow raises
+            except Exception as error:  # any that Pillow raises
                 results.append(pixels.reason(error))
         assert results[0] == results[1], number
         outcomes.add(type(results[0]))

@@ -1,5 +1,6 @@
-"""What is made again, and what is not: after a change, after a kill at any moment, after a power loss."""
+"""What is made again, and what is not: after a change, a kill at any moment, a power loss."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -21,8 +22,8 @@ from pictures import (
     fill,
     pattern,
     prepare,
-    refused,
-    start,
+    prepare_refused,
+    start_preparing,
     until,
     write_slow_images,
 )
@@ -61,12 +62,11 @@ def prepared(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def made_by(tmp_path: Path, *options: object) -> List[str]:
+def made_again(tmp_path: Path, *options: object) -> List[str]:
     """Run once more; the names of the .bin files that were made again (by inode)."""
     before = {path.name: path.stat().st_ino for path in (tmp_path / "prep").glob("*.bin")}
-    keep = [
-        open(str(path), "rb") for path in (tmp_path / "prep").glob("*.bin")
-    ]  # so that no inode is used again
+    bin_paths = (tmp_path / "prep").glob("*.bin")
+    keep = [open(str(path), "rb") for path in bin_paths]  # so that no inode is used again
     prepare(tmp_path / "src", tmp_path / "prep", *options)
     for file in keep:
         file.close()
@@ -75,32 +75,36 @@ def made_by(tmp_path: Path, *options: object) -> List[str]:
 
 
 def power_loss(folder: Path, pieces: int) -> List[str]:
-    """As if the machine had started again when the record held so many images; names of the .bin of the others."""
+    """As if the machine had started again when the record held so many images.
+
+    Returns: the names of the .bin files of the other images.
+    """
     path = manifest_of(folder)
     unfinish(path)
     restart(path)
-    there = [row for row in rows_of(path) if row.get("files") and row["key"] != folders.BESIDE]
+    images = [row for row in rows_of(path) if row.get("files") and row["key"] != folders.BESIDE]
+    lost = images[pieces:]
 
     def forget(rows: List[Row]) -> None:
-        rows[:] = [row for row in rows if row not in there[pieces:]]
+        rows[:] = [row for row in rows if row not in lost]
 
     change_rows(path, forget)
-    return sorted(row["files"][0][0] for row in there[pieces:])
+    return sorted(row["files"][0][0] for row in lost)
 
 
-# ---- after a change --------------------------------------------------------------------------------------------------
+# ---- after a change ------------------------------------------------------------------------------
 
 
 def test_what_is_done_is_not_done_again_and_force_does_all(prepared: Path) -> None:
-    assert made_by(prepared) == []
-    assert made_by(prepared, "--force") == ALL
+    assert made_again(prepared) == []
+    assert made_again(prepared, "--force") == ALL
 
 
 def test_a_changed_image_is_done_again_and_a_removed_one_is_removed(prepared: Path) -> None:
     pattern(90, 50).save(prepared / "src" / "b.png")
     (prepared / "src" / "d.png").unlink()
     (prepared / "prep" / "e.bin").write_bytes(b"half")
-    assert made_by(prepared) == ["b.bin", "e.bin"]
+    assert made_again(prepared) == ["b.bin", "e.bin"]
     assert sorted(bins(prepared / "prep")) == ["a.bin", "b.bin", "c.bin", "e.bin"]
     assert sorted(prepared_sources(prepared / "prep")) == ["a.png", "b.png", "c.png", "e.png"]
 
@@ -116,13 +120,11 @@ def in_place(path: Path, content: bytes) -> None:
 def test_another_content_of_the_same_size_and_time_is_seen(prepared: Path) -> None:
     source, good = prepared / "src" / "b.png", bins(prepared / "prep")
     other = (prepared / "src" / "c.png").read_bytes()
-    source.write_bytes(
-        source.read_bytes() + b"\0" * 2000
-    )  # what stands after a picture's end is not read
-    made_by(prepared)
+    source.write_bytes(source.read_bytes() + b"\0" * 2000)  # behind the end, nothing is read
+    made_again(prepared)
     in_place(source, other + b"\0" * (source.stat().st_size - len(other)))
     in_place(prepared / "prep" / "d.bin", b"\0" * 602112)
-    assert made_by(prepared) == ["b.bin", "d.bin"]
+    assert made_again(prepared) == ["b.bin", "d.bin"]
     assert bins(prepared / "prep") == dict(good, **{"b.bin": good["c.bin"]})
 
 
@@ -130,11 +132,11 @@ def test_files_that_were_only_touched_or_copied_stay(prepared: Path) -> None:
     os.utime(str(prepared / "src" / "c.png"), ns=(1, 1))
     (prepared / "src" / "d.png").chmod(0o600)
     os.utime(str(prepared / "prep" / "e.bin"))
-    assert made_by(prepared) == []
+    assert made_again(prepared) == []
     shutil.copytree(str(prepared / "prep"), str(prepared / "copy"))
     (prepared / "prep").rename(prepared / "before")
     (prepared / "copy").rename(prepared / "prep")
-    assert made_by(prepared) == []
+    assert made_again(prepared) == []
 
 
 def test_an_image_that_was_touched_and_broken_leaves_no_bin(prepared: Path) -> None:
@@ -148,7 +150,7 @@ def test_a_bin_from_the_future_is_made_again(prepared: Path) -> None:
     tomorrow = time.time_ns() + 86400 * 10**9
     os.utime(str(prepared / "prep" / "b.bin"), ns=(tomorrow, tomorrow))
     change_file(manifest_of(prepared / "prep"), "b.bin", mtime_ns=tomorrow)
-    assert made_by(prepared) == ["b.bin"]
+    assert made_again(prepared) == ["b.bin"]
     assert (prepared / "prep" / "b.bin").stat().st_mtime_ns < time.time_ns()
 
 
@@ -174,7 +176,7 @@ def test_a_bin_from_the_future_is_made_again(prepared: Path) -> None:
 )
 def test_malformed_rows_of_a_manifest_are_passed_over(row: Row, prepared: Path) -> None:
     change_rows(manifest_of(prepared / "prep"), lambda rows: rows.append(row))
-    assert made_by(prepared) == []
+    assert made_again(prepared) == []
 
 
 def test_a_bin_that_is_not_as_it_was_recorded_is_made_again(prepared: Path) -> None:
@@ -189,7 +191,7 @@ def test_a_bin_that_is_not_as_it_was_recorded_is_made_again(prepared: Path) -> N
     assert [made[:4] for made in piece.files] == [
         ("a.bin", 602112, made.st_mtime_ns, made.st_ctime_ns)
     ]
-    assert made_by(prepared) == ["b.bin", "c.bin", "d.bin"]
+    assert made_again(prepared) == ["b.bin", "c.bin", "d.bin"]
     assert bins(prepared / "prep") == good
 
 
@@ -202,11 +204,9 @@ def test_other_settings_keep_what_is_there_unless_forced(
 ) -> None:
     before = bins(prepared / "prep")
     change_rows(manifest_of(prepared / "prep"), lambda rows: rows[-1].update(seconds=7200.0))
-    said = refused(prepared / "src", prepared / "prep", *option)
-    assert (
-        f"holds 5 images, which took 7200 s, made with other settings: {changed}; to keep them, name"
-        in said
-    )
+    said = prepare_refused(prepared / "src", prepared / "prep", *option)
+    words = f"holds 5 images (they took 7200 s), made with other settings: {changed}; to keep them"
+    assert words in said
     assert bins(prepared / "prep") == before
     prepare(prepared / "src", prepared / "prep", *option, "--force")
     sizes = [path.stat().st_size for path in (prepared / "prep").glob("*.bin")]
@@ -217,8 +217,14 @@ def test_other_settings_keep_what_is_there_unless_forced(
     "change, changed",
     [
         (lambda recipe: recipe.update(sources="0" * 64), "this program was updated"),
-        (lambda recipe: recipe["versions"].update(Pillow="9.4.9"), "Pillow was 9.4.9"),
-        (lambda recipe: recipe["versions"].update(simplejpeg=""), "simplejpeg was missing"),
+        (
+            lambda recipe: recipe["versions"].update(Pillow="9.4.9"),
+            "Pillow was 9.4.9 and is {Pillow}",
+        ),
+        (
+            lambda recipe: recipe["versions"].update(simplejpeg=""),
+            "simplejpeg was missing and is {simplejpeg}",
+        ),
     ],
 )
 def test_another_program_or_another_package_does_all_again(
@@ -226,15 +232,13 @@ def test_another_program_or_another_package_does_all_again(
 ) -> None:
     def another(rows: List[Row]) -> None:
         change(rows[0]["recipe"])
-        rows[-1].update(seconds=0.1)  # on a busy machine it took longer, and is told
+        rows[-1].update(seconds=0.1)  # a time from half a second on is printed
 
     change_rows(manifest_of(prepared / "prep"), another)
     done = prepare(prepared / "src", prepared / "prep")
-    assert (
-        "5 made" in done.stdout
-        and done.stderr == f"everything is made again (5 images): {changed}\n"
-    )
-    assert made_by(prepared) == []
+    now = changed.format_map(recipe.versions(["Pillow", "simplejpeg"]))
+    assert "5 made" in done.stdout and done.stderr == f"{now}: converting 5 images again\n"
+    assert made_again(prepared) == []
 
 
 def test_the_recipe_says_what_decides_over_the_bytes(prepared: Path) -> None:
@@ -289,7 +293,7 @@ def test_a_torn_manifest_costs_only_what_was_torn(prepared: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     last = rows_of(path)[-2]["files"][0][0]
     path.write_bytes(b"".join(lines[:-2]) + lines[-2][:60])
-    assert made_by(prepared) == [last]
+    assert made_again(prepared) == [last]
     assert len(prepared_sources(prepared / "prep")) == 5 and "finished" in rows_of(path)[-1], (
         "it is whole again"
     )
@@ -302,14 +306,14 @@ def test_without_its_recipe_nothing_of_a_manifest_is_kept(prepared: Path) -> Non
     done = prepare(prepared / "src", prepared / "prep", "--crop-mode", "squash")
     assert (
         "5 made" in done.stdout
-        and done.stderr == "everything is made again: its record is damaged\n"
+        and done.stderr == "its record is damaged: converting all images again\n"
     )
     assert read(str(prepared / "prep")).settings["crop_mode"] == "squash"
 
 
 def test_a_removed_image_alone_takes_its_bin_away(prepared: Path) -> None:
     (prepared / "src" / "d.png").unlink()
-    assert made_by(prepared) == []
+    assert made_again(prepared) == []
     assert sorted(bins(prepared / "prep")) == ["a.bin", "b.bin", "c.bin", "e.bin"]
 
 
@@ -334,19 +338,19 @@ def test_a_second_run_with_nothing_to_do_rewrites_nothing(prepared: Path) -> Non
         }
 
     before = states()
-    assert "(5 were there already)" in prepare(prepared / "src", prepared / "prep").stdout
+    assert "(5 already there)" in prepare(prepared / "src", prepared / "prep").stdout
     assert states() == before
 
 
-# ---- after a power loss ----------------------------------------------------------------------------------------------
+# ---- after a power loss --------------------------------------------------------------------------
 
 
-def test_after_a_restart_nothing_of_an_unfinished_run_is_believed_before_the_step_has_run_again(
+def test_after_a_restart_an_unfinished_run_is_not_believed_until_the_step_ran(
     prepared: Path,
 ) -> None:
     lost = power_loss(prepared / "prep", 2)
     assert read(str(prepared / "prep")).sources == {} and len(lost) == 3
-    assert made_by(prepared) == lost
+    assert made_again(prepared) == lost
     assert len(prepared_sources(prepared / "prep")) == 5
 
 
@@ -356,22 +360,22 @@ def test_after_a_restart_content_decides_over_what_an_unfinished_run_made(prepar
     in_place(prepared / "prep" / "d.bin", b"\0" * 602112)
     change_file(
         manifest_of(prepared / "prep"),
-        "d.bin",  # as if nothing but the content told it
+        "d.bin",  # as if only the content showed it
         ctime_ns=(prepared / "prep" / "d.bin").stat().st_ctime_ns,
     )
-    assert made_by(prepared) == ["b.bin", "d.bin"]
+    assert made_again(prepared) == ["b.bin", "d.bin"]
     power_loss(prepared / "prep", 5)
-    assert made_by(prepared) == []
+    assert made_again(prepared) == []
 
 
 def test_a_finished_run_is_on_the_disk(prepared: Path) -> None:
     restart(manifest_of(prepared / "prep"))
     assert len(prepared_sources(prepared / "prep")) == 5
-    assert made_by(prepared) == []
+    assert made_again(prepared) == []
 
 
 def test_after_a_power_loss_all_files_of_ours_are_known_still(prepared: Path) -> None:
-    """Even if the disk has the names of all files, of some no content, and of the record only its beginning."""
+    """Even if some files are empty, and the record has only its beginning."""
     power_loss(prepared / "prep", 1)
     path = manifest_of(prepared / "prep")
     change_rows(path, lambda rows: rows.__setitem__(slice(3, None), []))
@@ -383,7 +387,7 @@ def test_after_a_power_loss_all_files_of_ours_are_known_still(prepared: Path) ->
     assert sorted(bins(prepared / "prep")) == [f"{letter}2.bin" for letter in "abcde"]
 
 
-# ---- after a kill ----------------------------------------------------------------------------------------------------
+# ---- after a kill --------------------------------------------------------------------------------
 
 
 def test_leftovers_of_a_killed_run_are_removed(prepared: Path) -> None:
@@ -418,25 +422,24 @@ def test_what_a_killed_run_was_to_make_is_known_to_a_run_with_other_images(prepa
     ]
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     "number, status, said",
     [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 0), (signal.SIGHUP, 129, 0)],
 )
-def test_a_signal_ends_all_processes_within_two_seconds(
+def test_a_signal_ends_all_processes(
     number: int, status: int, said: int, slow_images: Path, tmp_path: Path
 ) -> None:
-    process = start(slow_images, tmp_path / "prep", "-j", 4)
+    process = start_preparing(slow_images, tmp_path / "prep", "-j", 4)
     until(lambda: list((tmp_path / "prep").glob("*.bin")))
     workers = children(process.pid)
     assert len(workers) == 4
-    sent = time.monotonic()
     if number == signal.SIGTERM:
         process.send_signal(number)
     else:
         os.killpg(process.pid, number)  # as a terminal does
-    output, errors = process.communicate(timeout=20)
-    assert process.returncode == status and time.monotonic() - sent < 2
+    _, errors = process.communicate()
+    assert process.returncode == status
+    assert len(bins(tmp_path / "prep")) < 24, "it did not go on to the end"
     assert len(errors.strip().splitlines()) == said and "Traceback" not in errors
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
     assert not list((tmp_path / "prep").glob("*.part"))
@@ -447,21 +450,19 @@ def test_a_signal_ends_all_processes_within_two_seconds(
 
 
 def test_workers_do_not_outlive_a_killed_parent(slow_images: Path, tmp_path: Path) -> None:
-    process = start(slow_images, tmp_path / "prep")
+    process = start_preparing(slow_images, tmp_path / "prep")
     until(lambda: list((tmp_path / "prep").glob("*.bin")))
     workers = children(process.pid)
     process.kill()
     process.communicate()
-    until(
-        lambda: (
-            not any(
-                Path(f"/proc/{pid}").exists()
-                and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
-                for pid in workers
-            )
-        ),
-        2,
-    )
+    until(lambda: not any(is_running(pid) for pid in workers))
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    return False
 
 
 @pytest.mark.slow
@@ -470,32 +471,29 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(
 ) -> None:
     generator, target = random.Random(5), tmp_path / "prep"
     finished = kills = 0
+
+    def images_done() -> int:
+        return len(prepared_sources(target))
+
     for number in range(10):
-        process = start(slow_images, target)
-        end = time.monotonic() + 10
-        while (
-            number % 2 and process.poll() is None and time.monotonic() < end
-        ):  # in the middle of the work
-            if len(prepared_sources(target)) > finished:
-                break
+        process = start_preparing(slow_images, target)
+        if number % 2:  # in the middle of the work
+            until(lambda: process.poll() is not None or images_done() > finished)  # noqa: B023
         time.sleep(generator.random() * (0.1 if number % 2 else 0.6))
         kills += process.poll() is None
-        process.send_signal(
-            generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        )
+        kinds = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+        process.send_signal(generator.choice(kinds))
         process.communicate()
-        done = len(prepared_sources(target)) if target.exists() else 0
+        done = images_done()
         assert done >= finished, f"kill {number} lost finished images"
         finished = done
         assert all(path.stat().st_size == 602112 for path in target.glob("*.bin"))
     assert kills >= 3
-    assert (
-        finished > 0 and f"({finished} were there already)" in prepare(slow_images, target).stdout
-    )
+    assert finished > 0 and f"({finished} already there)" in prepare(slow_images, target).stdout
     assert bins(target) == slow_bins and not list(target.glob("*.part"))
 
 
-# ---- what is not a regular file, links -------------------------------------------------------------------------------
+# ---- what is not a regular file, links -----------------------------------------------------------
 
 
 @irregular
@@ -506,10 +504,9 @@ def test_a_manifest_that_is_not_a_regular_file_is_refused_at_once(
     manifest_of(prepared / "prep").unlink()
     make(str(manifest_of(prepared / "prep")))
     for options in ([], ["--force"]):
-        said = refused(prepared / "src", prepared / "prep", *options)
-        assert (
-            said == f"TResNet_preprocess.py: {prepared}/prep/manifest.jsonl is not a regular file\n"
-        )
+        said = prepare_refused(prepared / "src", prepared / "prep", *options)
+        sentence = f"TResNet_preprocess.py: {prepared}/prep/manifest.jsonl is not a regular file"
+        assert said.startswith(sentence) and said.count("\n") == 1
     assert bins(prepared / "prep") == before
 
 
@@ -541,20 +538,20 @@ def test_a_prepared_folder_that_is_a_link_is_refused(
     craft(tmp_path / "home" / "manifest.jsonl", tmp_path / "home", "")
     (tmp_path / "prep").symlink_to("home")
     for name in ("prep", "prep/"):
-        said = refused(tmp_path / "src", f"{tmp_path}/{name}", "--force")
+        said = prepare_refused(tmp_path / "src", f"{tmp_path}/{name}", "--force")
         assert "is a symbolic link, and nothing is made or removed through one; name " in said
     assert {name: (tmp_path / "home" / name).read_bytes() for name in contents} == contents
 
 
-# ---- two runs --------------------------------------------------------------------------------------------------------
+# ---- two runs ------------------------------------------------------------------------------------
 
 
 def test_a_second_run_in_the_same_folder_stops_and_says_who_holds_it(
     slow_images: Path, tmp_path: Path
 ) -> None:
-    process = start(slow_images, tmp_path / "prep")
+    process = start_preparing(slow_images, tmp_path / "prep")
     until(lambda: list((tmp_path / "prep").glob("*.bin")))
-    said = refused(slow_images, tmp_path / "prep")
+    said = prepare_refused(slow_images, tmp_path / "prep")
     assert f"is in use by another run, process {process.pid};" in said
     output, _ = process.communicate()
     assert process.returncode == 0 and output.startswith("24 images")
@@ -565,12 +562,12 @@ def test_a_folder_with_strangers_files_is_refused_with_their_names(
     name: str, prepared: Path
 ) -> None:
     (prepared / "prep" / name).write_bytes(b"x")
-    assert name in refused(prepared / "src", prepared / "prep")
+    assert name in prepare_refused(prepared / "src", prepared / "prep")
     (prepared / "other").mkdir()
     (prepared / "other" / "a.bin").write_bytes(
         b"x"
     )  # named like one of ours, but nothing says that we made it
-    assert "a.bin" in refused(prepared / "src", prepared / "other")
+    assert "a.bin" in prepare_refused(prepared / "src", prepared / "other")
     assert (prepared / "other" / "a.bin").read_bytes() == b"x"
 
 
@@ -578,7 +575,7 @@ def test_a_foreign_label_file_is_not_overwritten(tmp_path: Path) -> None:
     fill(tmp_path / "src", ["cat/1.png"])
     (tmp_path / "prep").mkdir()
     (tmp_path / "prep" / "val_label.txt").write_text("mine")
-    assert "val_label.txt" in refused(tmp_path / "src", tmp_path / "prep")
+    assert "val_label.txt" in prepare_refused(tmp_path / "src", tmp_path / "prep")
     shutil.move(str(tmp_path / "src" / "cat" / "1.png"), str(tmp_path / "src"))
     prepare(tmp_path / "src", tmp_path / "prep")  # without class folders no labels are written
     assert (tmp_path / "prep" / "val_label.txt").read_text() == "mine"

@@ -25,7 +25,6 @@ from ascend.helpers import (
     atc_here,
     calls,
     load,
-    make_machine,
     onnx_outputs,
     save_images,
     save_tiny_tresnet,
@@ -36,7 +35,6 @@ from conftest import copy_products, refusal, succeed
 from onnx import numpy_helper
 from records import write_finished
 
-machine = pytest.fixture(make_machine)
 IMAGES = 20
 # Its input comes from a LeakyReLU behind body.layer3.0.conv1.0.
 POISONED = "body.layer3.0.conv2.0.0"
@@ -113,7 +111,7 @@ def tools_in_this_process(machine: Machine) -> Any:
     """host.run_tool() with the stand-ins and our scripts in this process."""
 
     def run(command: List[str], log: str, cwd: str = "", **_: Any) -> int:
-        here = (machine[0], Path(cwd) if cwd else machine[1])
+        here = machine._replace(folder=Path(cwd) if cwd else machine.folder)
         words = list(map(str, command))
         if words[0] == "atc":
             done = atc_here(here, *words[1:])
@@ -221,7 +219,7 @@ COMMAND = {
         ({"--input_shape": "image"}, "expected input_name"),
         ({"--data_types": "uint8"}, "is not the type"),
         ({"--data_dir": "short"}, "is not a .bin file of [1, 3, 64, 64] float32 values"),
-        ({"--data_dir": "absent"}, "is no folder"),
+        ({"--data_dir": "absent"}, "is not a folder"),
         ({"--calibration_config": "much.cfg"}, "batch_num is 99"),
         ({"--calibration_config": "typo.cfg"}, "cannot parse the line"),
         ({"--optimise": "1"}, "unrecognized arguments"),
@@ -354,12 +352,13 @@ def test_the_int8_model_has_the_evaluation_of_its_float32_model(tiny: Path, tmp_
         Path(f"{model}.record.jsonl"),
         {"tool": "TResNet_pth2onnx.py"},
         {"": ["tiny.onnx"]},
-        notes={"": {"evaluation": said}},
+        notes={"": {"evaluation": said, "said": ["crop_pct"]}},
     )
     done = quantise_for_cpu(tmp_path, "tiny.onnx", tiny / "in", "--images", 2)
     assert done.returncode == 0, done.stderr
     notes = record.read(str(tmp_path / "int8.onnx")).notes
-    assert notes["evaluation"] == said, "infer_onnx.py compares the images with it"
+    assert {**notes["evaluation"], **said} == notes["evaluation"]
+    assert notes["said"] == ["crop_pct"], "infer_onnx.py compares the images with it"
 
 
 def test_aipp_settings_for_another_size_are_refused(tiny: Path, tmp_path: Path) -> None:

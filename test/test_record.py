@@ -580,7 +580,7 @@ def test_a_result_that_is_not_a_regular_file_is_set_aside_and_made_again(
     kind = stat.S_IFMT(result.lstat().st_mode)
     done = infer(model, images)
     assert (
-        "1 images inferred" in done.stdout
+        "1 image inferred" in done.stdout
         and result.read_bytes() == b"0.000000 0.500000 0.000000 \n"
     )
     assert stat.S_IFMT((tmp_path / "result.aside" / "a_0.txt").lstat().st_mode) == kind

@@ -334,7 +334,7 @@ def test_published_figures_stand_beside_where_the_case_is_the_same() -> None:
         "acc_float32": {},
         "acc_float16": {},
         "expect": {},
-        "network": {"variant": "tresnet_l", "lineage": "miil", "img_size": "224"},
+        "network": {"variant": "tresnet_l", "lineage": "miil", "evaluation": {"img_size": 224}},
     }
     assert report.accuracies(parts)[0]["about"] == [
         "95 % interval 80.47 to 81.16 %",
@@ -343,7 +343,8 @@ def test_published_figures_stand_beside_where_the_case_is_the_same() -> None:
     parts["expect"] = {"name": "x", "published": {"top1": 80.0, "top5": None}}
     assert report.accuracies(parts)[0]["about"][1:] == ["published for x: 80.00 %"]
     parts.update(
-        expect={}, network={"variant": "tresnet_m", "lineage": "ascend", "img_size": "224"}
+        expect={},
+        network={"variant": "tresnet_m", "lineage": "ascend", "evaluation": {"img_size": 224}},
     )
     assert report.accuracies(parts)[1]["about"][1:] == ["published for an Ascend 310P3: 94.43 %"]
     about["counts"] = {"evaluated": 49999}

@@ -1,4 +1,4 @@
-"""The chain on the sample at the size of the network: right on real photos, wrong when it should be."""
+"""The chain on the sample at the network's own size: right on photos, wrong when it should be."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ STEPS = ("Sample data", "Export", "Preprocess", "Inference", "Accuracy", "Report
 
 
 @pytest.fixture(scope="session")
-def finished(shared: Shared, sample: Path) -> Path:
+def sample_work(shared: Shared, sample: Path) -> Path:
     """The work folder of an undisturbed run without options, the sample data being there."""
 
     def make(folder: Path) -> None:
@@ -26,14 +26,15 @@ def finished(shared: Shared, sample: Path) -> Path:
     return shared("finished", make) / "work"
 
 
-def test_the_sample_reaches_100_percent_and_every_image_is_accounted_for(finished: Path) -> None:
+def test_the_sample_reaches_100_percent_and_every_image_is_accounted_for(sample_work: Path) -> None:
     expected = {"Number of images": "20", "Number of classes": "1000"}
     expected.update({f"Top{k} accuracy": "100.0%" for k in range(1, 6)})
     assert (
-        json.loads((finished / "acc.json").read_text())["title"] == "Overall statistical evaluation"
+        json.loads((sample_work / "acc.json").read_text())["title"]
+        == "Overall statistical evaluation"
     )
-    assert accuracy(finished) == expected
-    counts = json.loads((finished / "acc_report.json").read_text())["counts"]
+    assert accuracy(sample_work) == expected
+    counts = json.loads((sample_work / "acc_report.json").read_text())["counts"]
     assert counts == {
         "labelled": 20,
         "images": 20,
@@ -43,17 +44,17 @@ def test_the_sample_reaches_100_percent_and_every_image_is_accounted_for(finishe
         "evaluated": 20,
         "left_out": 0,
     }
-    prepared = {path.name: sha256(path) for path in (finished / "prep_dataset").glob("*.bin")}
+    prepared = {path.name: sha256(path) for path in (sample_work / "prep_dataset").glob("*.bin")}
     assert prepared == listed_sha256("sample.sha256")
 
 
 @pytest.mark.parametrize("damage, highest", (("swapped channels", 60), ("scale of 255", 30)))
 def test_a_wrong_preparation_loses_photos(
-    damage: str, highest: float, finished: Path, tmp_path: Path
+    damage: str, highest: float, sample_work: Path, tmp_path: Path
 ) -> None:
     prepared = tmp_path / "prepared"
     prepared.mkdir()
-    for path in (finished / "prep_dataset").glob("*.bin"):
+    for path in (sample_work / "prep_dataset").glob("*.bin"):
         image = np.fromfile(str(path), "<f4").reshape(3, 224, 224)
         (image[::-1] if damage == "swapped channels" else image * 255).tofile(
             str(prepared / path.name)
@@ -61,7 +62,7 @@ def test_a_wrong_preparation_loses_photos(
     succeed(
         "scripts/infer_onnx.py",
         "--model",
-        finished / "tresnet.onnx",
+        sample_work / "tresnet.onnx",
         "--input",
         prepared,
         "--output",
@@ -76,7 +77,7 @@ def test_a_wrong_preparation_loses_photos(
     succeed(
         "TResNet_postprocess.py",
         tmp_path / "result",
-        finished / "sample" / "val_label.txt",
+        sample_work / "sample" / "val_label.txt",
         tmp_path,
         "acc.json",
     )

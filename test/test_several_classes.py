@@ -1,4 +1,4 @@
-"""Several right classes for an image: ReaL's labels, and the multi-label head's mean average precision."""
+"""Several right classes for an image: ReaL's labels, and the mean average precision."""
 
 import json
 import sys
@@ -21,14 +21,16 @@ import TResNet_postprocess as post
 STEMS = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 7)]
 
 
-def write(folder: Path, scores: np.ndarray, stems: Sequence[str] = STEMS) -> Path:
+def write_results(folder: Path, scores: np.ndarray, stems: Sequence[str] = STEMS) -> Path:
     (folder / "result").mkdir()
     for stem, row in zip(stems, scores):
         np.save(str(folder / "result" / f"{stem}_0.npy"), row[None].astype(np.float32))
     return folder
 
 
-def call(folder: Path, labels: str, monkeypatch: pytest.MonkeyPatch, *more: str) -> Dict[str, str]:
+def accuracy_of(
+    folder: Path, labels: str, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> Dict[str, str]:
     """acc.json as {key: value}."""
     monkeypatch.setattr(
         sys,
@@ -48,11 +50,11 @@ def call(folder: Path, labels: str, monkeypatch: pytest.MonkeyPatch, *more: str)
     }
 
 
-def report(folder: Path) -> Any:
+def report_of(folder: Path) -> Any:
     return json.loads((folder / "acc_report.json").read_text())
 
 
-# ---- ReaL ------------------------------------------------------------------------------------------------------------
+# ---- ReaL ----------------------------------------------------------------------------------------
 
 
 def ordered(*orders: List[int]) -> np.ndarray:
@@ -66,11 +68,11 @@ def ordered(*orders: List[int]) -> np.ndarray:
 def test_any_of_several_right_classes_counts_and_images_without_one_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    write(tmp_path, ordered([3], [4, 5], [1, 2, 6], [9], [0, 1, 2, 3, 4, 5], [7]))
+    write_results(tmp_path, ordered([3], [4, 5], [1, 2, 6], [9], [0, 1, 2, 3, 4, 5], [7]))
     (tmp_path / "real.json").write_text(
         json.dumps([[1, 3], [5], [6, 2], [], [5, 8], [7]] + [[1]] * 4)
     )
-    found = call(tmp_path, "real.json", monkeypatch)
+    found = accuracy_of(tmp_path, "real.json", monkeypatch)
     assert found == {
         "Number of images": "5",
         "Number of classes": "10",
@@ -80,10 +82,10 @@ def test_any_of_several_right_classes_counts_and_images_without_one_are_left_out
         "Top4 accuracy": "80.0%",
         "Top5 accuracy": "80.0%",
     }
-    assert report(tmp_path)["left_out"] == [
+    assert report_of(tmp_path)["left_out"] == [
         {"source": STEMS[3], "error": "no right class in real.json"}
     ]
-    counts = report(tmp_path)["counts"]
+    counts = report_of(tmp_path)["counts"]
     assert (counts["labelled"], counts["inferred"], counts["evaluated"]) == (10, 6, 5)
     said = capsys.readouterr().out
     assert (
@@ -97,8 +99,9 @@ def test_any_of_several_right_classes_counts_and_images_without_one_are_left_out
     (
         (
             "{",
-            "real.json is damaged (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); "
-            "ReaL's real.json was expected, a list of lists of classes such as [65, 395]",
+            "real.json is damaged (Expecting property name enclosed in double quotes: line 1 "
+            "column 2 (char 1)); ReaL's real.json was expected, a list of lists of classes such as "
+            "[65, 395]",
         ),
         ("{}", "real.json is damaged (it is an object, a list was expected)"),
         (
@@ -118,14 +121,14 @@ def test_any_of_several_right_classes_counts_and_images_without_one_are_left_out
 def test_a_real_json_of_another_form_is_refused(
     content: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, np.zeros((6, 10)))
+    write_results(tmp_path, np.zeros((6, 10)))
     (tmp_path / "real.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(Refusal) as error:
-        call(tmp_path, "real.json", monkeypatch)
+        accuracy_of(tmp_path, "real.json", monkeypatch)
     assert sentence in error.value.sentence and not (tmp_path / "acc.json").exists()
 
 
-# ---- a run held against a published figure ---------------------------------------------------------------------------
+# ---- a run held against a published figure -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def test_a_real_json_of_another_form_is_refused(
 def test_a_report_of_other_results_is_refused(
     content: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, np.eye(2), ["a"])
+    write_results(tmp_path, np.eye(2), ["a"])
     (tmp_path / "acc_report.json").write_text(content)
     monkeypatch.setattr(sys, "argv", ["expect.py", str(tmp_path), "sample"])
     with pytest.raises(Refusal, match=sentence):
@@ -168,7 +171,7 @@ def test_the_pipeline_refuses_what_multi_label_has_no_figure_for_before_it_begin
     assert "not for --multi-label, whose figure" in said and not (tmp_path / "work").exists()
 
 
-def test_a_file_of_a_run_at_work_may_go_while_the_room_is_reckoned_up(
+def test_a_file_of_a_run_at_work_may_go_while_the_needed_space_is_added_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check.os, "walk", lambda _: [(str(tmp_path), [], ["a.bin.part"])])
@@ -178,7 +181,7 @@ def test_a_file_of_a_run_at_work_may_go_while_the_room_is_reckoned_up(
     assert check.main() == 0
 
 
-def test_int8_takes_more_room_its_own_models_and_results(tmp_path: Path) -> None:
+def test_int8_takes_more_space_for_its_own_models_and_results(tmp_path: Path) -> None:
     parser = cli.parser("")
     check.add_options(parser)
     arguments = parser.parse_args(["--workdir", str(tmp_path / "work")])
@@ -192,7 +195,7 @@ def test_int8_takes_more_room_its_own_models_and_results(tmp_path: Path) -> None
     assert check.needed_room(data, 1000, True) == before + more
 
 
-# ---- mean average precision ------------------------------------------------------------------------------------------
+# ---- mean average precision ----------------------------------------------------------------------
 
 
 def test_the_mean_average_precision_is_scikit_learns(
@@ -206,21 +209,21 @@ def test_the_mean_average_precision_is_scikit_learns(
     right = generator.uniform(0, 1, (200, 12)) < 0.2
     right[:, 7], right[5] = False, False  # a class without an image, an image without a class
     names = [f"street {number}" for number in range(200)]
-    write(tmp_path, scores, names)
+    write_results(tmp_path, scores, names)
     (tmp_path / "labels.txt").write_text(
         "".join(
             " ".join([name + ".jpg", *map(str, np.flatnonzero(row)[::-1])]) + "\n"
             for name, row in zip(names, right)
         )
     )
-    found = call(tmp_path, "labels.txt", monkeypatch, "--multi-label")
+    found = accuracy_of(tmp_path, "labels.txt", monkeypatch, "--multi-label")
     shown = [place for place in range(12) if place != 7]
     probabilities = 1 / (1 + np.exp(-scores.astype(np.float32)))
     expected = metrics.average_precision_score(
         right[:, shown], probabilities[:, shown], average="macro"
     )
-    assert abs(report(tmp_path)["mAP"] - expected) < 1e-12
-    each = report(tmp_path)["average_precision"]
+    assert abs(report_of(tmp_path)["mAP"] - expected) < 1e-12
+    each = report_of(tmp_path)["average_precision"]
     assert each[7] is None and all(
         abs(each[place] - metrics.average_precision_score(right[:, place], probabilities[:, place]))
         < 1e-12
@@ -251,12 +254,12 @@ def test_no_mean_average_precision_is_rounded_up_to_100_percent() -> None:
 def test_a_perfect_order_has_a_mean_average_precision_of_100_percent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, np.eye(6, 3) + np.eye(6, 3, -3))
+    write_results(tmp_path, np.eye(6, 3) + np.eye(6, 3, -3))
     (tmp_path / "labels.txt").write_text(
         "".join(f"{stem} {row % 3}\n" for row, stem in enumerate(STEMS))
     )
     assert (
-        call(tmp_path, "labels.txt", monkeypatch, "--multi-label")["Mean average precision"]
+        accuracy_of(tmp_path, "labels.txt", monkeypatch, "--multi-label")["Mean average precision"]
         == "100.0%"
     )
 
@@ -278,13 +281,13 @@ def test_a_perfect_order_has_a_mean_average_precision_of_100_percent(
         (f"{STEMS[0]} 1 2\n", "5 of 6 images have no label"),
     ),
 )
-def test_multi_labels_that_cannot_be_meant_are_refused(
+def test_multi_labels_that_cannot_be_used_are_refused(
     text: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, np.zeros((6, 10)))
+    write_results(tmp_path, np.zeros((6, 10)))
     (tmp_path / "labels.txt").write_text(text)
     with pytest.raises(Refusal) as error:
-        call(tmp_path, "labels.txt", monkeypatch, "--multi-label")
+        accuracy_of(tmp_path, "labels.txt", monkeypatch, "--multi-label")
     assert sentence in error.value.sentence and not (tmp_path / "acc.json").exists()
 
 

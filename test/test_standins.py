@@ -1,6 +1,6 @@
-"""The stand-ins of npu-smi, atc and ais_bench (test/ascend/) are strict: they refuse what the real tools refuse.
+"""The stand-ins of npu-smi, atc and ais_bench are strict: they refuse what the real tools refuse.
 
-Most of it is asked of their main() without a process; some of it, of each of them, through the real command line.
+Most tests call their main() without a process; some, for each of them, use the command line.
 """
 
 import json
@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,26 +21,21 @@ from ascend.helpers import (
     CONTRACT,
     CONTRACT_INFER,
     SIZE,
+    SUMMARY_KEYS,
     Machine,
+    ais_bench_here,
     atc_here,
-    infer,
-    infer_here,
-    make_compiled,
-    make_machine,
     onnx_outputs,
     onnx_scores,
-    prepare,
+    put_model_and_images,
     save_network,
     start,
+    start_ais_bench,
 )
 from ascend.python.ascend_standin import read_om
 from conftest import DATA
 
-machine = pytest.fixture(make_machine)
-compiled = pytest.fixture(scope="module")(make_compiled)
-
-
-# ---- npu-smi ---------------------------------------------------------------------------------------------------------
+# ---- npu-smi -------------------------------------------------------------------------------------
 
 
 def test_npu_smi_standin_prints_the_sample_and_refuses_other_arguments(machine: Machine) -> None:
@@ -52,7 +48,7 @@ def test_npu_smi_standin_prints_the_sample_and_refuses_other_arguments(machine: 
     assert start(environment, work, "npu-smi", "info", "-x").returncode != 0
 
 
-# ---- atc -------------------------------------------------------------------------------------------------------------
+# ---- atc -----------------------------------------------------------------------------------------
 
 
 def test_atc_standin_writes_all_that_atc_writes(machine: Machine) -> None:
@@ -74,7 +70,7 @@ def test_atc_standin_writes_all_that_atc_writes(machine: Machine) -> None:
 def save_odd_networks(work: Path) -> None:
     """One ONNX file per thing that CANN's parsers refuse."""
 
-    def change(name: str, operator: str, **attributes: object) -> None:
+    def change(name: str, operator: str, **attributes: Any) -> None:
         model = onnx.load(str(work / "net.onnx"))
         model.graph.node[1].CopyFrom(
             onnx.helper.make_node(operator, ["conv"], ["relu"], name="relu", **attributes)
@@ -114,7 +110,7 @@ def save_odd_networks(work: Path) -> None:
         ("--model=quant.onnx", "E10001: Scale and offset"),
         ("--input_fp16_nodes=absent", "E10001"),
         ("--keep_dtype=keep_conv.txt", "conv has no float32 kernel"),
-        ("--keep_dtype=keep_absent.txt", "absent is no operator"),
+        ("--keep_dtype=keep_absent.txt", "absent is not an operator"),
         ("--out_nodes=conv:0;class", "mixed"),
         ("--out_nodes=conv:1", "there is no output conv:1"),
         ("--precision_mode=must_keep_origin_dtype", "E40021"),
@@ -128,7 +124,7 @@ def save_odd_networks(work: Path) -> None:
     ],
 )
 def test_atc_standin_refuses(machine: Machine, change: str, code: str) -> None:
-    work = machine[1]
+    work = machine.folder
     whole = (work / "net.onnx").read_bytes()
     (work / "half.onnx").write_bytes(whole[: len(whole) // 2])
     (work / "with space.onnx").write_bytes(whole)
@@ -151,12 +147,12 @@ def test_atc_standin_refuses(machine: Machine, change: str, code: str) -> None:
 def test_atc_standin_reads_the_opsets_of_its_cann(
     machine: Machine, opset: int, cann: str, status: int
 ) -> None:
-    save_network(machine[1] / "net.onnx", opset=opset)
+    save_network(machine.folder / "net.onnx", opset=opset)
     assert atc_here(machine, *CONTRACT[1:], STANDIN_CANN=cann).returncode == status
 
 
 def test_atc_standin_refuses_float16_input_behind_aipp(machine: Machine) -> None:
-    (machine[1] / "aipp.cfg").write_text(AIPP + "}\n")
+    (machine.folder / "aipp.cfg").write_text(AIPP + "}\n")
     words = [*CONTRACT[1:], "--input_fp16_nodes=image"]
     assert atc_here(machine, *words).returncode == 0
     assert "E10034" in atc_here(machine, *words, "--insert_op_conf=aipp.cfg").stdout
@@ -169,10 +165,10 @@ def test_atc_standin_says_where_each_operator_runs(machine: Machine) -> None:
     )
 
 
-def test_float16_device_of_the_standin_rounds_every_result_and_hands_out_any_node(
+def test_the_float16_device_rounds_every_result_and_hands_out_any_node(
     machine: Machine,
 ) -> None:
-    (machine[1] / "keep.txt").write_text("OpType::Relu\n")
+    (machine.folder / "keep.txt").write_text("OpType::Relu\n")
     images = np.random.RandomState(2).rand(1, 3, SIZE, SIZE).astype(np.float32)
     found = {}
     for name, words in (("half", []), ("kept", ["--keep_dtype=keep.txt"])):
@@ -180,15 +176,15 @@ def test_float16_device_of_the_standin_rounds_every_result_and_hands_out_any_nod
             machine, *CONTRACT[1:], "--out_nodes=conv:0;class:0", *words, STANDIN_DEVICE="float16"
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        model = read_om(str(machine[1] / "net_bs1.om"))[1]
+        model = read_om(str(machine.folder / "net_bs1.om"))[1]
         found[name] = onnx_outputs(model, images)
     conv, logits = found["half"]
     assert conv.shape == (1, 8, 16, 16) and np.array_equal(
         conv, conv.astype(np.float16).astype(np.float32)
     )
     assert np.array_equal(logits, logits.astype(np.float16).astype(np.float32))
-    assert not np.array_equal(logits, onnx_scores(machine[1] / "net.onnx", images))
-    assert np.abs(logits - onnx_scores(machine[1] / "net.onnx", images)).max() < 0.01
+    assert not np.array_equal(logits, onnx_scores(machine.folder / "net.onnx", images))
+    assert np.abs(logits - onnx_scores(machine.folder / "net.onnx", images)).max() < 0.01
     assert np.array_equal(found["kept"][0], conv)
 
 
@@ -203,7 +199,7 @@ def test_atc_standin_fails_with_a_virtual_environment_first_on_its_path(
     done = start(dict(environment, PATH=path), work, *CONTRACT)
     assert done.returncode != 0 and "EC0010" in done.stdout
     done = start(
-        dict(environment, PATH=path), work, "python3", "-m", "ais_bench", "--model", "net_bs1.om"
+        dict(environment, PATH=path), work, *"python3 -m ais_bench --model net_bs1.om".split()
     )
     assert done.returncode != 0 and "No module named 'ais_bench'" in done.stderr
 
@@ -225,22 +221,22 @@ def test_atc_standin_fails_with_a_virtual_environment_first_on_its_path(
 def test_atc_standin_refuses_wrong_aipp_settings(
     machine: Machine, lines: str, complaint: str
 ) -> None:
-    (machine[1] / "aipp.cfg").write_text(AIPP + lines + "\n}\n")
+    (machine.folder / "aipp.cfg").write_text(AIPP + lines + "\n}\n")
     done = atc_here(machine, *CONTRACT[1:], "--insert_op_conf=aipp.cfg")
     assert done.returncode != 0 and complaint in done.stdout, done.stdout + done.stderr
 
 
-# ---- ais_bench -------------------------------------------------------------------------------------------------------
+# ---- ais_bench -----------------------------------------------------------------------------------
 
 
 def test_ais_bench_standin_writes_what_ais_bench_writes(machine: Machine, compiled: Path) -> None:
-    """Natural order, the last batch filled up, TXT as '%f ' per value, the summary's keys, the two printed lines."""
-    work = machine[1]
-    images = prepare(machine, compiled, 10)
+    """Natural order, a full last batch, TXT as '%f ' per value, summary keys, printed lines."""
+    work = machine.folder
+    images = put_model_and_images(machine, compiled, 10)
     (work / "in" / "note.md").write_text("ignored")
     (work / "result").mkdir(mode=0o750)
     (work / "result" / "stranger").write_text("stays")
-    done = infer(machine, *CONTRACT_INFER)
+    done = start_ais_bench(machine, *CONTRACT_INFER)
     assert done.returncode == 0, done.stderr
     expected = onnx_scores(work / "net.onnx", images)
     names = {f"i{number}_0.txt" for number in range(1, 11)}
@@ -250,22 +246,13 @@ def test_ais_bench_standin_writes_what_ais_bench_writes(machine: Machine, compil
         assert re.fullmatch(r"(-?\d+\.\d{6} ){10}\n", text)
         np.testing.assert_allclose(np.array(text.split(), float), expected[number - 1], atol=0.02)
     summary = json.loads((work / "result_summary.json").read_text())
-    assert set(summary) == {
-        "filesinfo",
-        "args",
-        "NPU_compute_time",
-        "H2D_latency",
-        "D2H_latency",
-        "throughput",
-        "npu_compute_time_list",
-        "pid",
-    }
+    assert set(summary) == SUMMARY_KEYS
     order = [summary["filesinfo"][str(index)]["infiles"] for index in range(10)]
     assert order == [[f"in/i{number}.bin"] for number in range(1, 11)]
     assert summary["filesinfo"]["9"]["outfiles"] == ["./result/i10_0.txt"]
     times = summary["NPU_compute_time"]
     assert (
-        set(times) == {"min", "max", "mean", "median", "percentile(99%)", "count"}
+        set(times) == set("min max mean median percentile(99%) count".split())
         and times["count"] == 3
     )
     assert summary["throughput"] == pytest.approx(4000 / times["mean"])
@@ -281,11 +268,11 @@ def test_ais_bench_standin_writes_what_ais_bench_writes(machine: Machine, compil
 def test_ais_bench_standin_overwrites_what_agrees_up_to_the_first_dot(
     machine: Machine, compiled: Path
 ) -> None:
-    work = machine[1]
-    images = prepare(machine, compiled, 2)
+    work = machine.folder
+    images = put_model_and_images(machine, compiled, 2)
     images[0].tofile(str(work / "in" / "a.x.bin"))
     np.save(str(work / "in" / "a.y.npy"), images[1])
-    done = infer(machine, *CONTRACT_INFER)
+    done = start_ais_bench(machine, *CONTRACT_INFER)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (work / "result").iterdir()} == {
         "a_0.txt",
@@ -296,29 +283,22 @@ def test_ais_bench_standin_overwrites_what_agrees_up_to_the_first_dot(
 
 
 def test_ais_bench_standin_measures_pure_inference(machine: Machine, compiled: Path) -> None:
-    prepare(machine, compiled)
-    work = machine[1]
-    done = infer(
+    put_model_and_images(machine, compiled)
+    work = machine.folder
+    done = start_ais_bench(
         machine,
-        "--model=net_bs4.om",
-        "--loop=20",
-        "--batchsize=4",
-        "--output=./",
-        "--output_dirname=pure",
+        *"--model=net_bs4.om --loop=20 --batchsize=4 --output=./ --output_dirname=pure".split(),
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((work / "pure_summary.json").read_text())["NPU_compute_time"]["count"] == 20
     zeros = onnx_scores(work / "net.onnx", np.zeros((4, 3, SIZE, SIZE), np.float32))
     written = np.fromfile(str(work / "pure" / "pure_infer_data_0.bin"), np.float32)
     np.testing.assert_allclose(written.reshape(4, 10), zeros, atol=0.02)
-    assert infer(machine, "--model=net_bs4.om", "--loop=2").returncode == 0
-    assert sorted(path.name for path in work.iterdir()) == [
-        "in",
-        "net.onnx",
-        "net_bs4.om",
-        "pure",
-        "pure_summary.json",
-    ]
+    assert start_ais_bench(machine, "--model=net_bs4.om", "--loop=2").returncode == 0
+    assert (
+        sorted(path.name for path in work.iterdir())
+        == "in net.onnx net_bs4.om pure pure_summary.json".split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -362,8 +342,8 @@ def test_ais_bench_standin_measures_pure_inference(machine: Machine, compiled: P
 def test_ais_bench_standin_refuses(
     machine: Machine, compiled: Path, words: str, complaint: str
 ) -> None:
-    work = machine[1]
-    images = prepare(machine, compiled, 1)
+    work = machine.folder
+    images = put_model_and_images(machine, compiled, 1)
     om = compiled.read_bytes()
     for name, data, mode in (
         ("half.om", om[:-9], 0o640),
@@ -388,20 +368,20 @@ def test_ais_bench_standin_refuses(
         (work / name).chmod(mode)
     (work / "short" / "i1.bin").write_bytes(b"12345")
     images[0].tofile(str(work / "names" / "a b.bin"))
-    done = infer_here(machine, *shlex.split(words))
+    done = ais_bench_here(machine, *shlex.split(words))
     assert done.returncode != 0 and complaint in done.stdout + done.stderr, (
         done.stdout + done.stderr
     )
 
 
 def test_the_standins_refuse_on_the_command_line_too(machine: Machine, compiled: Path) -> None:
-    prepare(machine, compiled, 1)
-    (machine[1] / "link.om").symlink_to("net_bs4.om")
+    put_model_and_images(machine, compiled, 1)
+    (machine.folder / "link.om").symlink_to("net_bs4.om")
     done = start(*machine, *CONTRACT[:-1], "--soc_version=310P3")
     assert done.returncode == 255 and "E10001" in done.stdout
-    done = infer(machine, "--model", "link.om")
+    done = start_ais_bench(machine, "--model", "link.om")
     assert done.returncode == 2 and "symbolic link" in done.stdout
-    done = infer(machine, "--model", "net_bs4.om", "--device", "2")
+    done = start_ais_bench(machine, *"--model net_bs4.om --device 2".split())
     assert (
         done.returncode == 1
         and "107001" in done.stdout
@@ -411,18 +391,14 @@ def test_the_standins_refuse_on_the_command_line_too(machine: Machine, compiled:
 
 def test_ais_bench_standin_of_the_newest_generation(machine: Machine, compiled: Path) -> None:
     """Hyphens, bare switches, P99, a table, refusals in a box."""
-    work = machine[1]
-    prepare(machine, compiled, 5)
+    work = machine.folder
+    put_model_and_images(machine, compiled, 5)
     newest = {"STANDIN_AIS_BENCH": "newest", "COLUMNS": "100"}
-    words = ["--model", "net_bs4.om", "--input", "in", "--output", "./"]
-    done = infer(
+    words = "--model net_bs4.om --input in --output ./".split()
+    done = start_ais_bench(
         machine,
         *words,
-        "--output-dirname",
-        "r",
-        "--display-all-summary",
-        "--outfmt",
-        "NPY",
+        *"--output-dirname r --display-all-summary --outfmt NPY".split(),
         **newest,
     )
     assert done.returncode == 0 and "[INFO] Throughput 1000*" in done.stdout, (
@@ -432,13 +408,13 @@ def test_ais_bench_standin_of_the_newest_generation(machine: Machine, compiled: 
         re.search(r"│ NPU_compute_time \(ms\) +│", done.stdout) and "percentile" not in done.stdout
     )
     times = json.loads((work / "r_summary.json").read_text())["NPU_compute_time"]
-    assert set(times) == {"min", "max", "mean", "median", "P99", "count"}
+    assert set(times) == set("min max mean median P99 count".split())
     assert np.load(str(work / "r" / "i5_0.npy")).shape == (1, 10)
-    done = infer(machine, *words, "--output_dirname", "s", **newest)
+    done = start_ais_bench(machine, *words, "--output_dirname", "s", **newest)
     assert done.returncode == 2 and re.search(
         r"╭─ Error ─+╮\n│ No such option: --output_dirname +│", done.stderr
     )
-    done = infer(machine, *words, "--device", "7", **newest)
+    done = start_ais_bench(machine, *words, "--device", "7", **newest)
     assert (
         done.returncode == 1
         and "107001" in done.stdout
@@ -452,14 +428,14 @@ def test_ais_bench_standin_of_the_newest_generation(machine: Machine, compiled: 
 def test_ais_bench_standin_refuses_a_stray_file_in_the_input_folder(
     machine: Machine, compiled: Path, stray: str, complaint: str
 ) -> None:
-    work = machine[1]
-    prepare(machine, compiled, 1)
+    work = machine.folder
+    put_model_and_images(machine, compiled, 1)
     if stray == "link":
         (work / "in" / stray).symlink_to("i1.bin")
     else:
         (work / "in" / stray).write_text("")
         (work / "in" / stray).chmod(0o660 if stray == "open" else 0o640)
-    done = infer_here(machine, *CONTRACT_INFER)
+    done = ais_bench_here(machine, *CONTRACT_INFER)
     assert (
         done.returncode == 1
         and complaint in done.stdout
@@ -470,13 +446,13 @@ def test_ais_bench_standin_refuses_a_stray_file_in_the_input_folder(
 def test_ais_bench_standin_looks_at_the_result_folder_from_the_current_one(
     machine: Machine, compiled: Path
 ) -> None:
-    work = machine[1]
-    prepare(machine, compiled, 1)
+    work = machine.folder
+    put_model_and_images(machine, compiled, 1)
     (work / "out").mkdir(mode=0o750)
     (work / "result").mkdir()
     (work / "result").chmod(0o755)
     words = [*CONTRACT_INFER[:5], "out", *CONTRACT_INFER[6:]]
-    done = infer_here(machine, *words)
+    done = ais_bench_here(machine, *words)
     assert done.returncode == 2 and f"path {work}/result is too open" in done.stdout
 
 
@@ -493,10 +469,12 @@ def test_ais_bench_standin_looks_at_the_result_folder_from_the_current_one(
 def test_ais_bench_standin_infers_everything_on_each_of_several_devices(
     machine: Machine, compiled: Path, generation: str, names: "set[str]"
 ) -> None:
-    prepare(machine, compiled, 2)
-    done = infer(machine, *CONTRACT_INFER[:-2], "--device", "0,1", STANDIN_AIS_BENCH=generation)
+    put_model_and_images(machine, compiled, 2)
+    done = start_ais_bench(
+        machine, *CONTRACT_INFER[:-2], "--device", "0,1", STANDIN_AIS_BENCH=generation
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {path.name for path in (machine[1] / "result").iterdir()} == names
+    assert {path.name for path in (machine.folder / "result").iterdir()} == names
     for word in (
         "i:0 device_0 throughput:",
         "i:1 device_1 throughput:",
@@ -506,23 +484,16 @@ def test_ais_bench_standin_infers_everything_on_each_of_several_devices(
 
 
 def test_ais_bench_standin_of_0_0_2_checks_no_paths(machine: Machine, compiled: Path) -> None:
-    work = machine[1]
-    prepare(machine, compiled, 1)
+    work = machine.folder
+    put_model_and_images(machine, compiled, 1)
     (work / "link.om").symlink_to("net_bs4.om")
     (work / "out 755").mkdir(mode=0o755)
     words = [
-        "--model",
-        "link.om",
-        "--input",
-        "in",
-        "--output",
+        *"--model link.om --input in --output".split(),
         "out 755",
-        "--output_dirname",
-        "r",
-        "--debug",
-        "1",
+        *"--output_dirname r --debug 1".split(),
     ]
-    done = infer(machine, *words, STANDIN_AIS_BENCH="0.0.2")
+    done = start_ais_bench(machine, *words, STANDIN_AIS_BENCH="0.0.2")
     assert done.returncode == 0 and (work / "out 755" / "r" / "i1_0.bin").stat().st_size == 40, (
         done.stderr
     )
@@ -530,23 +501,23 @@ def test_ais_bench_standin_of_0_0_2_checks_no_paths(machine: Machine, compiled: 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_ais_bench_standin_refuses_a_strangers_file(machine: Machine, compiled: Path) -> None:
-    prepare(machine, compiled)
-    os.chown(str(machine[1] / "net_bs4.om"), 54321, 54321)
-    done = infer_here(machine, "--model", "net_bs4.om")
+    put_model_and_images(machine, compiled)
+    os.chown(str(machine.folder / "net_bs4.om"), 54321, 54321)
+    done = ais_bench_here(machine, "--model", "net_bs4.om")
     assert done.returncode != 0 and "not owned" in done.stdout
 
 
 def test_ais_bench_standin_refuses_a_model_for_another_chip(
     machine: Machine, compiled: Path
 ) -> None:
-    prepare(machine, compiled)
-    done = infer_here(machine, "--model", "net_bs4.om", STANDIN_NPU_SMI="910B4")
+    put_model_and_images(machine, compiled)
+    done = ais_bench_here(machine, "--model", "net_bs4.om", STANDIN_NPU_SMI="910B4")
     assert done.returncode != 0 and "compiled for Ascend310P3" in done.stdout
 
 
 def test_uint8_images_go_through_aipp_on_the_standin(machine: Machine) -> None:
     """Scaled by 1/255 inside the model, they give what the scaled floats give."""
-    work = machine[1]
+    work = machine.folder
     (work / "aipp.cfg").write_text(
         AIPP + "".join(f" var_reci_chn_{i} : 0.003921568627451\n" for i in range(3)) + "}\n"
     )
@@ -555,8 +526,8 @@ def test_uint8_images_go_through_aipp_on_the_standin(machine: Machine) -> None:
     (work / "in").mkdir(mode=0o750)
     pixels = np.random.RandomState(2).randint(0, 256, (1, SIZE, SIZE, 3)).astype(np.uint8)
     pixels.tofile(str(work / "in" / "p.bin"))
-    done = infer_here(
-        machine, "--model", "net_bs1.om", "--input", "in", "--output", "./", "--output_dirname", "r"
+    done = ais_bench_here(
+        machine, *"--model net_bs1.om --input in --output ./ --output_dirname r".split()
     )
     assert done.returncode == 0, done.stderr
     expected = onnx_scores(work / "net.onnx", pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255)
@@ -566,14 +537,14 @@ def test_uint8_images_go_through_aipp_on_the_standin(machine: Machine) -> None:
 
 
 def test_faults_of_the_ais_bench_standin(machine: Machine, compiled: Path) -> None:
-    work = machine[1]
-    prepare(machine, compiled, 10)
-    done = infer(machine, *CONTRACT_INFER, STANDIN_FAULT="ais-crash=2")
+    work = machine.folder
+    put_model_and_images(machine, compiled, 10)
+    done = start_ais_bench(machine, *CONTRACT_INFER, STANDIN_FAULT="ais-crash=2")
     assert done.returncode != 0 and "507011" in done.stdout
     assert (
         len(list((work / "result").iterdir())) == 8 and not (work / "result_summary.json").exists()
     )
-    done = infer_here(
+    done = ais_bench_here(
         machine, *CONTRACT_INFER[:-3], "fewer", "--outfmt", "TXT", STANDIN_FAULT="ais-missing=3"
     )
     assert done.returncode == 0 and len(list((work / "fewer").iterdir())) == 7

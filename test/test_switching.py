@@ -1,4 +1,7 @@
-"""Options switched at random in one folder: every result is that of a fresh one. test/switching.py does it for real."""
+"""Options switched at random in one folder: every result is that of a fresh folder.
+
+test/switching.py does it with the real pipeline.
+"""
 
 import contextlib
 import hashlib
@@ -35,7 +38,7 @@ def call(main: Any, name: str, *words: object) -> None:
 
 @pytest.fixture(scope="session")
 def inputs(shared: Shared) -> Path:
-    """Two data sets of 6 coloured images that share names, their labels, and a tiny network for each size."""
+    """Two data sets of 6 coloured images with the same names, and a tiny network for each size."""
 
     def make(folder: Path) -> None:
         for data, labels in (("a", [0, 1, 2, 0, 1, 2]), ("b", [2, 1, 0, 0, 0, 0])):
@@ -57,7 +60,7 @@ def inputs(shared: Shared) -> Path:
     return shared("switching", make)
 
 
-def run(inputs: Path, work: Path, options: Dict[str, Any]) -> Dict[str, str]:
+def switched_run(inputs: Path, work: Path, options: Dict[str, Any]) -> Dict[str, str]:
     """The chain with these options; {name: SHA-256} of the results and the accuracy."""
     side, data = options["side"], inputs / options["data"]
     settings = {
@@ -113,25 +116,20 @@ def run(inputs: Path, work: Path, options: Dict[str, Any]) -> Dict[str, str]:
 
 def damage(work: Path, dice: random.Random) -> None:
     """Cut or overwrite one product in place, and leave its time as it was."""
-    path = dice.choice(
-        sorted(
-            found
-            for pattern in ("prep*/*.bin", "result/*", "acc.json")
-            for found in work.glob(pattern)
-        )
-    )
+    paths: List[Path] = []
+    for pattern in ("prep*/*.bin", "result/*", "acc.json"):
+        paths += work.glob(pattern)
+    path = dice.choice(sorted(paths))
     status, data = path.stat(), path.read_bytes()
-    path.write_bytes(
-        data[: len(data) // 2]
-        if dice.random() < 0.5
-        else b"{" * len(data)
-        if path.suffix == ".bin"
-        else data[:1] + bytes(len(data) - 1)
-    )
-    if (
-        path.name == "acc.json"
-    ):  # has no record: of such a file only the beginning tells whose it is
-        path.write_bytes(data[: len(data) // 2])
+    is_cut = dice.random() < 0.5
+    # acc.json has no record: only the beginning of such a file says whose it is
+    if is_cut or path.name == "acc.json":
+        damaged = data[: len(data) // 2]
+    elif path.suffix == ".bin":
+        damaged = b"{" * len(data)
+    else:
+        damaged = data[:1] + bytes(len(data) - 1)
+    path.write_bytes(damaged)
     os.utime(str(path), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
@@ -139,7 +137,8 @@ def damage(work: Path, dice: random.Random) -> None:
 def test_options_switched_at_random_give_what_a_fresh_folder_gives(
     inputs: Path, tmp_path: Path
 ) -> None:
-    dice, fresh = random.Random(15), {}  # type: random.Random, Dict[str, Dict[str, str]]
+    dice = random.Random(15)
+    fresh: Dict[str, Dict[str, str]] = {}
     choices: Dict[str, List[Any]] = {
         "side": list(SIDES),
         "data": ["a", "b"],
@@ -156,6 +155,6 @@ def test_options_switched_at_random_give_what_a_fresh_folder_gives(
             damage(tmp_path / "work", dice)
         key = repr(sorted(options.items()))
         if key not in fresh:
-            fresh[key] = run(inputs, tmp_path / "fresh", options)
+            fresh[key] = switched_run(inputs, tmp_path / "fresh", options)
             shutil.rmtree(str(tmp_path / "fresh"))
-        assert run(inputs, tmp_path / "work", options) == fresh[key], (step, options)
+        assert switched_run(inputs, tmp_path / "work", options) == fresh[key], (step, options)

@@ -23,16 +23,14 @@ from ascend.helpers import (
     Machine,
     atc_here,
     calls,
-    infer_here,
+    ais_bench_here,
     load,
-    make_machine,
     save_images,
     save_tiny_tresnet,
     start_here,
 )
 from conftest import ROOT
 
-machine = pytest.fixture(make_machine)
 pytestmark = pytest.mark.slow
 STEMS = ("conv4", "conv12", "space-to-depth")
 MAINS = {
@@ -85,14 +83,14 @@ def run_tune(
 
     def start_tool(command: List[str], log: str, cwd: str = "", **_: Any) -> Ended:
         words = list(map(str, command))
-        here = (machine[0], Path(cwd) if cwd else machine[1])
+        here = machine._replace(folder=Path(cwd) if cwd else machine.folder)
         script = Path(words[1]).name
         if words[0] == "atc":
             done = atc_here(here, *words[1:], **switches)
         elif words[0] == "amct_onnx":
             done = start_here(load(HERE / "amct.py").main, machine[0], here[1], *words)
         elif "ais_bench" in words:
-            done = infer_here(here, *words[3:], **switches)
+            done = ais_bench_here(here, *words[3:], **switches)
         else:
             done = start_here(MAINS[script].main, machine[0], here[1], script, *words[2:])
         Path(log).write_text(done.stdout + done.stderr)

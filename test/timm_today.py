@@ -1,10 +1,11 @@
-"""timm itself, in a process of its own: what the tests hold the pixels and tresnet_v2_l against.
+"""timm itself, in a process of its own: the tests compare the pixels and tresnet_v2_l with it.
 
     python test/timm_today.py TIMM TORCHVISION transform CASES.json OUT.json
     python test/timm_today.py TIMM TORCHVISION v2_l FOLDER
 
-TIMM is a folder that holds timm/: the pinned source package 0.4.5, or today's wheel. Of torchvision only the Python
-files of `transforms` run: the package itself refuses to be imported beside a PyTorch that was built for the CPU alone.
+TIMM is a folder that holds timm/: the pinned source package 0.4.5, or today's wheel. Of torchvision
+only the Python files of `transforms` run: the package itself refuses to be imported beside a
+PyTorch that was built for the CPU alone.
 """
 
 import hashlib
@@ -15,39 +16,34 @@ import sys
 import types
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Dict
 
-TIMM = ("timm==1.0.31", "5bd50f7d0fe6d09bf9285ac2523234a1b7e6bf075c0be3e7aed09139fcb617c7")
-TORCHVISION = (
-    "torchvision==0.29.1",
-    "2cb678029a5dd45afbbfa662fce49736827d52be33242b5a8a731e0db02ccdf5",
-)
-ONE_WHEEL = (
-    "--platform",
-    "manylinux_2_28_x86_64",
-    "--python-version",
-    "3.11",
-    "--only-binary",
-    ":all:",
-)
+TIMM = "timm==1.0.31"
+TIMM_SHA256 = "5bd50f7d0fe6d09bf9285ac2523234a1b7e6bf075c0be3e7aed09139fcb617c7"
+TORCHVISION = "torchvision==0.29.1"
+TORCHVISION_SHA256 = "2cb678029a5dd45afbbfa662fce49736827d52be33242b5a8a731e0db02ccdf5"
+ONE_WHEEL = [
+    *["--platform", "manylinux_2_28_x86_64", "--python-version", "3.11"],
+    *["--only-binary", ":all:"],
+]
 CLASSES = 11221
 
 
 def fetch(folder: Path) -> None:
-    """Unzip both wheels, checked against their SHA-256, into folder/timm-today and folder/torchvision."""
+    """Unzip both wheels into folder/timm-today and folder/torchvision; checks their SHA-256."""
     from common.core.environment import download
 
-    for (package, sha256), name, options in (
-        (TIMM, "timm-today", ()),
-        (TORCHVISION, "torchvision", ONE_WHEEL),
+    for package, sha256, name, options in (
+        (TIMM, TIMM_SHA256, "timm-today", []),
+        (TORCHVISION, TORCHVISION_SHA256, "torchvision", ONE_WHEEL),
     ):
-        place = folder / f"{name}-wheel"
-        place.mkdir()
-        with zipfile.ZipFile(download(package, sha256, str(place), *options)) as wheel:
+        downloads = folder / f"{name}-wheel"
+        downloads.mkdir()
+        with zipfile.ZipFile(download(package, sha256, str(downloads), *options)) as wheel:
             wheel.extractall(str(folder / name))
 
 
-def run(timm: Path, wheels: Path, *words: object) -> None:
+def run_timm(timm: Path, wheels: Path, *words: object) -> None:
     """This file as a program; `wheels` is the folder that fetch() filled."""
     subprocess.run(
         [sys.executable, __file__, str(timm), str(wheels / "torchvision"), *map(str, words)],
@@ -56,7 +52,7 @@ def run(timm: Path, wheels: Path, *words: object) -> None:
 
 
 def in_two_passes() -> None:
-    """Pillow 13 resizes tall images the vertical way first, which rounds otherwise than any Pillow before."""
+    """Let Pillow resize horizontally first: Pillow 13 does not always, and rounds otherwise."""
     from PIL import Image
 
     resize = Image.Image.resize
@@ -64,36 +60,36 @@ def in_two_passes() -> None:
     def horizontal_first(
         image: Any, size: Any, resample: Any = None, *more: Any, **options: Any
     ) -> Any:
-        return resize(
-            resize(image, (size[0], image.height), resample),
-            tuple(size),
-            resample,
-            *more,
-            **options,
-        )
+        wide = resize(image, (size[0], image.height), resample)
+        return resize(wide, tuple(size), resample, *more, **options)
 
-    Image.Image.resize = horizontal_first  # type: ignore[method-assign]
+    setattr(Image.Image, "resize", horizontal_first)  # noqa: B010 - of a class that is typed
 
 
 def transform(cases: str, out: str) -> None:
-    """{case: SHA-256 of the float32 tensor} of [{"case", "path", "img_size", "crop_pct", ...}], by timm's transform."""
+    """Write the SHA-256 of the float32 tensor of each case, by timm's transform: {case: SHA-256}.
+
+    cases: a file with [{"case", "path", "img_size", "crop_pct", ...}].
+    """
     import timm.data.transforms_factory as factory
     from PIL import Image
 
     in_two_passes()
-    found = {}
+    digests = {}
     for case in json.loads(Path(cases).read_text()):
         name, path = case.pop("case"), case.pop("path")
-        made = factory.transforms_imagenet_eval(**case)
+        evaluate = factory.transforms_imagenet_eval(**case)
         with Image.open(path) as image:
-            found[name] = hashlib.sha256(
-                made(image.convert("RGB")).numpy().astype("<f4").tobytes()
-            ).hexdigest()
-    Path(out).write_text(json.dumps(found))
+            tensor = evaluate(image.convert("RGB"))
+        digests[name] = hashlib.sha256(tensor.numpy().astype("<f4").tobytes()).hexdigest()
+    Path(out).write_text(json.dumps(digests))
 
 
 def v2_l(folder: str) -> None:
-    """Seeded weights for tresnet_v2_l as weights.pth, two images and their logits as images.npy and logits.npy."""
+    """Write seeded weights for tresnet_v2_l, two images and their logits.
+
+    They are FOLDER/weights.pth, images.npy and logits.npy.
+    """
     import numpy as np
     import timm
     import torch
@@ -120,13 +116,17 @@ def v2_l(folder: str) -> None:
     np.save(os.path.join(folder, "logits.npy"), logits)
 
 
-if __name__ == "__main__":
-    sys.path[:0] = [
-        sys.argv[1],
-        os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "golden"),
-    ]
+def main() -> None:
+    timm, torchvision, task, *words = sys.argv[1:]
+    golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "golden")
+    sys.path[:0] = [timm, golden]
     package = types.ModuleType("torchvision")
-    package.__path__ = [os.path.join(sys.argv[2], "torchvision")]
-    package.__version__ = TORCHVISION[0].split("==")[1]  # type: ignore[attr-defined]
+    package.__path__ = [os.path.join(torchvision, "torchvision")]
+    package.__dict__["__version__"] = TORCHVISION.split("==")[1]
     sys.modules["torchvision"] = package
-    {"transform": transform, "v2_l": v2_l}[sys.argv[3]](*sys.argv[4:])
+    tasks: Dict[str, Callable[..., None]] = {"transform": transform, "v2_l": v2_l}
+    tasks[task](*words)
+
+
+if __name__ == "__main__":
+    main()

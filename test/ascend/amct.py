@@ -1,6 +1,7 @@
-"""Stand-in of AMCT's command `amct_onnx calibration`: int8 weights and AscendQuant, AscendDequant around each layer.
+"""Stand-in of AMCT's command `amct_onnx calibration`.
 
-As strict as the real one about flags, shapes, types and quant.cfg. Activations are quantised symmetrically by the
+It makes int8 weights, with AscendQuant and AscendDequant around each layer, and is as strict as the
+real one about flags, shapes, types and quant.cfg. Activations are quantised symmetrically by the
 largest value on the calibration data, weights by output channel. Started by bin/amct_onnx.
 """
 
@@ -97,12 +98,13 @@ def read_data(flags: Dict[str, str], model: Any, batch_num: int) -> Tuple[str, A
         or any(size and size != given for size, given in zip(sizes, shape))
     ):
         fail(
-            f"--input_shape {flags['input_shape']!r} does not match the model's {value.name}:{sizes}"
+            f"--input_shape {flags['input_shape']!r} does not match the model's "
+            f"{value.name}:{sizes}"
         )
     if flags["data_types"] != "float32":
         fail(f"--data_types {flags['data_types']!r} is not the type of the model's inputs")
     if not os.path.isdir(flags["data_dir"]):
-        fail(f"--data_dir {flags['data_dir']!r} is no folder")
+        fail(f"--data_dir {flags['data_dir']!r} is not a folder")
     names = sorted(os.listdir(flags["data_dir"]))
     wrong = [
         name
@@ -146,6 +148,28 @@ def largest_values(model: Any, tensors: List[str], name: str, data: Any) -> Dict
     return {tensor: float(numpy.abs(array).max()) for tensor, array in found.items()}
 
 
+def quantise_weights(node: Any, tensors: Dict[str, Any], step: float) -> Any:
+    """Make the weights and the bias of a layer integers; the scale of its sums, float32.
+
+    step: of its inputs.
+    """
+    import numpy
+    from onnx import numpy_helper
+
+    weights = numpy_helper.to_array(tensors[node.input[1]])
+    axes = tuple(range(1, weights.ndim)) if node.op_type == "Conv" else None
+    steps = numpy.abs(weights).max(axis=axes, keepdims=True) / 127
+    steps[steps == 0] = 1
+    integers = numpy.clip(numpy.round(weights / steps), -128, 127).astype(numpy.int8)
+    tensors[node.input[1]].CopyFrom(numpy_helper.from_array(integers, node.input[1]))
+    scales = (steps.reshape(-1) * step).astype(numpy.float32)
+    if len(node.input) > 2:
+        bias = numpy_helper.to_array(tensors[node.input[2]])
+        integers = numpy.round(bias / scales.astype(numpy.float64)).astype(numpy.int32)
+        tensors[node.input[2]].CopyFrom(numpy_helper.from_array(integers, node.input[2]))
+    return scales
+
+
 def quantise(model: Any, names: List[str], largest: Dict[str, float]) -> None:
     """Put AscendQuant before and AscendDequant behind each layer, and int8 weights into it."""
     import numpy
@@ -157,45 +181,19 @@ def quantise(model: Any, names: List[str], largest: Dict[str, float]) -> None:
         if node.name not in names:
             nodes.append(node)
             continue
-        x, target = node.input[0], node.output[0]
-        step = (largest[x] or 1.0) / 127
-        nodes.append(
-            helper.make_node(
-                "AscendQuant",
-                [x],
-                [x + "_" + node.name + "_quant"],
-                name=node.name + "_quant",
-                scale=1 / step,
-                offset=0.0,
-                quant_bit=8,
-            )
+        source, target = node.input[0], node.output[0]
+        step = (largest[source] or 1.0) / 127
+        scales = quantise_weights(node, tensors, step).view(numpy.uint32).astype(numpy.uint64)
+        quantised, scale = f"{source}_{node.name}_quant", node.name + "_dequant_scale"
+        graph.initializer.append(numpy_helper.from_array(scales, scale))
+        node.input[0], node.output[0] = quantised, target + "_int32"
+        before = helper.make_node("AscendQuant", [source], [quantised], name=node.name + "_quant")
+        for word, value in (("scale", 1 / step), ("offset", 0.0), ("quant_bit", 8)):
+            before.attribute.append(helper.make_attribute(word, value))
+        after = helper.make_node(
+            "AscendDequant", [target + "_int32", scale], [target], name=node.name + "_dequant"
         )
-        weights = numpy_helper.to_array(tensors[node.input[1]])
-        axes = tuple(range(1, weights.ndim)) if node.op_type == "Conv" else None
-        steps = numpy.abs(weights).max(axis=axes, keepdims=True) / 127
-        steps[steps == 0] = 1
-        whole = numpy.clip(numpy.round(weights / steps), -128, 127).astype(numpy.int8)
-        scales = (steps.reshape(-1) * step).astype(numpy.float32)
-        tensors[node.input[1]].CopyFrom(numpy_helper.from_array(whole, node.input[1]))
-        if len(node.input) > 2:
-            bias = numpy_helper.to_array(tensors[node.input[2]])
-            whole = numpy.round(bias / scales.astype(numpy.float64)).astype(numpy.int32)
-            tensors[node.input[2]].CopyFrom(numpy_helper.from_array(whole, node.input[2]))
-        node.input[0], node.output[0] = x + "_" + node.name + "_quant", target + "_int32"
-        graph.initializer.append(
-            numpy_helper.from_array(
-                scales.view(numpy.uint32).astype(numpy.uint64), node.name + "_dequant_scale"
-            )
-        )
-        nodes += [
-            node,
-            helper.make_node(
-                "AscendDequant",
-                [target + "_int32", node.name + "_dequant_scale"],
-                [target],
-                name=node.name + "_dequant",
-            ),
-        ]
+        nodes += [before, node, after]
     del graph.node[:]
     graph.node.extend(nodes)
 

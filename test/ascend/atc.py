@@ -1,25 +1,27 @@
 """Stand-in of CANN's atc: makes an .om of an ONNX file, as strict about its input as the real one.
 
-Its .om holds the ONNX model with the batch fixed and the weights rounded to float16 (with STANDIN_DEVICE=float16 every
-result as well), as the 310P3 computes by default, and the AIPP settings; the stand-in of ais_bench runs it in ONNX
-Runtime. Started by bin/atc; the switches stand in python/ascend_standin.py, what it knows of graphs in
-python/atc_graph.py. E codes and their words follow what users report of the real tool; what has no known code gets
-E10001, "invalid value".
+Its .om holds the ONNX model with the batch fixed and the weights rounded to float16 (with
+STANDIN_DEVICE=float16 every result as well), as the 310P3 computes by default, and the AIPP
+settings; the stand-in of ais_bench runs it in ONNX Runtime. Started by bin/atc; the switches stand
+in python/ascend_standin.py, what it knows of graphs in python/atc_graph.py. E codes and their words
+follow what users report of the real tool; what has no known code gets E10001, "invalid value".
 """
 
+import functools
 import json
 import os
 import platform
 import re
 import sys
 import time
-from typing import Any, Dict, List, NoReturn, Set
+from typing import Any, Dict, List, NoReturn, Set, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "python"))
 import atc_graph  # noqa: E402
 from ascend_standin import fault, log_call, write_om  # noqa: E402
 
-# Values that a flag admits; None: checked below. atc has more flags, which this stand-in does not know and so refuses.
+# Values that a flag admits; None: checked below. atc has more flags, which this stand-in does not
+# know and so refuses.
 FLAGS = {
     "mode": ("0",),
     "framework": ("5",),
@@ -51,11 +53,6 @@ SOC_VERSIONS = re.compile(
     r"Ascend(310|310B[1-4]|310P[1357]|910|910[AB]|910Pro[AB]|910B[1-4](-1)?|910B2C|910_93\d\d)"
 )
 PATH_CHARACTERS = re.compile(r"[A-Za-z0-9_./-]+")
-AIPP_CHANNEL = {
-    "min_chn": float,
-    "mean_chn": int,
-    "var_reci_chn": float,
-}  # each with _0, _1, _2; mean_chn is an int32
 
 
 def fail(code: str, text: str) -> NoReturn:
@@ -159,13 +156,15 @@ def fix_shapes(model: Any, argument: str) -> int:
         if not match:
             fail(
                 "E10002",
-                f"Value [{argument}] for parameter [--input_shape] is invalid. Reason: it must be formatted "
+                f"Value [{argument}] for parameter [--input_shape] is invalid. Reason: it must be "
+                f"formatted "
                 'as "input_name1:n1,c1,h1,w1;input_name2:n2,c2,h2,w2".',
             )
         if match.group(1) not in inputs:
             fail(
                 "E10016",
-                f"Opname [{match.group(1)}] specified in [--input_shape] is not found in the model. Confirm "
+                f"Opname [{match.group(1)}] specified in [--input_shape] is not found in the "
+                f"model. Confirm "
                 "whether this node name exists.",
             )
         given[match.group(1)] = [int(size) for size in match.group(2).split(",")]
@@ -194,7 +193,7 @@ def fix_shapes(model: Any, argument: str) -> int:
 
 
 def check_inputs(model: Any, flags: Dict[str, str]) -> None:
-    """Refuse --input_fp16_nodes for what is no input, or one with AIPP."""
+    """Refuse --input_fp16_nodes for other things than an input, and for one with AIPP."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value.name for value in model.graph.input if value.name not in weights]
     for name in filter(None, flags.get("input_fp16_nodes", "").split(";")):
@@ -207,87 +206,92 @@ def check_inputs(model: Any, flags: Dict[str, str]) -> None:
             )
 
 
-def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
-    """The settings of a static AIPP file for one input of height x width; whatever else it says is refused."""
+AIPP_KINDS: Dict[str, Any] = {
+    "aipp_mode": ("static",),
+    "input_format": ("RGB888_U8",),
+    "related_input_rank": int,
+    "src_image_size_w": int,
+    "src_image_size_h": int,
+    "crop": bool,
+    "load_start_pos_w": int,
+    "load_start_pos_h": int,
+    "crop_size_w": int,
+    "crop_size_h": int,
+    "csc_switch": bool,
+    "rbuv_swap_switch": bool,
+}
+for channel in range(3):
+    AIPP_KINDS[f"min_chn_{channel}"] = float
+    AIPP_KINDS[f"mean_chn_{channel}"] = int  # an int32
+    AIPP_KINDS[f"var_reci_chn_{channel}"] = float
+AIPP_LIMITS = {"min": (0, 255), "mean": (0, 255), "var": (-65504, 65504)}  # of others: 0 to 4096
+
+
+refuse_aipp = functools.partial(invalid, "insert_op_conf")
+
+
+def read_aipp_words(path: str) -> List[Tuple[str, str]]:
+    """The pairs (key, value) of an AIPP file as text."""
     with open(path, encoding="utf-8") as file:
         text = re.sub(r"#.*", "", file.read())
     match = re.fullmatch(r"\s*aipp_op\s*\{([^{}]*)\}\s*", text)
     if not match:
-        invalid("insert_op_conf", path, "Expected one block: aipp_op { ... }.")
-    words = re.findall(r"\s*(\w+)\s*:\s*([^\s:]+)", match.group(1))
-    if re.sub(r"\s*(\w+)\s*:\s*([^\s:]+)", "", match.group(1)).strip():
-        invalid("insert_op_conf", path, "Expected lines of the form `key : value`.")
-    kinds: Dict[str, Any] = {
-        "aipp_mode": ("static",),
-        "input_format": ("RGB888_U8",),
-        "related_input_rank": int,
-        "src_image_size_w": int,
-        "src_image_size_h": int,
-        "crop": bool,
-        "load_start_pos_w": int,
-        "load_start_pos_h": int,
-        "crop_size_w": int,
-        "crop_size_h": int,
-        "csc_switch": bool,
-        "rbuv_swap_switch": bool,
-    }
-    kinds.update(
-        {f"{name}_{channel}": kind for name, kind in AIPP_CHANNEL.items() for channel in range(3)}
-    )
-    found: Dict[str, Any] = {}
-    for key, word in words:
-        if key not in kinds:
-            invalid("insert_op_conf", key, "AIPP has no such key.")
-        if key in found:
-            invalid("insert_op_conf", key, "The key stands there twice.")
-        kind = kinds[key]
-        try:
-            found[key] = (
-                {"true": True, "false": False}[word]
-                if kind is bool
-                else word
-                if isinstance(kind, tuple)
-                else kind(word)
-            )
-        except (KeyError, ValueError):
-            invalid("insert_op_conf", f"{key}: {word}", f"It must be of type {kind.__name__}.")
-        if isinstance(kind, tuple) and word not in kind:
-            invalid("insert_op_conf", f"{key}: {word}", f"This stand-in knows {' or '.join(kind)}.")
-        low, high = (
-            {"m": (0, 255), "v": (-65504, 65504)}.get(key[0], (0, 4096))
-            if kind in (int, float)
-            else (0, 1)
-        )
-        if kind in (int, float) and not low <= found[key] <= high:
-            invalid("insert_op_conf", f"{key}: {word}", f"It must lie between {low} and {high}.")
+        refuse_aipp(path, "Expected one block: aipp_op { ... }.")
+    pair = r"\s*(\w+)\s*:\s*([^\s:]+)"
+    if re.sub(pair, "", match.group(1)).strip():
+        refuse_aipp(path, "Expected lines of the form `key : value`.")
+    return re.findall(pair, match.group(1))
+
+
+def aipp_value(key: str, word: str) -> Any:
+    """The value of a key of an AIPP file, checked."""
+    kind, pair = AIPP_KINDS[key], f"{key}: {word}"
+    if isinstance(kind, tuple):
+        if word not in kind:
+            refuse_aipp(pair, f"This stand-in knows {' or '.join(kind)}.")
+        return word
+    try:
+        value = {"true": True, "false": False}[word] if kind is bool else kind(word)
+    except (KeyError, ValueError):
+        refuse_aipp(pair, f"It must be of type {kind.__name__}.")
+    low, high = AIPP_LIMITS.get(key.split("_")[0], (0, 4096))
+    if not low <= value <= high:
+        refuse_aipp(pair, f"It must lie between {low} and {high}.")
+    return value
+
+
+def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
+    """The settings of a static AIPP file for one input of height x width; others are refused."""
+    settings: Dict[str, Any] = {}
+    for key, word in read_aipp_words(path):
+        if key not in AIPP_KINDS:
+            refuse_aipp(key, "AIPP has no such key.")
+        if key in settings:
+            refuse_aipp(key, "The key is there twice.")
+        settings[key] = aipp_value(key, word)
     for key in ("aipp_mode", "input_format"):
-        if key not in found:
-            invalid("insert_op_conf", path, f"{key} is missing.")
-    if found.get("related_input_rank", 0) != 0:
-        invalid("insert_op_conf", path, "related_input_rank is not an input of the model.")
-    if found.get("csc_switch", False):
-        invalid(
-            "insert_op_conf", path, "csc_switch converts YUV to RGB, but input_format is RGB888_U8."
-        )
-    size = (found.get("src_image_size_h", height), found.get("src_image_size_w", width))
-    if found.get("crop", False):
-        top, left = found.get("load_start_pos_h", 0), found.get("load_start_pos_w", 0)
-        box = (found.get("crop_size_h", height), found.get("crop_size_w", width))
+        if key not in settings:
+            refuse_aipp(path, f"{key} is missing.")
+    if settings.get("related_input_rank", 0) != 0:
+        refuse_aipp(path, "related_input_rank is not an input of the model.")
+    if settings.get("csc_switch", False):
+        reason = "csc_switch converts YUV to RGB, but input_format is RGB888_U8."
+        refuse_aipp(path, reason)
+    size = (settings.get("src_image_size_h", height), settings.get("src_image_size_w", width))
+    box = size
+    if settings.get("crop", False):
+        top, left = settings.get("load_start_pos_h", 0), settings.get("load_start_pos_w", 0)
+        box = (settings.get("crop_size_h", height), settings.get("crop_size_w", width))
         if top + box[0] > size[0] or left + box[1] > size[1]:
-            invalid("insert_op_conf", path, "The crop reaches beyond the image.")
-    else:
-        box = size
+            refuse_aipp(path, "The crop reaches beyond the image.")
     if box != (height, width):
-        invalid(
-            "insert_op_conf",
-            path,
-            f"It gives {box[0]} x {box[1]} pixels, the model takes {height} x {width}.",
-        )
-    return dict(found, src_image_size_h=size[0], src_image_size_w=size[1])
+        reason = f"It gives {box[0]} x {box[1]} pixels, the model takes {height} x {width}."
+        refuse_aipp(path, reason)
+    return dict(settings, src_image_size_h=size[0], src_image_size_w=size[1])
 
 
 def set_precision(model: Any, flags: Dict[str, str]) -> None:
-    """Make the model compute as the flags have the card compute, with the faults that are switched on."""
+    """Make the model compute as the flags say, with the faults that are switched on."""
     mode = flags.get("precision_mode", "force_fp16")
     kept: Set[str] = set()
     quantised = any(node.op_type == "AscendQuant" for node in model.graph.node)
@@ -339,7 +343,7 @@ def main() -> None:
     check_inputs(model, flags)
     print(*atc_graph.places(model), sep="\n", flush=True)
     set_precision(model, flags)
-    os.makedirs("kernel_meta", exist_ok=True)  # in the working folder, whatever --output says
+    os.makedirs("kernel_meta", exist_ok=True)  # in the working folder, not in that of --output
     with open(
         os.path.join("kernel_meta", f"te_conv2d_{batch}.json"), "w", encoding="utf-8"
     ) as file:

@@ -6,20 +6,8 @@ from pathlib import Path
 from typing import Dict
 
 ATC_NEEDS = (
-    "attrs",
-    "cython",
-    "numpy",
-    "decorator",
-    "sympy",
-    "cffi",
-    "pyyaml",
-    "pathlib2",
-    "psutil",
-    "protobuf",
-    "scipy",
-    "requests",
-    "absl-py",
-)
+    "attrs cython numpy decorator sympy cffi pyyaml pathlib2 psutil protobuf scipy requests absl-py"
+).split()
 HERE = Path(__file__).resolve().parent
 HOST_PYTHON = os.path.join(
     sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -29,9 +17,9 @@ HOST_PYTHON = os.path.join(
 def ascend_environment(folder: Path, **switches: str) -> Dict[str, str]:
     """Environment variables under which npu-smi, atc and `python3 -m ais_bench` are the stand-ins.
 
-    `folder` gets a `host/python3` that is no virtual environment's, as on a machine where CANN is set up: it stands
-    first on the PATH after the stand-ins. `switches` are those of python/ascend_standin.py, for instance
-    STANDIN_FAULT="atc-fail=8".
+    `folder` gets a `host/python3` outside of virtual environments, as on a machine where CANN is
+    set up: it stands first on the PATH after the stand-ins. `switches` are those of
+    python/ascend_standin.py, for instance STANDIN_FAULT="atc-fail=8".
     """
     host = folder / "host"
     host.mkdir(parents=True, exist_ok=True)
@@ -53,7 +41,7 @@ def ascend_environment(folder: Path, **switches: str) -> Dict[str, str]:
 
 
 def give_host_packages(base: Path, numpy: str = "1.24.4") -> None:
-    """What atc needs, as installed packages of the user `base`: a virtual environment does not see those."""
+    """Install what atc needs for the user `base`; a virtual environment ignores it."""
     packages = base / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
     for name in ATC_NEEDS:
         version = numpy if name == "numpy" else "1.0"

@@ -1,4 +1,4 @@
-"""What the tests of the Ascend side share: a small network, a machine with a card, ways to start what runs there."""
+"""What the tests of the Ascend side share: small networks, a machine with a card, programs."""
 
 import contextlib
 import importlib.util
@@ -10,76 +10,83 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, List, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple
 from unittest import mock
 
 import numpy as np
-import pytest
 from ascend.environment import HERE, ascend_environment
 from conftest import ROOT
 
-Machine = Tuple[Dict[str, str], Path]  # what the fixture machine() gives
-Done = "subprocess.CompletedProcess[str]"
+if TYPE_CHECKING:
+    Done = subprocess.CompletedProcess[str]
+else:  # Python 3.7 knows no brackets there
+    Done = subprocess.CompletedProcess
 SIZE = 32
 CONTRACT = [
-    "atc",
-    "--framework=5",
-    "--model=net.onnx",
-    "--output=net_bs1",
-    "--input_format=NCHW",
+    *"atc --framework=5 --model=net.onnx --output=net_bs1 --input_format=NCHW".split(),
     f"--input_shape=image:1,3,{SIZE},{SIZE}",
     "--log=error",
     "--soc_version=Ascend310P3",
 ]
-CONTRACT_INFER = [
-    "--model",
-    "net_bs4.om",
-    "--input",
-    "in",
-    "--output",
-    "./",
-    "--output_dirname",
-    "result",
-    "--outfmt",
-    "TXT",
-]
+CONTRACT_INFER = (
+    "--model net_bs4.om --input in --output ./ --output_dirname result --outfmt TXT".split()
+)
+SUMMARY_KEYS = {
+    *"filesinfo args NPU_compute_time H2D_latency D2H_latency throughput".split(),
+    *"npu_compute_time_list pid".split(),
+}
 AIPP = "aipp_op {\n aipp_mode : static\n input_format : RGB888_U8\n related_input_rank : 0\n"
 
 
-# ---- a small network -------------------------------------------------------------------------------------------------
+class Machine(NamedTuple):
+    """A machine with an Ascend card, made of the stand-ins."""
+
+    environment: Dict[str, str]
+    folder: Path  # the work folder, which ais_bench's later versions accept, with net.onnx in it
+
+
+# ---- a small network -----------------------------------------------------------------------------
+
+
+def layers(name: str) -> List[Any]:
+    """A convolution, a pooling and a linear layer as nodes; name: of the input."""
+    from onnx import helper
+
+    nodes = [helper.make_node("Conv", [name, "w", "b"], ["conv"], pads=[1] * 4, strides=[2, 2])]
+    for operator, inputs, output in (
+        ("Relu", ["conv"], "relu"),
+        ("GlobalAveragePool", ["relu"], "pool"),
+        ("Flatten", ["pool"], "flat"),
+        ("MatMul", ["flat", "head"], "class"),
+    ):
+        nodes.append(helper.make_node(operator, inputs, [output]))
+    return nodes
 
 
 def save_network(
     path: Path, opset: int = 11, batch: Any = "batch", dtype: str = "FLOAT", name: str = "image"
 ) -> Path:
-    """A convolution, a pooling and a linear layer: float32 [batch, 3, 32, 32] -> [batch, 10]."""
+    """The network of layers(): float32 [batch, 3, 32, 32] -> [batch, 10]."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.RandomState(0)
     weights = {"w": 0.3 * rng.randn(8, 3, 3, 3), "b": 0.1 * rng.randn(8), "head": rng.randn(8, 10)}
-    nodes = [
-        helper.make_node("Conv", [name, "w", "b"], ["conv"], pads=[1, 1, 1, 1], strides=[2, 2]),
-        helper.make_node("Relu", ["conv"], ["relu"]),
-        helper.make_node("GlobalAveragePool", ["relu"], ["pool"]),
-        helper.make_node("Flatten", ["pool"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "head"], ["class"]),
-    ]
+    nodes = layers(name)
     if dtype != "FLOAT":
+        nodes[0].input[0] = "cast"
         nodes.insert(0, helper.make_node("Cast", [name], ["cast"], to=TensorProto.FLOAT))
-        nodes[1].input[0] = "cast"
     for node in nodes:
         node.name = node.output[0]
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info(name, getattr(TensorProto, dtype), [batch, 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("class", TensorProto.FLOAT, [batch, 10])],
-        [numpy_helper.from_array(value.astype(np.float32), key) for key, value in weights.items()],
-    )
+    image = helper.make_tensor_value_info(name, getattr(TensorProto, dtype), [batch, 3, SIZE, SIZE])
+    scores = helper.make_tensor_value_info("class", TensorProto.FLOAT, [batch, 10])
+    tensors = [
+        numpy_helper.from_array(value.astype(np.float32), key) for key, value in weights.items()
+    ]
+    graph = helper.make_graph(nodes, "net", [image], [scores], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     model.ir_version = 6
-    helper.set_model_props(model, {"variant": "tresnet_m", "img_size": str(SIZE)})
+    onnx.helper.set_model_props(model, {"variant": "tresnet_m", "img_size": str(SIZE)})
     onnx.save(model, str(path))
     return path
 
@@ -87,9 +94,10 @@ def save_network(
 def save_tiny_tresnet(
     path: Path, lineage: str = "ascend", stem: str = "conv4", size: int = 64
 ) -> Path:
-    """A TResNet with one block in each stage and an eighth of the width, random but sane: every operator is in it.
+    """A narrow TResNet with one block in each stage; it has every operator.
 
-    float32 [batch, 3, size, size] -> [batch, 10]; its statistics are those of random images.
+    float32 [batch, 3, size, size] -> [batch, 10]; the weights are random, and its statistics are
+    those of random images.
     """
     from common.model.graph import build_model
     from common.model.network import TIMM, create_network
@@ -103,18 +111,15 @@ def save_tiny_tresnet(
     torch.manual_seed(0)
     network = TResNet([1, 1, 1, 1], num_classes=10, width_factor=0.25).train()
     for name, module in network.named_modules():
-        if lineage == "miil" and hasattr(module, "pad_mode"):
-            module.pad_mode = "reflect"
-        if (
-            lineage == "miil"
-            and isinstance(module, torch.nn.LeakyReLU)
-            and name.startswith("body.layer")
-        ):
-            module.negative_slope = 1e-3
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.3)
+        if lineage == "miil" and hasattr(module, "pad_mode"):
+            module.pad_mode = "reflect"
+        if lineage == "miil" and name.startswith("body.layer"):
+            if isinstance(module, torch.nn.LeakyReLU):
+                module.negative_slope = 1e-3
     torch.nn.init.normal_(network.head.fc.weight, 0, 0.5)
     with torch.no_grad():
         network(torch.rand(8, 3, size, size))
@@ -154,7 +159,7 @@ def onnx_scores(model: Any, images: np.ndarray) -> np.ndarray:
     return onnx_outputs(model, images)[0]
 
 
-# ---- starting programs -----------------------------------------------------------------------------------------------
+# ---- starting programs ---------------------------------------------------------------------------
 
 
 def start(environment: Dict[str, str], folder: Path, *command: object) -> Done:
@@ -173,12 +178,16 @@ def start(environment: Dict[str, str], folder: Path, *command: object) -> Done:
 def start_here(
     main: Callable[[], Any], environment: Dict[str, str], folder: Path, *words: object
 ) -> Done:
-    """What start() would give for the program whose main() this is, without a process; words[0] is its name."""
+    """What start() would give for the program with this main(), without a process.
+
+    words: the program's name, then its arguments.
+    """
     from common.ascend import bench, chips, host
     from common.core.cli import Refusal
 
-    for once in (chips.find_chips, host.host_facts, bench.spelling):  # asked once by a process
-        once.cache_clear()
+    chips.find_chips.cache_clear()  # a process asks each of them once
+    host.host_facts.cache_clear()
+    bench.spelling.cache_clear()
     out, err = io.StringIO(), io.StringIO()
     before, mask = os.getcwd(), os.umask(0)
     os.umask(mask)
@@ -199,7 +208,9 @@ def start_here(
         finally:
             os.chdir(before)
             os.umask(mask)
-    return subprocess.CompletedProcess(list(words), status, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess(
+        list(map(str, words)), status, out.getvalue(), err.getvalue()
+    )
 
 
 def load(path: Path) -> ModuleType:
@@ -214,33 +225,28 @@ def load(path: Path) -> ModuleType:
 
 
 def atc_here(machine: Machine, *words: object, **switches: str) -> Done:
-    """The stand-in of atc without a process; it is as if the host's Python had been found first on the PATH."""
+    """The stand-in of atc without a process, as if it had found the host's Python on the PATH."""
     environment = dict(machine[0], STANDIN_STARTED_BY="python3", **switches)
     return start_here(load(HERE / "atc.py").main, environment, machine[1], "atc", *words)
 
 
-def infer_here(machine: Machine, *words: object, **switches: str) -> Done:
+def ais_bench_here(machine: Machine, *words: object, **switches: str) -> Done:
     """The stand-in of ais_bench without a process."""
     environment = dict(machine[0], STANDIN_STARTED_BY="python3", **switches)
     main = load(HERE / "python" / "ais_bench" / "__main__.py").main
     return start_here(main, environment, machine[1], "ais_bench", *words)
 
 
-def infer(machine: Machine, *words: object, **switches: str) -> Done:
+def start_ais_bench(machine: Machine, *words: object, **switches: str) -> Done:
     """python3 -m ais_bench in the work folder."""
-    return start(dict(machine[0], **switches), machine[1], "python3", "-m", "ais_bench", *words)
+    command = ["python3", "-m", "ais_bench", *words]
+    return start(dict(machine[0], **switches), machine[1], *command)
 
 
 def compile_net(machine: Machine, *words: object, **switches: str) -> Done:
     """scripts/onnx2om.sh net.onnx in the work folder."""
-    return start(
-        dict(machine[0], **switches),
-        machine[1],
-        "bash",
-        ROOT / "scripts" / "onnx2om.sh",
-        "net.onnx",
-        *words,
-    )
+    command = ["bash", ROOT / "scripts" / "onnx2om.sh", "net.onnx", *words]
+    return start(dict(machine[0], **switches), machine[1], *command)
 
 
 def calls(environment: Dict[str, str], tool: str = "") -> List[Dict[str, Any]]:
@@ -251,7 +257,10 @@ def calls(environment: Dict[str, str], tool: str = "") -> List[Dict[str, Any]]:
 
 
 def processes(folder: Path = Path("/")) -> str:
-    """The command lines of all living processes at work below a folder, from /proc (ps is not on every machine)."""
+    """The command lines of all living processes at work below a folder.
+
+    They are read from /proc: not every machine has ps.
+    """
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # ended in between
@@ -260,11 +269,10 @@ def processes(folder: Path = Path("/")) -> str:
     return "\n".join(lines)
 
 
-# ---- for fixtures ----------------------------------------------------------------------------------------------------
+# ---- the machine and what is on it ---------------------------------------------------------------
 
 
 def make_machine(tmp_path: Path) -> Machine:
-    """(environment of an Ascend machine, a work folder that ais_bench's later versions accept, with net.onnx in it)."""
     work = tmp_path / "work"
     work.mkdir()
     work.chmod(0o750)
@@ -272,23 +280,15 @@ def make_machine(tmp_path: Path) -> Machine:
     environment = ascend_environment(
         tmp_path / "machine", HOME=str(tmp_path), TRESNET_PYTHON=sys.executable
     )
-    return environment, work
+    return Machine(environment, work)
 
 
-def make_compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """net_bs4.om, made by the contract's command."""
-    folder = tmp_path_factory.mktemp("compiled")
-    save_network(folder / "net.onnx")
-    command = [word.replace("image:1", "image:4").replace("bs1", "bs4") for word in CONTRACT]
-    done = start(ascend_environment(folder / "machine", HOME=str(folder)), folder, *command)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (folder / "net_bs4.om").chmod(0o640)
-    return folder / "net_bs4.om"
+def put_model_and_images(machine: Machine, compiled: Path, count: int = 0) -> np.ndarray:
+    """Put net_bs4.om and `count` images i1.bin, i2.bin, … into the work folder.
 
-
-def prepare(machine: Machine, compiled: Path, count: int = 0) -> np.ndarray:
-    """Put net_bs4.om and `count` images i1.bin, i2.bin, ... into the work folder; the images [count, 3, 32, 32]."""
-    work = machine[1]
+    Returns: the images, float32 [count, 3, 32, 32].
+    """
+    work = machine.folder
     (work / "net_bs4.om").write_bytes(compiled.read_bytes())
     (work / "net_bs4.om").chmod(0o640)
     (work / "in").mkdir(mode=0o750)

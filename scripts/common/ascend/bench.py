@@ -1,14 +1,15 @@
-"""ais_bench, whichever of its generations is installed: how it is spelled, started, and what it says.
+"""ais_bench in each of its generations: how it is spelled and started, and what it says.
 
-Three are known. 0.0.2 and later ones write option words with an underscore, the newest with a hyphen; the newest also
-calls the percentile P99. So both are found out: the spelling from its --help, the key from the summary itself.
+Three generations are known. 0.0.2 and later ones write option words with an underscore, the newest
+with a hyphen. The newest also calls the percentile P99. So the program looks: for the spelling at
+--help, for the key at the summary itself.
 """
 
 import functools
 import os
 import re
 import subprocess
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 from common.core import json_file
 from common.core.cli import Refusal, why
@@ -22,10 +23,31 @@ THROUGHPUT = re.compile(
 )
 
 
+class Summary(NamedTuple):
+    """What a _summary.json says, the same for each generation."""
+
+    throughput: float  # images/s
+    mean: float  # ms of a batch
+    p99: float  # ms of a batch
+    runs: int  # of a batch
+    times: List[float]  # ms of each batch
+
+
+class Together(NamedTuple):
+    """A run on several devices at once."""
+
+    throughputs: Dict[int, float]  # images/s of each device
+    overlap: float  # the time in which all devices work, as a share of that in which any does
+
+
 @functools.lru_cache(maxsize=None)
 def spelling() -> str:
-    """What joins the parts of an option word of the ais_bench that is installed: "_" or "-". Raises: Refusal."""
-    # The newest fits its help to the terminal and cuts long words in a narrow one; on some it puts colours into them.
+    """What joins the parts of an option word of the installed ais_bench: "_" or "-".
+
+    Raises: Refusal if there is no ais_bench.
+    """
+    # The newest fits its help to the terminal: it cuts long words in a narrow one, and on some it
+    # puts colours into them.
     wide = dict(os.environ, COLUMNS="200", NO_COLOR="1", TERM="dumb")
     try:
         done = subprocess.run(
@@ -36,52 +58,52 @@ def spelling() -> str:
             timeout=HELP_TIMEOUT,
             env=wide,
         )
-        said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout.decode(errors="replace"))
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Refusal(
             f"ais_bench cannot be started: {why(error)}; see: python3 -m ais_bench --help"
         ) from None
+    output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout.decode(errors="replace"))
     for joint in ("-", "_"):  # the newest still writes underscores in its examples
-        if f"--output{joint}dirname" in said:
+        if f"--output{joint}dirname" in output:
             return joint
     raise Refusal(
-        f"`python3 -m ais_bench --help` should name --output_dirname or --output-dirname, but says "
-        f"{last_words(said.splitlines())!a}; install the ais_bench of Ascend's tools"
+        "`python3 -m ais_bench --help` should name --output_dirname or --output-dirname, but says "
+        f"{last_words(output.splitlines())!a}; install the ais_bench of Ascend's tools"
     )
 
 
 def command(model: str, joint: str = "_", **options: Any) -> List[str]:
-    """The words that start ais_bench; options that are None are left out. joint: spelling().
+    """The words that start ais_bench. joint: spelling(); options that are None are left out.
 
-    With `input` each value is a word of its own, pure inference has "=": as its users have them in their notes.
+    With `input` each value is a word of its own; pure inference has "=", as users know it.
     """
-    words = [
-        (f"--{name.replace('_', joint)}", str(value))
-        for name, value in [("model", model), *options.items()]
-        if value is not None
-    ]
-    spelled = (
-        [word for pair in words for word in pair]
-        if "input" in options
-        else list(map("=".join, words))
-    )
-    return [*BENCH, *spelled]
+    words = list(BENCH)
+    for name, value in {"model": model, **options}.items():
+        if value is None:
+            continue
+        option = "--" + name.replace("_", joint)
+        if "input" in options:
+            words += [option, str(value)]
+        else:
+            words.append(f"{option}={value}")
+    return words
 
 
-# ---- what it says ----------------------------------------------------------------------------------------------------
+# ---- what it says --------------------------------------------------------------------------------
 
 
 def last_words(lines: List[str]) -> str:
-    """Why a program ended, from the lines it said: the first [ERROR], what a box titled Error holds, the last line."""
+    """Why a program ended, from the lines that it printed.
+
+    The first [ERROR]; otherwise what a box titled Error holds; otherwise the last line.
+    """
     lines = [line.split("\r")[-1].strip() for line in lines]
-    errors = [line for line in lines if "[ERROR]" in line]
-    if errors:
-        return errors[0][errors[0].index("[ERROR]") :][:300]
-    titles = [place for place, line in enumerate(lines) if re.match(r"[╭┏]\W*Error\b", line)]
+    for line in lines:
+        if "[ERROR]" in line:
+            return line[line.index("[ERROR]") :][:300]
+    titles = [index for index, line in enumerate(lines) if re.match(r"[╭┏]\W*Error\b", line)]
     if titles:
-        boxed = [
-            line.strip(FRAME) for line in lines[titles[-1] + 1 :] if line.startswith(("│", "┃"))
-        ]
+        boxed = [line.strip(FRAME) for line in lines[titles[-1] :] if line.startswith(("│", "┃"))]
         return " ".join(filter(None, boxed))[:300]
     plain = [line for line in lines if line.strip(FRAME)]
     return plain[-1][:300] if plain else "nothing"
@@ -93,21 +115,21 @@ def complaint(log: str) -> str:
         return last_words(file.read().splitlines())
 
 
-def read_summary(path: str) -> Dict[str, Any]:
-    """A _summary.json, the same for each generation: throughput (images/s), mean, p99, times (ms), count.
+def read_summary(path: str) -> Summary:
+    """Read a _summary.json.
 
-    Raises: Refusal, ValueError, KeyError, TypeError if it is not there or is none.
+    Raises: Refusal, OSError, ValueError, KeyError, TypeError if it is missing or not a summary.
     """
     summary = json_file.load(path)
     times = summary["NPU_compute_time"]
-    key = next((key for key in PERCENTILES if key in times), PERCENTILES[0])
-    return {
-        "throughput": float(summary["throughput"]),
-        "mean": float(times["mean"]),
-        "p99": float(times[key]),
-        "count": int(times["count"]),
-        "times": [float(time) for time in summary.get("npu_compute_time_list", [])],
-    }
+    percentile = next((key for key in PERCENTILES if key in times), PERCENTILES[0])
+    return Summary(
+        float(summary["throughput"]),
+        float(times["mean"]),
+        float(times[percentile]),
+        int(times["count"]),
+        list(map(float, summary.get("npu_compute_time_list", []))),
+    )
 
 
 def figures(times: Sequence[float]) -> Dict[str, float]:
@@ -127,13 +149,17 @@ def figures(times: Sequence[float]) -> Dict[str, float]:
 def summary(
     folder: str, results: Dict[str, List[str]], times: List[float], batch_size: float, **more: Any
 ) -> Dict[str, Any]:
-    """A _summary.json: results in `folder`, {input's path: names}, and the milliseconds that each batch took."""
+    """The content of a _summary.json.
+
+    results: {path of an input: names of its results in `folder`}; times: ms of each batch.
+    """
     compute = figures(times or [0.0])
+    rows: Dict[int, Dict[str, List[str]]] = {}
+    for path, names in results.items():
+        outfiles = [os.path.join(folder, name) for name in names]
+        rows[len(rows)] = {"infiles": [path], "outfiles": outfiles}
     return {
-        "filesinfo": {
-            place: {"infiles": [path], "outfiles": [os.path.join(folder, name) for name in names]}
-            for place, (path, names) in enumerate(results.items())
-        },
+        "filesinfo": rows,
         "NPU_compute_time": compute,
         "throughput": 1000 * batch_size / compute["mean"] if compute["mean"] else 0.0,
         "npu_compute_time_list": times,
@@ -142,21 +168,21 @@ def summary(
     }
 
 
-# ---- several devices at once -----------------------------------------------------------------------------------------
+# ---- several devices at once ---------------------------------------------------------------------
 
 
-def read_together(log: str) -> Tuple[Dict[int, float], float]:
-    """({device: images/s}, overlap) of a run on several devices at once, from what it said.
+def read_together(log: str) -> Together:
+    """Read what ais_bench printed about a run on several devices at once.
 
-    overlap: the time in which all of them were at work, as a share of the time in which any was.
     Raises: ValueError if the log does not say it.
     """
     with open(log, encoding="utf-8", errors="replace") as file:
-        rows = [tuple(map(float, row)) for row in THROUGHPUT.findall(file.read())]
+        rows = THROUGHPUT.findall(file.read())
     if not rows:
-        raise ValueError("no throughput of a device is in it")
-    begun, ended = [row[2] for row in rows], [row[3] for row in rows]
-    return (
-        {int(device): throughput for device, throughput, _, _ in rows},
-        max(0.0, min(ended) - max(begun)) / max(max(ended) - min(begun), 1e-9),
-    )
+        raise ValueError("it names no throughput of a device")
+    throughputs = {int(device): float(throughput) for device, throughput, _, _ in rows}
+    begun = [float(row[2]) for row in rows]
+    ended = [float(row[3]) for row in rows]
+    all_at_work = max(0.0, min(ended) - max(begun))
+    any_at_work = max(max(ended) - min(begun), 1e-9)
+    return Together(throughputs, all_at_work / any_at_work)

@@ -1,23 +1,32 @@
 """Which Ascend chips this host has, and what they are called.
 
-npu-smi prints one table of chips, two lines for each, and after it (not always) one of processes, which looks much the
-same; only the first is read. Standard library only: it must run in a bare host Python.
+npu-smi prints one table of chips, two lines for each. After it often comes one of processes, which
+looks much the same; only the first is read.
+Standard library only: it must run in a bare host Python.
 """
 
 import functools
 import re
 import subprocess
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from common.core.cli import Refusal, why
 
 TIMEOUT = 30.0  # s; npu-smi answers within a few, but waits for ever if the driver hangs
-NAME_LINE = re.compile(
-    r"\|\s*(\d+)\s+([A-Za-z0-9_-]+)\s*\|\s*(\S+)\s*\|.*\|$"
-)  # NPU, name | health | power, ...
-BUS_LINE = re.compile(
-    r"\|\s*(\d+)(?:\s+\d+)?\s*\|\s*([0-9A-Fa-f]+:[0-9A-Fa-f:.]+)\s*\|.*\|$"
-)  # chip | bus id
+# | NPU, name | health | power, …
+NAME_LINE = re.compile(r"\|\s*(\d+)\s+([A-Za-z0-9_-]+)\s*\|\s*(\S+)\s*\|.*\|$")
+# | chip | bus id | …
+BUS_LINE = re.compile(r"\|\s*(\d+)(?:\s+\d+)?\s*\|\s*([0-9A-Fa-f]+:[0-9A-Fa-f:.]+)\s*\|.*\|$")
+
+
+class Chip(NamedTuple):
+    """A chip as npu-smi describes it; its device id is its place in the list of all."""
+
+    npu: int  # the number of its card
+    chip: int  # its number on the card
+    name: str  # such as 310P3
+    health: str
+    bus_id: str
 
 
 class ChipProblem(Refusal):
@@ -33,95 +42,98 @@ KINDS = "kinds"  # there are chips of different kinds, and none was chosen
 BEYOND = "beyond"  # a chip was chosen that is not there
 
 
-def parse_npu_smi(answer: str) -> List[Dict[str, Any]]:
-    """The chips in the output of `npu-smi info`, in the order of device ids: npu, chip, name, health, bus_id.
-
-    Raises: ValueError if the table of chips is not as expected.
-    """
-    chips: List[Dict[str, Any]] = []
+def chip_lines(output: str) -> Iterator[Tuple[int, str]]:
+    """The lines about chips in the output of `npu-smi info`, with their numbers."""
     in_table = False
-    for number, line in enumerate(map(str.strip, answer.splitlines()), start=1):
+    for number, line in enumerate(map(str.strip, output.splitlines()), start=1):
         if not line.startswith("|"):
             continue
         if re.search(r"\bName\b.*\bHealth\b", line):
             in_table = True
-        elif (
-            "Process" in line or "npu-smi" in line
-        ):  # the second table, or the line of versions above the first
+        elif "Process" in line or "npu-smi" in line:  # the other table, or the line of versions
             in_table = False
-        if not in_table or re.search(r"\b(Name|Bus-Id)\b", line):
-            continue
-        name, bus = NAME_LINE.match(line), BUS_LINE.match(line)
-        begun = bool(chips) and "bus_id" not in chips[-1]
-        if bus and begun:
-            chips[-1].update(chip=int(bus.group(1)), bus_id=bus.group(2))
-        elif name and not begun:
-            chips.append(
-                {"npu": int(name.group(1)), "name": name.group(2), "health": name.group(3)}
-            )
-        else:
-            raise ValueError(f"line {number} of its table is {line!a}")
-    if chips and "bus_id" not in chips[-1]:
-        raise ValueError("its table ends in the middle of a chip")
+        if in_table and not re.search(r"\b(Name|Bus-Id)\b", line):
+            yield number, line
+
+
+def parse_npu_smi(output: str) -> List[Chip]:
+    """The chips in the output of `npu-smi info`, in the order of their device ids.
+
+    Raises: ValueError if the table of chips is not as expected.
+    """
+    chips: List[Chip] = []
+    first = None  # of the two lines of a chip, if the second one comes next
+    for number, line in chip_lines(output):
+        match = (BUS_LINE if first else NAME_LINE).match(line)
+        if not match:
+            raise ValueError(f"line {number} is {line!a}")
+        if first:
+            npu, name, health = first.groups()
+            chips.append(Chip(int(npu), int(match.group(1)), name, health, match.group(2)))
+        first = None if first else match
+    if first:
+        raise ValueError("the table ends in the middle of a chip")
     return chips
 
 
 @functools.lru_cache(maxsize=None)
-def find_chips(timeout: float = TIMEOUT) -> List[Dict[str, Any]]:
-    """The chips of this machine, at least one (see parse_npu_smi).
+def find_chips(timeout: float = TIMEOUT) -> List[Chip]:
+    """The chips of this machine, at least one.
 
     Raises: ChipProblem, also after `timeout` s.
     """
     try:
-        answer = subprocess.check_output(
+        output = subprocess.check_output(
             ["npu-smi", "info"], stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, timeout=timeout
         )
-        chips = parse_npu_smi(answer.decode(errors="replace"))
+        chips = parse_npu_smi(output.decode(errors="replace"))
         if chips:
             return chips
-        problem = "the answer of npu-smi info names no NPU"
+        problem = "the output of npu-smi info names no NPU"
         action = "check that the card is seated and visible here (lspci, container options)"
     except subprocess.CalledProcessError as error:
-        said = " ".join(error.output.decode(errors="replace").split())[:200] or "nothing"
-        problem = f"npu-smi info failed with status {error.returncode} and said {said!a}"
+        words = " ".join(error.output.decode(errors="replace").split())[:200] or "nothing"
+        problem = f"npu-smi info failed with status {error.returncode} and said {words!a}"
         action = "check that the driver is loaded and that you may use the card"
     except FileNotFoundError:
         problem = "there is no npu-smi on the PATH"
         action = "install the Ascend driver, or set it up"
     except OSError as error:
         problem = f"npu-smi cannot be started ({why(error)})"
-        action = "mend the driver's installation"
+        action = "fix the driver's installation"
     except subprocess.TimeoutExpired:
         problem = f"npu-smi info gave no answer within {timeout:g} s"
         action = "check the driver (dmesg)"
     except ValueError as error:
-        problem, action = f"the answer of npu-smi info cannot be read: {error}", "report it"
+        problem = f"cannot parse the output of npu-smi info: {error}"
+        action = "report it with that output"
     raise ChipProblem(UNANSWERED, problem, f"{action}, or name the chip yourself (--soc-version)")
 
 
-def the_chip(chips: List[Dict[str, Any]], devices: Sequence[int] = ()) -> str:
-    """The name, as npu-smi writes it, of the chips with these numbers (none: of all).
+def the_chip(chips: List[Chip], devices: Sequence[int] = ()) -> str:
+    """The name, as npu-smi writes it, of the chips with these device ids (none: of all).
 
     Raises: ChipProblem if they are of different kinds.
     """
-    first = {chips[device]["name"]: device for device in reversed(devices or range(len(chips)))}
+    first = {chips[device].name: device for device in reversed(devices or range(len(chips)))}
     names = sorted(first)
     if len(names) > 1:
-        which = " or ".join(f"--device {first[name]} ({name})" for name in names)
+        choices = " or ".join(f"--device {first[name]} ({name})" for name in names)
         raise ChipProblem(
             KINDS,
             f"this machine has chips of different kinds ({', '.join(names)}), "
-            f"and a model is compiled for one: choose it by {which}, or by "
+            f"and a model is compiled for one: choose it by {choices}, or by "
             f"--soc-version {soc_version(names[0])}",
         )
     return names[0]
 
 
 def choose_devices(wanted: Optional[List[int]], soc: str = "") -> Tuple[List[int], str]:
-    """(devices, their chip's name) for a run that asks for `wanted` (None: one, []: all) and a soc version ("": any).
+    """(devices, the name of their chip) for a run.
 
-    Raises: ChipProblem if there are none such, or if they are of different kinds.
+    wanted: devices that the user asks for (None: one, []: all); soc: a soc version ("": any).
     Without npu-smi a named chip is believed.
+    Raises: ChipProblem if there are no such devices, or if they are of different kinds.
     """
     try:
         chips = find_chips()
@@ -135,13 +147,14 @@ def choose_devices(wanted: Optional[List[int]], soc: str = "") -> Tuple[List[int
             BEYOND,
             f"--device {beyond[0]} was asked for, but there are {len(chips)}, numbered from 0",
         )
-    fitting = [
-        device for device, chip in enumerate(chips) if soc in ("", soc_version(chip["name"]))
-    ]
-    if soc and not fitting:  # names of one chip differ between npu-smi and atc: the user knows
-        fitting = list(range(len(chips)))
-    among = wanted or fitting
-    name = the_chip(chips, among) if wanted is None or not soc else str(chips[among[0]]["name"])
+    every = range(len(chips))
+    fitting = [device for device in every if soc in ("", soc_version(chips[device].name))]
+    # names of one chip differ between npu-smi and atc: if none fits, the user knows
+    among = wanted or fitting or list(every)
+    if wanted is None or not soc:
+        name = the_chip(chips, among)
+    else:
+        name = chips[among[0]].name
     return (among[:1] if wanted is None else among), name
 
 

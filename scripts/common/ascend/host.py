@@ -1,4 +1,4 @@
-"""What this host tells of CANN, the driver and its Python; how a tool of theirs is started and ended.
+"""What this host has of CANN, the driver and Python; how their tools are started and ended.
 
 Standard library only: it must run in a bare host Python.
 """
@@ -17,26 +17,20 @@ from common.core.cli import ROOT, Refusal, end_group, shown
 from common.core.files import read_regular
 from common.core.names import SAFE_PATH
 
+Facts = Dict[str, Any]  # see host_facts()
+
 DRIVER_INFO = "/usr/local/Ascend/driver/version.info"
-SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"  # where CANN's installer puts it unless told otherwise
-# What atc's compiler of operators imports in the host's python3, by the names of the distributions (CANN's installation
-# guide); newer NumPy than this fails in the CANN of that version or older.
+# where CANN's installer puts it by default
+SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"
+# What atc's compiler of operators imports in the host's python3, by the names of the distributions
+# (CANN's installation guide).
 ATC_NEEDS = (
-    "attrs",
-    "cython",
-    "numpy",
-    "decorator",
-    "sympy",
-    "cffi",
-    "pyyaml",
-    "pathlib2",
-    "psutil",
-    "protobuf",
-    "scipy",
-    "requests",
-    "absl-py",
-)
-NUMPY_BELOW = (((8, 0), (1, 25)), ((8, 5), (2, 0)))  # (CANN, NumPy): for this CANN and older ones
+    "attrs cython numpy decorator sympy cffi pyyaml pathlib2 psutil protobuf scipy requests absl-py"
+).split()
+NUMPY_BELOW = (
+    ((8, 0), (1, 25)),
+    ((8, 5), (2, 0)),
+)  # (CANN, NumPy): this CANN and older ones need an older NumPy than this
 LAST_PYTHON = ((8, 0), (3, 11, 4))  # the newest Python that this CANN and older ones take
 
 
@@ -44,31 +38,27 @@ def version_in(paths: List[str]) -> str:
     """The first `version=…` in the files, "" if there is none."""
     for path in paths:
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-            found = re.search(r"^\s*[Vv]ersion\s*=\s*\[?([\w.+-]+)", file.read(), re.MULTILINE)
-            if found:
-                return found.group(1)
+            match = re.search(r"^\s*[Vv]ersion\s*=\s*\[?([\w.+-]+)", file.read(), re.MULTILINE)
+            if match:
+                return match.group(1)
     return ""
 
 
 def cann_folders() -> List[str]:
-    """Where a CANN may be: the one that its set_env.sh has set up first, then the places its installer knows."""
-    roots = ["/usr/local/Ascend", os.path.expanduser("~/Ascend")]
-    usual = [f"{root}/{name}/latest" for root in roots for name in ("ascend-toolkit", "cann")]
-    return [*filter(None, [os.environ.get("ASCEND_TOOLKIT_HOME")]), *usual, f"{roots[0]}/latest"]
+    """Where a CANN may be: first the one that set_env.sh has set up, then the usual places."""
+    folders = [os.environ.get("ASCEND_TOOLKIT_HOME", "")]
+    for root in ("/usr/local/Ascend", os.path.expanduser("~/Ascend")):
+        folders += [f"{root}/ascend-toolkit/latest", f"{root}/cann/latest"]
+    return [*filter(None, folders), "/usr/local/Ascend/latest"]
 
 
 def cann_version() -> str:
     """The version of the first CANN that says one, "" if there is none."""
-    return version_in(
-        [
-            path
-            for folder in cann_folders()
-            for path in [
-                f"{folder}/version.cfg",
-                *sorted(glob.glob(f"{folder}/*/ascend_toolkit_install.info")),
-            ]
-        ]
-    )
+    paths = []
+    for folder in cann_folders():
+        paths.append(f"{folder}/version.cfg")
+        paths += sorted(glob.glob(f"{folder}/*/ascend_toolkit_install.info"))
+    return version_in(paths)
 
 
 def set_env() -> str:
@@ -77,98 +67,102 @@ def set_env() -> str:
     return next(filter(os.path.isfile, scripts), "")
 
 
-@functools.lru_cache(maxsize=None)
-def host_facts(known: str = "") -> Dict[str, Any]:
-    """What the host's own python3 is and has; {} if there is none.
-
-    "python": its version; "versions" and "errors" of ais_bench and aclruntime: one of them is "" for each; "packages":
-    the versions of ATC_NEEDS, "" for what is not installed.
-    known: the file in which the pipeline has written this for its steps, since ais_bench takes its
-    time to be imported; without it, or if it is not there, the host is asked.
-    """
-    if known and os.path.exists(known):
-        return dict(json.loads(read_regular(known)))
-    code = f"""
+ASK_HOST = """
 import importlib, json, sys
-sys.path.insert(0, {os.path.join(ROOT, "scripts")!r})
+sys.path.insert(0, sys.argv[1])
 from common.core.recipe import versions
-found, errors = {{}}, {{}}
+found, errors = {}, {}
 for package, module in (("ais_bench", "ais_bench.infer"), ("aclruntime", "aclruntime")):
     found[package] = errors[package] = ""
     try:
         importlib.import_module(module)
         found[package] = versions([package])[package] or "version unknown"
     except BaseException as error:
-        errors[package] = f"{{type(error).__name__}}: {{error}}"
-print(json.dumps({{"python": sys.version.split()[0], "versions": found, "errors": errors,
-                  "packages": versions({ATC_NEEDS!r})}}))
+        errors[package] = f"{type(error).__name__}: {error}"
+print(json.dumps({"python": sys.version.split()[0], "versions": found, "errors": errors,
+                  "packages": versions(sys.argv[2:])}))
 """
+
+
+@functools.lru_cache(maxsize=None)
+def host_facts(known: str = "") -> Facts:
+    """What the host's own python3 is and has; {} if there is none.
+
+    "python": its version; "versions" and "errors" of ais_bench and aclruntime: for each, one of
+    them is ""; "packages": the versions of ATC_NEEDS, "" for what is not installed.
+    known: the file in which the pipeline has written this for its steps, since importing ais_bench
+    takes time. Without it, or if it does not exist, the host is asked.
+    """
+    if known and os.path.exists(known):
+        return dict(json.loads(read_regular(known)))
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        said = subprocess.check_output(
-            ["python3", "-c", code],
+        output = subprocess.check_output(
+            ["python3", "-c", ASK_HOST, os.path.join(ROOT, "scripts"), *ATC_NEEDS],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=120,
         )
-        return dict(json.loads(said.decode(errors="replace").splitlines()[-1]))
+        return dict(json.loads(output.decode(errors="replace").splitlines()[-1]))
     return {}
 
 
 def host_versions(known: str = "") -> Dict[str, str]:
     """The versions of all that computes on the card: for records. known: see host_facts()."""
-    found = host_facts(known).get("versions", {})
+    versions = host_facts(known).get("versions", {})
     return {
-        "ais_bench": found.get("ais_bench", ""),
-        "aclruntime": found.get("aclruntime", ""),
+        "ais_bench": versions.get("ais_bench", ""),
+        "aclruntime": versions.get("aclruntime", ""),
         "CANN": cann_version(),
         "driver": version_in([DRIVER_INFO]),
     }
 
 
 def numbers(version: str) -> Tuple[int, ...]:
-    """ "8.0.RC1" -> (8, 0): the leading numbers of a version."""
-    return tuple(map(int, re.findall(r"\d+", re.match(r"[0-9.]*", version).group())))  # type: ignore[union-attr]
+    """The leading numbers of a version: 8.0.RC1 gives (8, 0)."""
+    leading = re.split(r"[^0-9.]", version)[0]
+    return tuple(map(int, re.findall(r"\d+", leading)))
 
 
 def atc_problem() -> Tuple[str, str]:
-    """(what atc would miss in the host's python3, what mends it), ("", "") if it has all."""
-    facts, cann = host_facts(), numbers(cann_version())
+    """(what atc would miss in the host's python3, how to fix it), ("", "") if it has all."""
+    facts = host_facts()
     if not facts:
-        return "there is no python3 on the PATH that runs", "install Python 3"
+        return "no python3 on the PATH starts", "install Python 3"
     lacking = [package for package in ATC_NEEDS if not facts["packages"][package]]
     if lacking:
         return f"atc needs {', '.join(lacking)} in it", f"pip3 install {' '.join(lacking)}"
-    python, numpy = numbers(facts["python"]), str(facts["packages"]["numpy"])
-    if cann and cann[:2] <= LAST_PYTHON[0] and python > LAST_PYTHON[1]:
+    cann = cann_version()
+    release = numbers(cann)[:2]
+    if not release:
+        return "", ""
+    python, numpy = numbers(facts["python"]), facts["packages"]["numpy"]
+    newest_cann, newest_python = LAST_PYTHON
+    if release <= newest_cann and python > newest_python:
         return (
-            f"Python {facts['python']}, but the atc of CANN {cann_version()} takes "
-            f"{'.'.join(map(str, LAST_PYTHON[1]))} at most",
+            f"Python {facts['python']}, but the atc of CANN {cann} takes "
+            f"{'.'.join(map(str, newest_python))} at most",
             "put an older python3 first on the PATH",
         )
-    limits = [limit for newest, limit in NUMPY_BELOW if cann and cann[:2] <= newest]
+    limits = [limit for newest, limit in NUMPY_BELOW if release <= newest]
     if limits and numbers(numpy) >= limits[0] and python < (3, 13):
         wanted = "numpy<" + ".".join(map(str, limits[0]))
         return (
-            f"NumPy {numpy}, but the atc of CANN {cann_version()} needs {wanted}",
+            f"NumPy {numpy}, but the atc of CANN {cann} needs {wanted}",
             f"pip3 install '{wanted}'",
         )
     return "", ""
 
 
 def virtual_python() -> str:
-    """The python3 on the PATH if it is a virtual environment's, in which atc fails; otherwise ""."""
-    python, code = (
-        shutil.which("python3") or "",
-        "import sys; sys.exit(sys.prefix != sys.base_prefix)",
+    """The python3 on the PATH if it is a virtual environment's, where atc fails; otherwise ""."""
+    python = shutil.which("python3")
+    if not python:
+        return ""
+    code = "import sys; sys.exit(sys.prefix != sys.base_prefix)"
+    is_virtual = subprocess.call(
+        [python, "-c", code], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    return (
-        python
-        if python
-        and subprocess.call(
-            [python, "-c", code], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        else ""
-    )
+    return python if is_virtual else ""
 
 
 def safe_path(path: str) -> str:
@@ -176,7 +170,8 @@ def safe_path(path: str) -> str:
     path = os.path.abspath(path)
     if not SAFE_PATH.fullmatch(path):
         raise Refusal(
-            "atc and ais_bench accept only letters, digits, '_', '.', '-' and '/' in a path, so move or "
+            "atc and ais_bench accept only letters, digits, '_', '.', '-' and '/' in a path, so "
+            "move or "
             f"rename {shown(path)}, or name another"
         )
     return path
@@ -184,18 +179,16 @@ def safe_path(path: str) -> str:
 
 @contextlib.contextmanager
 def run_folder(prefix: str) -> Iterator[str]:
-    """A folder PREFIX-PID that this process has for itself, gone at the end; those of killed processes go first.
+    """A folder PREFIX-PID of this process alone, which removes it at the end.
 
-    One of them may have had this process's number: in a container that is started again the numbers are the same.
+    Those of killed processes are removed first. One of them may have had the number of this
+    process: in a container that is started again the numbers are the same.
     """
     folder = f"{prefix}-{os.getpid()}"
     for left in glob.glob(glob.escape(prefix) + "-*"):
         process = left.rpartition("-")[2]
-        if (
-            left == folder
-            or re.fullmatch("[0-9]+", process)
-            and not os.path.exists(f"/proc/{process}")
-        ):
+        is_dead = re.fullmatch("[0-9]+", process) and not os.path.exists(f"/proc/{process}")
+        if left == folder or is_dead:
             shutil.rmtree(left, ignore_errors=True)
     os.mkdir(folder, 0o750)  # ais_bench refuses to write where others may look
     try:
@@ -205,9 +198,10 @@ def run_folder(prefix: str) -> Iterator[str]:
 
 
 def start_tool(command: List[str], log: str, **options: Any) -> "subprocess.Popen[bytes]":
-    """Start a command that leads a process group, its output in the file `log`; whoever starts it ends the group.
+    """Start a command that leads a process group, with its output in the file `log`.
 
-    A lock on the work folder that this process was started with holds until the command has ended as well.
+    Whoever starts it ends the group. A lock on the work folder that this process was started with
+    holds until the command has ended as well.
     options: Popen's.
     """
     with open(log, "wb") as output:
@@ -228,7 +222,10 @@ def status_of(returncode: int) -> int:
 
 
 def run_tool(command: List[str], log: str, **options: Any) -> int:
-    """Run a command to its end (see start_tool); its exit status. When this returns or raises, its group has ended."""
+    """Run a command to its end (see start_tool); its exit status.
+
+    When this returns or raises, the command's group has ended.
+    """
     child = start_tool(command, log, **options)
     try:
         return status_of(child.wait())
@@ -237,9 +234,12 @@ def run_tool(command: List[str], log: str, **options: Any) -> int:
 
 
 def run_or_refuse(command: List[str], log: str, what: str, **options: Any) -> None:
-    """Run a command to its end; its log is kept only if it failed. Raises: Refusal with the end of what it said."""
+    """Run a command to its end; its log is kept only if it failed.
+
+    Raises: Refusal with the end of what it said.
+    """
     if run_tool(command, log, **options):
         with open(log, encoding="utf-8", errors="replace") as file:
-            said = file.read().strip()[-2000:]
-        raise Refusal(f"{what} failed and said:\n{said}\n    the whole output: {shown(log)}")
+            end = file.read().strip()[-2000:]
+        raise Refusal(f"{what} failed and said:\n{end}\n    the whole output: {shown(log)}")
     os.remove(log)

@@ -71,6 +71,11 @@ def some(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(map(shown, listed[:most])) + more
 
 
+def counted(number: int, noun: str) -> str:
+    """The number and its noun: 1 image, 20 images."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def why(error: BaseException) -> str:
     """What an error says, in one line."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

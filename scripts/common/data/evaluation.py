@@ -1,22 +1,27 @@
-"""The evaluation that belongs to the weights: image size, crop, interpolation, mean and std, and who says which.
+"""The evaluation that belongs to the weights: image size, crop, interpolation, mean and std.
 
-The command line has the first word; then what the checkpoint says of itself (`args` of a training checkpoint,
-`config.json` of a Hugging Face folder); then timm's figures for TResNet. Standard library only.
+Who decides: first the command line; then what the checkpoint says of itself (`args` of a training
+checkpoint, `config.json` of a Hugging Face folder); then timm's figures for TResNet. The export
+resolves it once and writes all fields into the model's record and metadata; others read it there.
+Standard library only; onnx is imported for a model without a record.
 """
 
 import argparse
+import contextlib
+import json
 import math
 import os
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from common.core import json_file
+from common.core import files, json_file, record
 from common.core.cli import Refusal, shown
 from common.core.options import CROP_MODES, INTERPOLATIONS
-from common.data.prepared import Prepared
+from common.data import prepared
 
 AIPP = "aipp.cfg"  # in a prepared folder of bytes: how the card is to scale them
 CONFIG = "config.json"
 FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
+LARGEST_MODEL = 1 << 31  # bytes of an ONNX file
 Channels = Tuple[float, float, float]  # red, green, blue
 
 
@@ -24,17 +29,15 @@ class Evaluation(NamedTuple):
     """How an image becomes the network's input; the defaults are timm's for TResNet."""
 
     img_size: int = 224  # pixels, each side of what the network sees
-    crop_pct: float = 0.875  # img_size / resized image's side: 256 pixels for 224
-    crop_mode: str = (
-        "center"  # shorter side resized, centre crop; squash: both sides resized, centre crop
-    )
+    crop_pct: float = 0.875  # img_size / side of the resized image: 256 pixels for 224
+    crop_mode: str = "center"  # resize the shorter side, crop; "squash": resize both sides, crop
     interpolation: str = "bilinear"
     mean: Channels = (0.0, 0.0, 0.0)  # of pixels in 0..1, subtracted
     std: Channels = (1.0, 1.0, 1.0)  # then divided by
 
     @property
     def resized(self) -> int:
-        """The resized image's shorter side, or both sides for squash, in pixels; rounded down, as in timm."""
+        """The resized image's shorter side (squash: both), in pixels, rounded down as in timm."""
         return math.floor(self.img_size / self.crop_pct)
 
     @property
@@ -46,7 +49,21 @@ class Evaluation(NamedTuple):
 DEFAULT = Evaluation()
 
 
-# ---- the command line ------------------------------------------------------------------------------------------------
+class Exported(NamedTuple):
+    """The evaluation of a model, as its checkpoint said it and the export resolved it.
+
+    A value may be anything that a checkpoint or a record holds: resolve() checks it.
+    """
+
+    evaluation: Evaluation
+    said: Tuple[str, ...]  # fields that the checkpoint gave, and the exported size; others: timm's
+
+    def notes(self) -> Dict[str, Any]:
+        """For a model's record: see of_notes()."""
+        return {"evaluation": to_json(self.evaluation._asdict()), "said": list(self.said)}
+
+
+# ---- the command line ----------------------------------------------------------------------------
 
 
 def given(arguments: argparse.Namespace) -> Dict[str, Any]:
@@ -54,101 +71,98 @@ def given(arguments: argparse.Namespace) -> Dict[str, Any]:
     return {name: value for name, value in from_json(vars(arguments)).items() if value is not None}
 
 
-# ---- what a checkpoint says ------------------------------------------------------------------------------------------
+def option(name: str) -> str:
+    """The option for a field."""
+    return "--" + name.replace("_", "-")
+
+
+def resolve(options: Dict[str, Any], exported: Exported, who: str) -> Tuple[Evaluation, List[str]]:
+    """The evaluation to use, and a sentence for each option that contradicts the checkpoint.
+
+    options: given(); they replace what the checkpoint says.
+    who: words for the checkpoint.
+    Raises: Refusal for a value that cannot be used and that no option replaces.
+    """
+    contradictions = []
+    for name, value in sorted(exported.evaluation._asdict().items()):
+        wrong = problem(name, value)
+        if name not in options and wrong:
+            raise Refusal(f"{who} says {name} = {value}, but {wrong}; say {option(name)}")
+        if name in options and name in exported.said and options[name] != value:
+            contradictions.append(
+                f"{option(name)} {words(options[name])} contradicts {who}, which says "
+                f"{words(value)}; the option is followed"
+            )
+    return exported.evaluation._replace(**options), contradictions
+
+
+# ---- what a checkpoint says ----------------------------------------------------------------------
 
 
 def said_by(source: Dict[str, Any]) -> Dict[str, Any]:
-    """{field: value} that a training checkpoint's `args` or a `pretrained_cfg` say; repr() of what cannot be used.
+    """{field: value} that a checkpoint's `args` or a `pretrained_cfg` give.
 
-    timm's `input_size` is [channels, height, width]; one mean serves all channels. None means that nothing is said,
-    and so does an interpolation of "", which is what timm's train.py leaves unless it is told (timm/data/config.py).
+    timm's `input_size` is [channels, height, width]; one mean serves all channels. None says
+    nothing, and so does an interpolation of "", which timm's train.py leaves where nobody chose
+    one (timm/data/config.py). A value that cannot be used becomes its repr().
     """
+    said = {name: source.get(name) for name in Evaluation._fields}
     size = source.get("input_size")
-    said = {"img_size": size[-1] if isinstance(size, (list, tuple)) and size else None}
-    said.update((name, source[name]) for name in Evaluation._fields if source.get(name) is not None)
-    said["interpolation"] = said.get("interpolation") or None
+    if said["img_size"] is None and isinstance(size, (list, tuple)) and size:
+        said["img_size"] = size[-1]
+    if said["interpolation"] == "":
+        said["interpolation"] = None
     for name in ("mean", "std"):
-        if isinstance(said.get(name), (list, tuple)):
-            said[name] = tuple(said[name]) * (3 if len(said[name]) == 1 else 1)
-    return {
-        name: value if not problem(name, value) else repr(value)
-        for name, value in said.items()
-        if value is not None
-    }
+        value = said[name]
+        if isinstance(value, (list, tuple)):
+            said[name] = tuple(value) * 3 if len(value) == 1 else tuple(value)
+    usable = {name: value for name, value in said.items() if value is not None}
+    return {name: repr(value) if problem(name, value) else value for name, value in usable.items()}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def problem(name: str, value: Any) -> str:
-    """What is wrong with a field's value, "" if nothing is."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    """What is wrong with a field's value; "" if nothing is."""
     if name == "img_size":
-        return (
-            ""
-            if isinstance(value, int) and number and 1 <= value <= 4096
-            else "a whole number is expected"
-        )
+        fits = is_number(value) and isinstance(value, int) and 1 <= value <= 4096
+        return "" if fits else "a whole number is expected"
     if name == "crop_pct":
-        return "" if number and 0 < value <= 1 else "a number above 0 and at most 1 is expected"
+        fits = is_number(value) and 0 < value <= 1
+        return "" if fits else "a number above 0 and at most 1 is expected"
     if name in ("crop_mode", "interpolation"):
         known = CROP_MODES if name == "crop_mode" else INTERPOLATIONS
         return "" if value in known else f"{' or '.join(known)} is expected"
-    three = (
-        isinstance(value, tuple)
-        and len(value) == 3
-        and all(
-            isinstance(x, (int, float)) and (x > 0 if name == "std" else 0 <= x <= 1) for x in value
-        )
-    )
-    return (
-        "" if three else f"three numbers {'above 0' if name == 'std' else 'in 0..1'} are expected"
-    )
+    three = isinstance(value, tuple) and len(value) == 3 and all(map(is_number, value))
+    if name == "std":
+        above_zero = three and all(number > 0 for number in value)
+        return "" if above_zero else "three numbers above 0 are expected"
+    in_range = three and all(0 <= number <= 1 for number in value)
+    return "" if in_range else "three numbers in 0..1 are expected"
 
 
-def resolve(
-    options: Dict[str, Any], said: Dict[str, Any], who: str
-) -> Tuple[Evaluation, List[str]]:
-    """(the evaluation, a sentence for each contradiction between the command line and the checkpoint).
-
-    options: given(); said: said_by(); who: words for the checkpoint. Raises: Refusal if the checkpoint says what cannot
-    be done here and no option replaces it.
-    """
-    for name, value in said.items():
-        wrong = problem(name, value)
-        if wrong and name not in options:
-            raise Refusal(
-                f"{who} says {name} = {value}, but {wrong}; say --{name.replace('_', '-')}"
-            )
-    fields = {**said, **options}
-    for name in ("mean", "std"):
-        if name in fields:
-            fields[name] = tuple(map(float, fields[name]))
-    evaluation = Evaluation(**fields)
-    return evaluation, [
-        f"--{name.replace('_', '-')} {words(options[name])} contradicts {who}, which says "
-        f"{words(value)}; the option is followed"
-        for name, value in said.items()
-        if name in options and options[name] != value
-    ]
+# ---- in words ------------------------------------------------------------------------------------
 
 
 def words(value: Any) -> str:
-    return (
-        " ".join(f"{x:g}" for x in value)
-        if isinstance(value, tuple)
-        else f"{value:g}"
-        if isinstance(value, (int, float))
-        else str(value)
-    )
+    """A field's value as a user types it."""
+    if isinstance(value, tuple):
+        return " ".join(f"{number:g}" for number in value)
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def describe(evaluation: Evaluation) -> str:
     """One line for people: 448×448, crop 0.875 center, bilinear, mean 0 0 0, std 1 1 1."""
     return (
-        f"{evaluation.img_size}×{evaluation.img_size}, crop {evaluation.crop_pct:g} {evaluation.crop_mode}, "
-        f"{evaluation.interpolation}, mean {words(evaluation.mean)}, std {words(evaluation.std)}"
+        f"{evaluation.img_size}×{evaluation.img_size}, "
+        f"crop {evaluation.crop_pct:g} {evaluation.crop_mode}, {evaluation.interpolation}, "
+        f"mean {words(evaluation.mean)}, std {words(evaluation.std)}"
     )
 
 
-# ---- in records and manifests ----------------------------------------------------------------------------------------
+# ---- in records ----------------------------------------------------------------------------------
 
 
 def to_json(fields: Dict[str, Any]) -> Dict[str, Any]:
@@ -158,7 +172,7 @@ def to_json(fields: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def from_json(fields: Any) -> Dict[str, Any]:
-    """The fields that to_json() wrote, of a manifest's header or a record's notes; others are passed over."""
+    """The fields that to_json() wrote into a record, without the other things in it."""
     source = fields if isinstance(fields, dict) else {}
     return {
         name: tuple(value) if isinstance(value, list) else value
@@ -167,40 +181,110 @@ def from_json(fields: Any) -> Dict[str, Any]:
     }
 
 
+def of_fields(fields: Any) -> Exported:
+    """The evaluation of a checkpoint that says these fields: said_by(), or from_json() of them."""
+    said = from_json(fields)
+    for name in ("mean", "std"):
+        if name in said and not problem(name, said[name]):
+            said[name] = tuple(map(float, said[name]))
+    return Exported(DEFAULT._replace(**said), tuple(sorted(said)))
+
+
+def of_notes(notes: Dict[str, Any]) -> Optional[Exported]:
+    """What a record's notes say; None if they do not. Earlier versions noted no `said`."""
+    if "evaluation" not in notes:
+        return None
+    exported = of_fields(notes["evaluation"])
+    said = notes.get("said")
+    if not isinstance(said, list):
+        return exported
+    return exported._replace(said=tuple(name for name in exported.said if name in said))
+
+
+def of_record(model: str) -> Optional[Exported]:
+    """What the record of a model says (.onnx or .om); None if it has none or does not say it."""
+    return of_notes(record.read(model).notes)
+
+
+def of_model(model: str) -> Optional[Exported]:
+    """What the record of a model says, else an ONNX file's metadata; None if neither does.
+
+    A record of another content than the file's does not count. Raises: Refusal for metadata that
+    cannot be read.
+    """
+    about = record.read(model)
+    made = about.made.get(os.path.basename(model))
+    if not model.endswith(".onnx") or (made and about.same(made)):
+        return of_notes(about.notes)
+    metadata = metadata_of(model)
+    notes: Dict[str, Any] = {}
+    try:
+        for name in ("evaluation", "said"):
+            if name in metadata:
+                notes[name] = json.loads(metadata[name])
+        if not isinstance(notes.get("evaluation", {}), dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError):
+        raise Refusal(
+            f"the metadata of {shown(model)} should say how its images are prepared, as "
+            "TResNet_pth2onnx.py writes it, but cannot be read; export it again"
+        ) from None
+    return of_notes(notes)
+
+
+def metadata_of(model: str) -> Dict[str, str]:
+    """The metadata in an ONNX file; {} if it cannot be read: whoever runs it says why."""
+    import onnx  # here: a model with a record does not need it
+    from google.protobuf.message import DecodeError
+
+    with contextlib.suppress(OSError, Refusal, DecodeError):
+        content = files.read_regular(model, largest=LARGEST_MODEL)
+        return {
+            entry.key: entry.value for entry in onnx.load_model_from_string(content).metadata_props
+        }
+    return {}
+
+
 def recorded(fields: Any, **others: Any) -> Evaluation:
-    """The evaluation that a model's record, its metadata or a prepared folder's settings tell.
+    """The evaluation in a prepared folder's settings or a model's notes.
 
-    fields: as from_json() takes them; others: what takes the place of some. What they do not say is
-    timm's. Raises: Refusal if they say what cannot be done.
+    fields: see from_json(); others: replace some of them. Fields that are not there are timm's.
+    Raises: Refusal for a value that cannot be used.
     """
-    return resolve({}, {**from_json(fields), **others}, "a record of the evaluation")[0]
+    exported = of_fields({**from_json(fields), **others})
+    return resolve({}, exported, "a record of the evaluation")[0]
 
 
-def check_prepared(about: Prepared, said: Any, prepared: str, model: str) -> None:
-    """Refuse .bin files that were made for another evaluation than the one that the model's checkpoint says.
+def check_prepared(model: str, folder: str) -> None:
+    """Refuse a prepared folder made for another evaluation than the model's checkpoint says.
 
-    about: what is known of the prepared folder; said: the model's notes. What was given to the preprocessing as an
-    option stands: whoever gave it was told.
+    What was given to the preprocessing as an option stays: a note said that it contradicts.
     """
+    exported = of_record(model)
+    if not exported:
+        return
+    about = prepared.read(folder)
     made, deliberate = from_json(about.settings), about.about.get("given") or []
-    for name, value in from_json(said).items():
+    for name in exported.said:
+        value = getattr(exported.evaluation, name)
         if name in made and made[name] != value and name not in deliberate:
             raise Refusal(
-                f"the images in {shown(prepared)} were made with {name} = {words(made[name])}, but the "
-                f"checkpoint of {shown(model)} says {words(value)}; make them again: python3 "
-                f"TResNet_preprocess.py SRC {shown(prepared)} --model {shown(model)} --force (or say "
-                f"--{name.replace('_', '-')} there if that is meant)"
+                f"the images in {shown(folder)} were made with {name} = {words(made[name])}, but "
+                f"the checkpoint of {shown(model)} says {words(value)}; make them again: python3 "
+                f"TResNet_preprocess.py SRC {shown(folder)} --model {shown(model)} --force (or "
+                f"add {option(name)} to that command to keep your value)"
             )
 
 
-# ---- AIPP ------------------------------------------------------------------------------------------------------------
+# ---- AIPP ----------------------------------------------------------------------------------------
 
 
 def aipp(evaluation: Evaluation) -> bytes:
-    """The text of the AIPP settings that make of bytes what the float32 files hold: (pixel - mean) / std / 255.
+    """The AIPP file by which the card turns bytes into what float32 files hold.
 
-    AIPP subtracts mean_chn, a whole number, and min_chn, any number: the mean's whole part and its rest.
-    Source: hiascend.com, ATC, AIPP's configuration file template.
+    That is (pixel / 255 - mean) / std, for RGB bytes [height, width, 3].
+    AIPP subtracts mean_chn, a whole number, and min_chn, any number: the mean's whole part and its
+    rest. Source: hiascend.com, ATC, AIPP's configuration file template.
     """
     lines = [
         "aipp_mode : static",
@@ -212,28 +296,24 @@ def aipp(evaluation: Evaluation) -> bytes:
         "rbuv_swap_switch : false",
     ]
     means = [round(255 * mean, 9) for mean in evaluation.mean]
-    lines += [f"mean_chn_{channel} : {int(mean)}" for channel, mean in enumerate(means)]
-    lines += [
-        f"min_chn_{channel} : {round(mean - int(mean), 9):.9g}"
-        for channel, mean in enumerate(means)
-    ]
-    lines += [
-        f"var_reci_chn_{channel} : {1 / (255 * std):.15f}"
-        for channel, std in enumerate(evaluation.std)
-    ]
+    for channel, mean in enumerate(means):
+        lines.append(f"mean_chn_{channel} : {int(mean)}")
+    for channel, mean in enumerate(means):
+        lines.append(f"min_chn_{channel} : {round(mean - int(mean), 9):.9g}")
+    for channel, std in enumerate(evaluation.std):
+        lines.append(f"var_reci_chn_{channel} : {1 / (255 * std):.15f}")
+    body = "".join(f"    {line}\n" for line in lines)
     return (
-        "# AIPP: the card takes uint8 RGB, [height, width, 3], and scales it itself. Handed to atc as "
-        "--insert_op_conf and to\n# the CPU runner as --aipp.\naipp_op {\n"
-        + "".join(f"    {line}\n" for line in lines)
-        + "}\n"
+        "# AIPP: the card takes uint8 RGB, [height, width, 3], and scales it itself. Handed to atc "
+        "as --insert_op_conf and to\n# the CPU runner as --aipp.\naipp_op {\n" + body + "}\n"
     ).encode("ascii")
 
 
-# ---- a Hugging Face folder -------------------------------------------------------------------------------------------
+# ---- a Hugging Face folder -----------------------------------------------------------------------
 
 
 def weights_file(path: str) -> str:
-    """The checkpoint's file: the path itself, or the weights in a Hugging Face folder.
+    """The file of a checkpoint: the path itself, or the weights in a Hugging Face folder.
 
     Raises: Refusal if the folder holds none.
     """
@@ -243,25 +323,24 @@ def weights_file(path: str) -> str:
         if os.path.isfile(os.path.join(path, name)):
             return os.path.join(path, name)
     raise Refusal(
-        f"the folder {shown(path)} should hold {' or '.join(FOLDER_WEIGHTS)} beside {CONFIG}, as Hugging "
-        "Face's do, but holds neither; give the checkpoint's file"
+        f"the folder {shown(path)} should hold {' or '.join(FOLDER_WEIGHTS)} beside {CONFIG}, like "
+        "a Hugging Face folder, but holds neither; give the file of the checkpoint"
     )
 
 
 def config_path(weights: str) -> str:
-    """The config.json that belongs to a weights file of a Hugging Face folder, "" if there is none."""
+    """The config.json beside the weights of a Hugging Face folder; "" if it is not there."""
     path = os.path.join(os.path.dirname(weights), CONFIG)
     return path if os.path.basename(weights) in FOLDER_WEIGHTS and os.path.isfile(path) else ""
 
 
 def read_config(weights: str) -> Dict[str, Any]:
-    """The config.json beside a Hugging Face folder's weights; {} if there is none. Raises: Refusal if it is broken."""
+    """The content of config_path(); {} without one. Raises: Refusal if it is broken."""
     path = config_path(weights)
     if not path:
         return {}
-    config: Dict[str, Any] = json_file.read(
-        path, {}, "copy it again, or move it away and give the evaluation by options"
-    )
+    advice = "copy it again, or move it away and give the evaluation by options"
+    config: Dict[str, Any] = json_file.read(path, {}, advice)
     return config
 
 

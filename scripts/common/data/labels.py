@@ -6,10 +6,10 @@ the lines `NAME INT INT …` of a multi-label data set. Standard library only.
 
 import os
 import re
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from common.core import files, json_file
-from common.core.cli import Refusal, shown, some
+from common.core.cli import Refusal, counted, shown, some
 from common.core.files import read_regular
 from common.core.names import natural_key, without_suffix
 from common.data.images import class_folders
@@ -23,8 +23,8 @@ class Label(NamedTuple):
     """What a labels file says of one image."""
 
     name: str  # the image's path, or a part of it
-    classes: Tuple[int, ...]  # that are right, in rising order; ordinary labels have one
-    line: int  # of the file, or the place in its list, from 1
+    classes: Tuple[int, ...]  # the right ones in rising order; ordinary labels have one
+    line: int  # of the file, or the position in its list, from 1
 
 
 # ---- a file of labels ----------------------------------------------------------------------------
@@ -50,29 +50,30 @@ def read_labels(path: str) -> List[Label]:
 
     A byte order mark, CRLF and empty lines are allowed. A NAME that is not UTF-8 still names its
     file.
-    Raises: Refusal if a line is anything else, or there is none.
+    Raises: Refusal if a line is something else, or if there are no labels.
     """
     labels = []
     known: Dict[str, Tuple[int, ...]] = {}  # classes by their digits: few, in many lines
     for line, text in enumerate(text_of(path, LARGEST).split("\n"), 1):
         words = text.rsplit(None, 1)
+        if not words:
+            continue
         classes = known.get(words[-1]) if len(words) == 2 else None
-        if len(words) == 2 and not classes and re.fullmatch("[0-9]{1,9}", words[1]):
+        if classes is None:
+            if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]):
+                raise Refusal(
+                    f"{shown(path)}, line {line}: {text[:80]!a} is not a label; 'NAME INT' "
+                    f"was expected, as in 'cat.JPEG 281'{likely_mistake(text, line)}"
+                )
             classes = known[words[1]] = (int(words[1]),)
-        if classes:
-            labels.append(Label(words[0], classes, line))
-        elif words:
-            raise Refusal(
-                f"{shown(path)}, line {line}: {text[:80]!a} is not a label; 'NAME INT' "
-                f"was expected, as in 'cat.JPEG 281'{likely_mistake(text, line)}"
-            )
+        labels.append(Label(words[0], classes, line))
     if not labels:
         raise Refusal(f"{shown(path)} holds no labels")
     return labels
 
 
 def likely_mistake(text: str, line: int) -> str:
-    """What to do about a line that is not a label, "" if that is not clear."""
+    """What to do about a line that is not a label; "" if that is not clear."""
     if line == 1 and not re.search("[0-9]", text):
         return "; if this is a heading, remove it"
     if re.fullmatch(r"\s*\S.*,\s*[0-9]+\s*", text):
@@ -83,7 +84,7 @@ def likely_mistake(text: str, line: int) -> str:
 def read_real(path: str) -> List[Label]:
     """ReaL labels: a JSON list with a list of right classes for each validation image in order.
 
-    Such a list may be empty. Source: https://github.com/google-research/reassessed-imagenet.
+    A list of classes may be empty. Source: https://github.com/google-research/reassessed-imagenet.
     Raises: Refusal for anything else.
     """
     advice = "ReaL's real.json was expected, a list of lists of classes such as [65, 395]"
@@ -125,20 +126,21 @@ def text_of(path: str, largest: int = files.LARGEST) -> str:
 
 
 def read_class_map(path: str) -> Dict[str, int]:
-    """{class folder: index} from `FOLDER INT` lines, or from one folder name a line, where the first line is 0."""
+    """{class folder: index} from lines `FOLDER INT`, or from lines `FOLDER`, where the first is 0.
+
+    Raises: Refusal for another line, or for a folder with two numbers.
+    """
     lines = text_of(path).rstrip().split("\n")
     numbered = any(re.fullmatch(r".*\S\s+[0-9]+\s*", line) for line in lines)
+    pattern = r"\s*(.*\S)\s+([0-9]{1,9})\s*" if numbered else r"\s*(.*\S)()\s*"
     classes: Dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        match = re.fullmatch(
-            r"\s*(.*\S)\s+([0-9]{1,9})\s*" if numbered else r"\s*(.*\S)()\s*", line
-        )
-        if not match or classes.setdefault(match[1], int(match[2] or number - 1)) != int(
-            match[2] or number - 1
-        ):
+    for number, line in enumerate(lines):
+        match = re.fullmatch(pattern, line)
+        index = int(match[2] or number) if match else -1
+        if not match or classes.setdefault(match[1], index) != index:
             raise Refusal(
-                f"{shown(path)}, line {number}: expected `CLASS_FOLDER INT`, each folder once (or one folder "
-                f"name in every line), found {shown(line[:80])}"
+                f"{shown(path)}, line {number + 1}: expected `CLASS_FOLDER INT`, each folder once "
+                f"(or one folder name in every line), found {shown(line[:80])}"
             )
     return classes
 
@@ -148,40 +150,39 @@ def class_labels(
 ) -> Optional[bytes]:
     """The text of val_label.txt if every image lies in a class folder, otherwise None.
 
-    folder: where the images are; images: sources; stems: {source: stem of its .bin}; class_map: a file for
-    read_class_map(). Without one all folders are numbered, those without a good image as well.
+    folder: where the images are; images: their paths below it; stems: {source: stem of its .bin}.
+    class_map: a file for read_class_map(). Without one, all folders are numbered, even those
+    without a good image.
+    Raises: Refusal for a class map without class folders, or one that lacks a folder.
     """
     folders = {source: os.path.dirname(source) for source in images}
-    if not all(name and "/" not in name for name in folders.values()):
-        if class_map:
-            raise Refusal(
-                "--class-map is for images in class folders (SRC/CLASS/IMAGE), but "
-                f"{shown(next(s for s, f in folders.items() if not f or '/' in f))} is not in one"
-            )
+    outside = [source for source, name in folders.items() if not name or "/" in name]
+    if outside and class_map:
+        raise Refusal(
+            "--class-map is for images in class folders (SRC/CLASS/IMAGE), but "
+            f"{shown(outside[0])} is not in one"
+        )
+    if outside:
         return None
-    classes = (
-        read_class_map(class_map)
-        if class_map
-        else {name: index for index, name in enumerate(class_folders(folder))}
-    )
+    if class_map:
+        classes, lacking = read_class_map(class_map), f"{shown(class_map)} has no line"
+    else:
+        classes = {name: index for index, name in enumerate(class_folders(folder))}
+        lacking = f"{shown(folder)} has no number"
     for name in sorted(set(folders.values()), key=natural_key):
         if name not in classes:
-            raise Refusal(
-                f"{shown(class_map or folder)} has no {'line' if class_map else 'number'} for the class "
-                f"folder {shown(name)}"
-            )
-    return "".join(f"{stems[source]} {classes[name]}\n" for source, name in folders.items()).encode(
-        "ascii"
-    )
+            raise Refusal(f"{lacking} for the class folder {shown(name)}")
+    lines = [f"{stems[source]} {classes[name]}\n" for source, name in folders.items()]
+    return "".join(lines).encode("ascii")
 
 
 def check_folders(folder: str, names: List[str], classes: int) -> None:
-    """Refuse class folders that were numbered by their order, but are not as many as the network has classes."""
-    if len(names) != classes and len(names) != classes - label_shift(classes):
+    """Refuse class folders that were numbered by their order if there is not one for each class."""
+    if len(names) not in (classes, classes - label_shift(classes)):
         raise Refusal(
-            f"{shown(folder)} has {len(names)} class folders ({some(names)}), which would be numbered 0 to "
-            f"{len(names) - 1} by their order, but the network has {classes} classes; say which is which: "
-            "--class-map FILE"
+            f"{shown(folder)} has {counted(len(names), 'class folder')} ({some(names)}), numbered "
+            f"0 to {len(names) - 1} by their order, but the network has {classes} classes; give "
+            "the number of each folder: --class-map FILE"
         )
 
 
@@ -189,7 +190,7 @@ def check_folders(folder: str, names: List[str], classes: int) -> None:
 
 
 def label_shift(classes: int) -> int:
-    """What to add to ImageNet's classes for a network of 1,001, whose class 0 is "background"."""
+    """What to add to ImageNet's classes: 1 if the network has 1,001, as class 0 is "background"."""
     return int(classes == IMAGENET_CLASSES + 1)
 
 
@@ -200,75 +201,81 @@ def label_offset(
     multi_label: bool = False,
     asked: Optional[int] = None,
 ) -> int:
-    """What to add to each label to have the network's class.
+    """What to add to each label to get the network's class.
 
-    labels: of the file `path`, as read_label_file() gives them; classes: of the network; asked:
-    what the user says, None if nothing. Of 1,001 classes class 0 is "background" (as in
-    TensorFlow's models), unless there is a label of 1000. Multi-label data sets have no such class.
+    labels: of the file `path`; classes: of the network; asked: the user's choice, if there is one.
+    Of 1,001 classes, class 0 is "background" (as in TensorFlow's models), unless there is a label
+    of 1000. Multi-label data sets have no such class.
     Raises: Refusal for a label that is not a class of the network then.
     """
-    numbers = {number for label in labels for number in label.classes}
+    numbers: List[int] = []
+    for label in labels:
+        numbers += label.classes
     least, most = min(numbers, default=0), max(numbers, default=0)
     offset = asked
     if offset is None:
         offset = 0 if multi_label or most >= classes - 1 else label_shift(classes)
-    if 0 <= least + offset and most + offset < classes:
+    allowed = range(-offset, classes - offset)
+    if least in allowed and most in allowed:
         return offset
     hint = ""
     if (least, most, offset) == (1, classes, 0):
         hint = "; the labels seem to be counted from 1: --label-offset -1"
-    wrong, line = next(
-        (number, label.line)
-        for label in labels
-        for number in label.classes[::-1]
-        if not 0 <= number + offset < classes
-    )
-    raise Refusal(
-        f"{shown(path)}, line {line}: label {wrong} is outside the classes {-offset} to "
-        f"{classes - 1 - offset} of the model{hint}"
-    )
+    for label in labels:
+        outside = [number for number in label.classes if number not in allowed]
+        if outside:
+            raise Refusal(
+                f"{shown(path)}, line {label.line}: label {outside[-1]} is outside the classes "
+                f"{allowed[0]} to {allowed[-1]} of the model{hint}"
+            )
+    return offset
 
 
 # ---- whose label it is ---------------------------------------------------------------------------
 
+Reading = Callable[[str], List[str]]  # from a label's NAME to the sources that it may mean
 
-def readings(images: Dict[str, str], sources: List[str]) -> Iterator[Callable[[str], List[str]]]:
-    """Ways to read a label's NAME, the surest first: functions from NAME to the sources that it may mean."""
-    exact = {**images, **dict(zip(sources, sources))}
-    unlisted = {
-        stem: stem for stem, source in images.items() if stem == source
-    }  # nobody knows which suffix they have
 
-    def same(name: str) -> List[str]:
-        found = exact.get(name) or (unlisted and unlisted.get(without_suffix(name)))
-        return [found] if found else []
+def read_exactly(images: Dict[str, str], sources: List[str]) -> Reading:
+    """A NAME is a source or a stem. images, sources: see match_labels()."""
+    source_of = {**images, **dict(zip(sources, sources))}
+    unlisted = {stem for stem, source in images.items() if stem == source}  # of unknown suffixes
 
-    yield same
+    def read(name: str) -> List[str]:
+        source = source_of.get(name)
+        if source is None and unlisted:
+            bare = without_suffix(name)
+            return [bare] if bare in unlisted else []
+        return [] if source is None else [source]
 
-    paths: Dict[str, List[str]] = {}
-    names: Dict[str, List[str]] = {}
+    return read
+
+
+def read_similarly(images: Dict[str, str], sources: List[str]) -> Reading:
+    """A NAME is a source whose suffix or leading folders differ. Arguments: see match_labels()."""
+    paths: Dict[str, List[str]] = {}  # {path without its suffix: sources}
+    bases: Dict[str, List[str]] = {}  # {base name with and without its suffix: sources}
     for source in sources:
         bare = without_suffix(source)
         paths.setdefault(bare, []).append(source)
         for base in {source.rpartition("/")[2], bare.rpartition("/")[2]}:
-            names.setdefault(base, []).append(source)
-    paths.update((name, [source]) for name, source in exact.items())
-    names.update(paths)
+            bases.setdefault(base, []).append(source)
+    for name, source in [*images.items(), *zip(sources, sources)]:
+        paths[name] = [source]
+    bases.update(paths)
 
-    def similar(
-        name: str,
-    ) -> List[str]:  # base names, or NAME less its own leading folders, but never both
-        found = names.get(name) or names.get(without_suffix(name))
-        while not found and "/" in name:
+    def read(name: str) -> List[str]:
+        matches = bases.get(name) or bases.get(without_suffix(name))
+        while not matches and "/" in name:  # then the NAME may have folders that the source lacks
             name = name.partition("/")[2]
-            found = paths.get(name) or paths.get(without_suffix(name))
-        return found or []
+            matches = paths.get(name) or paths.get(without_suffix(name))
+        return matches or []
 
-    yield similar
+    return read
 
 
 def words(label: Label) -> str:
-    """The classes of a label, as they stand in its file."""
+    """The classes of a label, as a labels file has them."""
     return " ".join(map(str, label.classes)) or "none"
 
 
@@ -277,38 +284,37 @@ def match_labels(
 ) -> Dict[str, Label]:
     """{stem: its label} for every image.
 
-    images: {stem: source}, source being the image's path below the images' folder as the manifest
-    has it, or the stem itself if no manifest is known; others: all sources that the manifest has,
-    which a NAME may mean as well.
-    A NAME is the source or the stem; if an image has no such label, a form in which the suffix or
-    leading folders differ, if it can mean no other image.
-    Raises: Refusal if an image has no label, a doubtful one, or two different ones.
+    images: {stem: source}; the source is the image's path below the images' folder as the manifest
+    has it, or the stem itself if no manifest is known.
+    others: all sources that the manifest has, which a NAME may mean as well.
+    A NAME is read_exactly(); for an image that has no such label, read_similarly().
+    Raises: Refusal if an image has no label, two different ones, or one that may be another's.
     """
     label_of: Dict[str, Label] = {}  # by source
-    doubtful: Dict[str, Tuple[Label, List[str]]] = {}
+    ambiguous: Dict[str, Tuple[Label, List[str]]] = {}  # {source: a label, all that it may mean}
     lacking = set(images.values())
-    for reading in readings(images, list(dict.fromkeys([*images.values(), *others]))):
+    sources = list(dict.fromkeys([*images.values(), *others]))
+    for make_reading in (read_exactly, read_similarly):
+        read = make_reading(images, sources)
         for label in labels:
-            meant = reading(label.name)
-            if len(meant) > 1:
-                doubtful.update((source, (label, meant)) for source in meant)
-            elif meant and meant[0] in lacking:
-                other = label_of.setdefault(meant[0], label)
+            matches = read(label.name)
+            if len(matches) > 1:
+                ambiguous.update((source, (label, matches)) for source in matches)
+            elif matches and matches[0] in lacking:
+                other = label_of.setdefault(matches[0], label)
                 if other is not label and other.classes != label.classes:
                     raise Refusal(
-                        f"{shown(path)} gives {shown(meant[0])} two labels: "
-                        f"{words(other)} in line {other.line} and {words(label)} in line "
-                        f"{label.line}"
+                        f"{shown(path)} gives {shown(matches[0])} two labels: {words(other)} in "
+                        f"line {other.line} and {words(label)} in line {label.line}"
                     )
         if len(label_of) == len(images):
             return {stem: label_of[source] for stem, source in images.items()}
         lacking.difference_update(label_of)
-    for source in sorted(lacking.intersection(doubtful)):
-        label, meant = doubtful[source]
+    for source in sorted(lacking.intersection(ambiguous)):
+        label, matches = ambiguous[source]
         raise Refusal(
-            f"{shown(path)}, line {label.line}: {shown(label.name)} may be "
-            f"{shown(meant[0])} or {shown(meant[1])}; give each its path below the images' "
-            "folder"
+            f"{shown(path)}, line {label.line}: {shown(label.name)} may be {shown(matches[0])} or "
+            f"{shown(matches[1])}; give each its path below the images' folder"
         )
     unnamed = ""
     if lacking.intersection(images):

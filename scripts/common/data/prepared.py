@@ -1,8 +1,9 @@
-"""The prepared folder: which .bin was made from which image, with what settings, and which images were bad, and why.
+"""The prepared folder: which .bin was made from which image and with which settings, which are bad.
 
-Its record is FOLDER/manifest.jsonl. The recipe's options are the settings: those of the evaluation, the type of the
-values, the source and the shard. Each image is a piece: its key is the image's path below the source, its input the
-image's size and times, its file the .bin; a bad image has no file, and its notes say why. Standard library only.
+Its record is FOLDER/manifest.jsonl. The options in the recipe are the settings: those of the
+evaluation, the type of the values, the source and the shard. Each image is a piece: its key is the
+image's path below the source, its input the image's size and times, its file the .bin. A bad image
+has no file, and its notes say why. Standard library only.
 """
 
 import functools
@@ -20,28 +21,27 @@ from common.data.labels import label_offset, match_labels, read_labels
 TOOL = "TResNet_preprocess.py"
 ALL_IMAGES = [1, 1]  # the shard that is all images
 LABELS = "val_label.txt"
-BESIDE = ""  # the key of the piece that is what lies beside the .bin files
-PACKAGES = ("numpy", "Pillow", "simplejpeg")  # those that decide over the bytes
+BESIDE = ""  # the key of the piece that holds the files beside the .bin files
+PACKAGES = ("numpy", "Pillow", "simplejpeg")  # the bytes depend on their versions
 
 
 class Prepared(NamedTuple):
-    """What is known of a prepared folder; all of it is empty if the folder is not one of TResNet_preprocess.py's.
+    """What is known of a prepared folder; all is empty if TResNet_preprocess.py did not make it.
 
-    After a power loss in the middle of a run nothing is known of the images until the step has run again.
+    After a power loss in the middle of a run, `sources` and `bad` are empty until the step has run
+    again.
     """
 
     settings: Row  # see make_recipe()
-    about: Row  # "given": the names of settings that were options; "labels": bool; "class_folders": their names
+    about: Row  # "given": the settings that were options; "labels": bool; "class_folders": names
     versions: Row  # {package: version}
     sources: Dict[str, str]  # {stem of a .bin: its image's path below the source}
     bad: Dict[str, str]  # {an image's path below the source: why it has no .bin}
-    checksums: Dict[
-        str, str
-    ]  # {name of a .bin: files.checksum() of its content}, also after a power loss
+    checksums: Dict[str, str]  # {name of a .bin: files.checksum() of its content}
 
 
 def open_record(folder: str) -> Record:
-    """The record of a prepared folder, one that is to be made among them."""
+    """The record of a prepared folder, which need not exist yet."""
     return record.read_path(os.path.join(folder, MANIFEST))
 
 
@@ -49,26 +49,23 @@ def open_record(folder: str) -> Record:
 def described(about: Record) -> Prepared:
     if about.recipe.get("tool") != TOOL:
         return Prepared({}, {}, {}, {}, {}, {})
-    images = {key: piece for key, piece in about.pieces.items() if key != BESIDE}
-    checksums = {made.name: made.checksum for piece in images.values() for made in piece.files}
-    sources, bad = {}, {}
-    for key, piece in images.items() if about.believed else ():
-        if "error" in piece.notes:
-            bad[key] = str(piece.notes["error"])
+    sources, bad, checksums = {}, {}, {}
+    for key, piece in about.pieces.items():
+        if key == BESIDE:
+            continue
         for made in piece.files:
-            sources[result_stem(made.name)] = key
-    return Prepared(
-        dictionary(about.recipe.get("options")),
-        about.about,
-        dictionary(about.recipe.get("versions")),
-        sources,
-        bad,
-        checksums,
-    )
+            checksums[made.name] = made.checksum
+            if about.believed:
+                sources[result_stem(made.name)] = key
+        if "error" in piece.notes and about.believed:
+            bad[key] = str(piece.notes["error"])
+    settings = dictionary(about.recipe.get("options"))
+    versions = dictionary(about.recipe.get("versions"))
+    return Prepared(settings, about.about, versions, sources, bad, checksums)
 
 
 def dictionary(value: Any) -> Row:
-    """A field of a record that should be a JSON object; {} if it is anything else."""
+    """A field of a record that should be a JSON object; {} if it is something else."""
     return dict(value) if isinstance(value, dict) else {}
 
 
@@ -78,27 +75,26 @@ def read(folder: str) -> Prepared:
 
 
 def make_recipe(program: str, settings: Row) -> Recipe:
-    """What every .bin depends on beside its image; program: the path of the step."""
+    """What every .bin depends on, apart from its image. program: the path of the step."""
     return recipe.make(program, settings, PACKAGES)
 
 
 def place_for(workdir: str, settings: Dict[str, Any]) -> str:
     """The prepared folder in a work folder for some settings of make_recipe().
 
-    prep_dataset; where that was made with others, a folder named after these: so nothing is made again when somebody
-    tries other settings and comes back.
+    That is prep_dataset, unless it was made with other settings. Then the folder is named after the
+    settings, so that nothing is made again when somebody tries other settings and comes back.
     """
     plain = os.path.join(workdir, "prep_dataset")
-    named = (
-        f"{plain}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
-    )
-    there = read(plain).settings
-    others = any(there.get(key, value) != value for key, value in settings.items())
-    return named if others or os.path.isdir(named) else plain
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    named = f"{plain}-{digest[:8]}"
+    present = read(plain).settings
+    differs = any(present.get(key, value) != value for key, value in settings.items())
+    return named if differs or os.path.isdir(named) else plain
 
 
 def changed_settings(before: Record, new: Recipe) -> List[str]:
-    """Which settings of the folder were others, in words."""
+    """Which settings of the folder differ from a recipe's, in words."""
     old = dictionary(before.recipe.get("options"))
     return [
         f"{name} was {shown(str(old[name]))}"
@@ -108,19 +104,20 @@ def changed_settings(before: Record, new: Recipe) -> List[str]:
 
 
 def changed_program(before: Record, new: Recipe) -> List[str]:
-    """What else differs from a recipe in a record: this program, the packages; in words."""
-    found = (
-        ["this program was updated"] if before.recipe.get("sources") != new.row["sources"] else []
-    )
+    """What else of a folder's recipe differs from another: this program, the packages; in words."""
+    changes = []
+    if before.recipe.get("sources") != new.row["sources"]:
+        changes.append("this program was updated")
     old = dictionary(before.recipe.get("versions"))
     for package, version in new.row["versions"].items():
         if old and old.get(package) != version:
-            found.append(f"{package} was {shown(str(old.get(package) or 'missing'))}")
-    return found
+            was = shown(str(old.get(package) or "missing"))
+            changes.append(f"{package} was {was} and is {version or 'missing'}")
+    return changes
 
 
 def set_damaged_aside(path: str) -> None:
-    """Move a .bin that is not as the manifest says out of its folder."""
+    """Move a .bin whose content is not what the manifest says out of its folder."""
     folder, name = os.path.split(path)
     open_record(folder).set_aside([name])
 
@@ -130,8 +127,9 @@ def true_classes(
 ) -> List[int]:
     """The class of each image of a prepared folder, 0 to classes - 1, from the file `labels`.
 
-    stems: of their .bin files; offset: see label_offset(). Raises: Refusal if one has no label, a
-    doubtful one, or one that is no class.
+    stems: of their .bin files.
+    offset: see label_offset().
+    Raises: Refusal if a label is missing, ambiguous or not a class.
     """
     lines = read_labels(labels)
     shift = label_offset(lines, classes, labels, asked=offset)

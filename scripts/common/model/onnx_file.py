@@ -88,7 +88,7 @@ def describe(path: str, batch_sizes: Sequence[int] = ()) -> Description:
     batch_sizes: those that are wanted.
     Returns {"input": name, "shape": [N, C, H, W], "metadata": {key: text}}.
     shape: None stands for a size that is not fixed.
-    metadata: from TResNet_pth2onnx.py: variant, num_classes, lineage, img_size, …
+    metadata: from TResNet_pth2onnx.py: variant, num_classes, lineage, …
     Raises: Refusal if the file has not exactly one NCHW input with a safe name and fixed sizes (the
     batch excepted), or if its batch size is fixed and others are wanted.
     """
@@ -107,7 +107,10 @@ def recorded(path: str) -> Description:
     about = record.read(path)
     made = about.made.get(os.path.basename(path))
     described = about.notes.get("described")
-    return dict(described) if made and isinstance(described, dict) and about.same(made) else {}
+    if not made or not isinstance(described, dict) or not about.same(made):
+        return {}
+    texts = {key: value for key, value in about.notes.items() if isinstance(value, str)}
+    return dict(described, metadata=texts)
 
 
 def read(path: str) -> Description:

@@ -10,6 +10,7 @@ from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, S
 from common.core import cli, json_file, options, recipe, record
 from common.core.cli import counted, shown
 from common.core.names import result_stem
+from common.data import evaluation
 from common.data.images import list_inputs, spaced
 from common.data.inputs import Input, input_of, read_batch
 from common.data.prepared import true_classes
@@ -402,14 +403,11 @@ class Task:
     def write(self, quantised_model: onnx.ModelProto, report: Report) -> int:
         """Write the int8 model and its report; returns the size of the model in bytes."""
         report = {"tool": self.made_by.row["tool"], "version": cli.VERSION, **report}
-        metadata = dict(self.described["metadata"], precision="int8")
-        onnx.helper.set_model_props(quantised_model, metadata)
+        metadata = onnx_file.read(self.arguments.model)["metadata"]
+        onnx.helper.set_model_props(quantised_model, dict(metadata, precision="int8"))
         data = quantised_model.SerializeToString()
         contents = {self.report_path: json_file.encode(report), self.arguments.output: data}
-        record.write(
-            self.arguments.output,
-            self.made_by,
-            contents,
-            evaluation=record.read(self.arguments.model).notes.get("evaluation", {}),
-        )
+        exported = evaluation.of_record(self.arguments.model)
+        notes = exported.notes() if exported else {}
+        record.write(self.arguments.output, self.made_by, contents, **notes)
         return len(data)

@@ -94,7 +94,7 @@ def show(
     """
     about = record.read(exported).notes
     counts = REPORT.read_in(workdir)["counts"]
-    size, kind = about["img_size"], ", int8" if float32 else ""
+    size, kind = about["evaluation"]["img_size"], ", int8" if float32 else ""
     lines = [
         ("backend", backend),
         (

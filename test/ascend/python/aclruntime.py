@@ -1,4 +1,4 @@
-"""Stand-in of aclruntime, ais_bench's other half: importable by the host's Python alone, as a separate install is."""
+"""Stand-in of aclruntime, ais_bench's other half, which only the host's Python can import."""
 
 import os
 import sys

@@ -1,29 +1,40 @@
-"""What the stand-ins of npu-smi, atc, amct_onnx and ais_bench share: switches, log of calls, chip, .om container.
+"""What the stand-ins of npu-smi, atc, amct_onnx and ais_bench share: switches, log, chip, .om.
 
 Switches are environment variables:
-    STANDIN_NPU_SMI   what npu-smi prints: sample names of test/data/npu-smi joined by "+" (default 310P3), a path to a
-                      text file, "fail" (driver not loaded) or "hang"
-    STANDIN_CANN      CANN's version, which decides the opset: 6.0.RC1 (default) reads 8 to 15, later ones 8 to 18
-    STANDIN_DEVICE    "weights" (default) rounds the weights to float16, "float16" every operator's result as well
-    STANDIN_SPEEDS    JSON {part of an .om's path: images/s that ais_bench is to report of it}; the longest part counts
+    STANDIN_NPU_SMI   what npu-smi prints: sample names of test/data/npu-smi joined by "+" (default
+                      310P3), a path to a text file, "fail" (driver not loaded) or "hang"
+    STANDIN_CANN      CANN's version, which decides the opset: 6.0.RC1 (default) reads 8 to 15,
+                      later ones 8 to 18
+    STANDIN_DEVICE    "weights" (default) rounds the weights to float16, "float16" also the result
+                      of every operator
+    STANDIN_SPEEDS    JSON {part of an .om's path: images/s that ais_bench is to report of it}; the
+                      longest part counts
     STANDIN_OM_NAME   "plain" (default) writes OUTPUT.om, "host" OUTPUT_linux_<machine>.om
-    STANDIN_AIS_BENCH which generation: "0.0.2", "later" (default) or "newest" (see ascend_words.py); "none" is
-                      another package of that name
+    STANDIN_AIS_BENCH which generation: "0.0.2", "later" (default) or "newest" (see
+                      ascend_words.py); "none" is another package of that name
     STANDIN_FAULT     faults joined by ",", each NAME or NAME=VALUE:
-                      atc-fail[=BATCH]   ends with E codes           atc-kill[=BATCH]   killed while it writes the .om
-                      atc-lossy          rounds the weights hard     atc-sleep=SECONDS  takes that long
+                      atc-fail[=BATCH]   ends with E codes
+                      atc-kill[=BATCH]   is killed while it writes the .om
+                      atc-lossy          rounds the weights hard
+                      atc-sleep=SECONDS  takes that long
                       amct-fail          calibration fails
                       atc-slope=NODE     a LeakyRelu's slope is ten times as steep
                       atc-zero-padding=NODE  a Slice for reflection gives zeros
-                      atc-sigmoid=NODE   a 5th-order Sigmoid, unless --op_select_implmode=high_precision
+                      atc-sigmoid=NODE   a 5th-order Sigmoid, unless
+                                         --op_select_implmode=high_precision
                       atc-overflow=NODE  float16 overflows in the node, unless --keep_dtype names it
                       atc-channels=NODE  a SpaceToDepth orders its channels wrongly
                       atc-weight=NODE    the node's weights are rounded to 8 bits
-                      ais-crash=K        dies after K batches        ais-missing=K      leaves out the last K results
-                      ais-kill=K         killed after K batches      ais-half           cuts the last result
-                      ais-device=D[:K]   device D dies (after K)     ais-skip[=MS]      computes nothing, zeros
-                      ais-sleep=SECONDS  takes that long per batch   ais-start=SECONDS  takes that long to start
-    STANDIN_LOG       a file to which each call is added: a JSON object a line, {tool, argv, cwd, python}
+                      ais-crash=K        dies after K batches
+                      ais-kill=K         is killed after K batches
+                      ais-missing=K      leaves out the last K results
+                      ais-half           cuts the last result
+                      ais-device=D[:K]   device D dies (after K batches)
+                      ais-skip[=MS]      computes nothing, gives zeros
+                      ais-sleep=SECONDS  takes that long for a batch
+                      ais-start=SECONDS  takes that long to start
+    STANDIN_LOG       a file to which each call is added, a JSON object a line: {tool, argv, cwd,
+                      python}
     TRESNET_TEST_PYTHON  the Python with onnx and onnxruntime that does the work
 """
 
@@ -37,7 +48,8 @@ from typing import Any, Dict, List, Tuple
 SAMPLES = os.path.join(
     os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pardir, "data", "npu-smi"
 )
-MAGIC = b"IMOD stand-in\n"  # then a line of JSON, then the payload (ONNX); the real .om begins with IMOD
+# then a line of JSON, then the payload (ONNX); the real .om begins with IMOD
+MAGIC = b"IMOD stand-in\n"
 
 
 def fault(name: str) -> str:
@@ -70,7 +82,10 @@ def chips() -> List[str]:
 
 
 def write_om(file: Any, header: Dict[str, Any], payload: bytes) -> None:
-    """Write a stand-in .om in two halves, as the real one grows; the header is completed by size and SHA-256."""
+    """Write a stand-in .om in two halves, as the real one grows.
+
+    The header gets the payload's size and SHA-256 as well.
+    """
     header = dict(header, size=len(payload), sha256=hashlib.sha256(payload).hexdigest())
     data = MAGIC + json.dumps(header).encode() + b"\n" + payload
     file.write(data[: len(data) // 2])
@@ -81,7 +96,10 @@ def write_om(file: Any, header: Dict[str, Any], payload: bytes) -> None:
 
 
 def read_om(path: str) -> Tuple[Dict[str, Any], bytes]:
-    """(header, ONNX bytes) of a stand-in .om. Raises ValueError for anything else, a half-written one included."""
+    """(header, ONNX bytes) of a stand-in .om.
+
+    Raises: ValueError for anything else, also for half an .om.
+    """
     with open(path, "rb") as file:
         data = file.read()
     if not data.startswith(MAGIC):

@@ -1,4 +1,4 @@
-"""The command line of ais_bench's three generations: what each takes and what it refuses, in which form.
+"""The command line of ais_bench's three generations: what each takes, what it refuses and how.
 
 0.0.2     underscores, switches with a value, no checks of paths; a traceback
 later     underscores, switches with a value, checks of paths; a traceback, or argparse's message
@@ -21,18 +21,21 @@ COLUMNS = int(os.environ.get("COLUMNS", "80"))  # the newest fits its boxes to t
 
 
 def fail(sentence: str) -> NoReturn:
-    """End as the runtime and ais_bench end: the reason in a line of the log, then a bare RuntimeError."""
+    """End as ais_bench ends: the reason in a line of the log, then a bare RuntimeError."""
     print(f"[ERROR] {sentence}", flush=True)
     raise RuntimeError()
 
 
-# ---- boxes -----------------------------------------------------------------------------------------------------------
+# ---- boxes ---------------------------------------------------------------------------------------
 
 
 def box(title: str, lines: List[str]) -> str:
     """Lines in a frame, folded at its width."""
     inner = COLUMNS - 4
-    folded = [line[i : i + inner] for line in lines for i in range(0, max(len(line), 1), inner)]
+    folded: List[str] = []
+    for line in lines:
+        starts = range(0, max(len(line), 1), inner)
+        folded += [line[start : start + inner] for start in starts]
     return "\n".join(
         [
             f"╭─ {title} ".ljust(COLUMNS - 1, "─") + "╮",
@@ -78,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         return f"\n Usage: python -m ais_bench [OPTIONS]\n\n{box('Options', rows)}\n"
 
 
-# ---- values ----------------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 
 def whole_number(lowest: int, highest: float = math.inf) -> Any:
@@ -139,7 +142,10 @@ def check_path(path: str, writing: bool) -> None:
 
 
 def legal_path(kind: str) -> Any:
-    """argparse type of --model, --input, --output and --output_dirname, which is looked at from the current folder."""
+    """argparse type of --model, --input, --output and --output_dirname.
+
+    The path is checked as seen from the current folder.
+    """
 
     def check(text: str) -> str:
         if STRICT:
@@ -161,7 +167,7 @@ def legal_path(kind: str) -> Any:
     return check
 
 
-# ---- the command line ------------------------------------------------------------------------------------------------
+# ---- the command line ----------------------------------------------------------------------------
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,6 +1,7 @@
-"""What the stand-in of atc does with a graph: refusals, where each operator runs, float16 arithmetic, planted faults.
+"""What the stand-in of atc does with a graph: refusals, float16 arithmetic, planted faults.
 
-After CANN's operator sources of mid-2022 (ops/built-in: the ONNX plugins, and the kernels listed for ascend310p).
+Source: CANN's operators of mid-2022 (ops/built-in: the ONNX plugins, and the kernels listed for
+ascend310p).
 """
 
 import re
@@ -49,14 +50,18 @@ def values(node: Any) -> Dict[str, Any]:
 
 
 def objections(model: Any, highest: int) -> Iterator[Tuple[str, str]]:
-    """(code, words) of what CANN's parsers refuse in a model; highest: the last opset that they are written for."""
+    """(code, words) of what CANN's parsers refuse in a model.
+
+    highest: the last opset that they are written for.
+    """
     import onnx
 
     opsets = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if len(model.opset_import) != 1 or not opsets:
         yield (
             "E16005",
-            f"The model has [{len(model.opset_import)}] [opset_import] entries; only one is supported.",
+            f"The model has [{len(model.opset_import)}] [opset_import] entries; only one is "
+            f"supported.",
         )
         return
     opset = opsets[0].version
@@ -102,7 +107,9 @@ def places(model: Any) -> Iterator[str]:
 
 
 def read_keep_dtype(path: str, model: Any) -> Set[str]:
-    """Names of the nodes that --keep_dtype names, one or OpType::Type in a line. Raises: ValueError."""
+    """Names of the nodes that --keep_dtype names, one or OpType::Type in a line. Raises:
+    ValueError.
+    """
     kept: Set[str] = set()
     with open(path, encoding="utf-8") as file:
         for line in filter(None, map(str.strip, file)):
@@ -113,7 +120,7 @@ def read_keep_dtype(path: str, model: Any) -> Set[str]:
                 if (PLACES[node.op_type][0] == kind.group(1) if kind else node.name == line)
             ]
             if not nodes:
-                raise ValueError(f"{line} is no operator of the model")
+                raise ValueError(f"{line} is not an operator of the model")
             if not all(PLACES[node.op_type][2] for node in nodes):
                 raise ValueError(f"{line} has no float32 kernel")
             kept.update(node.name for node in nodes)
@@ -121,7 +128,9 @@ def read_keep_dtype(path: str, model: Any) -> Set[str]:
 
 
 def set_outputs(model: Any, argument: str) -> None:
-    """The outputs of --out_nodes: "node:0;node2:0", or names of graph outputs "a;b". Raises: ValueError."""
+    """The outputs of --out_nodes: "node:0;node2:0", or names of graph outputs "a;b". Raises:
+    ValueError.
+    """
     from onnx import TensorProto, helper
 
     words = list(filter(None, argument.split(";")))
@@ -137,7 +146,7 @@ def set_outputs(model: Any, argument: str) -> None:
         ):
             raise ValueError(f"there is no output {word}")
         if not match and word not in known:
-            raise ValueError(f"{word} is no output of the model")
+            raise ValueError(f"{word} is not an output of the model")
         names.append(nodes[match.group(1)].output[int(match.group(2))] if match else word)
     del model.graph.output[:]
     model.graph.output.extend(
@@ -145,7 +154,7 @@ def set_outputs(model: Any, argument: str) -> None:
     )
 
 
-# ---- what it computes ------------------------------------------------------------------------------------------------
+# ---- what it computes ----------------------------------------------------------------------------
 
 
 def half(array: Any) -> Any:
@@ -173,186 +182,211 @@ def change_weights(model: Any, change: Callable[[Any], Any], name: str = "") -> 
             tensor.CopyFrom(numpy_helper.from_array(change(weights), tensor.name))
 
 
-def compute_in_float16(model: Any, kept: Set[str]) -> None:
-    """Round what every operator hands on, as the cores do; `kept` nodes hand on float32."""
-    import numpy
-    from onnx import TensorProto, helper, numpy_helper
+def rounded_to_half(source: str, target: str) -> List[Any]:
+    """Nodes that round a tensor to float16, within its range, and hand it on as float32."""
+    from onnx import TensorProto, helper
 
+    clipped, narrow, copy = (f"{target}.{word}" for word in ("clipped", "half", "copy"))
+    return [
+        helper.make_node("Clip", [source, "least", "most"], [clipped]),
+        helper.make_node("Cast", [clipped], [narrow], to=TensorProto.FLOAT16),
+        helper.make_node("Concat", [narrow], [copy], axis=0),  # see common/model/float16
+        helper.make_node("Cast", [copy], [target], to=TensorProto.FLOAT),
+    ]
+
+
+def add_constant(graph: Any, name: str, value: Any) -> str:
+    """Add a float32 constant; its name."""
+    import numpy
+    from onnx import numpy_helper
+
+    graph.initializer.append(numpy_helper.from_array(numpy.asarray(value, numpy.float32), name))
+    return name
+
+
+def with_half_result(graph: Any, node: Any) -> List[Any]:
+    """The node and those after it that round its sum to float16, and again after the bias."""
+    import numpy
+    from onnx import helper, numpy_helper
+
+    target = node.output[0]
+    node.output[0] = target + ".sum"
+    if node.op_type == "LeakyRelu":
+        slope = next(attribute for attribute in node.attribute if attribute.name == "alpha")
+        slope.f = float(half(numpy.float32(slope.f)))
+    if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+        return [node, *rounded_to_half(target + ".sum", target)]
+    bias = node.input.pop()
+    if node.op_type == "Conv":
+        array = numpy_helper.to_array(next(t for t in graph.initializer if t.name == bias))
+        bias = add_constant(graph, bias + ".column", array.reshape(-1, 1, 1))
+    biased = helper.make_node("Add", [target + ".rounded", bias], [target + ".biased"])
+    rounded = rounded_to_half(target + ".sum", target + ".rounded")
+    return [node, *rounded, biased, *rounded_to_half(target + ".biased", target)]
+
+
+def compute_in_float16(model: Any, kept: Set[str]) -> None:
+    """Round the result of every operator, as the cores do, but not those of `kept` nodes."""
     graph = model.graph
     change_weights(model, half)
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(numpy.array(value, numpy.float32), name)
-            for name, value in (("least", -LARGEST), ("most", LARGEST))
-        ]
-    )
-    nodes: List[Any] = []
-
-    def to_half(source: str, target: str) -> None:
-        nodes.extend(
-            [
-                helper.make_node("Clip", [source, "least", "most"], [target + ".clipped"]),
-                helper.make_node(
-                    "Cast", [target + ".clipped"], [target + ".half"], to=TensorProto.FLOAT16
-                ),
-                helper.make_node(
-                    "Concat", [target + ".half"], [target + ".copy"], axis=0
-                ),  # see common/float16
-                helper.make_node("Cast", [target + ".copy"], [target], to=TensorProto.FLOAT),
-            ]
-        )
-
+    add_constant(graph, "least", -LARGEST)
+    add_constant(graph, "most", LARGEST)
     weights = {tensor.name for tensor in graph.initializer}
     wide = {value.name for value in graph.input if value.name not in weights}
-    whole = {
-        node.output[0] for node in graph.node if node.op_type == "AscendQuant"
-    }  # int8, and int32 sums of it
+    # int8, and int32 sums of it
+    integers = {node.output[0] for node in graph.node if node.op_type == "AscendQuant"}
+    nodes: List[Any] = []
     for node in list(graph.node):
         for place, name in enumerate(node.input):
             if name in wide and node.name not in kept:
-                to_half(name, f"{node.name}.input{place}")
-                node.input[place] = f"{node.name}.input{place}"
-        target = node.output[0]
-        nodes.append(node)
+                narrow = f"{node.name}.input{place}"
+                nodes += rounded_to_half(name, narrow)
+                node.input[place] = narrow
         if node.name in kept:
-            wide.add(target)
-            continue
-        if node.op_type in EXACT or node.input[0] in whole:
-            continue
-        node.output[0] = target + ".sum"
-        if node.op_type == "LeakyRelu":
-            slope = next(attribute for attribute in node.attribute if attribute.name == "alpha")
-            slope.f = float(half(numpy.float32(slope.f)))
-        if node.op_type in ("Conv", "Gemm") and len(node.input) == 3:
-            bias = node.input.pop()
-            to_half(target + ".sum", target + ".rounded")
-            if node.op_type == "Conv":
-                array = numpy_helper.to_array(next(t for t in graph.initializer if t.name == bias))
-                graph.initializer.append(
-                    numpy_helper.from_array(array.reshape(-1, 1, 1), bias + ".column")
-                )
-                bias += ".column"
-            nodes.append(helper.make_node("Add", [target + ".rounded", bias], [target + ".biased"]))
-            to_half(target + ".biased", target)
+            wide.add(node.output[0])
+            nodes.append(node)
+        elif node.op_type in EXACT or node.input[0] in integers:
+            nodes.append(node)
         else:
-            to_half(target + ".sum", target)
+            nodes += with_half_result(graph, node)
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def lower_quantised(model: Any) -> None:
-    """Make AscendQuant and AscendDequant nodes that ONNX Runtime can run, with the int8 weights between them."""
+def runnable_quant(graph: Any, node: Any) -> List[Any]:
+    """Nodes for ONNX Runtime that do what an AscendQuant does."""
+    from onnx import helper
+
+    name, settings = node.output[0], values(node)
+    scale = add_constant(graph, name + ".scale", settings["scale"])
+    offset = add_constant(graph, name + ".offset", settings["offset"])
+    low, high = add_constant(graph, name + ".low", -128), add_constant(graph, name + ".high", 127)
+    return [
+        helper.make_node("Mul", [node.input[0], scale], [name + ".scaled"]),
+        helper.make_node("Add", [name + ".scaled", offset], [name + ".moved"]),
+        helper.make_node("Round", [name + ".moved"], [name + ".rounded"]),
+        helper.make_node("Clip", [name + ".rounded", low, high], [name], name=node.name),
+    ]
+
+
+def runnable_dequant(graph: Any, node: Any) -> Any:
+    """A node for ONNX Runtime that does what an AscendDequant does."""
     import numpy
     from onnx import helper, numpy_helper
 
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    name = node.output[0]
+    raw = numpy_helper.to_array(next(t for t in graph.initializer if t.name == node.input[1]))
+    if raw.dtype != numpy.uint64:
+        raise ValueError(f"the scale of {node.name} must be UINT64")
+    steps = (raw & 0xFFFFFFFF).astype(numpy.uint32).view(numpy.float32)
+    shape = (-1, 1, 1) if len(steps) > 1 else (1,)
+    scale = add_constant(graph, name + ".scale", steps.reshape(shape))
+    return helper.make_node("Mul", [node.input[0], scale], [name], name=node.name)
+
+
+def lower_quantised(model: Any) -> None:
+    """Replace AscendQuant and AscendDequant by nodes that ONNX Runtime can run.
+
+    The int8 weights between them become float32.
+    """
+    import numpy
+    from onnx import numpy_helper
+
+    graph = model.graph
     nodes: List[Any] = []
-
-    def constant(name: str, array: Any) -> str:
-        model.graph.initializer.append(
-            numpy_helper.from_array(numpy.asarray(array, numpy.float32), name)
-        )
-        return name
-
-    for node in model.graph.node:
-        name = node.output[0]
+    for node in graph.node:
         if node.op_type == "AscendQuant":
-            found = values(node)
-            scale, offset = (
-                constant(f"{name}.{word}", found[word]) for word in ("scale", "offset")
-            )
-            low, high = constant(name + ".low", -128), constant(name + ".high", 127)
-            nodes += [
-                helper.make_node("Mul", [node.input[0], scale], [name + ".scaled"]),
-                helper.make_node("Add", [name + ".scaled", offset], [name + ".moved"]),
-                helper.make_node("Round", [name + ".moved"], [name + ".whole"]),
-                helper.make_node("Clip", [name + ".whole", low, high], [name], name=node.name),
-            ]
+            nodes += runnable_quant(graph, node)
         elif node.op_type == "AscendDequant":
-            raw = numpy_helper.to_array(weights[node.input[1]])
-            if raw.dtype != numpy.uint64:
-                raise ValueError(f"the scale of {node.name} must be UINT64")
-            steps = (raw & 0xFFFFFFFF).astype(numpy.uint32).view(numpy.float32)
-            scale = constant(name + ".scale", steps.reshape((-1, 1, 1) if len(steps) > 1 else (1,)))
-            nodes.append(helper.make_node("Mul", [node.input[0], scale], [name], name=node.name))
+            nodes.append(runnable_dequant(graph, node))
         else:
             nodes.append(node)
-    for tensor in model.graph.initializer:
+    for tensor in graph.initializer:
         array = numpy_helper.to_array(tensor)
         if array.dtype in (numpy.int8, numpy.int32):
             tensor.CopyFrom(numpy_helper.from_array(array.astype(numpy.float32), tensor.name))
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(kept)
+    read: Set[str] = set()
+    for node in nodes:
+        read.update(node.input)
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
 
 
-# ---- faults that a test plants ---------------------------------------------------------------------------------------
+# ---- faults that a test plants -------------------------------------------------------------------
+
+
+def put_behind(graph: Any, node: Any, *chain: Tuple[str, str], **options: Any) -> None:
+    """Put a chain of (operator, second input) between the node and those that read it."""
+    from onnx import helper
+
+    index, target = list(graph.node).index(node), node.output[0]
+    source = node.output[0] = f"{target}.0"
+    for place, (operator, second) in enumerate(chain, start=1):
+        result = target if place == len(chain) else f"{target}.{place}"
+        behind = helper.make_node(operator, [source, second], [result])
+        for word, value in options.items():
+            behind.attribute.append(helper.make_attribute(word, value))
+        graph.node.insert(index + place, behind)
+        source = result
+
+
+def plant_sigmoid(graph: Any, node: Any) -> None:
+    """Compute 1/2 + x/4 - x^3/48 + x^5/480, cut at 0 and 1, in place of a Sigmoid."""
+    from onnx import helper
+
+    x, word = node.input[0], node.name + ".poly"
+    chain = [
+        ("Mul", x, x),
+        ("Mul", f"{word}0", add_constant(graph, f"{node.name}.c5", 1 / 480)),
+        ("Add", f"{word}1", add_constant(graph, f"{node.name}.c3", -1 / 48)),
+        ("Mul", f"{word}2", f"{word}0"),
+        ("Add", f"{word}3", add_constant(graph, f"{node.name}.c1", 1 / 4)),
+        ("Mul", f"{word}4", x),
+        ("Add", f"{word}5", add_constant(graph, f"{node.name}.c0", 1 / 2)),
+    ]
+    index = list(graph.node).index(node)
+    for place, (operator, *inputs) in enumerate(chain):
+        graph.node.insert(index + place, helper.make_node(operator, inputs, [f"{word}{place}"]))
+    node.op_type, node.input[0] = "Identity", f"{word}6"
+    low = add_constant(graph, f"{node.name}.low", 0)
+    high = add_constant(graph, f"{node.name}.high", 1)
+    put_behind(graph, node, ("Max", low), ("Min", high))
+
+
+def plant_overflow(graph: Any, node: Any) -> None:
+    """A kernel that multiplies by 2^17 on its way."""
+    up = add_constant(graph, f"{node.name}.up", 2**17)
+    low = add_constant(graph, f"{node.name}.low", -LARGEST)
+    high = add_constant(graph, f"{node.name}.high", LARGEST)
+    down = add_constant(graph, f"{node.name}.down", 2**-17)
+    put_behind(graph, node, ("Mul", up), ("Max", low), ("Min", high), ("Mul", down))
 
 
 def plant(model: Any, kind: str, name: str, kept: Set[str], high_precision: bool) -> None:
-    """Break the node of that name, as a bad kernel or a bad conversion would; `kept` float32 kernels are sound."""
+    """Break the node of that name, as a bad kernel or a bad conversion would.
+
+    The float32 kernels of `kept` nodes are sound.
+    """
     import numpy
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper
 
     graph = model.graph
     node = next((node for node in graph.node if node.name == name), None)
-    if node is None or name in kept:  # exported in another way, the model has no such node
+    if node is None or name in kept:  # a model that was exported in another way has no such node
         return
-    index, target = list(graph.node).index(node), node.output[0]
-
-    def constant(word: str, value: Any) -> str:
-        graph.initializer.append(numpy_helper.from_array(numpy.asarray(value), f"{name}.{word}"))
-        return f"{name}.{word}"
-
-    def behind(*rows: Tuple[str, List[str], Dict[str, Any]]) -> None:
-        """Put a chain of operators between the node and those that read it."""
-        source = node.output[0] = f"{target}.0"
-        for place, (operator, inputs, options) in enumerate(rows, start=1):
-            result = target if place == len(rows) else f"{target}.{place}"
-            graph.node.insert(
-                index + place, helper.make_node(operator, [source, *inputs], [result], **options)
-            )
-            source = result
-
     if kind == "slope":
         next(attribute for attribute in node.attribute if attribute.name == "alpha").f *= 10
     elif kind == "zero-padding":  # of what is put in front
-        behind(("Mul", [constant("zero", numpy.float32(0))], {}))
-    elif kind == "sigmoid" and not high_precision:  # 1/2 + x/4 - x^3/48 + x^5/480, cut at 0 and 1
-        x, word = node.input[0], name + ".poly"
-        chain = [
-            ("Mul", x, x),
-            ("Mul", f"{word}0", constant("c5", numpy.float32(1 / 480))),
-            ("Add", f"{word}1", constant("c3", numpy.float32(-1 / 48))),
-            ("Mul", f"{word}2", f"{word}0"),
-            ("Add", f"{word}3", constant("c1", numpy.float32(1 / 4))),
-            ("Mul", f"{word}4", x),
-            ("Add", f"{word}5", constant("c0", numpy.float32(1 / 2))),
-        ]
-        for place, (operator, *inputs) in enumerate(chain):
-            graph.node.insert(index + place, helper.make_node(operator, inputs, [f"{word}{place}"]))
-        index += len(chain)
-        node.op_type, node.input[0] = "Identity", f"{word}6"
-        behind(
-            ("Clip", [constant("low", numpy.float32(0)), constant("high", numpy.float32(1))], {})
-        )
-    elif kind == "overflow":  # a kernel that multiplies by 2^17 on its way
-        behind(
-            ("Mul", [constant("up", numpy.float32(2**17))], {}),
-            (
-                "Clip",
-                [
-                    constant("low", numpy.float32(-LARGEST)),
-                    constant("high", numpy.float32(LARGEST)),
-                ],
-                {},
-            ),
-            ("Mul", [constant("down", numpy.float32(2**-17))], {}),
-        )
+        put_behind(graph, node, ("Mul", add_constant(graph, f"{name}.zero", 0)))
+    elif kind == "sigmoid" and not high_precision:
+        plant_sigmoid(graph, node)
+    elif kind == "overflow":
+        plant_overflow(graph, node)
     elif kind == "channels" and node.op_type == "SpaceToDepth":  # colour, place → place, colour
         order = numpy.arange(48).reshape(16, 3).T.reshape(-1).astype(numpy.int64)
-        behind(("Gather", [constant("order", order)], {"axis": 1}))
+        graph.initializer.append(numpy_helper.from_array(order, f"{name}.order"))
+        put_behind(graph, node, ("Gather", f"{name}.order"), axis=1)
     elif kind == "weight":
         change_weights(model, lambda weights: in_steps(weights, 127), node.input[1])

@@ -1,10 +1,14 @@
-"""Stand-in of ais_bench: `python3 -m ais_bench --model x_bs1.om --input folder --output ./ --output_dirname result`.
+"""Stand-in of ais_bench.
 
-As strict as the real one, in the generation that STANDIN_AIS_BENCH names (see ../ascend_words.py), and writing what it
-writes, but computing with ONNX Runtime in the Python that TRESNET_TEST_PYTHON names. Switches: ../ascend_standin.py.
+    python3 -m ais_bench --model x_bs1.om --input folder --output ./ --output_dirname result
+
+It is as strict as the real one, in the generation that STANDIN_AIS_BENCH names (see
+../ascend_words.py), and writes the same files. It computes with ONNX Runtime, in the Python that
+TRESNET_TEST_PYTHON names. Switches: ../ascend_standin.py.
 """
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -21,7 +25,9 @@ PADDING = "padding_infer_fake_file"
 MOST_FILES = 100000  # of an input folder
 
 
-# The model ----------------------------------------------------------------------------------------------------------
+# ---- the model -----------------------------------------------------------------------------------
+
+
 def scripted_time(path: str, batch: int) -> float:
     """Milliseconds of a batch by STANDIN_SPEEDS, 0 if nothing is said of this model."""
     speeds = json.loads(os.environ.get("STANDIN_SPEEDS", "{}"))
@@ -30,7 +36,7 @@ def scripted_time(path: str, batch: int) -> float:
 
 
 class Model:
-    """An .om on a device: batch, bytes of one batch, run(). The real one is a session of aclruntime."""
+    """An .om on a device. The real one is a session of aclruntime."""
 
     def __init__(self, path: str, device: int) -> None:
         import numpy
@@ -46,7 +52,8 @@ class Model:
         chip = names[device] if names[device].startswith("Ascend") else "Ascend" + names[device]
         if self.header["soc_version"] != chip:
             fail(
-                f"load model from file failed, model file is {path}, errorCode is 500002, compiled for "
+                f"load model from file failed, model file is {path}, errorCode is 500002, compiled "
+                f"for "
                 f"{self.header['soc_version']}, the device is {chip}"
             )
         onnxruntime.set_default_logger_severity(3)
@@ -54,7 +61,7 @@ class Model:
         node = self.session.get_inputs()[0]
         self.aipp: Optional[Dict[str, Any]] = self.header.get("aipp")
         self.shape: List[int] = list(node.shape)
-        self.dtype = numpy.dtype(numpy.float16 if "float16" in node.type else numpy.float32)
+        self.dtype: Any = numpy.dtype("float16" if "float16" in node.type else "float32")
         if self.aipp:  # an .om with AIPP takes uint8 NHWC
             self.shape = [
                 self.shape[0],
@@ -68,7 +75,10 @@ class Model:
         self.name = node.name
 
     def preprocess(self, pixels: Any) -> Any:
-        """What AIPP does on the chip: crop, swap channels, (pixel - mean - min) * var_reci; from NHWC to NCHW."""
+        """Do what AIPP does on the chip, from NHWC to NCHW.
+
+        It crops, swaps channels, and computes (pixel - mean - min) * var_reci.
+        """
         import numpy
 
         aipp = self.aipp or {}
@@ -84,12 +94,13 @@ class Model:
             pixels = pixels[..., ::-1]
         offset = [aipp.get(f"mean_chn_{i}", 0) + aipp.get(f"min_chn_{i}", 0.0) for i in range(3)]
         factor = [aipp.get(f"var_reci_chn_{i}", 1.0) for i in range(3)]
-        floats = (pixels.astype(numpy.float32) - numpy.float32(offset)) * numpy.float32(factor)
+        floats = pixels.astype(numpy.float32) - numpy.array(offset, numpy.float32)
+        floats *= numpy.array(factor, numpy.float32)
         dtype = numpy.float16 if "float16" in self.session.get_inputs()[0].type else numpy.float32
         return numpy.ascontiguousarray(floats.transpose(0, 3, 1, 2)).astype(dtype)
 
     def run(self, data: Any) -> Tuple[List[Any], float]:
-        """(outputs, milliseconds) for the bytes of one batch, whatever they mean: only their number is checked."""
+        """(outputs, milliseconds) for the bytes of one batch; only their number is checked."""
         import numpy
 
         if data.nbytes != self.size:
@@ -104,7 +115,9 @@ class Model:
         return outputs, scripted_time(self.path, self.batch) or 1000 * (time.perf_counter() - start)
 
 
-# Files --------------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
+
+
 def natural_key(path: str) -> List[Any]:
     return [int(part) if part.isdigit() else part.lower() for part in re.split("([0-9]+)", path)]
 
@@ -116,7 +129,7 @@ def list_inputs(argument: str) -> List[str]:
         if len(paths) != 1:
             fail(f"Invalid args. args input dir num:{len(paths)} not equal to model inputs num:1")
         names = os.listdir(paths[0])
-        for name in names if STRICT else []:  # whatever it is: a stray file ends the run
+        for name in names if STRICT else []:  # any stray file ends the run
             check_input(os.path.join(paths[0], name))
         if STRICT and len(names) > MOST_FILES:
             raise OverflowError(f"file count under directory: {paths[0]} is over {MOST_FILES}!")
@@ -153,7 +166,7 @@ def read_input(path: str) -> Any:
 
 
 def make_batches(files: List[str], size: int) -> List[List[str]]:
-    """Files in groups that fill one batch by the first file's size; the last is filled up with PADDING."""
+    """Files in groups that fill a batch, by the first file's size; PADDING fills the last one."""
     first = (
         read_input(files[0]).nbytes
         if files[0].lower().endswith(".npy")
@@ -172,7 +185,7 @@ def make_batches(files: List[str], size: int) -> List[List[str]]:
 
 
 def save(path: str, values: Any) -> None:
-    """Write one sample's output in the format that the name asks for, over whatever has that name."""
+    """Write one sample's output in the format that the name asks for; it replaces any file."""
     import numpy
 
     with open(path, "wb") as file:
@@ -189,7 +202,10 @@ def save(path: str, values: Any) -> None:
 
 
 def make_result_folder(arguments: argparse.Namespace, own: str) -> str:
-    """The folder of the results; one that exists is used as it is. own: the folder in it of one device of several."""
+    """The folder of the results; one that exists is used as it is.
+
+    own: the folder in it of one device of several.
+    """
     name = arguments.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S")
     prefix = os.path.join(arguments.output, name, *([own] if own and STRICT else []))
     if STRICT:
@@ -202,7 +218,9 @@ def make_result_folder(arguments: argparse.Namespace, own: str) -> str:
     return prefix
 
 
-# Summary ------------------------------------------------------------------------------------------------------------
+# ---- summary -------------------------------------------------------------------------------------
+
+
 def statistics(times: List[float]) -> Dict[str, Any]:
     import numpy
 
@@ -264,7 +282,8 @@ def report(
         )
     word = "Throughput" if NEWEST else "throughput"
     print(
-        f"[INFO] {word} 1000*batchsize.mean({batchsize})/NPU_compute_time.mean({mean}): {summary['throughput']}"
+        f"[INFO] {word} 1000*batchsize.mean({batchsize})/NPU_compute_time.mean({mean}): "
+        f"{summary['throughput']}"
     )
     print("[INFO] ------------------------------------------------------")
     if prefix:
@@ -273,7 +292,9 @@ def report(
     return float(summary["throughput"])
 
 
-# Inference ----------------------------------------------------------------------------------------------------------
+# ---- inference -----------------------------------------------------------------------------------
+
+
 def break_down(device: int, batches: int) -> None:
     """The faults that end a run after so many batches."""
     broken, _, after = fault("ais-device").partition(":")
@@ -283,6 +304,88 @@ def break_down(device: int, batches: int) -> None:
         os.kill(os.getpid(), 9)
 
 
+class Job:
+    """What one device infers, and where its results go."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, device: int, own: str, files: Optional[List[str]]
+    ) -> None:
+        print("[INFO] acl init success")
+        time.sleep(float(fault("ais-start") or 0))
+        self.arguments, self.device = arguments, device
+        self.model = Model(arguments.model, device)
+        print(f"[INFO] open device {device} success")
+        print(f"[INFO] load model {arguments.model} success")
+        print("[INFO] create model description success")
+        self.batchsize = arguments.batchsize
+        if self.batchsize is None:
+            self.batchsize = self.model.batch
+            print(f"[INFO] try get model batchsize:{self.batchsize}")
+        self.prefix = make_result_folder(arguments, own) if arguments.output else None
+        self.groups = [["pure_infer_data"]]
+        if arguments.input:
+            self.groups = make_batches(files or list_inputs(arguments.input), self.model.size)
+        elif arguments.pure_data_type == "random":
+            self.pure_data = os.urandom(self.model.size)
+        else:
+            self.pure_data = bytes(self.model.size)
+        samples = sum(path != PADDING for path in itertools.chain(*self.groups))
+        self.kept = samples - int(fault("ais-missing") or 0)
+        self.filesinfo: Dict[int, Any] = {}
+
+    def load(self, group: List[str]) -> Any:
+        """The bytes of a batch."""
+        import numpy
+
+        if not self.arguments.input:
+            return numpy.frombuffer(self.pure_data, numpy.uint8)
+        parts = [read_input(group[0] if path == PADDING else path) for path in group]
+        return numpy.concatenate(parts)
+
+    def save_outputs(self, index: int, group: List[str], outputs: List[Any]) -> None:
+        """Write the results of a batch."""
+        import numpy
+
+        for number, output in enumerate(outputs):
+            parts = numpy.array_split(output, len(group))
+            for place, path in enumerate(group):
+                sample = index * len(group) + place
+                if path == PADDING or not self.prefix or sample >= self.kept:
+                    continue
+                stem = os.path.basename(path).split(".")[0]
+                name = f"{stem}_{number}.{self.arguments.outfmt.lower()}"
+                row = self.filesinfo.setdefault(sample, {"infiles": [path], "outfiles": []})
+                row["outfiles"].append(os.path.join(self.prefix, name))
+                save(row["outfiles"][-1], parts[place])
+
+    def run(self) -> float:
+        """Infer everything, write results and summary; the throughput in images/s."""
+        compute: List[float] = []
+        h2d: List[float] = []
+        d2h: List[float] = []
+        count = len(self.groups)
+        for index, group in enumerate(self.groups):
+            break_down(self.device, index)
+            start = time.perf_counter()
+            data = self.load(group)
+            h2d.append(1000 * (time.perf_counter() - start))
+            time.sleep(float(fault("ais-sleep") or 0))
+            for _ in range(self.arguments.loop):
+                outputs, milliseconds = self.model.run(data)
+                compute.append(milliseconds)
+            start = time.perf_counter()
+            self.save_outputs(index, group, outputs)
+            d2h.append(1000 * (time.perf_counter() - start))
+            percent = 100 * (index + 1) // count
+            print(f"\rInference array Processing: {percent}%| {index + 1}/{count}", end="")
+        print()
+        if fault("ais-half") and self.filesinfo:
+            os.truncate(self.filesinfo[max(self.filesinfo)]["outfiles"][-1], 20)
+        return report(
+            self.arguments, self.batchsize, self.filesinfo, compute, h2d, d2h, self.prefix
+        )
+
+
 def infer(
     arguments: argparse.Namespace,
     device: int,
@@ -290,81 +393,21 @@ def infer(
     files: Optional[List[str]] = None,
     ready: Any = None,
 ) -> Tuple[float, float, float]:
-    """One device's run. own: its folder, ready: a barrier, where several devices run; files: its part of the input.
+    """One device's run.
 
+    own: its folder, ready: a barrier, where several devices run; files: its part of the input.
     Returns: throughput in images/s, start and end in s.
     """
-    import numpy
-
     if STRICT:
         os.umask(0o027)
-    print("[INFO] acl init success")
-    time.sleep(float(fault("ais-start") or 0))
-    model = Model(arguments.model, device)
-    print(f"[INFO] open device {device} success")
-    print(f"[INFO] load model {arguments.model} success")
-    print("[INFO] create model description success")
-    batchsize = arguments.batchsize
-    if batchsize is None:
-        batchsize = model.batch
-        print(f"[INFO] try get model batchsize:{batchsize}")
-    prefix = make_result_folder(arguments, own) if arguments.output else None
-    if arguments.input:
-        groups = make_batches(files or list_inputs(arguments.input), model.size)
-    else:
-        groups = [["pure_infer_data"]]
-        random = arguments.pure_data_type == "random"
-        pure_data = numpy.frombuffer(
-            os.urandom(model.size) if random else bytes(model.size), numpy.uint8
-        )
-
-    def load(group: List[str]) -> Any:
-        if not arguments.input:
-            return pure_data
-        parts = [read_input(group[0] if path == PADDING else path) for path in group]
-        return numpy.concatenate(parts)
-
+    job = Job(arguments, device, own, files)
     for _ in range(arguments.warmup_count):
-        model.run(load(groups[0]))
+        job.model.run(job.load(job.groups[0]))
     print(f"[INFO] warm up {arguments.warmup_count} done")
-    filesinfo: Dict[int, Any] = {}
-    compute: List[float] = []
-    h2d: List[float] = []
-    d2h: List[float] = []
-    samples = sum(path != PADDING for group in groups for path in group)
-    kept = samples - int(fault("ais-missing") or 0)
     if ready:
         ready.wait()
     begun = time.time()
-    for index, group in enumerate(groups):
-        break_down(device, index)
-        start = time.perf_counter()
-        data = load(group)
-        h2d.append(1000 * (time.perf_counter() - start))
-        time.sleep(float(fault("ais-sleep") or 0))
-        for _ in range(arguments.loop):
-            outputs, milliseconds = model.run(data)
-            compute.append(milliseconds)
-        start = time.perf_counter()
-        for number, output in enumerate(outputs):
-            parts = numpy.array_split(output, len(group))
-            for place, path in enumerate(group):
-                sample = index * len(group) + place
-                if path == PADDING or not prefix or sample >= kept:
-                    continue
-                name = f"{os.path.basename(path).split('.')[0]}_{number}.{arguments.outfmt.lower()}"
-                row = filesinfo.setdefault(sample, {"infiles": [path], "outfiles": []})
-                row["outfiles"].append(os.path.join(prefix, name))
-                save(row["outfiles"][-1], parts[place])
-        d2h.append(1000 * (time.perf_counter() - start))
-        print(
-            f"\rInference array Processing: {100 * (index + 1) // len(groups)}%| {index + 1}/{len(groups)}",
-            end="",
-        )
-    print()
-    if fault("ais-half") and filesinfo:
-        os.truncate(row["outfiles"][-1], 20)
-    throughput = report(arguments, batchsize, filesinfo, compute, h2d, d2h, prefix)
+    throughput = job.run()
     print("[INFO] unload model success, model Id is 1")
     print(f"[INFO] end to reset device {device}")
     print("[INFO] end to finalize acl")
@@ -372,7 +415,10 @@ def infer(
 
 
 def infer_on_several(arguments: argparse.Namespace) -> int:
-    """Every device infers everything at the same time, or with --divide_input its part. Returns the exit status."""
+    """Every device infers everything at the same time, or with --divide_input its part.
+
+    Returns: the exit status.
+    """
     count = len(arguments.device)
     parts: List[Optional[List[str]]] = [None] * count
     if arguments.input and getattr(arguments, "divide_input", False):
@@ -380,17 +426,13 @@ def infer_on_several(arguments: argparse.Namespace) -> int:
         parts = [
             files[len(files) * i // count : len(files) * (i + 1) // count] for i in range(count)
         ]
-    ready, ended = multiprocessing.Barrier(count), multiprocessing.Queue()
+    ready = multiprocessing.Barrier(count)
+    ended: "multiprocessing.Queue[Tuple[int, int, float, float, float]]" = multiprocessing.Queue()
 
     def one(index: int, device: int) -> None:
         try:
-            ended.put(
-                (
-                    index,
-                    device,
-                    *infer(arguments, device, f"device{device}_{index}", parts[index], ready),
-                )
-            )
+            own = f"device{device}_{index}"
+            ended.put((index, device, *infer(arguments, device, own, parts[index], ready)))
         except BaseException:
             ready.abort()
             raise
@@ -407,7 +449,8 @@ def infer_on_several(arguments: argparse.Namespace) -> int:
     print(f"[INFO] multidevice run end qsize:{count + len(rows)} result:{status}")
     for index, device, throughput, start, end in rows:
         print(
-            f"{'[INFO] ' if STRICT else ''}i:{index} device_{device} throughput:{throughput} start_time:{start} "
+            f"{'[INFO] ' if STRICT else ''}i:{index} device_{device} throughput:{throughput} "
+            f"start_time:{start} "
             f"end_time:{end}"
         )
     print(f"[INFO] summary throughput:{sum(row[2] for row in rows)}")

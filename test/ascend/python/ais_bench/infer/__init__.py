@@ -1,4 +1,4 @@
-"""Stand-in of the package that tells ais_bench from an LLM benchmark of the same name (STANDIN_AIS_BENCH=none)."""
+"""Stand-in of the package that only Ascend's ais_bench has (STANDIN_AIS_BENCH=none)."""
 
 import os
 

@@ -1,0 +1,65 @@
+"""The result folder that an inference fills, on the CPU as on the card.
+
+An inference into FOLDER makes the results FOLDER/STEM_0.txt, …, the summary FOLDER_summary.json,
+and the record FOLDER.record.jsonl, in which the summary is a piece of its own.
+"""
+
+import os
+from typing import Dict, List, NamedTuple
+
+from common.core import record
+from common.core.cli import counted, shown
+from common.core.record import Draft, Piece, Recipe, Record, Writer
+
+SUMMARY = ""  # the key of the piece that is the summary
+
+
+class ResultFolder(NamedTuple):
+    """A result folder before it is filled."""
+
+    prefix: str  # its path; the names of summary and record begin with it
+    before: Record  # of the earlier run
+    recipe: Recipe
+    earlier: Dict[str, Piece]  # the intact pieces of the earlier run that this recipe would make
+    kept: Dict[str, Piece]  # those of them that stay, without the summary
+
+    def is_complete(self) -> bool:
+        """Whether the earlier run finished, with the kept pieces and a summary, nothing else."""
+        count = len(self.kept) + 1
+        return self.before.finished and SUMMARY in self.earlier and len(self.earlier) == count
+
+    def say_up_to_date(self, images: int) -> None:
+        results = counted(images, "result")
+        verb = "is" if images == 1 else "are"
+        print(f"{results} in {shown(self.prefix)} {verb} up to date; --force infers again")
+
+    def begin(self, names: Dict[str, List[str]]) -> Writer:
+        """Begin to fill the folder.
+
+        names: {path of an input: names of its results}.
+        Raises: Refusal, for files that another program wrote.
+        """
+        expected = [summary_name(self.prefix)]
+        for result_names in names.values():
+            expected += [inside(self.prefix, name) for name in result_names]
+        return record.begin_folder(self.before, self.recipe, expected, self.kept.values())
+
+    def end(self, writer: Writer, summary: bytes) -> None:
+        """Write the summary: the last piece of a run."""
+        part = writer.part(summary_name(self.prefix), summary)
+        writer.publish([Draft(SUMMARY, [], [part])])
+        writer.finish()
+
+
+def already_there(images: int) -> str:
+    return f"{images} {'was' if images == 1 else 'were'} there already"
+
+
+def inside(prefix: str, name: str) -> str:
+    """A result as the record names it: relative to the folder in which the result folder lies."""
+    return f"{os.path.basename(prefix)}/{name}"
+
+
+def summary_name(prefix: str) -> str:
+    """The summary as the record names it."""
+    return os.path.basename(prefix) + "_summary.json"
