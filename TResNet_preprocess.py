@@ -163,8 +163,8 @@ def check_folders(source: str, target: str) -> None:
     """Refuse a SRC that is not a folder and a DST that cannot be used or is not apart from SRC."""
     if os.path.islink(target.rstrip("/")):
         raise Refusal(
-            f"DST, {shown(target)}, is a symbolic link, and nothing is made or removed through "
-            f"one; name {shown(os.path.realpath(target))} itself"
+            f"DST, {shown(target)}, is a symbolic link, and nothing is made or removed through a "
+            f"link; name {shown(os.path.realpath(target))} itself"
         )
     if not os.path.isdir(source):
         state = "is not a folder" if os.path.lexists(source) else "does not exist"
@@ -272,9 +272,9 @@ def plan(args: argparse.Namespace, target: Target, sources: Sources, before: Rec
 def intact_bin(before: Record, piece: Piece, name: str, size: int) -> Optional[Made]:
     """The .bin of an earlier run, with its present times, if its content is still what was made."""
     made = piece.files[0] if piece.files else None
-    if not made or made.name != name or made.size != size or not before.same(made):
+    if not made or made.name != name or made.size != size or not before.is_intact(made):
         return None
-    _, modified, changed = files.stamp(os.lstat(before.place(name)))
+    _, modified, changed = files.stamp(os.lstat(before.file_path(name)))
     in_future = modified > time.time_ns() + FUTURE
     return None if in_future else made._replace(mtime_ns=modified, ctime_ns=changed)
 
@@ -319,7 +319,7 @@ def is_done(before: Record, target: Target, planned: Plan, bad: Dict[str, str]) 
     if planned.todo or planned.stale or not before.finished or before.about != target.about:
         return False
     beside = before.pieces.get(BESIDE)
-    if beside is None or not before.holds(beside):
+    if beside is None or not before.is_piece_intact(beside):
         return False
     checksums = {made.name: made.checksum for made in beside.files}
     wanted = {name: files.checksum(content) for name, content in target.beside.items()}

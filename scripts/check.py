@@ -1,27 +1,27 @@
 #!/usr/bin/env python3
-"""Say what is there and what is missing for each backend, with the command that mends it.
+"""List what each backend needs and what is missing, with the command that fixes it.
 
     python3 scripts/check.py          # the table; exit status 0 only if the chosen backend can run
     python3 scripts/check.py --data ./ImageNet --backend ascend
 
-pipeline.sh asks the same questions before it starts. Runs in the host's own Python (3.7 or newer,
-standard library only), because ais_bench lives there too.
+pipeline.sh makes the same checks before it starts. Runs in the host's own Python (3.7 or newer,
+standard library only), because ais_bench is installed there.
 """
 
 import argparse
 import contextlib
 import os
 import shutil
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from common.core import cli
 
 if __name__ == "__main__":
-    cli.start()  # before what may be missing
+    cli.start()  # before imports that may fail
 
 from common.ascend import chips, host
 from common.core import environment, files, options
-from common.core.cli import ROOT, Refusal, shown, some
+from common.core.cli import ROOT, Refusal, counted, shown, some
 from common.core.names import SUFFIXES, name_bins
 from common.data import dataset, evaluation, prepared
 from common.data.images import class_folders, find_images
@@ -36,26 +36,26 @@ from common.data.labels import (
     read_label_file,
 )
 
-VALUE_BYTES = {False: 4, True: 1}  # of a .bin: float32, or uint8 for --uint8
 MODEL_BYTES = 130_000_000  # a TResNet-M as .onnx or .om, and the sample data; an XL has 320 MB
 CLASS_FOLDERS = ("folders", "wnids", "v2")  # of dataset.Form.labels
 ARCHIVED_IMAGE = 100_000  # bytes: ImageNet's validation images have 134,000 on average
 RESULT_BYTES = 12_000  # of one image's result, as text of 1,000 classes
+SAMPLE_IMAGES = 20
+SPACE_ADVICE = "free some space, or use --workdir on another disk"
 
-
-CHIPS, ATC, BENCH = "chips", "atc", "ais_bench"  # codes of what auto asks for
+CHIPS, ATC, BENCH = "chips", "atc", "ais_bench"  # codes of the rows that `--backend auto` needs
 
 
 class Row(NamedTuple):
     """One line of the table."""
 
-    backend: str  # who needs it: both, ascend, cpu, or "" for advice that stops nothing
+    backend: str  # what needs it: both, ascend, cpu; "" if a run does not stop without it
     item: str
     good: bool
-    found: str
-    mend: str = ""
-    code: str = ""  # of what auto asks for: which it is, or the problem with it
-    fact: str = ""  # what was found, in short
+    state: str  # what is there, or the problem
+    advice: str = ""  # what to do if it is not good
+    code: str = ""  # CHIPS, ATC, BENCH, or that of a chips.ChipProblem
+    fact: str = ""  # the state in short
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -88,94 +88,84 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chips_row(soc: str, device: Optional[List[int]]) -> Row:
-    """Which chips a run would take. soc, device: what --soc-version and --device say."""
+    """Which chips a run would take. soc, device: the values of --soc-version and --device."""
+    row = Row("ascend", "NPU (npu-smi)", True, "", code=CHIPS)
     try:
         devices, name = chips.choose_devices(device, soc)
     except chips.ChipProblem as problem:
-        mend = "the chips and their numbers: python3 scripts/npu_info.py --json"
+        advice = "the chips and their numbers: python3 scripts/npu_info.py --json"
         if problem.code == chips.UNANSWERED:
-            mend = "install the driver and firmware of the card, then: npu-smi info"
-        return Row(
-            "ascend", "NPU (npu-smi)", False, problem.sentence, mend, problem.code, problem.fact
-        )
-    found = soc or chips.soc_version(name)
+            advice = "install the driver and firmware of the card, then: npu-smi info"
+        row = row._replace(good=False, state=problem.sentence, advice=advice)
+        return row._replace(code=str(problem.code), fact=problem.fact)
+    state = soc or chips.soc_version(name)
     if len(devices) > 1:
-        found += f", devices {','.join(map(str, devices))}"
-    return Row("ascend", "NPU (npu-smi)", True, found, "", CHIPS, found)
+        state += f", devices {','.join(map(str, devices))}"
+    return row._replace(state=state, fact=state)
 
 
 def python_row() -> Row:
     """The host's python3, in which atc compiles operators."""
-    virtual = host.virtual_python()
-    lacking, mend = host.atc_problem()
-    state = ", which has what atc needs"
-    if virtual:
-        state, mend = ", a virtual environment's, in which atc fails", "deactivate"
+    is_virtual = host.virtual_python()
+    lacking, advice = host.atc_problem()
+    fitness = ", which has all packages that atc needs"
+    if is_virtual:
+        fitness, advice = ", a virtual environment's, in which atc fails", "deactivate"
     elif lacking:
-        state = f": {lacking}"
+        fitness = f": {lacking}"
     version = host.host_facts().get("python", "unknown")
-    found = f"{shutil.which('python3') or 'none on the PATH'}, Python {version}{state}"
-    return Row("ascend", "host's python3", not (virtual or lacking), found, mend)
+    state = f"{shutil.which('python3') or 'none on the PATH'}, Python {version}{fitness}"
+    return Row("ascend", "host's python3", not (is_virtual or lacking), state, advice)
 
 
 def ascend_rows(soc: str, device: Optional[List[int]]) -> List[Row]:
-    """What the ascend backend needs of the machine."""
-    facts, atc, has = host.host_facts(), shutil.which("atc"), host.host_versions()
+    """What the ascend backend needs on this machine."""
+    atc, versions = shutil.which("atc"), host.host_versions()
     source = f"source {shown(host.set_env() or host.SET_ENV)}"
     rows = [
         chips_row(soc, device),
         Row("ascend", "atc", bool(atc), atc or "not on the PATH", source, ATC),
         python_row(),
     ]
-    rows += [
-        Row("", item, bool(has[item]), has[item] or "no version found")
-        for item in ("driver", "CANN")
-    ]
+    for item in ("driver", "CANN"):
+        version = versions[item]
+        rows.append(Row("", item, bool(version), version or "no version found"))
+    errors = host.host_facts().get("errors", {})
     for item, code in (("ais_bench", BENCH), ("aclruntime", "")):
-        error = facts.get("errors", {}).get(item, "")
-        rows.append(bench_row(item, code, has[item], error, source))
+        rows.append(bench_row(item, code, versions[item], errors.get(item, ""), source))
     return rows
 
 
 def bench_row(item: str, code: str, version: str, error: str, source: str) -> Row:
     """ais_bench or aclruntime, imported by the host's python3."""
     install = f"pip3 install the {item} wheel of Ascend's tools for this Python, then: {source}"
-    found = version
-    if not version:
-        found = f"python3 cannot import it ({error or 'there is no python3'})"
+    state = version or f"python3 cannot import it ({error or 'there is no python3'})"
     if "'ais_bench.infer'" in error:
-        found = (
+        state = (
             "python3 has another package of that name, without ais_bench.infer: an LLM benchmark"
         )
         install = f"pip3 uninstall ais_bench && {install}"
-    return Row("ascend", item, bool(version), found, install, code)
+    return Row("ascend", item, bool(version), state, install, code)
 
 
-def python_rows() -> List[Row]:
+def packages_row() -> Row:
+    """The Python packages of the steps."""
+    row = Row("", "Python packages", True, "all there", "python3 scripts/setup_env.py")
     wanted = [environment.REQUIREMENTS]
-    there = environment.finished(wanted) or environment.satisfied(wanted)
-    timm = all(
-        os.path.exists(os.path.join(ROOT, "pytorch-image-models", name))
-        for name in (".patched-with", "timm/models/tresnet.py")
-    )
-    return [
-        Row(
-            "",
-            "Python packages",
-            there,
-            "all there"
-            if there
-            else f"the first run makes .venv and downloads {environment.coming()}",
-            "python3 scripts/setup_env.py",
-        ),
-        Row(
-            "",
-            "timm v0.4.5",
-            timm,
-            "patched" if timm else "the first run fetches it",
-            "python3 scripts/timm_source.py",
-        ),
-    ]
+    if environment.finished(wanted) or environment.satisfied(wanted):
+        return row
+    state = f"the first run makes .venv and downloads {environment.coming()}"
+    return row._replace(good=False, state=state)
+
+
+def timm_row() -> Row:
+    """timm's patched source."""
+    row = Row("", "timm v0.4.5", True, "patched", "python3 scripts/timm_source.py")
+    source = os.path.join(ROOT, "pytorch-image-models")
+    names = (".patched-with", "timm/models/tresnet.py")
+    if all(os.path.exists(os.path.join(source, name)) for name in names):
+        return row
+    return row._replace(good=False, state="the first run fetches it")
 
 
 # ---- the data ------------------------------------------------------------------------------------
@@ -186,13 +176,13 @@ class Data(NamedTuple):
 
     given: argparse.Namespace  # the options
     folder: str  # the data set
-    form: Optional[dataset.Form]  # None: the sample, or no known form, which check_images() tells
-    unpacked: str  # what prepare_data.py makes of forms that need it
+    form: Optional[dataset.Form]  # None: the sample, or an unknown form (see check_images)
+    unpacked: str  # where prepare_data.py puts the images and labels that it makes
     images: str
     labels: str
     checkpoint: str
     prepared: str = ""
-    sources: Dict[str, files.Stamp] = {}  # the images, as far as they are there already
+    sources: Dict[str, files.Stamp] = {}  # the images, as far as they exist already
 
     @property
     def is_sample(self) -> bool:
@@ -205,16 +195,18 @@ class Data(NamedTuple):
 
     @property
     def to_prepare(self) -> bool:
-        """Whether prepare_data.py has to make images or labels of the data first."""
-        if not self.form or self.form.native or (self.given.labels and not self.packed):
+        """Whether prepare_data.py has to make images or labels from the data first."""
+        if not self.form or self.form.native:
             return False
-        return not (self.given.class_map and self.form.labels in CLASS_FOLDERS)
+        has_other_labels = self.given.labels and not self.packed
+        has_class_map = self.given.class_map and self.form.labels in CLASS_FOLDERS
+        return not (has_other_labels or has_class_map)
 
     @property
     def from_folders(self) -> bool:
         """Whether the labels are the class folders' numbers, which preprocessing gives them."""
-        numbered = self.form and self.form.labels in CLASS_FOLDERS
-        return bool(numbered and not self.given.labels and not self.to_prepare)
+        has_class_folders = self.form is not None and self.form.labels in CLASS_FOLDERS
+        return has_class_folders and not self.given.labels and not self.to_prepare
 
     @property
     def workdir_is_inside(self) -> bool:
@@ -224,38 +216,40 @@ class Data(NamedTuple):
 
 
 def locate(given: argparse.Namespace) -> Data:
-    """Where everything is that the options name, as far as it can be told before the first step."""
-    folder, form = given.data or os.path.join(given.workdir, "sample"), None
+    """Where everything is that the options name, as far as it is known before the first step."""
+    folder = given.data or os.path.join(given.workdir, "sample")
+    form, checkpoint_folder = None, folder
     if given.data:
+        checkpoint_folder = dataset.folder_of(folder)
         with contextlib.suppress(Refusal):
             form = dataset.find(folder)
-    beside = dataset.folder_of(folder) if given.data else folder  # the sample is not made yet
     data = Data(
         given,
         folder,
         form,
         unpacked=os.path.join(given.workdir, "data"),
         images=form.path if form else os.path.join(folder, "val_union"),
-        labels=os.path.join(folder, "val_label.txt"),
-        checkpoint=given.checkpoint or os.path.join(beside, "model_best.pth.tar"),
+        labels=given.labels or os.path.join(folder, "val_label.txt"),
+        checkpoint=given.checkpoint or os.path.join(checkpoint_folder, "model_best.pth.tar"),
     )
-    if data.to_prepare:
+    if data.to_prepare and not given.labels:
         data = data._replace(labels=os.path.join(data.unpacked, "val_label.txt"))
-        if data.packed:
-            data = data._replace(images=os.path.join(data.unpacked, "val_union"))
-    if given.labels:
-        data = data._replace(labels=given.labels)
+    if data.to_prepare and data.packed:
+        data = data._replace(images=os.path.join(data.unpacked, "val_union"))
     if form and not data.packed and not data.workdir_is_inside:
         data = data._replace(sources=find_images(data.images)[0])
     return choose_prepared(data)
 
 
 def choose_prepared(data: Data) -> Data:
-    """The same with its prepared folder: again after the export, which knows the checkpoint."""
+    """The same data with their prepared folder.
+
+    The pipeline calls it again after the export, which knows the checkpoint's evaluation.
+    """
     given, chosen = data.given, evaluation.DEFAULT
     model = os.path.join(given.workdir, "tresnet.onnx")
     exported = evaluation.of_record(model) or evaluation.of_fields({})
-    with contextlib.suppress(Refusal):  # the preprocessing says it
+    with contextlib.suppress(Refusal):  # the step that needs the evaluation will refuse
         chosen, _ = evaluation.resolve(evaluation.given(given), exported, "")
     settings = dict(
         evaluation.to_json(chosen._asdict()),
@@ -270,9 +264,9 @@ def choose_prepared(data: Data) -> Data:
 
 
 def check_images(data: Data) -> str:
-    """What is known of the images.
+    """Describe the images.
 
-    Raises: Refusal if there are none, or the work folder is among them.
+    Raises: Refusal if there are no images, or if the work folder is among them.
     """
     form = dataset.find(data.folder)
     if data.packed:
@@ -280,7 +274,7 @@ def check_images(data: Data) -> str:
     if data.workdir_is_inside:
         raise Refusal(
             f"the work folder {shown(data.given.workdir)} is inside "
-            f"{shown(data.images)}; name another by --workdir"
+            f"{shown(data.images)}; name another folder with --workdir"
         )
     if not data.sources:
         raise Refusal(
@@ -297,20 +291,21 @@ def archive_bytes(data: Data) -> int:
 
 
 def number_of_images(data: Data) -> int:
-    """How many there are, at most, before an archive is opened."""
-    return -(-archive_bytes(data) // ARCHIVED_IMAGE) or len(data.sources) or 20
+    """How many images there are at most, before an archive is opened."""
+    return -(-archive_bytes(data) // ARCHIVED_IMAGE) or len(data.sources) or SAMPLE_IMAGES
 
 
 def check_labels(data: Data) -> str:
-    """Where the labels come from.
+    """Describe where the labels come from.
 
-    Raises: Refusal if an image has none, as far as the images are there already.
+    Raises: Refusal if an image has no label, as far as the images exist already.
     """
     class_map = data.given.class_map
     if class_map and not data.from_folders:
         if not data.sources:
             raise Refusal(
-                "--class-map is for images in class folders, and there are none here; leave it out"
+                "--class-map is for images in class folders, and these images are not in class "
+                "folders; leave it out"
             )
         class_labels(data.images, data.sources, name_bins(data.sources), class_map)
     if data.given.labels or not data.to_prepare:
@@ -319,19 +314,19 @@ def check_labels(data: Data) -> str:
 
 
 def check_lines(data: Data) -> str:
-    """That each image has a label, as far as the images are there already."""
+    """Describe the labels. Raises: Refusal if an image that exists already has no label."""
     if data.packed or data.is_sample:
         return f"{len(read_labels(data))} in {shown(data.labels)}"
     if not data.sources:
-        raise Refusal("there are no images that they could belong to")
+        raise Refusal("there are no images for the labels")
     stems = name_bins(data.sources)
     if data.from_folders:
         text = class_labels(data.images, data.sources, stems, data.given.class_map)
         if text is None:
             expected = os.path.join(data.folder, "val_label.txt")
             raise Refusal(
-                f"there is no {shown(expected)}, and the images do not all lie in class "
-                "folders, which would be numbered"
+                f"{shown(expected)} does not exist, and not all images are in class folders, "
+                "which would give them labels"
             )
         return f"from the {len(class_folders(data.images))} class folders"
     labels = read_labels(data)
@@ -351,23 +346,23 @@ def read_labels(data: Data) -> List[Label]:
 
 def check_checkpoint(data: Data) -> str:
     if not os.path.isfile(evaluation.weights_file(data.checkpoint)):
-        raise Refusal(f"the checkpoint {shown(data.checkpoint)} is not there")
+        raise Refusal(f"the checkpoint {shown(data.checkpoint)} does not exist")
     return data.checkpoint
 
 
 def img_size(data: Data) -> int:
-    """Pixels, as far as it is known before the checkpoint is read: from options or config.json."""
+    """The image size in pixels, from options or config.json: the checkpoint is not read yet."""
     with contextlib.suppress(Refusal):
         config = evaluation.read_config(evaluation.weights_file(data.checkpoint))
-        said = evaluation.of_fields(evaluation.of_config(config))
-        return evaluation.resolve(evaluation.given(data.given), said, "")[0].img_size
+        configured = evaluation.of_fields(evaluation.of_config(config))
+        return evaluation.resolve(evaluation.given(data.given), configured, "")[0].img_size
     return evaluation.DEFAULT.img_size
 
 
 def check_classes(data: Data, classes: int) -> None:
-    """Before inference: labels must be classes of the network.
+    """Check that labels are classes of the network; class folders without a map must be all.
 
-    Class folders without a map must be all of its classes. Raises: Refusal.
+    classes: how many the network has. Raises: Refusal.
     """
     given = data.given
     if data.is_sample and not given.labels:
@@ -375,144 +370,159 @@ def check_classes(data: Data, classes: int) -> None:
     if not data.from_folders:
         label_offset(read_labels(data), classes, data.labels, given.multi_label, given.label_offset)
     elif given.class_map:
-        names, numbers = set(map(os.path.dirname, data.sources)), read_class_map(given.class_map)
-        beyond = [name for name, index in numbers.items() if name in names and index >= classes]
-        if beyond:
+        folders = set(map(os.path.dirname, data.sources))
+        numbers = read_class_map(given.class_map)
+        too_large = [name for name in folders if numbers.get(name, 0) >= classes]
+        if too_large:
             raise Refusal(
-                f"{shown(given.class_map)} gives {some(beyond)} numbers that the network "
+                f"{shown(given.class_map)} gives {some(too_large)} numbers that the network "
                 f"does not have: it has {classes} classes, numbered from 0"
             )
     else:
         check_folders(data.images, class_folders(data.images), classes)
 
 
-def needed_room(data: Data, images: int, ascend_runs: bool) -> int:
-    """Bytes that the work folder will take up, less what is there of it already."""
-    given, model = data.given, MODEL_BYTES
-    with contextlib.suppress(Refusal, OSError):
-        model = max(model, os.path.getsize(evaluation.weights_file(data.checkpoint)))
-    kinds = 2 if vars(given).get("precision") == "int8" else 1  # check.py itself has no --precision
-    compiled = len(given.batch_sizes) if ascend_runs else 0
-    models = 1 + kinds * (1 + compiled)  # the sample, .onnx, .om
-    per_image = [3 * img_size(data) ** 2 * VALUE_BYTES[given.uint8], *[RESULT_BYTES] * kinds]
-    there = 0
-    for path, folders, names in os.walk(given.workdir):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith("prep_dataset") or os.path.join(path, name) == data.prepared
-        ]  # others are of other settings
+def bytes_there(data: Data) -> int:
+    """Bytes that products of these settings take up in the work folder already."""
+    total = 0
+    for folder, subfolders, names in os.walk(data.given.workdir):
+        for name in list(subfolders):
+            of_other_settings = os.path.join(folder, name) != data.prepared
+            if name.startswith("prep_dataset") and of_other_settings:
+                subfolders.remove(name)
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # another run may be at work there
-                there += files.occupied([os.lstat(os.path.join(path, name)).st_size])
-    return max(0, archive_bytes(data) + images * files.occupied(per_image) + models * model - there)
+            with contextlib.suppress(FileNotFoundError):  # another run may work there
+                total += files.occupied([os.lstat(os.path.join(folder, name)).st_size])
+    return total
 
 
-def data_rows(data: Data, ascend_runs: bool) -> List[Row]:
-    """Images, labels, checkpoint, and the disk space for what will be made of them."""
-    place, given = os.path.join(data.folder, "val_union"), data.given
-    checks = [
-        ("images", check_images, f"put the images into {shown(place)}"),
-        ("labels", check_labels, "one line per image: NAME INT"),
-        ("checkpoint", check_checkpoint, "name it: --checkpoint FILE"),
-    ]
-    rows = []
-    if data.is_sample:
-        rows = [
-            Row(
-                "both",
-                "data",
-                True,
-                "the sample: 20 photos and a checkpoint, made by the first step",
-            )
-        ]
-        named = {"labels": given.labels or given.class_map, "checkpoint": given.checkpoint}
-        checks = [check for check in checks if named.get(check[0])]
-    for item, check, mend in checks:
-        try:
-            rows.append(Row("both", item, True, check(data)))
-        except Refusal as refusal:
-            rows.append(Row("both", item, False, refusal.sentence, mend))
-    images = -(-number_of_images(data) // given.shard[1])
-    needed, free = needed_room(data, images, ascend_runs), files.free_space(given.workdir)
-    rows.append(
-        Row(
-            "both",
-            "disk space",
-            free >= needed,
-            f"{free / 1e6:,.0f} MB are free for {shown(given.workdir)}, "
-            f"{needed / 1e6:,.0f} MB are needed for {images} images and the models",
-            "make room, or --workdir on another disk",
-        )
+def needed_space(data: Data, images: int, on_ascend: bool) -> int:
+    """Bytes that a run will add to the work folder."""
+    given, model_bytes = data.given, MODEL_BYTES
+    with contextlib.suppress(Refusal, OSError):
+        weights = evaluation.weights_file(data.checkpoint)
+        model_bytes = max(model_bytes, os.path.getsize(weights))
+    precisions = 2 if getattr(given, "precision", "") == "int8" else 1  # an option of pipeline.sh
+    compiled = len(given.batch_sizes) if on_ascend else 0
+    models = 1 + precisions * (1 + compiled)  # the sample's checkpoint, .onnx, .om
+    value_bytes = 1 if given.uint8 else 4
+    bin_bytes = 3 * img_size(data) ** 2 * value_bytes
+    image_bytes = files.occupied([bin_bytes, *[RESULT_BYTES] * precisions])
+    total = archive_bytes(data) + images * image_bytes + models * model_bytes
+    return max(0, total - bytes_there(data))
+
+
+def data_row(item: str, check: Callable[[Data], str], data: Data, advice: str) -> Row:
+    """The row of one check_…() function."""
+    try:
+        return Row("both", item, True, check(data))
+    except Refusal as refusal:
+        return Row("both", item, False, refusal.sentence, advice)
+
+
+def space_row(data: Data, on_ascend: bool) -> Row:
+    """The disk space for all that a run makes."""
+    workdir = data.given.workdir
+    images = -(-number_of_images(data) // data.given.shard[1])
+    needed, free = needed_space(data, images, on_ascend), files.free_space(workdir)
+    state = (
+        f"{free / 1e6:,.0f} MB are free for {shown(workdir)}, {needed / 1e6:,.0f} MB are needed "
+        f"for {counted(images, 'image')} and the models"
     )
-    return rows
+    return Row("both", "disk space", free >= needed, state, SPACE_ADVICE)
+
+
+def data_rows(data: Data, on_ascend: bool) -> List[Row]:
+    """Images, labels, checkpoint, and disk space. The sample's are made by the first step."""
+    given, rows = data.given, []
+    if data.is_sample:
+        sample = "the sample: 20 photos and a checkpoint, made by the first step"
+        rows.append(Row("both", "data", True, sample))
+    else:
+        images = shown(os.path.join(data.folder, "val_union"))
+        rows.append(data_row("images", check_images, data, f"put the images into {images}"))
+    if not data.is_sample or given.labels or given.class_map:
+        rows.append(data_row("labels", check_labels, data, "one line per image: NAME INT"))
+    if not data.is_sample or given.checkpoint:
+        advice = "name it: --checkpoint FILE"
+        rows.append(data_row("checkpoint", check_checkpoint, data, advice))
+    return [*rows, space_row(data, on_ascend)]
 
 
 # ---- all of it -----------------------------------------------------------------------------------
 
 
-def choose(arguments: argparse.Namespace, rows: List[Row]) -> Tuple[str, str]:
+def choose(given: argparse.Namespace, rows: List[Row]) -> Tuple[str, str]:
     """(backend, why): auto takes ascend if npu-smi, atc and ais_bench are all there.
 
-    It also does if a device or a chip is named, or if there are chips of which one must be chosen:
-    then what is wrong is said instead of computing for hours on the CPU.
+    auto also takes ascend if the user names a device or a chip, or has to choose between chips:
+    then the run stops with a message instead of computing for hours on the CPU.
     """
-    if arguments.backend != "auto":
-        return arguments.backend, "as --backend says"
-    if arguments.device is not None:
+    if given.backend != "auto":
+        return given.backend, "as --backend says"
+    if given.device is not None:
         return "ascend", "a device was named"
-    if arguments.soc_version:
+    if given.soc_version:
         return "ascend", "a chip was named"
     missing = [row for row in rows if row.code and not row.good]
     if missing and [row.code for row in missing] != [chips.KINDS]:
-        facts = [f"{row.item}: {row.fact or row.found}" for row in missing]
+        facts = [f"{row.item}: {row.fact or row.state}" for row in missing]
         return "cpu", "for ascend, " + "; ".join(facts)
-    return "ascend", f"{rows[0].found}, atc and ais_bench are there"
+    return "ascend", f"{rows[0].state}, atc and ais_bench are there"
 
 
-def examine(arguments: argparse.Namespace, data: Data) -> Tuple[str, str, List[Row]]:
-    """(backend, why it was chosen, what it needs and what there is)."""
+def workdir_row(workdir: str) -> Row:
+    """Whether the work folder can be used, and whether ais_bench will accept it."""
+    backend, advice = "both", "name another folder with --workdir"
+    problem = files.unusable(workdir)
+    if not problem:
+        backend = "ascend"
+        problem, advice = files.path_problem(workdir)
+    state = f"{shown(os.path.abspath(workdir))} {problem or 'fits the rules of ais_bench'}"
+    return Row(backend, "work folder", not problem, state, advice)
+
+
+class Findings(NamedTuple):
+    """What a backend needs, and what there is."""
+
+    backend: str
+    reason: str  # why this backend was chosen
+    rows: List[Row]
+
+    @property
+    def missing(self) -> List[Row]:
+        """The rows without which the backend cannot run."""
+        needed = ("both", self.backend)
+        return [row for row in self.rows if not row.good and row.backend in needed]
+
+
+def examine(given: argparse.Namespace, data: Data) -> Findings:
+    """Choose the backend, and check all that it needs."""
     rows = []
-    if arguments.backend != "cpu":
-        rows = ascend_rows(arguments.soc_version, arguments.device)
-    backend, why = choose(arguments, rows)
-    wrong, mend = files.path_problem(arguments.workdir)
-    unusable = files.unusable(arguments.workdir)
-    if unusable:
-        wrong, mend = unusable, "name another by --workdir"
-    place = shown(os.path.abspath(arguments.workdir))
-    rows.append(
-        Row(
-            "both" if unusable else "ascend",
-            "work folder",
-            not wrong,
-            f"{place} {wrong or 'fits the rules of ais_bench'}",
-            mend,
-        )
-    )
-    return backend, why, rows + data_rows(data, backend == "ascend")
+    if given.backend != "cpu":
+        rows = ascend_rows(given.soc_version, given.device)
+    backend, reason = choose(given, rows)
+    rows.append(workdir_row(given.workdir))
+    return Findings(backend, reason, rows + data_rows(data, backend == "ascend"))
 
 
-def lacks(backend: str, rows: List[Row]) -> List[Row]:
-    return [row for row in rows if not row.good and row.backend in ("both", backend)]
-
-
-def print_table(arguments: argparse.Namespace) -> int:
-    """Print what is there and what is missing; the exit status."""
-    backend, why, rows = examine(arguments, locate(arguments))
-    if arguments.backend == "cpu":
-        rows = ascend_rows(arguments.soc_version, arguments.device) + rows
-    rows += python_rows()
+def print_table(given: argparse.Namespace) -> int:
+    """Print what is there and what is missing. Returns: the exit status."""
+    findings = examine(given, locate(given))
+    rows = findings.rows
+    if given.backend == "cpu":
+        rows = ascend_rows(given.soc_version, given.device) + rows
+    rows += [packages_row(), timm_row()]
     widest = max(len(row.item) for row in rows)
     for row in rows:
-        state = "missing" if row.backend else "-"
-        mend = f"   → {row.mend}" if row.mend else ""
+        mark = "missing" if row.backend else "-"
+        advice = f"   → {row.advice}" if row.advice else ""
         if row.good:
-            state, mend = "ok", ""
-        print(f"{row.backend or '-':<7}  {row.item:<{widest}}  {state:<7}  {row.found}{mend}")
-    missing = lacks(backend, rows)
-    outcome = f"cannot run, {len(missing)} missing" if missing else "can run"
-    print(f"backend {backend} ({why}): {outcome}")
+            mark, advice = "ok", ""
+        print(f"{row.backend or '-':<7}  {row.item:<{widest}}  {mark:<7}  {row.state}{advice}")
+    missing = len(findings.missing)
+    outcome = f"cannot run, {missing} missing" if missing else "can run"
+    print(f"backend {findings.backend} ({findings.reason}): {outcome}")
     return 1 if missing else 0
 
 

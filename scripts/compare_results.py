@@ -17,7 +17,6 @@ import os
 from typing import Any, Dict, List, Optional
 
 from common.core import cli
-from common.model.statistics import cosine_similarity
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
@@ -26,6 +25,7 @@ from common.core import json_file, options, progress, record
 from common.core.cli import Refusal, shown
 from common.core.files import write_whole
 from common.core.names import natural_key
+from common.model.statistics import cosine_similarity
 from common.results.results import chunks, percent, result_files
 from common.results.work_files import FORECAST
 

@@ -26,7 +26,6 @@ import time
 from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
 
 from common.core import cli
-from common.model.statistics import cosine_similarity
 
 if __name__ == "__main__":
     cli.start()  # before what may be missing
@@ -38,6 +37,7 @@ from common.data.images import list_inputs
 from common.data.inputs import Input, input_of, read_batch
 from common.data.prepared import true_classes
 from common.model import float16, onnx_file, operators
+from common.model.statistics import cosine_similarity
 from common.results.figures import share
 from common.results.work_files import FORECAST
 

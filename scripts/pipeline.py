@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Se
 from common.core import cli
 
 if __name__ == "__main__":
-    cli.start("pipeline.sh")  # what its user typed
+    cli.start("pipeline.sh")  # the name that its user typed
 
 from common.ascend import chips, host
 from common.core import environment, files, json_file, options, record
@@ -39,7 +39,7 @@ import timm_source
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GATES = ("min_top1", "min_top5", "min_throughput", "min_cosine")
-HOST_FACTS = ".host.json"  # in the work folder while a run on the card lasts: host.host_facts()
+HOST_FACTS = ".host.json"  # host.host_facts() in the work folder, while a run on the card lasts
 Command = List[str]
 
 
@@ -82,22 +82,22 @@ def parse_arguments() -> argparse.Namespace:
             f"is another: {', '.join(sorted(published.EXPECTED))}",
         },
     )
-    return parser.parse_args()  # contradictions: main(), when the backend is known
+    return parser.parse_args()  # main() looks for contradictions when it knows the backend
 
 
 # ---- running commands ----------------------------------------------------------------------------
 
 
 class Runner:
-    """Runs commands one after the other, each in a process group of its own, which a signal ends.
-
-    name: the current step's. commands, times and made say what was done: for the report.
-    """
+    """Runs commands one after the other, each in its own process group, which a signal ends."""
 
     def __init__(self, dry_run: bool) -> None:
-        self.dry_run, self.name, self.lock = dry_run, "set-up", -1
+        self.dry_run = dry_run
+        self.name = "set-up"  # of the current step
+        self.lock = -1  # the open file that holds the work folder
+        # For the report: what was done.
         self.commands: List[str] = []
-        self.times: List[Dict[str, Any]] = []  # of each step
+        self.times: List[Dict[str, Any]] = []  # {"name", "seconds"} of each step
         self.made: Set[str] = set()  # what the report may show; other files are an earlier run's
         for number in SIGNALS:
             signal.signal(number, self.stop)
@@ -110,19 +110,19 @@ class Runner:
             130 if number == signal.SIGINT else 143,
         )
 
-    def header(self, name: str, place: int = 0, total: int = 0) -> None:
+    def header(self, name: str, number: int = 0, total: int = 0) -> None:
         self.name = name
-        which = f" (step {place} of {total})" if total else ""
-        print(f"\n== {name}{which} ==", flush=True)
+        position = f" (step {number} of {total})" if total else ""
+        print(f"\n== {name}{position} ==", flush=True)
 
     def run(self, command: Command) -> None:
-        """Show the current step's command, run it to its end. Raises: Refusal if it fails."""
+        """Print a command of the current step and run it. Raises: Refusal if it fails."""
         self.commands.append(" ".join(map(shlex.quote, command)))
         print(f"$ {self.commands[-1]}", flush=True)
         if self.dry_run:
             return
         start = time.time()
-        # Until the child is known, nothing may end this process alone.
+        # A signal must not end this process before it knows the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         child = subprocess.Popen(command, preexec_fn=lead_group, pass_fds=(self.lock,))
         try:
@@ -134,15 +134,12 @@ class Runner:
         if status == cli.BELOW_MINIMUM:
             sys.exit(status)  # a gate: the step has said its sentence
         if status:
-            raise Refusal(
-                f"the step '{self.name}' failed with exit status {status}; what it said "
-                "stands above"
-            )
+            raise Refusal(f"the step '{self.name}' failed with exit status {status} (see above)")
         print(f"({time.time() - start:.0f} s)", flush=True)
 
 
 def lead_group() -> None:
-    """In a new child: a process group of its own."""
+    """In a new child: make it the leader of a process group."""
     os.setpgrp()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
@@ -151,7 +148,7 @@ def lead_group() -> None:
 
 
 class Run(NamedTuple):
-    """All that decides what the steps are told; nothing in it changes."""
+    """All that decides about the steps' commands; nothing in it changes."""
 
     given: argparse.Namespace  # the options
     data: check.Data
@@ -172,43 +169,43 @@ class Run(NamedTuple):
 
     @property
     def model(self) -> str:
-        return self.place("tresnet.onnx")
+        return self.work_path("tresnet.onnx")
 
     @property
     def result(self) -> str:
-        return self.place("result")
+        return self.work_path("result")
 
     @property
     def judged_model(self) -> str:
         """The model whose accuracy and speed are the run's."""
-        return self.place("tresnet_int8.onnx") if self.quantised else self.model
+        return self.work_path("tresnet_int8.onnx") if self.quantised else self.model
 
     @property
-    def judged(self) -> str:
-        """Its results."""
-        return self.place("result_int8") if self.quantised else self.result
+    def judged_result(self) -> str:
+        """The results of the judged model."""
+        return self.work_path("result_int8") if self.quantised else self.result
 
     @property
     def note(self) -> str:
-        """What the summary says of the sample's accuracy."""
+        """What the summary says of the sample's accuracy; "" for other data."""
         if self.given.data or self.given.checkpoint:
             return ""
-        given = evaluation.given(self.given)
-        usual = evaluation.DEFAULT._replace(**given) == evaluation.DEFAULT
-        return summary.SAMPLE_NOTE if usual else summary.PREPARED_OTHERWISE
+        options_given = evaluation.given(self.given)
+        is_default = evaluation.DEFAULT._replace(**options_given) == evaluation.DEFAULT
+        return summary.SAMPLE_NOTE if is_default else summary.PREPARED_OTHERWISE
 
-    def place(self, name: str) -> str:
+    def work_path(self, name: str) -> str:
         return os.path.join(self.given.workdir, name)
 
     def command(self, script: str, *words: str) -> Command:
         return [self.python, script_path(script), *words]
 
     def words(self, *names: str, **instead: Any) -> List[str]:
-        """The words of these options for a step: as they were given, or as this run has them.
+        """The words that give these options to a step: with this run's values.
 
-        instead: those that have another value for this step, after the others.
+        instead: options that have another value in this step; their words come last.
         """
-        values = {**vars(self.given), **told(self), **instead}
+        values = {**vars(self.given), **step_values(self), **instead}
         return options.words(**{name: values[name] for name in (*names, *instead)})
 
 
@@ -217,19 +214,16 @@ def script_path(script: str) -> str:
     return script if os.getcwd() == ROOT else os.path.join(ROOT, script)
 
 
-def told(run: Run) -> Dict[str, Any]:
-    """{option: value} where the steps are told something else than the pipeline was."""
+def step_values(run: Run) -> Dict[str, Any]:
+    """{option: value} where the steps get another value than the pipeline; None leaves it out."""
     given, data = run.given, run.data
-    aipp = os.path.join(data.prepared, evaluation.AIPP) if given.uint8 else None
-    part = "/".join(map(str, given.shard)) if given.shard != options.ALL_IMAGES else None
-    sizes = {*given.batch_sizes, given.batch_size} if run.on_card else given.batch_sizes
-    found = {
+    values = {
         **evaluation.given(given),
-        "aipp": aipp,
-        "dtype": "uint8" if given.uint8 else None,
-        "shard": part,
+        "aipp": None,
+        "dtype": None,
+        "shard": None,
         "stem": given.stem if given.stem != STEMS[0] else None,
-        "batch_sizes": sorted(sizes),
+        "batch_sizes": sorted(given.batch_sizes),
         "labels": data.labels,
         "checkpoint": data.checkpoint,
         "input": data.prepared,
@@ -241,14 +235,19 @@ def told(run: Run) -> Dict[str, Any]:
         "soc_version": None,
         "host_facts": None,
     }
+    if given.uint8:
+        values.update(dtype="uint8", aipp=os.path.join(data.prepared, evaluation.AIPP))
+    if given.shard != options.ALL_IMAGES:
+        values["shard"] = "/".join(map(str, given.shard))
     if run.on_card:
-        found["host_facts"] = run.place(HOST_FACTS)
-        found["device"] = run.devices if run.devices != [0] else None
+        values["batch_sizes"] = sorted({*given.batch_sizes, given.batch_size})
+        values["host_facts"] = run.work_path(HOST_FACTS)
+        if run.devices != [0]:
+            values["device"] = run.devices
         if given.soc_version or given.device is not None:
-            found.update(
-                chip=run.chip, soc_version=given.soc_version or chips.soc_version(run.chip)
-            )
-    return found
+            values["chip"] = run.chip
+            values["soc_version"] = given.soc_version or chips.soc_version(run.chip)
+    return values
 
 
 # ---- the commands of each step -------------------------------------------------------------------
@@ -287,17 +286,17 @@ def preprocess(run: Run) -> List[Command]:
 
 
 def tune(run: Run) -> List[Command]:
-    """Measure the combinations; the best one's command is in tune.json."""
-    given, models, commands = run.given, [run.model], []
+    """Measure the combinations; the best one's options are in tune.json."""
+    given, models, exports = run.given, [run.model], []
+    device = None  # of several only the first
     if run.on_card:
-        models = [run.place(f"tune/{stem}.onnx") for stem in STEMS]
-        commands = [
-            export_command(run, model, stem=None if stem == STEMS[0] else stem)
-            for model, stem in zip(models, STEMS)
-        ]
-    device = run.devices[0] if run.on_card and run.devices != [0] else None
+        models = [run.work_path(f"tune/{stem}.onnx") for stem in STEMS]
+        for model, stem in zip(models, [None, *STEMS[1:]]):  # the first is the default
+            exports.append(export_command(run, model, stem=stem))
+        if run.devices != [0]:
+            device = run.devices[0]
     return [
-        *commands,
+        *exports,
         run.command(
             "scripts/tune.py",
             *models,
@@ -385,10 +384,11 @@ def quantise(run: Run) -> List[Command]:
 
 
 def judge(run: Run) -> List[Command]:
-    before = []
+    commands = []
     if run.quantised:
-        before = [evaluate(run, run.result, f"acc_{summary.precision_before(run.backend)}.json")]
-    return [*before, evaluate(run, run.judged, "acc.json", "min_top1", "min_top5")]
+        name = f"acc_{summary.precision_before(run.backend)}.json"
+        commands.append(evaluate(run, run.result, name))
+    return [*commands, evaluate(run, run.judged_result, "acc.json", "min_top1", "min_top5")]
 
 
 def evaluate(run: Run, result: str, name: str, *gates: str) -> Command:
@@ -416,29 +416,30 @@ def expect(run: Run) -> List[Command]:
 
 
 def compare_with_cpu(run: Run) -> List[Command]:
-    """float16 with float32; if the run is int8's, its comparison is, and float16's is printed."""
-    cpu, forecast_file = run.place("result_onnx"), ["--forecast", run.place("forecast.json")]
+    """Compare float16 with float32. For int8, only its own comparison goes into compare.json."""
+    cpu = run.work_path("result_onnx")
+    forecast_file = ["--forecast", run.work_path("forecast.json")]
     inference = infer_on_cpu(run, run.model, "result_onnx", 8, first=run.given.compare)
     if not run.quantised:
-        return [inference, compare_command(run, cpu, run.judged, *forecast_file)]
+        return [inference, compare_command(run, cpu, run.result, *forecast_file)]
     return [
         inference,
         run.command("scripts/compare_results.py", cpu, run.result, *forecast_file),
-        compare_command(run, cpu, run.judged),
+        compare_command(run, cpu, run.judged_result),
     ]
 
 
 def compare_with_float(run: Run) -> List[Command]:
-    return [compare_command(run, run.result, run.judged)]
+    return [compare_command(run, run.result, run.judged_result)]
 
 
-def compare_command(run: Run, other: str, result: str, *more: str) -> Command:
+def compare_command(run: Run, reference: str, result: str, *more: str) -> Command:
     return run.command(
         "scripts/compare_results.py",
-        other,
+        reference,
         result,
         "--json",
-        run.place("compare.json"),
+        run.work_path("compare.json"),
         *more,
         *run.words("min_cosine"),
     )
@@ -453,7 +454,11 @@ def measure(run: Run) -> List[Command]:
             "scripts/perf_sweep.py",
             *run.words("backend", model=run.judged_model),
             *run.words(
-                "batch_sizes", "loop", "repeat", data_set=data_set, accuracy=run.place("acc.json")
+                "batch_sizes",
+                "loop",
+                "repeat",
+                data_set=data_set,
+                accuracy=run.work_path("acc.json"),
             ),
             *run.words("output", "device", "chip", "host_facts", "aipp", "force", "min_throughput"),
         )
@@ -469,14 +474,14 @@ def report(run: Run) -> List[Command]:
 
 def make_tune_folder(run: Run, runner: Runner) -> None:
     if run.on_card and not runner.dry_run:
-        files.make_folder(run.place("tune"), "--workdir")
+        files.make_folder(run.work_path("tune"), "--workdir")
 
 
 def write_run(run: Run, runner: Runner) -> None:
-    """run.json: what only this program knows, for the report."""
+    """Write run.json: what only this program knows, for the report."""
     if runner.dry_run:
         return
-    gates = {gate: getattr(run.given, gate) for gate in GATES}
+    values = vars(run.given)
     about = {
         "tool": cli.program(),
         "version": cli.VERSION,
@@ -486,20 +491,20 @@ def write_run(run: Run, runner: Runner) -> None:
         "note": run.note,
         "data": os.path.abspath(run.data.folder),
         "checkpoint": os.path.abspath(run.data.checkpoint),
-        "gates": {gate: value for gate, value in gates.items() if value is not None},
+        "gates": {gate: values[gate] for gate in GATES if values[gate] is not None},
         "made": ["run", *sorted(runner.made)],
         "commands": runner.commands,
         "steps": runner.times,
         "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began)),
         "seconds": time.time() - run.began,
     }
-    path = run.place("run.json")
+    path = run.work_path("run.json")
     content = json_file.encode(about)
     record.write(path, record.Recipe({"tool": cli.program()}), {path: content})
 
 
 def know_the_network(run: Run, runner: Runner) -> Run:
-    """After the export: the labels must fit the classes, and the evaluation is known."""
+    """After the export: check the labels and names of the classes, and learn the evaluation."""
     if runner.dry_run:
         return run
     classes = int(record.read(run.model).notes["num_classes"])
@@ -515,14 +520,14 @@ def know_the_network(run: Run, runner: Runner) -> Run:
 
 
 class Step(NamedTuple):
-    """One step. before() and after() are done by this program; after() gives what is known then."""
+    """One step."""
 
     name: str
     wanted: bool
     commands: Callable[[Run], List[Command]]
-    makes: Tuple[str, ...] = ()  # what the report may show of it
-    before: Callable[[Run, Runner], None] = lambda run, runner: None
-    after: Callable[[Run, Runner], Run] = lambda run, runner: run
+    makes: Tuple[str, ...] = ()  # the JSON files that the report may show
+    before: Callable[[Run, Runner], None] = lambda run, runner: None  # what this program does first
+    after: Callable[[Run, Runner], Run] = lambda run, runner: run  # and last: what is known then
 
 
 REPORT = Step("Report", True, report, before=write_run)
@@ -531,11 +536,14 @@ REPORT = Step("Report", True, report, before=write_run)
 def plan(run: Run) -> List[Step]:
     """The steps of a run, in their order."""
     given, data, on_card = run.given, run.data, run.on_card
-    compared = bool(on_card and given.compare)
-    measured = given.perf or given.min_throughput is not None or (on_card and given.shard[0] == 1)
+    complete = not given.tune  # --tune ends after the measurements
+    compared = complete and on_card and given.compare > 0
+    first_shard_on_card = on_card and given.shard[0] == 1
+    speed_wanted = given.perf or given.min_throughput is not None or first_shard_on_card
     before = summary.precision_before(run.backend)
-    accuracies = ("acc", "acc_report", f"acc_{before}") if run.quantised else ("acc", "acc_report")
-    whole = not given.tune
+    accuracies: Tuple[str, ...] = ("acc", "acc_report")
+    if run.quantised:
+        accuracies += (f"acc_{before}",)
     steps = [
         Step("Sample data", data.is_sample, sample),
         Step("Data", data.to_prepare, unpack),
@@ -544,32 +552,30 @@ def plan(run: Run) -> List[Step]:
         Step("Tuning", given.tune, tune, before=make_tune_folder),
         Step(
             "Forecast for float16",
-            whole and (given.forecast or compared),
+            compared or (complete and given.forecast),
             forecast,
             makes=("forecast",),
         ),
-        Step("Compile", whole and on_card, compile_models),
-        Step("Inference", whole, infer),
-        Step("Quantise", whole and run.quantised, quantise, makes=("tresnet_int8",)),
-        Step("Accuracy", whole, judge, makes=accuracies),
-        Step("Published accuracy", whole and bool(given.expect), expect, makes=("expect",)),
-        Step(
-            "Comparison with ONNX Runtime", whole and compared, compare_with_cpu, makes=("compare",)
-        ),
+        Step("Compile", complete and on_card, compile_models),
+        Step("Inference", complete, infer),
+        Step("Quantise", complete and run.quantised, quantise, makes=("tresnet_int8",)),
+        Step("Accuracy", complete, judge, makes=accuracies),
+        Step("Published accuracy", complete and bool(given.expect), expect, makes=("expect",)),
+        Step("Comparison with ONNX Runtime", compared, compare_with_cpu, makes=("compare",)),
         Step(
             f"Comparison with {before}",
-            whole and run.quantised and not compared,
+            complete and run.quantised and not compared,
             compare_with_float,
             makes=("compare",),
         ),
-        Step("Performance", whole and measured, measure, makes=("perf",)),
-        REPORT._replace(wanted=whole),
+        Step("Performance", complete and speed_wanted, measure, makes=("perf",)),
+        REPORT._replace(wanted=complete),
     ]
     return [step for step in steps if step.wanted]
 
 
 def take(step: Step, run: Run, runner: Runner) -> Run:
-    """Carry out one step; what is known of the run after it."""
+    """Carry out one step. Returns: the run with what is known after the step."""
     runner.made.update(step.makes)
     step.before(run, runner)
     for command in step.commands(run):
@@ -578,14 +584,14 @@ def take(step: Step, run: Run, runner: Runner) -> Run:
 
 
 def carry_out(run: Run, runner: Runner) -> None:
-    """Every step, and the summary.
+    """Carry out every step and print the summary.
 
-    If a figure is below a minimum, what is known of the accuracy is reported.
+    If a figure is below a minimum, the run ends with a report of the accuracy, if that is known.
     """
     steps = plan(run)
-    for place, step in enumerate(steps, 1):
+    for number, step in enumerate(steps, 1):
         start = time.time()
-        runner.header(step.name, place, len(steps))
+        runner.header(step.name, number, len(steps))
         try:
             run = take(step, run, runner)
         except SystemExit as end:
@@ -606,7 +612,7 @@ def carry_out(run: Run, runner: Runner) -> None:
         run.backend,
         run.model,
         run.judged_model,
-        run.judged,
+        run.judged_result,
         run.result if run.quantised else None,
         "compare" in runner.made,
         "perf" in runner.made,
@@ -615,10 +621,10 @@ def carry_out(run: Run, runner: Runner) -> None:
 
 
 def say_best(run: Run) -> None:
-    """The command line of this run, as the tuning would have it."""
-    chosen = TUNE.read(run.place("tune.json"))["options"]
-    dropped = ("--tune", "--uint8", "--small-channel")
-    words = [word for word in sys.argv[1:] if word not in dropped]
+    """Print the command line of this run with the best options."""
+    chosen = TUNE.read(run.work_path("tune.json"))["options"]
+    replaced = ("--tune", "--uint8", "--small-channel")
+    words = [word for word in sys.argv[1:] if word not in replaced]
     command = ["bash", script_path("scripts/pipeline.sh"), *words, *chosen]
     print(f"\nthe best of them:\n\n    {' '.join(map(shlex.quote, command))}")
 
@@ -627,7 +633,7 @@ def say_best(run: Run) -> None:
 
 
 def prepare(runner: Runner) -> str:
-    """The interpreter of the steps, with all they need; a dry run only names it."""
+    """Set up the environment. Returns: the interpreter of the steps; a dry run only names it."""
     if runner.dry_run:
         runner.header("Set-up")
         for script in ("scripts/setup_env.py", "scripts/timm_source.py"):
@@ -641,7 +647,7 @@ def prepare(runner: Runner) -> str:
 def describe(
     given: argparse.Namespace, data: check.Data, backend: str, reason: str, python: str
 ) -> Run:
-    """The run that these options ask for. Raises: Refusal if there are no such devices."""
+    """The run that these options describe. Raises: Refusal if there are no such devices."""
     if os.getcwd() == ROOT and python.startswith(ROOT + "/"):
         python = os.path.relpath(python, ROOT)
     run = Run(given, data, backend, reason, python, time.time())
@@ -653,11 +659,11 @@ def describe(
 
 @contextlib.contextmanager
 def known_host(run: Run, runner: Runner) -> Iterator[None]:
-    """Meanwhile what the host's Python has lies in the work folder, so that no step asks again."""
+    """During the block, keep host.host_facts() in the work folder, so that no step asks again."""
     if runner.dry_run or not run.on_card:
         yield
         return
-    path = run.place(HOST_FACTS)
+    path = run.work_path(HOST_FACTS)
     files.write_whole(path, json.dumps(host.host_facts()).encode("ascii"))
     try:
         yield
@@ -671,12 +677,13 @@ def main() -> int:
     if given.check:
         return check.print_table(given)
     if given.class_names:
-        files.read_regular(given.class_names)  # refused now if it cannot be read; its lines, later
+        files.read_regular(given.class_names)  # can it be read? its lines are checked later
     os.umask(0o027)  # later versions of ais_bench refuse folders that others can enter
     runner, data = Runner(given.dry_run), check.locate(given)
-    backend, reason, rows = check.examine(given, data)
-    for row in check.lacks(backend, rows):
-        raise Refusal(f"{row.item}: {row.found}; {row.mend}; `--check` shows all that is missing")
+    findings = check.examine(given, data)
+    backend = findings.backend
+    for row in findings.missing:
+        raise Refusal(f"{row.item}: {row.state}; {row.advice}; `--check` shows all that is missing")
     broken = options.contradiction(
         given, backend=backend, several_classes=check.has_several_classes(data)
     )
@@ -686,8 +693,8 @@ def main() -> int:
         files.make_folder(given.workdir, "--workdir")
         runner.lock = files.hold(os.path.join(given.workdir, ".lock"))
     python = prepare(runner)
-    print(f"backend: {backend}: {reason}", flush=True)
-    run = describe(given, data, backend, reason, python)
+    print(f"backend: {backend}: {findings.reason}", flush=True)
+    run = describe(given, data, backend, findings.reason, python)
     with known_host(run, runner):
         carry_out(run, runner)
     return 0

@@ -4,13 +4,13 @@ set -eu
 
 here=$(dirname -- "$(readlink -f -- "$0")")
 python=${PYTHON:-python3}
-unset PYTHONSAFEPATH # with it no program finds the files beside it
+unset PYTHONSAFEPATH # it keeps programs from finding the modules beside them
 if [ -n "${PYTHONHOME-}" ]; then
-    echo "pipeline.sh: PYTHONHOME=$PYTHONHOME is not used: with it no virtual environment finds its packages" >&2
+    echo "pipeline.sh: PYTHONHOME=$PYTHONHOME is ignored, because with it a virtual environment finds no packages" >&2
     unset PYTHONHOME
 fi
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 7))' 2>/dev/null; then
-    echo "pipeline.sh: Python 3.7 or newer is needed, and '$python' is none; name yours: PYTHON=python3.11 bash scripts/pipeline.sh" >&2
+    echo "pipeline.sh: '$python' is not Python 3.7 or newer; name yours: PYTHON=python3.11 bash scripts/pipeline.sh" >&2
     exit 1
 fi
 exec "$python" "$here/pipeline.py" "$@"

@@ -249,7 +249,7 @@ def main() -> None:
     )
     before = record.read(images)
     is_unpacked = before.finished and before.recipe == made_by.row
-    if is_packed and is_unpacked and all(map(before.holds, before.pieces.values())):
+    if is_packed and is_unpacked and all(map(before.is_piece_intact, before.pieces.values())):
         print(f"{shown(images)} and {shown(labels)} are up to date")
         return
     members = list_members(form) if is_packed else []

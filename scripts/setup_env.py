@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Find or make a Python environment that has what requirements.txt asks for; print its interpreter's path.
+"""Find or make a Python environment with the packages of requirements.txt; print its interpreter.
 
     python3 scripts/setup_env.py
     python3 scripts/setup_env.py -r requirements.txt -r test/requirements.txt
 
-Runs on a bare Python 3.7 or newer. In this order: a `.venv` finished earlier; the Python that runs this script, if it
-has everything; a `.venv` made anew and filled by pip. `.venv` counts as finished only if a stamp, written last, names
-the same Python and the same requirements, so that an interrupted set-up is repaired by the next call. With the
-environment variable PYTHON set (another Python than the default one), the folder is `.venv-3.7` and so on. The C files
-are compiled as well. Only the interpreter's path goes to stdout; what happens is told on stderr, pip's own output only
-if it fails.
+Takes the first of these: a finished `.venv`; the Python that runs this script, if it has all
+packages; a new `.venv`, which pip fills. An interrupted set-up leaves no finished `.venv`, so the
+next call repairs it. If the environment variable PYTHON names another Python, the folder is
+`.venv-3.7` and so on. The set-up also compiles the C files.
+Prints only the interpreter's path to stdout; messages go to stderr, with pip's output if it fails.
+Runs on a bare Python 3.7 or newer.
 """
 
 import os
@@ -17,7 +17,7 @@ import os
 from common.core import cli
 
 if __name__ == "__main__":
-    cli.start()  # before what may be missing
+    cli.start()  # before imports that may fail
 
 from common.core import environment, options
 
@@ -28,7 +28,7 @@ def main() -> None:
         parser,
         "requirements",
         "dry_run",
-        help={"dry_run": "make nothing, print the interpreter that would be used"},
+        help={"dry_run": "make nothing, only print the interpreter"},
     )
     arguments = options.parse(parser)
     requirements = [

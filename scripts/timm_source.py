@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Put timm v0.4.5's source, patched with TResNet.patch, into ./pytorch-image-models.
 
-    python3 scripts/timm_source.py                  # from the package registry, checked against its SHA-256
-    python3 scripts/timm_source.py --from git       # git clone --branch v0.4.5
+    python3 scripts/timm_source.py               # from the package registry; SHA-256 is compared
+    python3 scripts/timm_source.py --from git    # git clone --branch v0.4.5
     python3 scripts/timm_source.py --from git --url ../mirrors/pytorch-image-models
 
-Nothing is done if the patched source is there. A clone of v0.4.5 that you put there yourself is patched in place.
+If the patched source exists, nothing is done. Your own clone of v0.4.5 is patched in place.
 Runs on a bare Python 3.7 or newer with pip and git.
 """
 
@@ -15,12 +15,12 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from typing import List, Set
+from typing import IO, List, NamedTuple, Set, cast
 
 from common.core import cli
 
 if __name__ == "__main__":
-    cli.start()  # before what may be missing
+    cli.start()  # before imports that may fail
 
 from common.core import options
 from common.core.cli import ROOT, Refusal, shown
@@ -29,18 +29,17 @@ from common.core.recipe import sha256
 
 TARGET = os.path.join(ROOT, "pytorch-image-models")
 PATCH = os.path.join(ROOT, "TResNet.patch")
-STAMP = ".patched-with"  # in TARGET: SHA-256 of the patch, whose the folder is, and the files that belong to it
-OURS, THEIRS = "fetched", "the user's"  # the second line
+STAMP = ".patched-with"  # a file in TARGET; its lines are those of Stamp
+OURS, THEIRS = "fetched", "the user's"  # who made TARGET
 PACKAGE = "timm==0.4.5"
-SDIST_SHA256 = (
-    "613f0ef4ded491b1bf6dff6053d3c8361fa20517c7ac9c7c388064a2b5890139"  # timm-0.4.5.tar.gz
-)
+# Of timm-0.4.5.tar.gz.
+SDIST_SHA256 = "613f0ef4ded491b1bf6dff6053d3c8361fa20517c7ac9c7c388064a2b5890139"
 TAG = "v0.4.5"
 GIT_URL = "https://github.com/huggingface/pytorch-image-models.git"
 
 
 def unpack(archive: str, folder: str) -> None:
-    """Unpack the regular files below the archive's single top folder; anything else in it is ignored."""
+    """Unpack the regular files below the archive's single top folder; ignore anything else."""
     with tarfile.open(archive) as tar:
         for member in tar:
             parts = member.name.split("/")[1:]
@@ -48,18 +47,18 @@ def unpack(archive: str, folder: str) -> None:
                 continue
             path = os.path.join(folder, *parts)
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            content = tar.extractfile(member)
+            content = cast(IO[bytes], tar.extractfile(member))  # None only for irregular files
             with open(path, "wb") as file:
-                shutil.copyfileobj(content, file)  # type: ignore[arg-type]
+                shutil.copyfileobj(content, file)
 
 
 def git(arguments: List[str], folder: str) -> "subprocess.CompletedProcess[bytes]":
-    """Run git in `folder` as if no repository lay above it (ours would redirect `git apply`)."""
+    """Run git in `folder` as if no repository were above it: ours would redirect `git apply`."""
     environment = dict(os.environ, GIT_CEILING_DIRECTORIES=os.path.dirname(os.path.abspath(folder)))
     if not shutil.which("git"):
         raise Refusal(
-            "git is needed to put TResNet.patch onto timm's source, but it is not installed; on Debian and "
-            "Ubuntu: apt-get install git"
+            "git is not installed, and it is needed to apply TResNet.patch to timm's source; on "
+            "Debian and Ubuntu: apt-get install git"
         )
     return subprocess.run(
         ["git", *arguments],
@@ -72,32 +71,40 @@ def git(arguments: List[str], folder: str) -> "subprocess.CompletedProcess[bytes
 
 
 def modules(folder: str) -> Set[str]:
-    """The Python files of timm in a folder, by their paths in it."""
-    return {
-        os.path.relpath(os.path.join(path, name), folder)
-        for path, _, names in os.walk(os.path.join(folder, "timm"))
-        for name in names
-        if name.endswith(".py")
-    }
+    """The paths of timm's Python files, relative to `folder`."""
+    paths: Set[str] = set()
+    for path, _, names in os.walk(os.path.join(folder, "timm")):
+        python_files = [os.path.join(path, name) for name in names if name.endswith(".py")]
+        paths.update(os.path.relpath(file, folder) for file in python_files)
+    return paths
 
 
-def patch(folder: str, stamp: str, whose: str) -> None:
-    """Apply TResNet.patch to the source in `folder`, unless it is applied, and stamp it.
+class Stamp(NamedTuple):
+    """What the file STAMP says of the patched source."""
 
-    Raises: Refusal if it fits neither way.
+    patch: str  # SHA-256 of the patch; "" without a stamp
+    owner: str  # OURS or THEIRS
+    modules: List[str]
+
+
+def patch(folder: str, patch_sha256: str, owner: str) -> None:
+    """Apply TResNet.patch to the source in `folder`, unless it is applied, and write the stamp.
+
+    Raises: Refusal if the patch is not applied and does not fit.
     """
     apply = git(["apply", "-p1", PATCH], folder)
     if apply.returncode and git(["apply", "-p1", "--reverse", "--check", PATCH], folder).returncode:
         raise Refusal(
-            f"TResNet.patch does not fit {shown(folder)}, which should be timm v0.4.5, untouched or patched "
-            f"with it ({last_line(apply)}); move that folder away and start again"
+            f"TResNet.patch does not fit {shown(folder)}, which is not timm v0.4.5 "
+            f"({last_line(apply)}); move that folder away and run the same command again"
         )
     with open(os.path.join(folder, STAMP), "w", encoding="utf-8") as file:
-        file.write("\n".join([stamp, whose, *sorted(modules(folder))]))
+        file.write("\n".join([patch_sha256, owner, *sorted(modules(folder))]))
 
 
 def last_line(done: "subprocess.CompletedProcess[bytes]") -> str:
-    return (done.stdout.decode(errors="replace").strip() or "no word of git's").splitlines()[-1]
+    output = done.stdout.decode(errors="replace").strip() or "git printed nothing"
+    return output.splitlines()[-1]
 
 
 def fetch(source: str, url: str, folder: str) -> None:
@@ -109,64 +116,59 @@ def fetch(source: str, url: str, folder: str) -> None:
         )
         if done.returncode:
             raise Refusal(
-                f"git cannot clone {TAG} of {url} ({last_line(done)}); mend what git says, or fetch from the "
-                "package registry: python3 scripts/timm_source.py"
+                f"git cannot clone {TAG} of {url} ({last_line(done)}); fix that problem, or fetch "
+                "from the package registry: python3 scripts/timm_source.py"
             )
         return
     with tempfile.TemporaryDirectory() as downloads:
         unpack(download(PACKAGE, SDIST_SHA256, downloads, "--no-binary", ":all:"), folder)
 
 
-def read_stamp() -> List[str]:
-    """[SHA-256 of the patch that the source in TARGET was made with here, whose it is, its files], [""] if it has none.
-
-    Older versions wrote only the first; a clone is then taken for the user's.
-    """
+def read_stamp() -> Stamp:
+    """The stamp of TARGET. Early versions wrote only its first line; then a clone is the user's."""
     with contextlib.suppress(OSError), open(os.path.join(TARGET, STAMP), encoding="utf-8") as file:
         lines = file.read().split("\n")
-        return lines + (
-            [THEIRS if os.path.exists(os.path.join(TARGET, ".git")) else OURS]
-            if len(lines) == 1
-            else []
-        )
-    return ["", THEIRS]
+        if len(lines) > 1:
+            return Stamp(lines[0], lines[1], lines[2:])
+        is_clone = os.path.exists(os.path.join(TARGET, ".git"))
+        return Stamp(lines[0], THEIRS if is_clone else OURS, [])
+    return Stamp("", THEIRS, [])
 
 
-def whole(stamp: str) -> bool:
+def is_complete(patch_sha256: str) -> bool:
     """Whether TARGET is patched with this patch and has all of its files."""
-    made_with, _, *names = read_stamp()
-    there = modules(TARGET)
-    return made_with == stamp and bool(there) and there.issuperset(names)
+    stamp, present = read_stamp(), modules(TARGET)
+    return stamp.patch == patch_sha256 and bool(present) and present.issuperset(stamp.modules)
 
 
 def prepare(source: str = "registry", url: str = GIT_URL) -> None:
-    """Put the patched source into TARGET, unless it is there.
+    """Put the patched source into TARGET, unless it exists.
 
-    Raises: Refusal, also for a folder of the user's that is patched otherwise or lacks files.
+    Raises: Refusal, also if the user's own clone lacks files or has another patch.
     """
-    stamp, partial = sha256(PATCH), TARGET + "-unfinished"
-    if whole(stamp):
+    patch_sha256, partial = sha256(PATCH), TARGET + "-unfinished"
+    if is_complete(patch_sha256):
         return
     with one_at_a_time():
         shutil.rmtree(partial, ignore_errors=True)
-        made_with, whose, *_ = read_stamp()
-        if made_with and not whole(stamp):
-            if whose == THEIRS:
+        stamp = read_stamp()
+        if stamp.patch and not is_complete(patch_sha256):
+            if stamp.owner == THEIRS:
                 raise Refusal(
-                    f"{shown(TARGET)} is a clone of yours that lacks files or was patched with another "
-                    "TResNet.patch; move it away, or bring it back to timm v0.4.5 and remove "
-                    f"{shown(os.path.join(TARGET, STAMP))}"
+                    f"{shown(TARGET)} is your own clone, and it lacks files or was patched with "
+                    "another TResNet.patch; move it away, or bring it back to timm v0.4.5 and "
+                    f"remove {shown(os.path.join(TARGET, STAMP))}"
                 )
-            os.rename(TARGET, partial)  # made here, with another patch or damaged since
+            os.rename(TARGET, partial)  # a source of ours that has another patch or lost files
             shutil.rmtree(partial)
         if not os.path.exists(TARGET):
             say(f"fetching timm v0.4.5 ({source}, 0.3 MB) and patching it into {TARGET}")
             os.mkdir(partial)
             fetch(source, url, partial)
-            patch(partial, stamp, OURS)
+            patch(partial, patch_sha256, OURS)
             os.rename(partial, TARGET)
-        elif not made_with:
-            patch(TARGET, stamp, THEIRS)
+        elif not stamp.patch:
+            patch(TARGET, patch_sha256, THEIRS)
     say(f"{TARGET} is timm v0.4.5 with TResNet.patch")
 
 

@@ -918,19 +918,19 @@ def main() -> None:
     add("contests", nargs="*", metavar="contest", help=f"of {', '.join(CONTESTS)} (default: all)")
     add(
         "--rounds",
-        type=options.whole(1),
+        type=options.integer(1),
         default=5,
         help="runs of each contestant (default: %(default)s)",
     )
     add(
         "--images",
-        type=options.whole(1),
+        type=options.integer(1),
         default=2000,
         help="JPEGs of preprocess and chain (default: %(default)s)",
     )
     add(
         "--results",
-        type=options.whole(1),
+        type=options.integer(1),
         default=50_000,
         help="result files of postprocess (default: %(default)s)",
     )

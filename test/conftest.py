@@ -1,4 +1,4 @@
-"""What the tests share: running a script as a user does, the sample photos, and the expected values."""
+"""What all tests share: running a script as a user does, the sample photos, expected values."""
 
 import contextlib
 import fcntl
@@ -19,28 +19,26 @@ pytest_plugins = ["ascend.fixtures"]
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "test" / "data"
 GOLDEN = DATA / "golden"
-TOGETHER = (
-    "test_pth2onnx.py",
-    "test_setup.py",
-    "test_sample.py",
-)  # files whose tests share what takes seconds to make
-FIRST = (*TOGETHER, "test_pipeline_ascend.py", "test_pipeline.py")  # what takes longest
-SMALL = 64  # pixels: what does not look at golden values runs on images of this size, 12 times fewer operations
+# Files whose tests share fixtures that take seconds to make.
+TOGETHER = ("test_pth2onnx.py", "test_setup.py", "test_sample.py")
+FIRST = (*TOGETHER, "test_pipeline_ascend.py", "test_pipeline.py")  # the longest tests
+SMALL = 64  # pixels: tests without golden values use this size, with 12 times fewer operations
 for folder in (ROOT, ROOT / "scripts", GOLDEN):
     sys.path.insert(0, str(folder))
 PATIENCE = 300  # s; it only keeps a hang from lasting for ever
 
 
 def run(
-    script: str, *args: object, env: Optional[Dict[str, str]] = None, **options: object
+    script: str, *args: object, env: Optional[Dict[str, str]] = None, **options: Any
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a script of the repository (path from its root) with this Python; its output as text, decoded leniently."""
-    command = [sys.executable, str(ROOT / script)] + [
-        os.fspath(a) if isinstance(a, os.PathLike) else a if isinstance(a, bytes) else str(a)
-        for a in args
-    ]
+    """Run a script of the repository with this Python.
+
+    script: its path from the repository's root; options: of subprocess.run().
+    Returns: the ended process; its output is text.
+    """
+    words = [word if isinstance(word, bytes) else str(word) for word in args]
     return subprocess.run(
-        command,
+        [sys.executable, str(ROOT / script), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
@@ -48,23 +46,40 @@ def run(
         errors="replace",
         env=dict(os.environ, **(env or {})),
         **options,
-    )  # type: ignore[call-overload]
+    )
 
 
-def succeed(script: str, *args: object, **options: object) -> "subprocess.CompletedProcess[str]":
-    """Like run(); the script must exit with 0."""
-    done = run(script, *args, **options)  # type: ignore[arg-type]
+def succeed(script: str, *args: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a script that must exit with 0."""
+    done = run(script, *args, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
-def refusal(script: str, *args: object, status: int = 1, **options: object) -> str:
-    """Run a script that must refuse: exit status `status`, no traceback; returns what it says on stderr."""
-    done = run(script, *args, **options)  # type: ignore[arg-type]
+def refusal(script: str, *args: object, status: int = 1, **options: Any) -> str:
+    """Run a script that must refuse, with this status and no traceback. Returns: its stderr."""
+    done = run(script, *args, **options)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stderr.strip(), "a refusal says why"
     return done.stderr
+
+
+def pipeline_command(*words: object) -> List[str]:
+    """The command of a run of the whole chain on the CPU."""
+    return ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", *map(str, words)]
+
+
+def run_pipeline(*words: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run the whole chain on the CPU. options: of subprocess.run()."""
+    return subprocess.run(
+        pipeline_command(*words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        universal_newlines=True,
+        **options,
+    )
 
 
 def sha256(path: Path) -> str:
@@ -82,12 +97,13 @@ Shared = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Shared:
-    """A function (name, make) -> folder that make(folder) filled once for all processes of this test run.
+    """A function (name, make) -> folder, which make(folder) fills once for all processes of a run.
 
-    Nobody may change what is in it.
+    No test may change what is in the folder.
     """
     base = tmp_path_factory.getbasetemp()
-    base = base.parent if hasattr(request.config, "workerinput") else base
+    if hasattr(request.config, "workerinput"):  # the processes' folders lie in one
+        base = base.parent
 
     def once(name: str, make: Callable[[Path], object]) -> Path:
         folder = base / name
@@ -104,22 +120,25 @@ def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     return once
 
 
-def heavy_imports(said: str) -> List[str]:
-    """What a run under PYTHONPROFILEIMPORTTIME=1 said on stderr of the packages that take long to import."""
-    imported = re.findall(r"^import time: .*\| +([\w.]+)$", said, re.MULTILINE)
-    assert "common.core.cli" in imported, "this is what its Pythons say"
+def heavy_imports(stderr: str) -> List[str]:
+    """The packages that take long to import, of those that a run imported.
+
+    stderr: of the run, with PYTHONPROFILEIMPORTTIME=1.
+    """
+    imported = re.findall(r"^import time: .*\| +([\w.]+)$", stderr, re.MULTILINE)
+    assert "common.core.cli" in imported, "the run prints what it imports"
     return sorted(set(imported) & {"onnx", "onnxruntime", "torch", "matplotlib", "jinja2"})
 
 
 @pytest.fixture(scope="session")
 def sample(shared: Shared) -> Path:
-    """A folder with the sample data set: val_union/ (20 photos), val_label.txt, model_best.pth.tar."""
+    """A folder with the sample data: val_union/ (20 photos), val_label.txt, model_best.pth.tar."""
     return shared("sample", lambda folder: succeed("scripts/make_sample.py", folder))
 
 
 @pytest.fixture(scope="session")
 def small_sample(shared: Shared) -> Path:
-    """Like sample, but its checkpoint is a small_network()'s, made for 64 pixels, and says so: Top-1 100 % there."""
+    """Like sample, but the checkpoint is a small_network() for 64 pixels, with Top-1 100 %."""
     return shared("small_sample", make_small_sample)
 
 
@@ -133,10 +152,10 @@ def make_small_sample(folder: Path) -> None:
 
 @contextlib.contextmanager
 def small_network() -> Iterator[None]:
-    """In this process tresnet_m has one block in each stage and a quarter of the width meanwhile.
+    """During the block, tresnet_m has one block per stage and a quarter of the width here.
 
-    Every kind of operator is in it, and it has 6 MB instead of 125: what does not look at golden values is quick with
-    it. Programs that are started know only the real one, so they take its exported file, or find it up to date.
+    It has every kind of operator, and 6 MB instead of 125: tests without golden values are quick.
+    Other processes know only the real network: they use the exported file, or find it up to date.
     """
     from common.model import network
 
@@ -153,7 +172,7 @@ def small_network() -> Iterator[None]:
 
 
 def run_here(main: Callable[[], Any], *arguments: object) -> None:
-    """The program whose main() this is, in this process: importing PyTorch takes longer than most of what is tested."""
+    """Run a program's main() in this process, because importing PyTorch takes seconds."""
     name = os.path.basename(str(sys.modules[main.__module__].__file__))
     with mock.patch.object(sys, "argv", [name, *map(str, arguments)]):
         main()
@@ -176,7 +195,7 @@ def photos(shared: Shared) -> Path:
 def small_model(shared: Shared, small_sample: Path) -> Path:
     """A folder with tresnet.onnx and its record: small_sample's checkpoint exported at 64 pixels.
 
-    Copied with copy_products() to a work folder, the pipeline finds its export up to date.
+    If copy_products() copies it to a work folder, the pipeline finds the export up to date.
     """
 
     def make(folder: Path) -> None:
@@ -196,36 +215,23 @@ def small_model(shared: Shared, small_sample: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_work(shared: Shared, small_sample: Path, small_model: Path) -> Path:
-    """The work folder of a finished run of the pipeline on the CPU: --data small_sample --img-size 64."""
+    """The work folder of a finished run on the CPU: --data small_sample --img-size 64."""
 
     def make(folder: Path) -> None:
         copy_products(small_model, folder / "work")
-        done = subprocess.run(
-            [
-                "bash",
-                str(ROOT / "scripts" / "pipeline.sh"),
-                "--backend",
-                "cpu",
-                "--img-size",
-                str(SMALL),
-                "--data",
-                str(small_sample),
-                "--workdir",
-                str(folder / "work"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+        done = run_pipeline(
+            "--img-size", SMALL, "--data", small_sample, "--workdir", folder / "work"
         )
-        assert done.returncode == 0, done.stdout.decode(errors="replace")
+        assert done.returncode == 0, done.stdout + done.stderr
 
     return shared("small_work", make) / "work"
 
 
 def copy_products(source: Path, target: Path) -> None:
-    """Copy a folder of shared products with their times, so that the copies are as up to date as they are.
+    """Copy a folder of shared products with their times, so that the copies are up to date too.
 
-    Models and checkpoints become hard links: they may be replaced or removed, but not written into.
+    Models and checkpoints become hard links: a test may replace or remove them, but not write into
+    them.
     """
 
     def copy(path: str, copied: str) -> None:
@@ -238,7 +244,7 @@ def copy_products(source: Path, target: Path) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Each process of a parallel run keeps to a core of its own, as all that it starts does: none waits for another."""
+    """Each process of a parallel run, and all that it starts, stays on a core of its own."""
     worker = getattr(config, "workerinput", {}).get("workerid", "")
     if worker:
         cores = sorted(os.sched_getaffinity(0))
@@ -246,36 +252,39 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> Optional[bool]:
-    """A file none of whose tests is asked for is not even imported: that takes longer than many of the tests."""
-    asked, text = str(config.option.markexpr), ""
-    if collection_path.suffix == ".py":
-        text = collection_path.read_text(encoding="utf-8")
-    unasked = "not slow" in asked and "\npytestmark = pytest.mark.slow\n" in text
-    unasked |= asked.split()[-2:] in (["alone"], ["and", "alone"]) and "mark.alone" not in text
-    return True if text and unasked else None  # None: let others decide
+    """Do not import a file if no test in it will run: importing takes longer than many tests."""
+    if collection_path.suffix != ".py":
+        return None  # let others decide
+    text, marks = collection_path.read_text(encoding="utf-8"), str(config.option.markexpr)
+    all_slow = "\npytestmark = pytest.mark.slow\n" in text
+    only_alone = marks.split()[-2:] in (["alone"], ["and", "alone"])
+    if ("not slow" in marks and all_slow) or (only_alone and "mark.alone" not in text):
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
-    """What takes longest begins first, so that no process is left with it alone at the end."""
+    """The longest tests begin first, so that no process has to do one of them alone at the end."""
 
     def turn(item: pytest.Item) -> Tuple[int, bool]:
         name = os.path.basename(str(item.fspath))
-        return FIRST.index(name) if name in FIRST else len(FIRST), not item.get_closest_marker(
-            "slow"
-        )
+        file_turn = FIRST.index(name) if name in FIRST else len(FIRST)
+        return file_turn, item.get_closest_marker("slow") is None
 
     items.sort(key=turn)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests go one by one to the process that is free; those of a file in TOGETHER all to the same process."""
+    """A test goes to the first free process; all tests of a file in TOGETHER go to the same one."""
     from xdist.scheduler import LoadScopeScheduling
 
+    def scope(test: str) -> str:
+        file = test.split("::")[0]
+        return file if os.path.basename(file) in TOGETHER else test
+
     scheduler = LoadScopeScheduling(config, log)
-    scheduler._split_scope = lambda test: (  # as its subclasses in xdist say what goes together
-        test.split("::")[0] if os.path.basename(test.split("::")[0]) in TOGETHER else test
-    )
+    scheduler._split_scope = scope  # as the subclasses in xdist do
     return scheduler
 
 

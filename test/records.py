@@ -1,8 +1,8 @@
-"""Records in tests: they are read, changed and written through the program's own module, never by hand."""
+"""Records in tests: the program's own module reads, changes and writes them."""
 
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List
+from typing import Any, Callable, Dict, Iterable, List, Optional
 
 from common.core import files, record
 from common.core.record import Draft, Made, Recipe, Row
@@ -30,7 +30,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def change_rows(path: Path, change: Callable[[List[Row]], Any]) -> None:
-    """Let `change` work on the list of a record's rows; the first of a new record is the recipe."""
+    """Let change() change the list of a record's rows; the first row has the recipe."""
     rows = rows_of(path)
     change(rows)
     write_rows(path, rows)
@@ -42,13 +42,13 @@ def change_recipe(path: Path, **fields: Any) -> None:
 
 
 def change_file(path: Path, name: str, **fields: Any) -> None:
-    """Let a record say something else of one of its files; fields: of record.Made."""
+    """Change what a record says of one of its files. fields: of record.Made."""
 
     def change(rows: List[Row]) -> None:
         for row in rows:
-            for place, entry in enumerate(row.get("files", [])):
+            for index, entry in enumerate(row.get("files", [])):
                 if entry[0] == name:
-                    row["files"][place] = list(Made(*entry)._replace(**fields))
+                    row["files"][index] = list(Made(*entry)._replace(**fields))
 
     change_rows(path, change)
 
@@ -59,12 +59,12 @@ def unfinish(path: Path) -> None:
 
 
 def restart(path: Path) -> None:
-    """As if the machine had been started again since a record was written."""
+    """As if the machine had started again after a record was written."""
     change_rows(path, lambda rows: rows[0].update(boot_id="another boot"))
 
 
 def made(folder: Path, name: str) -> Made:
-    """What a record is to say of a file that is there. name: below the folder of the record."""
+    """What a record must say of an existing file. name: below the folder of the record."""
     size, modified, changed = files.stamp(os.lstat(str(folder / name)))
     return Made(name, size, modified, changed, files.checksum_of(str(folder / name)))
 
@@ -73,36 +73,31 @@ def write_finished(
     path: Path,
     recipe: Row,
     pieces: Dict[str, List[str]],
-    about: Row = {},  # noqa: B006
-    notes: Dict[str, Row] = {},
-) -> None:  # noqa: B006
-    """Write the finished record of files that are there already.
+    about: Optional[Row] = None,
+    notes: Optional[Dict[str, Row]] = None,
+) -> None:
+    """Write the finished record of files that exist already.
 
-    pieces: {key: names of its files}; notes: {key: notes of its piece}; a key that is only in `notes` has no file.
+    pieces: {key: names of its files}.
+    notes: {key: notes of its piece}, also of pieces without files.
     """
-    before = record.read_path(str(path))
-    with record.Writer(before.path, Recipe(recipe), about, []) as writer:
-        writer.publish(
-            [
-                Draft(
-                    key,
-                    [],
-                    [],
-                    notes.get(key, {}),
-                    [made(path.parent, name) for name in pieces.get(key, ())],
-                )
-                for key in {**pieces, **notes}
-            ]
-        )
+    notes = notes or {}
+    drafts = []
+    for key in {**pieces, **notes}:
+        files_made = [made(path.parent, name) for name in pieces.get(key, ())]
+        drafts.append(Draft(key, [], [], notes.get(key, {}), files_made))
+    with record.Writer(str(path), Recipe(recipe), about or {}, []) as writer:
+        writer.publish(drafts)
         writer.finish(synced=True)
 
 
 def write_prepared(
     folder: Path, sources: Dict[str, str], bad: Iterable[str] = (), **settings: Any
 ) -> None:
-    """Write the manifest of a prepared folder whose .bin files are there.
+    """Write the manifest of a prepared folder whose .bin files exist.
 
-    sources: {stem: source}; bad: sources that could not be read; settings: of prepared.make_recipe().
+    sources: {stem: source}; bad: sources that could not be read.
+    settings: of prepared.make_recipe().
     """
     write_finished(
         manifest_of(folder),

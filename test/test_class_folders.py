@@ -173,6 +173,6 @@ def test_a_model_that_is_not_what_its_record_says_is_refused_where_it_is_used(
     os.utime(str(model), ns=(status.st_atime_ns, status.st_mtime_ns))
     assert not record.read(str(model)).is_current(made_by)
     with pytest.raises(
-        Refusal, match="net.onnx is not what it was when it was made: it is damaged"
+        Refusal, match="net.onnx changed after this program created it; run the step"
     ):
         recipe.make(record.__file__, {}, inputs=[str(model)])

@@ -207,4 +207,4 @@ def test_wrong_usage_is_status_2(
 ) -> None:
     with pytest.raises(SystemExit) as refusing:
         compare(tmp_path, tmp_path, *wrong)
-    assert refusing.value.code == 2 and "usage: " in capsys.readouterr().err
+    assert refusing.value.code == 2 and "--help" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 from pathlib import Path
 from typing import Tuple
 
@@ -10,17 +9,7 @@ from common.core import files
 from common.core.cli import Refusal
 
 import pytest
-from conftest import ROOT
-
-
-def pipeline(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        ["bash", str(ROOT / "scripts" / "pipeline.sh"), "--backend", "cpu", *words],
-        env=dict(os.environ, **environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
-    )
+from conftest import run_pipeline
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,14 +44,14 @@ def test_a_work_folder_that_cannot_be_is_seen_by_check_and_before_anything_start
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "nowhere").symlink_to("gone")
-    table = pipeline("--workdir", str(tmp_path / name), "--check")
+    table = run_pipeline("--workdir", str(tmp_path / name), "--check")
     assert table.returncode == 1 and said.format(tmp_path) in table.stdout, (
         table.stdout + table.stderr
     )
-    done = pipeline("--workdir", str(tmp_path / name))
+    done = run_pipeline("--workdir", str(tmp_path / name))
     assert (
         done.returncode == 1
-        and f"{said.format(tmp_path)}; name another by --workdir" in done.stderr
+        and f"{said.format(tmp_path)}; name another folder with --workdir" in done.stderr
     )
     assert sorted(os.listdir(str(tmp_path))) == ["file", "nowhere"]
 
@@ -72,7 +61,7 @@ def test_a_work_folder_among_the_images_is_refused_before_the_export(tmp_path: P
     for name in ("val_union/a.png", "model_best.pth.tar"):
         (tmp_path / name).touch()
     (tmp_path / "val_label.txt").write_text("a.png 0")
-    done = pipeline("--data", str(tmp_path), "--workdir", str(tmp_path / "val_union" / "work"))
+    done = run_pipeline("--data", str(tmp_path), "--workdir", str(tmp_path / "val_union" / "work"))
     assert done.returncode == 1 and "val_union/work is inside" in done.stderr, done.stderr
     assert not (tmp_path / "val_union" / "work").exists()
 
@@ -83,7 +72,7 @@ def test_a_work_folder_among_the_images_is_refused_before_the_export(tmp_path: P
         (("--labels", "/nowhere"), "labels: cannot read /nowhere"),
         (
             ("--class-map", "val_label.txt"),
-            "--class-map is for images in class folders, and there are none here",
+            "--class-map is for images in class folders, and these images are not in class folders",
         ),
         (
             ("--class-map", "val_label.txt", "--data", "."),
@@ -103,12 +92,12 @@ def test_labels_that_cannot_serve_are_seen_before_anything_is_made(
         (tmp_path / name).touch()
     (tmp_path / "val_label.txt").write_text("a.png 0")
     monkeypatch.chdir(tmp_path)
-    done = pipeline(*words)
+    done = run_pipeline(*words)
     assert done.returncode == 1 and said in done.stderr and not (tmp_path / "work").exists(), (
         done.stderr
     )
 
 
 def test_the_pipeline_starts_where_python_does_not_look_beside_programs() -> None:
-    done = pipeline("--help", PYTHONSAFEPATH="1")
+    done = run_pipeline("--help", env=dict(os.environ, PYTHONSAFEPATH="1"))
     assert done.returncode == 0 and "--workdir" in done.stdout, done.stderr

@@ -14,9 +14,9 @@ import onnx2om
 import pytest
 from ascend.helpers import (
     Machine,
+    ais_bench_here,
     atc_here,
     calls,
-    ais_bench_here,
     save_images,
     save_tiny_tresnet,
     start,

@@ -16,8 +16,8 @@ import onnx
 import pytest
 from ascend.helpers import (
     Machine,
-    atc_here,
     ais_bench_here,
+    atc_here,
     onnx_outputs,
     save_images,
     save_tiny_tresnet,
@@ -275,7 +275,7 @@ def test_the_file_for_atc_goes_when_it_would_not_help_any_more(tiny: Path, tmp_p
     assert done.returncode == 0 and not (tmp_path / "keep_dtype.txt").exists()
     assert (tmp_path / "forecast.aside" / "keep_dtype.txt").read_text() == "mine"
     assert (
-        f"keep_dtype.txt is not what this program made there, and lies in {tmp_path}/forecast.aside"
+        f"keep_dtype.txt: not as this program made it; moved to {tmp_path}/forecast.aside"
         in done.stderr
     )
 

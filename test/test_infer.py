@@ -309,11 +309,11 @@ def test_wrong_sizes_clashing_names_and_nan_are_refused(model: Path, tmp_path: P
         (("--loop", "0"), 2, "a whole number from 1"),
         (("--loop", "1e3"), 2, "a whole number"),
         (("--loop", "99999999999"), 2, "a whole number from 1 to"),
-        (("--input", ""), 2, "a path is expected"),
+        (("--input", ""), 2, "the path is empty"),
         (("--batchsize", "-1"), 2, "a whole number"),
         (("--outfmt", "CSV"), 2, "invalid choice"),
         (("--output_dirname", "x"), 2, "goes with --output"),
-        (("--output", ".", "--output_dirname", "../x"), 2, "a plain file name is expected"),
+        (("--output", ".", "--output_dirname", "../x"), 2, "is not a plain file name"),
         (
             ("--input", "nowhere"),
             1,
@@ -583,9 +583,7 @@ def test_a_prepared_image_that_was_damaged_is_refused_set_aside_and_made_again(
     )
     said = refusal(*run)
     assert "b.bin was damaged after TResNet_preprocess.py had made it; run that step" in said
-    assert (
-        f"b.bin is not what this program made there, and lies in {tmp_path}/prep/aside now" in said
-    )
+    assert f"b.bin: not as this program made it; moved to {tmp_path}/prep/aside" in said
     assert (tmp_path / "prep" / "aside" / "b.bin").read_bytes() == b"\0" * (3 * SIDE * SIDE * 4)
     assert "1 made" in succeed(*command).stdout
     succeed(*run)

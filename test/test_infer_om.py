@@ -325,7 +325,7 @@ def test_a_chip_that_fails_half_way_is_named_and_the_others_do_its_work(
 @pytest.mark.parametrize(
     "device, status, sentence",
     [
-        ("0,x", 2, "several joined by commas, or all is expected, not '0,x'"),
+        ("0,x", 2, "'0,x' is not a device (0 to 255), several joined by commas, or all"),
         ("5", 1, "107001"),
         ("all", 1, "npu-smi info failed"),
     ],

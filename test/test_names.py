@@ -113,7 +113,7 @@ def test_images_and_manifests_are_read_without_any_package(tmp_path: Path) -> No
     assert sorted(find_images(str(tmp_path / "src"))[0]) == ["a.png", "b/c.PNG"]
 
 
-# ---- labels of class folders -----------------------------------------------------------------------------------------
+# ---- labels of class folders ---------------------------------------------------------------------
 
 
 def test_class_folders_get_labels_in_the_order_that_timm_numbers_them(tmp_path: Path) -> None:

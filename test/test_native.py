@@ -1,4 +1,4 @@
-"""The compiled C files: whatever became of one in the cache, it is compiled again."""
+"""The compiled C files: a library in the cache that has changed is compiled again."""
 
 import contextlib
 import hashlib
@@ -68,7 +68,7 @@ class Copy:
     def rank_and_rebuild(self) -> None:
         """A run gives the right ranks, and leaves the library and its checksum as they were."""
         assert self.postprocess() == self.accuracies
-        assert self.is_whole()
+        assert self.is_intact()
 
     def restore(self) -> None:
         """Put the library and its checksum back as they were."""
@@ -78,7 +78,7 @@ class Copy:
             path.write_bytes(content)
             path.chmod(0o644)
 
-    def is_whole(self) -> bool:
+    def is_intact(self) -> bool:
         if not all(stat.S_ISREG(path.lstat().st_mode) for path in (self.library, self.checksum)):
             return False
         return (self.library.read_bytes(), self.checksum.read_bytes()) == (self.content, self.line)
@@ -91,7 +91,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Copy:
 
 @pytest.fixture
 def copy(made_once: Copy) -> Copy:
-    """The copy, its library whole; regular files take the place of what an earlier test left."""
+    """The copy with an intact library; regular files replace what an earlier test left."""
     made_once.restore()
     return made_once
 
@@ -202,19 +202,19 @@ def test_a_library_of_another_user_is_compiled_again(copy: Copy) -> None:
     assert copy.library.stat().st_uid == 0
 
 
-def test_a_whole_library_is_loaded_as_it_is(copy: Copy) -> None:
+def test_an_intact_library_is_loaded_as_it_is(copy: Copy) -> None:
     before = copy.library.stat()
     copy.rank_and_rebuild()
     after = copy.library.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-def test_both_libraries_in_one_process_are_told_apart(copy: Copy) -> None:
+def test_both_libraries_in_one_process_are_different(copy: Copy) -> None:
     """The dynamic loader takes two libraries that were opened under one name for the same."""
     code = (
-        "from common import native;"
+        "from common.core import native;"
         "[native.load(name) for name in ('results/ranks.c', 'data/resize.c')];"
-        "print(native.load('results/ranks.c').label_ranks, native.load('data/resize.c').crop_resize)"
+        "native.load('results/ranks.c').label_ranks; native.load('data/resize.c').crop_resize"
     )
     for _ in range(2):  # compiled, then from the cache
         subprocess.run(

@@ -332,10 +332,10 @@ def test_onnx2om_clears_away_what_a_killed_run_left(machine: Machine) -> None:
 @pytest.mark.parametrize(
     "words, switches, status, complaint",
     [
-        (["--batch-sizes", "1,x"], {}, 2, "batch sizes joined by commas are expected"),
-        (["--batch-sizes", "0"], {}, 2, "batch sizes joined by commas are expected"),
+        (["--batch-sizes", "1,x"], {}, 2, "is not a list of batch sizes joined by commas"),
+        (["--batch-sizes", "0"], {}, 2, "is not a list of batch sizes joined by commas"),
         (["--batch-sizes"], {}, 2, "expected one argument"),
-        (["--soc-version", "310 P3"], {}, 2, "a name such as Ascend310P3 is expected"),
+        (["--soc-version", "310 P3"], {}, 2, "'310 P3' is not a name such as Ascend310P3"),
         (["--output-dir", ""], {}, 2, "is a shell variable unset?"),
         (["--optimise", "1"], {}, 2, "unrecognized arguments: --optimise 1"),
         (["second.onnx"], {}, 2, "unrecognized arguments: second.onnx"),

@@ -24,8 +24,8 @@ from ascend.helpers import (
     Machine,
     calls,
     compile_net,
-    put_model_and_images,
     processes,
+    put_model_and_images,
     start,
     start_here,
 )
@@ -522,7 +522,7 @@ def test_perf_sweep_refuses(
 @pytest.mark.parametrize(
     "words, complaint",
     [
-        (["--device", "256"], "a device (0 to 255), several joined by commas, or all is expected"),
+        (["--device", "256"], "is not a device (0 to 255), several joined by commas, or all"),
         (["--loop", "0"], "a whole number from 1"),
         (["--repeat", "x"], "a whole number from 1"),
         (["--batch-sizes", "1,,2"], "batch sizes joined by commas"),

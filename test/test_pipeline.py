@@ -1,6 +1,4 @@
-"""The chain as a whole on the CPU: right on real photos, wrong when it should be,
-and impossible to damage by stopping it.
-"""
+"""The whole chain on the CPU: right on real photos, wrong when it should be, safe to stop."""
 
 import contextlib
 import json
@@ -13,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 from common.model.checkpoint import find_state_dict, load_checkpoint
 from common.results import summary as summary_of
@@ -21,9 +19,18 @@ from common.results.results import read_result
 
 import numpy as np
 import onnx
-import pipeline as chain
+import pipeline
 import pytest
-from conftest import ROOT, SMALL, copy_products, heavy_imports, run_here, sha256
+from conftest import (
+    ROOT,
+    SMALL,
+    copy_products,
+    heavy_imports,
+    pipeline_command,
+    run_here,
+    run_pipeline,
+    sha256,
+)
 
 import TResNet_pth2onnx as export
 
@@ -35,35 +42,21 @@ ENVIRONMENT = {
 }
 
 
-def pipeline(
-    *arguments: object, cwd: Path = ROOT, env: Optional[Dict[str, str]] = None
-) -> "subprocess.CompletedProcess[str]":
-    command = [
-        "bash",
-        str(ROOT / "scripts" / "pipeline.sh"),
-        "--backend",
-        "cpu",
-        *map(str, arguments),
-    ]
-    return subprocess.run(
-        command,
-        cwd=str(cwd),
-        env=dict(ENVIRONMENT, **env or {}),
-        universal_newlines=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-    )
+def chain(*words: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run the whole chain in an environment that cannot choose another backend."""
+    return run_pipeline(*words, **{"cwd": str(ROOT), "env": ENVIRONMENT, **options})
 
 
-def passed(*arguments: object, **options: object) -> str:
-    done = pipeline(*arguments, **options)  # type: ignore[arg-type]
+def chain_output(*words: object) -> str:
+    """What a run of the chain that must succeed prints on stdout."""
+    done = chain(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def refused(*arguments: object, status: int = 1, **options: object) -> str:
-    done = pipeline(*arguments, **options)  # type: ignore[arg-type]
+def chain_refusal(*words: object, status: int = 1, **options: Any) -> str:
+    """What a run of the chain that must refuse prints on stderr."""
+    done = chain(*words, **options)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
@@ -75,8 +68,8 @@ def accuracy(workdir: Path) -> Dict[str, str]:
     }
 
 
-def products(workdir: Path) -> Dict[str, str]:
-    """{path: SHA-256} of everything that a run leaves but its notes about times, paths and process ids."""
+def product_hashes(workdir: Path) -> Dict[str, str]:
+    """{path: SHA-256} of all products of a run without notes of times, paths and process ids."""
     notes = {
         ".lock",
         "manifest.jsonl",
@@ -93,27 +86,29 @@ def products(workdir: Path) -> Dict[str, str]:
 
 
 @pytest.fixture
-def copy(small_work: Path, tmp_path: Path) -> Path:
-    """A copy of the work folder of a finished run on small images, to be changed."""
+def work_copy(small_work: Path, tmp_path: Path) -> Path:
+    """A work_copy of the work folder of a finished run on small images, to be changed."""
     copy_products(small_work, tmp_path / "work")
     return tmp_path / "work"
 
 
 @pytest.fixture
-def options(copy: Path, small_sample: Path) -> Tuple[object, ...]:
-    """The options of the run that made `copy`."""
-    return ("--workdir", copy, "--data", small_sample, *SIZE)
+def options(work_copy: Path, small_sample: Path) -> Tuple[object, ...]:
+    """The options of the run that made `work_copy`."""
+    return ("--workdir", work_copy, "--data", small_sample, *SIZE)
 
 
-# ---- right, and wrong when it should be ------------------------------------------------------------------------------
+# ---- right, and wrong when it should be ----------------------------------------------------------
 
 
 def test_the_commands_of_a_dry_run_are_the_steps_and_can_be_pasted(
     small_work: Path, small_model: Path, small_sample: Path, tmp_path: Path
 ) -> None:
-    out = passed("--dry-run", "--perf", "--stem", "conv12")
+    out = chain_output("--dry-run", "--perf", "--stem", "conv12")
     assert "--data-set '20 sample photos'" in out and "tresnet.onnx --stem conv12\n" in out
-    out = passed("--dry-run", "--workdir", tmp_path / "by hand", "--data", small_sample, *SIZE)
+    out = chain_output(
+        "--dry-run", "--workdir", tmp_path / "by hand", "--data", small_sample, *SIZE
+    )
     commands = [line[2:] for line in out.splitlines() if line.startswith("$ ")]
     assert not (tmp_path / "by hand").exists() and len(commands) == 7
     copy_products(small_model, tmp_path / "by hand")
@@ -131,22 +126,26 @@ def test_the_commands_of_a_dry_run_are_the_steps_and_can_be_pasted(
 
 
 def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_again(
-    small_work: Path, copy: Path, options: Tuple[object, ...]
+    small_work: Path, work_copy: Path, options: Tuple[object, ...]
 ) -> None:
     options += ("--uint8", "--perf", "--batch-sizes", "1", "--loop", "1", "--repeat", "1")
-    passed(*options)
-    (settings,) = copy.glob(
+    chain_output(*options)
+    (settings,) = work_copy.glob(
         "prep_dataset-*/aipp.cfg"
     )  # beside the folder of the run before, which had other settings
     assert {path.stat().st_size for path in settings.parent.glob("*.bin")} == {3 * SMALL**2}
     for path in (small_work / "result").iterdir():
-        difference = np.abs(read_result(str(path)) - read_result(str(copy / "result" / path.name)))
+        difference = np.abs(
+            read_result(str(path)) - read_result(str(work_copy / "result" / path.name))
+        )
         assert difference.max() <= 1.2e-3  # of a largest logit of 12
-    assert accuracy(copy)["Top1 accuracy"] == "100.0%"
-    before = {name: (copy / name).stat().st_mtime_ns for name in products(copy)}
-    out = passed(*options)
+    assert accuracy(work_copy)["Top1 accuracy"] == "100.0%"
+    before = {name: (work_copy / name).stat().st_mtime_ns for name in product_hashes(work_copy)}
+    out = chain_output(*options)
     assert out.count("up to date") == 4 and "already there)\n" in out
-    changed = {name for name, stamp in before.items() if (copy / name).stat().st_mtime_ns != stamp}
+    changed = {
+        name for name, stamp in before.items() if (work_copy / name).stat().st_mtime_ns != stamp
+    }
     assert changed <= {
         "acc.json",
         f"{settings.parent.name}/aipp.cfg",
@@ -157,13 +156,13 @@ def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_agai
 
 
 def test_int8_is_measured_against_float32(
-    copy: Path, options: Tuple[object, ...], capsys: pytest.CaptureFixture
+    work_copy: Path, options: Tuple[object, ...], capsys: pytest.CaptureFixture
 ) -> None:
-    out = passed(*options, "--precision", "int8")
-    assert accuracy(copy)["Top1 accuracy"] == "100.0%"
-    comparison = json.loads((copy / "compare.json").read_text())
+    out = chain_output(*options, "--precision", "int8")
+    assert accuracy(work_copy)["Top1 accuracy"] == "100.0%"
+    comparison = json.loads((work_copy / "compare.json").read_text())
     speed = {
-        name: json.loads((copy / f"{name}_summary.json").read_text())["throughput"]
+        name: json.loads((work_copy / f"{name}_summary.json").read_text())["throughput"]
         for name in ("result", "result_int8")
     }
     summary = out.split("== Summary")[1]
@@ -175,17 +174,19 @@ def test_int8_is_measured_against_float32(
         summary,
     )
     said = (
-        copy / "result_summary.json"
+        work_copy / "result_summary.json"
     ).read_text()  # with 0 as a run leaves it that goes on after its last image
-    (copy / "result_summary.json").write_text(json.dumps(dict(json.loads(said), throughput=0.0)))
-    model, quantised = str(copy / "tresnet.onnx"), str(copy / "tresnet_int8.onnx")
+    (work_copy / "result_summary.json").write_text(
+        json.dumps(dict(json.loads(said), throughput=0.0))
+    )
+    model, quantised = str(work_copy / "tresnet.onnx"), str(work_copy / "tresnet_int8.onnx")
     summary_of.show(
-        str(copy),
+        str(work_copy),
         "cpu",
         model,
         quantised,
-        str(copy / "result_int8"),
-        str(copy / "result"),
+        str(work_copy / "result_int8"),
+        str(work_copy / "result"),
         True,
         False,
         "",
@@ -193,18 +194,18 @@ def test_int8_is_measured_against_float32(
     assert re.search("speed +not measured: ", capsys.readouterr().out)
     metadata = {
         entry.key: entry.value
-        for entry in onnx.load(str(copy / "tresnet_int8.onnx")).metadata_props
+        for entry in onnx.load(str(work_copy / "tresnet_int8.onnx")).metadata_props
     }
     assert metadata["precision"] == "int8" and metadata["variant"] == "tresnet_m"
 
 
-def test_performance_is_measured_and_drawn(copy: Path, options: Tuple[object, ...]) -> None:
-    out = passed(*options, "--perf", "--batch-sizes", "1,2", "--loop", "1", "--repeat", "1")
-    assert {"perf.json", "perf.md", "perf.png"} <= set(os.listdir(str(copy)))
-    rows = json.loads((copy / "perf.json").read_text())["rows"]
+def test_performance_is_measured_and_drawn(work_copy: Path, options: Tuple[object, ...]) -> None:
+    out = chain_output(*options, "--perf", "--batch-sizes", "1,2", "--loop", "1", "--repeat", "1")
+    assert {"perf.json", "perf.md", "perf.png"} <= set(os.listdir(str(work_copy)))
+    rows = json.loads((work_copy / "perf.json").read_text())["rows"]
     assert [row["batch_size"] for row in rows] == [1, 2] and "best" in out.lower()
     assert "perf.png" in out.split("== Summary")[1]
-    assert "perf.png" not in passed(*options).split("== Summary")[1], "that was another run's"
+    assert "perf.png" not in chain_output(*options).split("== Summary")[1], "that was another run's"
 
 
 @pytest.mark.parametrize(
@@ -216,21 +217,21 @@ def test_performance_is_measured_and_drawn(copy: Path, options: Tuple[object, ..
         (("--checkpoint", "mine.pth"), ""),
     ),
 )
-def test_the_samples_accuracy_is_a_proof_only_where_it_is_prepared_as_it_should_be(
+def test_the_samples_accuracy_is_a_proof_only_with_its_own_evaluation(
     words: Tuple[str, ...], note: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["pipeline.sh", *words])
-    arguments = chain.parse_arguments()
-    run = chain.describe(arguments, chain.check.locate(arguments), "cpu", "", sys.executable)
+    arguments = pipeline.parse_arguments()
+    run = pipeline.describe(arguments, pipeline.check.locate(arguments), "cpu", "", sys.executable)
     assert run.note == note
 
 
-# ---- a user's own data -----------------------------------------------------------------------------------------------
+# ---- a user's own data ---------------------------------------------------------------------------
 
 
 @pytest.fixture
 def class_folders(small_sample: Path, tmp_path: Path) -> Path:
-    """Four class folders with a photo each, all four of the same name, and the sample's checkpoint."""
+    """Four class folders, each with a photo of the same name, and the sample's checkpoint."""
     data = tmp_path / "my data"
     for number, photo in enumerate(sorted((small_sample / "val_union").iterdir())[:4]):
         folder = data / "val" / f"class {number}"
@@ -260,9 +261,12 @@ def test_class_folders_spaces_in_names_and_a_bad_image(
         tmp_path / "map.txt",
         *SIZE,
     )
-    said = refused(*options)
-    assert "broken.jpg" in said and "the step 'Preprocess' failed with exit status 1" in said
-    out = passed(*options, "--skip-bad")
+    said = chain_refusal(*options)
+    assert (
+        "broken.jpg" in said
+        and "the step 'Preprocess' failed with exit status 1 (see above)" in said
+    )
+    out = chain_output(*options, "--skip-bad")
     assert "1 of 5 images were left out" in out
     report = json.loads((tmp_path / "w o r k" / "acc_report.json").read_text())
     assert (
@@ -273,21 +277,21 @@ def test_class_folders_spaces_in_names_and_a_bad_image(
 
 
 def test_gates_end_with_status_3_and_one_sentence(
-    small_sample: Path, copy: Path, options: Tuple[object, ...]
+    small_sample: Path, work_copy: Path, options: Tuple[object, ...]
 ) -> None:
-    data = copy.parent / "data"
+    data = work_copy.parent / "data"
     copy_products(small_sample, data)
     labels = (data / "val_label.txt").read_text().splitlines()
     (data / "val_label.txt").write_text(
         "\n".join([labels[0].rsplit(" ", 1)[0] + " 7", *labels[1:]])
     )
     options += ("--data", data)
-    said = refused(*options, "--min-top1", "95.5", status=3)
+    said = chain_refusal(*options, "--min-top1", "95.5", status=3)
     assert "95.0" in said and "95.5" in said and len(said.strip().splitlines()) == 1
-    assert "below a minimum" in (copy / "report.html").read_text(), (
+    assert "below a minimum" in (work_copy / "report.html").read_text(), (
         "the report is made all the same"
     )
-    said = refused(
+    said = chain_refusal(
         *options,
         "--min-top1",
         "95",
@@ -307,27 +311,27 @@ def test_gates_end_with_status_3_and_one_sentence(
     assert "below --min-throughput 1000000000.0" in line, "the other two hold"
 
 
-# ---- what can be known at the start ----------------------------------------------------------------------------------
+# ---- what can be known at the start --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "arguments, status, sentence",
     (
-        (("--frobnicate",), 2, "unrecognized arguments: --frobnicate"),
+        (("--frobnicate",), 2, "unrecognized arguments: --frobnicate; see pipeline.sh --help"),
         (("work",), 2, "unrecognized arguments: work"),
         (("--data",), 2, "--data: expected one argument"),
         (("--backend=gpu",), 2, "--backend: invalid choice: 'gpu'"),
-        (("--data", ""), 2, "--data: a path is expected, but it is empty"),
-        (("--workdir", ""), 2, "--workdir: a path"),
-        (("--workdir", "/"), 2, "the root folder cannot be meant"),
+        (("--data", ""), 2, "--data: the path is empty"),
+        (("--workdir", ""), 2, "--workdir: the path is empty"),
+        (("--workdir", "/"), 2, "the root folder / is not allowed here"),
         (("--img-size", "225"), 2, "a multiple of 32"),
         (
             ("--min-top1", "high"),
             2,
-            "--min-top1: a number of at least 0 and at most 100 is expected, not 'high'",
+            "--min-top1: 'high' is not a number of at least 0 and at most 100",
         ),
-        (("--min-top1", "150"), 2, "a number of at least 0 and at most 100 is expected, not '150'"),
-        (("--batch-sizes", "1,,2"), 2, "batch sizes joined by commas"),
+        (("--min-top1", "150"), 2, "'150' is not a number of at least 0 and at most 100"),
+        (("--batch-sizes", "1,,2"), 2, "'1,,2' is not a list of batch sizes joined by commas"),
         (("--loop", "99999999999"), 2, "a whole number"),
         (("--min-cosine", "0.9"), 2, "--min-cosine needs a comparison"),
         (("--max-drop", "1"), 2, "--max-drop is a promise about int8"),
@@ -342,13 +346,13 @@ def test_gates_end_with_status_3_and_one_sentence(
     ),
 )
 def test_wrong_usage(arguments: List[str], status: int, sentence: str, tmp_path: Path) -> None:
-    assert sentence in refused(*arguments, status=status, cwd=tmp_path)
+    assert sentence in chain_refusal(*arguments, status=status, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def no_labels(data: Path) -> str:
     (data / "val_label.txt").unlink()
-    return "labels: there is no .*val_label.txt, and the images do not all lie in class folders"
+    return "labels: .*val_label.txt does not exist, and not all images are in class folders"
 
 
 def labels_of_other_images(data: Path) -> str:
@@ -364,7 +368,7 @@ def a_line_that_is_no_label(data: Path) -> str:
 def no_checkpoint(data: Path) -> str:
     (data / "model_best.pth.tar").unlink()
     return (
-        "checkpoint: the checkpoint .*model_best.pth.tar is not there; name it: --checkpoint FILE"
+        "checkpoint: the checkpoint .*model_best.pth.tar does not exist; name it: --checkpoint FILE"
     )
 
 
@@ -382,7 +386,7 @@ def test_data_that_cannot_be_evaluated_are_refused_before_anything_is_made(
 ) -> None:
     data = tmp_path / "data"
     copy_products(small_sample, data)
-    assert re.search(spoil(data), refused("--data", data, "--workdir", tmp_path / "work"))
+    assert re.search(spoil(data), chain_refusal("--data", data, "--workdir", tmp_path / "work"))
     assert not (tmp_path / "work").exists()
 
 
@@ -395,13 +399,13 @@ def test_labels_that_the_network_does_not_have_are_refused_before_the_inference(
         (data / "val_label.txt").read_text().replace(" 243\n", " 1000\n")
     )
     copy_products(small_model, tmp_path / "work")
-    done = pipeline("--data", data, "--workdir", tmp_path / "work", *SIZE)
+    done = chain("--data", data, "--workdir", tmp_path / "work", *SIZE)
     assert (
         done.returncode == 1
         and "line 1: label 1000 is outside the classes 0 to 999 of the model" in done.stderr
     )
     assert "== Preprocess " not in done.stdout
-    done = pipeline("--data", class_folders, "--workdir", tmp_path / "work", *SIZE)
+    done = chain("--data", class_folders, "--workdir", tmp_path / "work", *SIZE)
     assert (
         done.returncode == 1
         and "4 class folders ('class 0', 'class 1', 'class 2' and 1 more)" in done.stderr
@@ -420,11 +424,11 @@ def test_a_disk_too_small_for_the_chain_is_refused_in_one_sentence(tmp_path: Pat
     if done.returncode:
         pytest.skip(f"this user may not mount a tmpfs: {os.fsdecode(done.stderr).strip()}")
     try:
-        said = refused("--workdir", disk / "work")
+        said = chain_refusal("--workdir", disk / "work")
         assert re.fullmatch(
-            r"pipeline.sh: disk space: 1[01] MB are free for \S+, 2\d\d MB are needed for 20 images "
-            r"and the models; make room, or --workdir on another disk; `--check` shows all that is "
-            r"missing\n",
+            r"pipeline.sh: disk space: 1[01] MB are free for \S+, 2\d\d MB are needed for 20 "
+            r"images and the models; free some space, or use --workdir on another disk; `--check` "
+            r"shows all that is missing\n",
             said,
         )
         assert not list(disk.iterdir())
@@ -432,11 +436,8 @@ def test_a_disk_too_small_for_the_chain_is_refused_in_one_sentence(tmp_path: Pat
         subprocess.run(["umount", str(disk)], check=True)
 
 
-SCRIPTS = sorted(
-    str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("TResNet_*.py"), *ROOT.glob("scripts/*.py")]
-    if path.name != "summary.py"
-)
+PROGRAMS = [*ROOT.glob("TResNet_*.py"), *ROOT.glob("scripts/*.py")]
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in PROGRAMS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -465,7 +466,7 @@ def test_outside_the_environment_each_script_says_which_package_is_missing(
     packages = "numpy|onnx|Pillow|onnxruntime|matplotlib"
     name = Path(script).name.replace("onnx2om.py", "onnx2om.sh")  # what its user types
     assert re.match(
-        rf"{name}: the package ({packages}) is not installed for \S+; take the environment "
+        rf"{name}: the package ({packages}) is not installed for \S+; use the environment "
         r"that has it: ",
         done.stderr,
     ), done.stderr
@@ -473,7 +474,7 @@ def test_outside_the_environment_each_script_says_which_package_is_missing(
 
 def test_a_failing_step_is_named_with_its_own_error(small_sample: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pth").write_text("<html>")
-    said = refused(
+    said = chain_refusal(
         "--data",
         small_sample,
         "--checkpoint",
@@ -483,36 +484,35 @@ def test_a_failing_step_is_named_with_its_own_error(small_sample: Path, tmp_path
     )
     assert (
         "is not a PyTorch checkpoint" in said
-        and "the step 'Export' failed with exit status 1" in said
+        and "the step 'Export' failed with exit status 1 (see above)" in said
     )
 
 
-def test_check_tells_what_is_missing_for_each_backend(tmp_path: Path) -> None:
-    done = pipeline("--check", "--workdir", tmp_path / "work")
+def test_check_says_what_is_missing_for_each_backend(tmp_path: Path) -> None:
+    done = chain("--check", "--workdir", tmp_path / "work")
     assert done.returncode == 0 and "backend cpu (as --backend says): can run" in done.stdout
     assert not (tmp_path / "work").exists()
-    done = pipeline("--check", "--data", tmp_path, "--workdir", tmp_path / "work")
+    done = chain("--check", "--data", tmp_path, "--workdir", tmp_path / "work")
     assert done.returncode == 1
     missing = [line for line in done.stdout.splitlines() if " missing " in line]
-    found = {
-        line.split("  ")[1].strip() if line.startswith(("both", "cpu")) else "" for line in missing
-    }
-    assert {"images", "labels", "checkpoint"} <= {
-        word for line in missing for word in line.split()
-    }, found
+    assert {"images", "labels", "checkpoint"} <= set(" ".join(missing).split())
 
 
-# ---- once, one at a time, and resumed --------------------------------------------------------------------------------
+# ---- once, one at a time, and resumed ------------------------------------------------------------
 
 
-def test_a_second_run_does_nothing_again(copy: Path, options: Tuple[object, ...]) -> None:
-    passed(*options)  # the copy's report names other paths
+def test_a_second_run_does_nothing_again(work_copy: Path, options: Tuple[object, ...]) -> None:
+    chain_output(*options)  # the work_copy's report names other paths
     before = {
-        name: (copy / name).stat().st_mtime_ns for name in products(copy) if name != "acc.json"
+        name: (work_copy / name).stat().st_mtime_ns
+        for name in product_hashes(work_copy)
+        if name != "acc.json"
     }
-    done = pipeline(*options, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    done = chain(*options, env={**ENVIRONMENT, "PYTHONPROFILEIMPORTTIME": "1"})
     assert {
-        name: (copy / name).stat().st_mtime_ns for name in products(copy) if name != "acc.json"
+        name: (work_copy / name).stat().st_mtime_ns
+        for name in product_hashes(work_copy)
+        if name != "acc.json"
     } == before
     assert done.stdout.count("up to date") == 3 and "(20 already there)\n" in done.stdout
     assert heavy_imports(done.stderr) == [], (
@@ -520,30 +520,21 @@ def test_a_second_run_does_nothing_again(copy: Path, options: Tuple[object, ...]
     )
 
 
-def test_a_second_run_at_the_same_time_is_told_who_is_at_work(
-    sample: Path, copy: Path, options: Tuple[object, ...]
+def test_a_second_run_at_the_same_time_learns_which_process_is_at_work(
+    sample: Path, work_copy: Path, options: Tuple[object, ...]
 ) -> None:
-    command = [
-        "bash",
-        str(ROOT / "scripts" / "pipeline.sh"),
-        "--backend",
-        "cpu",
-        *map(str, options),
-        "--force",
-        "--checkpoint",
-        str(sample / "model_best.pth.tar"),
-    ]
+    command = pipeline_command(*options, "--force", "--checkpoint", sample / "model_best.pth.tar")
     first = subprocess.Popen(
         command, cwd=str(ROOT), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert first.stdout is not None
     wait_for(first, "Export")
-    said = refused(*options)
-    assert f"{copy} is in use by another run, process {first.pid}; wait for it" in said
+    said = chain_refusal(*options)
+    assert f"{work_copy} is in use by another run, process {first.pid}; wait for it" in said
     first.send_signal(signal.SIGINT)
     first.communicate()
     assert first.returncode == 130
-    passed(*options)
+    chain_output(*options)
 
 
 def wait_for(process: "subprocess.Popen[bytes]", step: str) -> bool:
@@ -556,7 +547,7 @@ def wait_for(process: "subprocess.Popen[bytes]", step: str) -> bool:
 
 
 def session(leader: int) -> List[int]:
-    """Process ids of a session: the pipeline and all that it started, whatever process groups they are in."""
+    """Process ids of a session: the pipeline and all that it started, in any process group."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -569,18 +560,9 @@ def session(leader: int) -> List[int]:
     return found
 
 
-def start(workdir: Path, *options: object) -> "subprocess.Popen[bytes]":
-    command = [
-        "bash",
-        str(ROOT / "scripts" / "pipeline.sh"),
-        "--backend",
-        "cpu",
-        "--workdir",
-        str(workdir),
-        *map(str, options),
-    ]
+def start_chain(workdir: Path, *options: object) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        command,
+        pipeline_command("--workdir", workdir, *options),
         cwd=str(ROOT),
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -617,21 +599,21 @@ def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bytes(
                 shutil.rmtree(str(workdir / "prep_dataset"), ignore_errors=True)
             elif step == "Inference":
                 shutil.rmtree(str(workdir / "result"), ignore_errors=True)
-            process = start(workdir, *options)
+            process = start_chain(workdir, *options)
             if wait_for(process, step):
                 time.sleep(generator.uniform(0, longest[step]) * (attempt + 1) / 2)
                 kills += 1
             kill_all(process)
     assert kills == 5
-    passed("--workdir", workdir, *options)
-    assert products(workdir) == products(small_work)
+    chain_output("--workdir", workdir, *options)
+    assert product_hashes(workdir) == product_hashes(small_work)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_killed_in_the_export_it_exports_the_same_file(sample: Path, tmp_path: Path) -> None:
     generator = random.Random(5)
     for _ in range(2):
-        process = start(tmp_path / "work", "--data", sample, *SIZE)
+        process = start_chain(tmp_path / "work", "--data", sample, *SIZE)
         assert wait_for(process, "Export")
         time.sleep(generator.uniform(0, 4))
         kill_all(process)
@@ -661,7 +643,7 @@ def test_killed_while_the_sample_is_made_it_makes_the_same_sample(
         process.kill()
         assert process.wait() == -signal.SIGKILL
     subprocess.run([sys.executable, "-c", program, str(folder)], cwd=str(ROOT / "test"), check=True)
-    made, expected = products(folder), products(small_sample)
+    made, expected = product_hashes(folder), product_hashes(small_sample)
     checkpoint = "model_best.pth.tar"  # PyTorch 1.6 names its parts by addresses in memory
     assert made.pop(checkpoint) and expected.pop(checkpoint) and made == expected
     found, right = (
@@ -677,7 +659,7 @@ def test_killed_while_the_sample_is_made_it_makes_the_same_sample(
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("number, status", ((signal.SIGINT, 130), (signal.SIGTERM, 143)))
 @pytest.mark.parametrize("step", ("Preprocess", "Export", "Inference"))
-def test_ctrl_c_ends_all_within_two_seconds_with_one_line(
+def test_a_signal_ends_all_processes_with_one_line(
     step: str,
     number: signal.Signals,
     status: int,
@@ -690,18 +672,12 @@ def test_ctrl_c_ends_all_within_two_seconds_with_one_line(
     if step != "Export":
         copy_products(small_work, workdir)
         shutil.rmtree(str(workdir / "prep_dataset"))
-    process = start(workdir, "--data", sample if step == "Export" else small_sample, *SIZE)
+    process = start_chain(workdir, "--data", sample if step == "Export" else small_sample, *SIZE)
     assert wait_for(process, step)
-    time.sleep(
-        0.3 if step == "Export" else 0.1
-    )  # the other two are over after 0.3 s with 20 small images
-    began = time.time()
+    time.sleep(0.3 if step == "Export" else 0.1)  # the other steps take 0.3 s in all
     process.send_signal(number)
-    said = process.communicate()[1].decode()
-    assert time.time() - began < 2.5 and process.returncode == status
+    errors = process.communicate()[1].decode()
+    assert process.returncode == status
     assert not session(process.pid)
-    assert (
-        f"stopped during {step}; the same command goes on from there" in said
-        and "Traceback" not in said
-    )
-    assert len(said.strip().splitlines()) == 1, said
+    sentence = f"pipeline.sh: stopped during {step}; the same command goes on from there\n"
+    assert errors.lstrip() == sentence

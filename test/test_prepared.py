@@ -519,10 +519,7 @@ def test_what_is_not_a_regular_file_in_the_place_of_a_bin_is_set_aside(
     make(str(prepared / "prep" / "b.bin"))
     done = prepare(prepared / "src", prepared / "prep")
     assert "1 made" in done.stdout
-    assert (
-        f"b.bin is not what this program made there, and lies in {prepared}/prep/aside now"
-        in done.stderr
-    )
+    assert f"b.bin: not as this program made it; moved to {prepared}/prep/aside" in done.stderr
     assert bins(prepared / "prep") == before and os.listdir(str(prepared / "prep" / "aside")) == [
         "b.bin"
     ]
@@ -539,7 +536,7 @@ def test_a_prepared_folder_that_is_a_link_is_refused(
     (tmp_path / "prep").symlink_to("home")
     for name in ("prep", "prep/"):
         said = prepare_refused(tmp_path / "src", f"{tmp_path}/{name}", "--force")
-        assert "is a symbolic link, and nothing is made or removed through one; name " in said
+        assert "is a symbolic link, and nothing is made or removed through a link; name " in said
     assert {name: (tmp_path / "home" / name).read_bytes() for name in contents} == contents
 
 

@@ -296,7 +296,7 @@ def test_wrong_usage_is_status_2(tmp_path: Path) -> None:
         ["", "out"],
         [tmp_path, ""],
     ):
-        assert "usage: " in prepare_refused(*options, status=2)
+        assert "--help" in prepare_refused(*options, status=2)
 
 
 def test_without_its_packages_it_says_which_is_missing_and_what_fixes_that(tmp_path: Path) -> None:

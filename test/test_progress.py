@@ -157,11 +157,12 @@ def test_a_dumb_terminal_gets_no_bar(clock: List[float]) -> None:
 def test_a_log_file_has_nothing_of_it_or_plain_lines(
     clock: List[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
     with inference(clock, 50):
-        assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+        assert stream.getvalue() == ""
     with inference(clock, 45, lines_every=20):
-        assert sys.stderr.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        assert stream.getvalue().splitlines() == [
             "inference: 300 of 1,000 images, 10/s, about 1:10 min left",
             "inference: 500 of 1,000 images, 10/s, about 50 s left",
         ]

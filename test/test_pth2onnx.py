@@ -680,7 +680,7 @@ def test_what_the_user_says_against_the_evidence_is_refused(
     (
         (("nowhere.pth", "x.onnx"), 1, "the checkpoint nowhere.pth does not exist"),
         ((".", "x.onnx"), 1, "the folder . should hold model.safetensors or pytorch_model.bin"),
-        (("nowhere.pth", "x.pb"), 2, "a file that ends in .onnx is expected"),
+        (("nowhere.pth", "x.pb"), 2, "'x.pb' does not end in .onnx"),
         (("nowhere.pth", "x.onnx", "--img-size", "225"), 2, "is not a multiple of 32"),
         (("nowhere.pth", "x.onnx", "--batch-size", "0"), 2, "a whole number from 1 to 4,096"),
     ),

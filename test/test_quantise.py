@@ -412,7 +412,7 @@ def test_a_run_whose_int8_is_below_a_minimum_reports_its_own_accuracy(
         (
             ["--device", "first"],
             2,
-            "a device (0 to 255), several joined by commas, or all is expected",
+            "is not a device (0 to 255), several joined by commas, or all",
         ),
         ([], 1, "there is no amct_onnx on the PATH"),
     ),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Shared, copy_products, listed_sha256, sha256, succeed
-from test_pipeline import accuracy, passed
+from test_pipeline import accuracy, chain_output
 
 pytestmark = pytest.mark.slow
 STEPS = ("Sample data", "Export", "Preprocess", "Inference", "Accuracy", "Report")
@@ -18,7 +18,7 @@ def sample_work(shared: Shared, sample: Path) -> Path:
 
     def make(folder: Path) -> None:
         copy_products(sample, folder / "work" / "sample")
-        out = passed("--workdir", folder / "work")
+        out = chain_output("--workdir", folder / "work")
         assert [line[3:-3] for line in out.splitlines() if line.startswith("== ")][:-1] == [
             f"{step} (step {place} of {len(STEPS)})" for place, step in enumerate(STEPS, 1)
         ]

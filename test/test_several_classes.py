@@ -186,13 +186,13 @@ def test_int8_takes_more_space_for_its_own_models_and_results(tmp_path: Path) ->
     check.add_options(parser)
     arguments = parser.parse_args(["--workdir", str(tmp_path / "work")])
     data = check.locate(arguments)
-    before = check.needed_room(data, 1000, True)
+    before = check.needed_space(data, 1000, True)
     arguments.precision = "int8"
     more = (
         1000 * files.occupied([check.RESULT_BYTES])
         + (1 + len(arguments.batch_sizes)) * check.MODEL_BYTES
     )
-    assert check.needed_room(data, 1000, True) == before + more
+    assert check.needed_space(data, 1000, True) == before + more
 
 
 # ---- mean average precision ----------------------------------------------------------------------

@@ -21,9 +21,9 @@ import tune
 from ascend.helpers import (
     HERE,
     Machine,
+    ais_bench_here,
     atc_here,
     calls,
-    ais_bench_here,
     load,
     save_images,
     save_tiny_tresnet,

@@ -1,1 +1,1 @@
-"""What several programs need; each file owns one idea, and nobody else decides it (docs/architecture.md)."""
+"""What several programs need; each module owns one idea (docs/architecture.md)."""

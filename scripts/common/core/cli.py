@@ -1,7 +1,7 @@
 """How every program here begins, speaks and ends: refusals, signals, packages, names in messages.
 
-Standard library only: it must run in a bare host Python. A program calls start() before it imports
-what may be missing, and run() at its end.
+A program calls start() before it imports a package that may be missing, and run() at its end.
+Standard library only: it must run in a bare host Python.
 """
 
 import argparse
@@ -15,24 +15,27 @@ import tempfile
 import time
 import traceback
 from types import TracebackType
-from typing import Any, Callable, Iterable, List, Optional, Type
+from typing import Any, Callable, Iterable, List, NoReturn, Optional, Type
 
-VERSION = "1.2.0"
+VERSION = "1.3.0"
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 GRACE = 1.2  # seconds that a process has after SIGTERM, before it is killed
 USAGE, BELOW_MINIMUM = 2, 3  # exit statuses, beside 0 good, 1 failure, 128 + number of a signal
+CLOSED_PIPE = 128 + signal.SIGPIPE
+ALIKE = 0.75  # how similar a mistyped option and the one that it is taken for must be
+INSTALLED_AS = {"PIL": "Pillow"}  # {package as it is imported: as it is installed}
 
-
-# The signals that ended this process. PyTorch 1.6, and modules whose import is interrupted, make another error of them,
-# and then no file is damaged and no package missing.
+# The signals that ended this process. PyTorch 1.6, and an import that is interrupted, turn a signal
+# into another error; without this list that error would blame a file or a package.
 SIGNALLED: List[int] = []
-NAMED: List[str] = []  # the program, where its user typed another name than that of its file
+NAMED: List[str] = []  # the name of the program, if its user typed another one than the file's
 
 
 class Refusal(SystemExit):
-    """Ends the program with one sentence: what was expected, what was found, what to do.
+    """Ends the program with one sentence: the fact, its value, what to do.
 
-    Status 1, or BELOW_MINIMUM for a figure below a given minimum. run() signs it with the program's name.
+    status: 1, or BELOW_MINIMUM for a figure below a given minimum.
+    run() prints the sentence after the program's name.
     """
 
     def __init__(self, sentence: str, status: int = 1) -> None:
@@ -41,20 +44,20 @@ class Refusal(SystemExit):
 
 
 def program() -> str:
-    """The name of the program that runs, as its user typed it."""
+    """The name of this program, as its user typed it."""
     return NAMED[0] if NAMED else os.path.basename(sys.argv[0] or "python")
 
 
 def say(sentence: str) -> None:
-    """One line on stderr, signed."""
+    """Print one line on stderr, with the program's name."""
     try:
         print(f"{program()}: {sentence}", file=sys.stderr, flush=True)
-    except BrokenPipeError:  # nobody reads it any more; the exit status still tells
+    except BrokenPipeError:  # nobody reads it any more; the exit status remains
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def shown(name: str) -> str:
-    """A name for a message: as it is if that is plain, otherwise quoted, with escapes for what does not print."""
+    """A name for a message; a name with blanks, quotes or unprintable characters is quoted."""
     plain = name.isprintable() and name and not re.search(r"[\s'\"`]", name)
     return name if plain else repr(name)
 
@@ -71,11 +74,6 @@ def some(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(map(shown, listed[:most])) + more
 
 
-def counted(number: int, noun: str) -> str:
-    """The number and its noun: 1 image, 20 images."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def why(error: BaseException) -> str:
     """What an error says, in one line."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -86,15 +84,15 @@ def why(error: BaseException) -> str:
 
 
 def interrupt(number: int, _: Any) -> None:
-    """SIGINT's handler, as Python's own, and it is noted."""
+    """Handle SIGINT as Python does, and note it."""
     SIGNALLED.append(number)
     raise KeyboardInterrupt
 
 
 def start(name: str = "") -> None:
-    """Make of an uncaught error or missing package one sentence; see to signals and streams.
+    """Prepare signals and streams; make one sentence of an uncaught error or a missing package.
 
-    For programs alone, before they import what may be missing.
+    Only a program calls this, before it imports a package that may be missing.
     name: what the program's user typed, if that is not the file's name.
     """
     if name:
@@ -104,49 +102,52 @@ def start(name: str = "") -> None:
         signal.signal(signal.SIGINT, interrupt)  # in the background it is ignored, and that stays
     for number, stream in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, stream) is None:
-            # Closed (`>&-`): the next file that is opened would get its number, and its output.
+            # It is closed (`>&-`). The next open file would get its number, and so its output.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             setattr(sys, stream, open(number, "w" if number else "r", encoding="utf-8"))
 
 
-def parser(doc: Optional[str], **options: Any) -> argparse.ArgumentParser:
-    """An argument parser whose --help begins with the program's docstring."""
-    return argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers a mistake with one line, and names the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.fullmatch(r"unrecognized arguments: (--[^\s=]+).*", message, re.DOTALL)
+        if unknown:
+            from difflib import get_close_matches  # here: a good command line does not need it
+
+            for nearest in get_close_matches(
+                unknown.group(1), self._option_string_actions, 1, ALIKE
+            ):
+                message += f" (did you mean {nearest}?)"
+        self.exit(USAGE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def parser(doc: Optional[str], **settings: Any) -> argparse.ArgumentParser:
+    """An argument parser with --version, whose --help begins with the program's docstring."""
+    declared = Parser(
         prog=program(),
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        **options,
+        **settings,
     )
+    declared.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    return declared
 
 
 def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was written") -> None:
-    """Run main() as a program: exits with its status, or with one sentence and the status that fits.
+    """Run main() as a program; exit with its status, or with one sentence and a fitting status.
 
-    interrupted: what to say after Ctrl-C of what there is now. SIGTERM and SIGHUP end it likewise, silently.
+    interrupted: what to say after Ctrl-C about the state of the products.
+    SIGTERM and SIGHUP end the program as well, without a sentence.
     """
-
-    def terminate(number: int, _: Any) -> None:
-        SIGNALLED.append(number)
-        raise SystemExit(128 + number)
-
     start()
     signal.signal(signal.SIGTERM, terminate)
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup has it ignored, and that stays
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it, and that stays so
         signal.signal(signal.SIGHUP, terminate)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        try:
-            status: Any = main()
-            sys.stdout.flush()
-        except (Exception, Refusal):
-            if SIGNALLED:  # that is the reason
-                raise (
-                    KeyboardInterrupt
-                    if SIGNALLED[0] == signal.SIGINT
-                    else SystemExit(128 + SIGNALLED[0])
-                ) from None
-            raise
+        status = outcome(main)
     except Refusal as refusal:
         say(refusal.sentence)
         status = refusal.status
@@ -155,82 +156,103 @@ def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was writt
     except KeyboardInterrupt:
         print(file=sys.stderr)
         say(f"interrupted; {interrupted}")
-        status = 130
+        status = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone: `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        status = 141
+        status = CLOSED_PIPE
     except OSError as error:
-        name = (
-            f"{shown(os.fsdecode(error.filename))}: "
-            if isinstance(error.filename, (str, bytes))
-            else ""
-        )
-        say(f"{name}{why(error)}; put that right and run the same command again")
+        sentence = f"{why(error)}; fix this and run the same command again"
+        if isinstance(error.filename, (str, bytes)):
+            sentence = f"{shown(os.fsdecode(error.filename))}: {sentence}"
+        say(sentence)
         status = 1
     finally:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_DFL
-        )  # Python's own end cannot be interrupted cleanly
+        # A signal cannot interrupt Python's own end cleanly.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.exit(status)
 
 
+def terminate(number: int, _: Any) -> None:
+    """Handle SIGTERM and SIGHUP: end the program, and note it."""
+    SIGNALLED.append(number)
+    raise SystemExit(128 + number)
+
+
+def outcome(main: Callable[[], Optional[int]]) -> Any:
+    """What main() returns. Raises: its error; if a signal caused it, what the signal raises."""
+    try:
+        status = main()
+        sys.stdout.flush()
+        return status
+    except (Exception, Refusal):
+        if not SIGNALLED:
+            raise
+        if SIGNALLED[0] == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + SIGNALLED[0]) from None
+
+
 def missing_package(package: str) -> str:
-    """The sentence for a package that this Python lacks: which, and the command that gives it."""
-    ready = os.path.join(ROOT, ".venv", "bin", "activate")
-    mend = (
-        f"source {shown(os.path.relpath(ready))}"
-        if os.path.exists(ready)
-        else f"python3 {shown(os.path.relpath(os.path.join(ROOT, 'scripts', 'setup_env.py')))} && "
-        f"source {shown(os.path.relpath(ready))}"
+    """The sentence for a package that this Python lacks: its name, and the command that helps."""
+    activate = os.path.join(ROOT, ".venv", "bin", "activate")
+    command = f"source {shown(os.path.relpath(activate))}"
+    if not os.path.exists(activate):
+        set_up = os.path.relpath(os.path.join(ROOT, "scripts", "setup_env.py"))
+        command = f"python3 {shown(set_up)} && {command}"
+    return (
+        f"the package {INSTALLED_AS.get(package, package)} is not installed for {sys.executable}; "
+        f"use the environment that has it: {command}"
     )
-    package = {"PIL": "Pillow"}.get(
-        package, package
-    )  # what to install, where the import has another name
-    return f"the package {package} is not installed for {sys.executable}; take the environment that has it: {mend}"
+
+
+def broken_package(error: BaseException) -> str:
+    """The sentence for a package that cannot be imported although it is installed."""
+    path = os.environ.get("PYTHONPATH")
+    advice = "install the packages again: remove .venv, then python3 scripts/setup_env.py"
+    if path:
+        advice = f"PYTHONPATH={shown(path)} may hide it with another one: unset PYTHONPATH"
+    return f"a package cannot be imported: {why(error)}; {advice}"
+
+
+def defect(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> str:
+    """The sentence for an error that nobody expected; its details go into a file."""
+    log_path = "nowhere: no folder for them can be written"
+    try:
+        file, log_path = tempfile.mkstemp(prefix=f"{program()}-", suffix=".log", text=True)
+        with open(file, "w", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(f"{sys.argv!r}\nversion {VERSION}, Python {sys.version}\n")
+            traceback.print_exception(kind, error, trace, file=log)
+    except OSError:
+        traceback.print_exception(kind, error, trace)
+    return (
+        f"a defect of this program, version {VERSION}, or of its environment ended it: "
+        f"{kind.__name__}: {why(error)}; the details for a report are in {log_path}"
+    )
 
 
 def end_uncaught(
     kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]
 ) -> None:
-    """sys.excepthook: what no program foresaw, and what happens before run() begins."""
+    """sys.excepthook: for errors that no program expects, and for those before run() begins."""
     status = 1
     if issubclass(kind, KeyboardInterrupt) or SIGNALLED:
         say("interrupted")
-        status = 130
-    elif issubclass(kind, ModuleNotFoundError) and getattr(error, "name", None):
-        say(missing_package(str(error.name).split(".")[0]))  # type: ignore[attr-defined]
-    elif issubclass(kind, ImportError):
-        path = os.environ.get("PYTHONPATH")
-        say(
-            f"a package cannot be imported: {why(error)}; "
-            + (
-                f"PYTHONPATH={shown(path)} may put another one in its place: unset PYTHONPATH"
-                if path
-                else "install the packages anew: remove .venv, then python3 scripts/setup_env.py"
-            )
-        )
-    elif issubclass(kind, MemoryError):
+        status = 128 + signal.SIGINT
+    elif isinstance(error, ModuleNotFoundError) and error.name:
+        say(missing_package(error.name.split(".")[0]))
+    elif isinstance(error, ImportError):
+        say(broken_package(error))
+    elif isinstance(error, MemoryError):
         say("there is not enough memory; free some, or take a smaller batch or fewer workers")
     else:
-        where = "nowhere: no folder for them can be written"
-        try:
-            file, where = tempfile.mkstemp(prefix=f"{program()}-", suffix=".log", text=True)
-            with open(file, "w", encoding="utf-8", errors="backslashreplace") as log:
-                log.write(f"{sys.argv!r}\nversion {VERSION}, Python {sys.version}\n")
-                traceback.print_exception(kind, error, trace, file=log)
-        except OSError:
-            traceback.print_exception(kind, error, trace)
-        say(
-            f"a defect of this program, version {VERSION}, or of its environment ended it: {kind.__name__}: "
-            f"{why(error)}; the details for a report are in {where}"
-        )
+        say(defect(kind, error, trace))
     sys.stdout.flush()
-    os._exit(status)  # Python itself would make 1 of every status
+    os._exit(status)  # Python itself would exit with 1
 
 
 def end_group(leader: "subprocess.Popen[bytes]") -> None:
-    """End a process that leads a process group with all that it started: politely, after GRACE seconds not."""
-    with contextlib.suppress(ProcessLookupError):  # raised as soon as none of them is left
+    """End the leader of a process group and all that it started: SIGTERM, SIGKILL after GRACE s."""
+    with contextlib.suppress(ProcessLookupError):  # raised as soon as no process is left
         try:
             os.killpg(leader.pid, signal.SIGTERM)
             end = time.monotonic() + GRACE

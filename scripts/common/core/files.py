@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all, folders that one run holds, and room on the disk.
+"""Files that appear whole or not at all, folders that one run holds, and space on the disk.
 
-A file is written under a fresh name beside its own (a part) and then renamed, so that nobody ever sees half of it.
-A fresh name is made with O_EXCL and O_NOFOLLOW: whatever lies there already, a link or a hard link of somebody else's
-file among it, is never written into. Nothing that is not a regular file is opened to be read. Standard library only.
+A file is written under a fresh name beside its own (a part) and then renamed, so that nobody ever
+sees half of it. A part is made with O_EXCL and O_NOFOLLOW, so nothing that exists is written into,
+not even through a link or a hard link. Only regular files are opened for reading.
+Standard library only.
 """
 
 import contextlib
@@ -12,31 +13,30 @@ import os
 import re
 import stat
 import zlib
-from typing import Any, Collection, Iterable, Iterator, List, Tuple
+from typing import Any, Collection, Iterable, Iterator, Tuple
 
 from common.core.cli import Refusal, say, shown
 from common.core.names import SAFE_PATH
 
-LARGEST = 1 << 28  # bytes of a file that is read at once, unless said otherwise
-BLOCK = 4096  # bytes that a file takes up at least, and in steps of
+LARGEST = 1 << 28  # bytes of a file that is read in one piece, unless a caller names another limit
+BLOCK = 4096  # bytes; a file takes up whole blocks of the disk
+ENTRY = 256  # bytes that a file's entry in a folder takes up, about
 CHUNK = 1 << 20  # bytes that are read at a time where a file is not needed in one piece
-MODE = 0o640  # of files that are made, less what the umask takes away
-PART = re.compile(
-    r"(.+)\.[0-9a-f]{8}\.part", re.DOTALL
-)  # the name of a part: that of its file, eight digits
+MODE = 0o640  # of files that are made; the umask can only take rights away
+PART = re.compile(r"(.+)\.[0-9a-f]{8}\.part", re.DOTALL)  # FILE.XXXXXXXX.part
 
-Stamp = Tuple[int, int, int]
+Stamp = Tuple[int, int, int]  # size in bytes, time of the last modification and of the last change
 
 
 def stamp(status: os.stat_result) -> Stamp:
-    """What changes whenever a file does: size in bytes, time of the last modification, of the last change, in ns.
+    """What changes whenever a file does; times in ns.
 
-    Programs that copy files set the second of them as they like, but not the third.
+    Programs that copy files set the time of the modification, but cannot set that of the change.
     """
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def part_path(path: str) -> str:
@@ -45,13 +45,13 @@ def part_path(path: str) -> str:
 
 
 def create(path: str) -> int:
-    """Make a file that is not there yet and open it for writing. Raises: FileExistsError for anything that is there."""
+    """Make a new file and open it for writing. Raises: FileExistsError if the name is taken."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
 
 
 @contextlib.contextmanager
 def removed_on_error(part: str, path: str) -> Iterator[None]:
-    """Remove a part if an error ends the block, and let the error name the file `path` that it was for."""
+    """If an error ends the block, remove a part, and let the error name the file `path`."""
     try:
         yield
     except BaseException as error:
@@ -62,19 +62,11 @@ def removed_on_error(part: str, path: str) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def whole(path: str) -> Iterator[str]:
-    """A fresh name to write a file to, which gets the name `path` at the end, or is gone if an error ends the block."""
-    part = part_path(path)
-    with removed_on_error(part, path):
-        yield part
-        os.replace(part, path)
-
-
 def write_part(path: str, data: Any, durable: bool = False) -> str:
-    """Write a file under a fresh name beside `path`; returns that name.
+    """Write a part of the file `path`. Returns: the path of the part.
 
-    data: bytes or any contiguous buffer; durable: wait until the disk has it. Raises: OSError; the part is gone then.
+    data: bytes or any contiguous buffer. durable: wait until the disk has it.
+    Raises: OSError; then the part is removed.
     """
     part = part_path(path)
     file = create(part)
@@ -91,17 +83,18 @@ def write_part(path: str, data: Any, durable: bool = False) -> str:
 def write_whole(path: str, data: Any, durable: bool = False) -> Stamp:
     """Write a file that appears whole under its name or not at all.
 
-    data: bytes or any contiguous buffer; durable: it is on the disk before it appears, so that a power loss cannot
-    leave it empty. Returns its stamp(). Raises: OSError; the part is gone then.
+    data: bytes or any contiguous buffer.
+    durable: it is on the disk before it appears, so that a power loss cannot leave it empty.
+    Returns: its stamp(). Raises: OSError; then the part is removed.
     """
     part = write_part(path, data, durable)
     with removed_on_error(part, path):
         os.replace(part, path)
-    return stamp(os.lstat(path))  # only now: taking its name has changed the last of the three
+    return stamp(os.lstat(path))  # not before: the renaming sets the time of the change
 
 
 def append(file: int, data: Any) -> None:
-    """Write all of `data` to an open file: one write may stop short."""
+    """Write all of `data` to an open file; one os.write() may write less."""
     rest = memoryview(data).cast("B")
     while rest:
         rest = rest[os.write(file, rest) :]
@@ -110,7 +103,7 @@ def append(file: int, data: Any) -> None:
 def is_part_of(name: str, names: Collection[str]) -> bool:
     """Whether a file's name is that of a part of a file with one of these names."""
     match = PART.fullmatch(name)
-    return bool(match) and match.group(1) in names  # type: ignore[union-attr]
+    return match is not None and match.group(1) in names
 
 
 def remove_parts(folder: str, names: Iterable[str]) -> None:
@@ -124,7 +117,7 @@ def remove_parts(folder: str, names: Iterable[str]) -> None:
 
 
 def unused(path: str) -> str:
-    """The path itself, or with a number behind it, under which nothing lies yet."""
+    """A path that does not exist: the given one, or the given one with a number at its end."""
     number, free = 1, path
     while os.path.lexists(free):
         number += 1
@@ -142,56 +135,55 @@ def sync(path: str) -> None:
         os.close(file)
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def open_regular(path: str, follow_links: bool = True) -> int:
-    """Open a file for reading. Raises: OSError; Refusal for a FIFO, a device or a folder, which is not even opened."""
+    """Open a file for reading.
+
+    Raises: OSError; Refusal for a FIFO, a device or a folder, without opening it.
+    """
     refusal = Refusal(f"{shown(path)} is not a regular file; remove it, or name another file")
     status = os.stat(path, follow_symlinks=follow_links)
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
         raise refusal
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     file = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
-    if not stat.S_ISREG(os.fstat(file).st_mode):  # it was replaced meanwhile
+    if not stat.S_ISREG(os.fstat(file).st_mode):  # it was replaced in the meantime
         os.close(file)
         raise refusal
     return file
 
 
 def read_regular(path: str, follow_links: bool = True, largest: int = LARGEST) -> bytes:
-    """The whole file. Raises: Refusal; a FIFO, a device or a folder is refused at once instead of waited for."""
+    """The content of a file. Raises: Refusal; at once for a FIFO, a device or a folder."""
     try:
         with open(open_regular(path, follow_links), "rb", buffering=0) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > largest:
-                raise Refusal(
-                    f"{shown(path)} has {size:,} bytes; at most {largest:,} were expected"
-                )
+                raise Refusal(f"{shown(path)} has {size:,} bytes; at most {largest:,} are read")
             return stream.read()
     except OSError as error:
-        what = (
-            "it is a symbolic link"
-            if error.errno == errno.ELOOP and not follow_links
-            else error.strerror
-        )
-        raise Refusal(f"cannot read {shown(path)}: {what}") from None
+        reason = error.strerror
+        if error.errno == errno.ELOOP and not follow_links:
+            reason = "it is a symbolic link"
+        raise Refusal(f"cannot read {shown(path)}: {reason}") from None
 
 
 def chunks_of(path: str, follow_links: bool = True) -> Iterator[bytes]:
-    """The content of a file in pieces. Raises: OSError, and Refusal for what is not a regular file."""
+    """Yield the content of a regular file in pieces. Raises: OSError; Refusal for other files."""
     with open(open_regular(path, follow_links), "rb", buffering=0) as stream:
         for chunk in iter(lambda: stream.read(CHUNK), b""):
             yield chunk
 
 
 def checksum(data: Any) -> str:
-    """CRC-32 of bytes or of a contiguous array, 8 hexadecimal digits: it tells damage and another content."""
+    """CRC-32 of bytes or of a contiguous array, as 8 hexadecimal digits."""
     return f"{zlib.crc32(data):08x}"
 
 
 def checksum_of(path: str, follow_links: bool = False) -> str:
-    """The checksum() of a regular file's content; "" if it cannot be read, or is a link that is not to be followed."""
+    """The checksum() of a regular file; "" if it cannot be read, or is a link."""
     crc = 0
     try:
         for chunk in chunks_of(path, follow_links):
@@ -201,7 +193,7 @@ def checksum_of(path: str, follow_links: bool = False) -> str:
     return f"{crc:08x}"
 
 
-# ---- folders and disks -----------------------------------------------------------------------------------------------
+# ---- folders and disks ---------------------------------------------------------------------------
 
 
 def existing_part(path: str) -> str:
@@ -213,21 +205,24 @@ def existing_part(path: str) -> str:
 
 
 def unusable(path: str) -> str:
-    """What keeps a folder from being made, if it is not there, and written to, in words; "" if nothing is seen."""
-    there = existing_part(path)
+    """Why a folder cannot be made or written to, in words; "" if no reason is seen."""
+    existing = existing_part(path)
     if os.path.islink(path) and not os.path.exists(path):
         return "is a symbolic link to nowhere"
-    if not os.path.isdir(there):
-        return f"cannot be made or written: {shown(there)} is not a folder"
-    if not os.access(there, os.W_OK | os.X_OK):
-        return f"cannot be made or written: {shown(there)} is read-only for this user"
-    return (
-        "" if os.fsencode(path).decode(errors="ignore") == path else "has a name that is not UTF-8"
-    )
+    if not os.path.isdir(existing):
+        return f"cannot be made or written: {shown(existing)} is not a folder"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return f"cannot be made or written: {shown(existing)} is read-only for this user"
+    if os.fsencode(path).decode(errors="ignore") != path:
+        return "has a name that is not UTF-8"
+    return ""
 
 
 def make_folder(path: str, option: str) -> None:
-    """Make a folder that others cannot enter, unless it is there. Raises: Refusal that names `option`."""
+    """Make a folder that others cannot enter, unless it exists.
+
+    option: the option that the Refusal names.
+    """
     above = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(above):  # os.makedirs() would let others into the folders above
         make_folder(above, option)
@@ -237,34 +232,34 @@ def make_folder(path: str, option: str) -> None:
             raise PermissionError(errno.EACCES, "it is not writable")
     except OSError as error:
         raise Refusal(
-            f"the folder {shown(path)} cannot be made or written ({error.strerror}); name another by "
-            f"{option}"
+            f"the folder {shown(path)} cannot be made or written ({error.strerror}); name another "
+            f"folder with {option}"
         ) from None
 
 
 def occupied(sizes: Iterable[int]) -> int:
-    """Bytes that files of these sizes take up on a disk, about: whole blocks, and an entry in a folder."""
-    return sum(-(-size // BLOCK) * BLOCK + 256 for size in sizes)
+    """Bytes that files of these sizes take up on a disk, about: blocks and entries in folders."""
+    return sum(-(-size // BLOCK) * BLOCK + ENTRY for size in sizes)
 
 
 def free_space(folder: str) -> float:
-    """Bytes that this user may still write to the file system of a folder (which need not exist); inf if unknown."""
+    """Bytes that are free for this user at a folder, which need not exist; inf if unknown."""
     disk = os.statvfs(existing_part(folder))
     return disk.f_bavail * disk.f_frsize if disk.f_blocks else float("inf")
 
 
 def check_space(folder: str, needed: int, advice: str) -> None:
-    """Refuse to start what cannot fit on the disk; `needed` in bytes."""
+    """Refuse to start what cannot fit on the disk. needed: bytes."""
     free = free_space(folder)
     if needed > free:
         raise Refusal(
-            f"{needed / 1e6:,.0f} MB are needed in {shown(folder)}, but only {free / 1e6:,.0f} MB are free; "
-            f"make room, or {advice}"
+            f"{needed / 1e6:,.0f} MB are needed in {shown(folder)}, but only {free / 1e6:,.0f} MB "
+            f"are free; free some space, or {advice}"
         )
 
 
 def holder(path: str) -> str:
-    """Words for the process that holds a lock on a file, as far as the system tells: ", process 123" or ""."""
+    """The process that holds a lock, as ", process 123"; "" if the system does not say."""
     status = os.stat(path)
     lock = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as table:
@@ -275,33 +270,38 @@ def holder(path: str) -> str:
     return ""
 
 
-def hold(path: str, waiting: str = "") -> int:
-    """Hold a folder or file (made if need be) until this process and its children have ended, however they end.
+def open_to_lock(path: str) -> int:
+    """Open a folder, or a regular file that is made if it does not exist. Raises: OSError."""
+    if os.path.isdir(path):
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    if os.path.lexists(path) and not os.path.islink(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, MODE)
 
-    Returns the open file, which children that are to hold it as well must inherit. If another run holds it: waits, if
-    there is a word to say about that. Raises: Refusal otherwise.
+
+def hold(path: str, waiting: str = "") -> int:
+    """Lock a folder or file until this process and its children have ended.
+
+    path: a file is made if it does not exist.
+    waiting: what to say if another run holds the lock, and then to wait; "" refuses at once.
+    Returns: the open file; a child that inherits it holds the lock as well.
+    Raises: Refusal.
     """
-    folder = os.path.isdir(path)
     try:
-        if folder:
-            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        elif os.path.lexists(path) and not os.path.islink(path) and not os.path.isfile(path):
-            raise OSError(errno.EINVAL, "it is not a regular file")
-        else:
-            held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, MODE)
+        held = open_to_lock(path)
     except OSError as error:
-        what = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise Refusal(
-            f"{shown(path)} cannot be locked: {what}; remove it, or name another folder"
+            f"{shown(path)} cannot be locked: {reason}; remove it, or name another folder"
         ) from None
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         if not waiting:
-            place = path if folder else os.path.dirname(path)
+            folder = path if os.path.isdir(path) else os.path.dirname(path)
             raise Refusal(
-                f"{shown(place)} is in use by another run{holder(path)}; wait for it, stop it, or name "
-                "another folder"
+                f"{shown(folder)} is in use by another run{holder(path)}; wait for it, stop it, or "
+                "name another folder"
             ) from None
         say(waiting + holder(path))
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -311,26 +311,25 @@ def hold(path: str, waiting: str = "") -> int:
 
 
 def path_problem(path: str) -> Tuple[str, str]:
-    """(what is wrong, what to do), or ("", ""), with a folder that ais_bench is to read from and write to.
+    """(problem, what to do) of a folder that ais_bench reads and writes; ("", "") if it is good.
 
-    Its later versions want plain names, no link at the end, an owner among the user and their groups, mode 0750.
+    Later versions of ais_bench accept a folder only if its path has plain characters, it is not a
+    symbolic link, it belongs to the user or one of their groups, and its mode is at most 0750.
     """
     path = os.path.abspath(path)
-    strange: List[str] = sorted(set(SAFE_PATH.sub("", path)))
+    strange = ", ".join(map(repr, sorted(set(SAFE_PATH.sub("", path)))))
     if strange:
         return (
-            f"has {', '.join(map(repr, strange))}, but only letters, digits and _ / . - are accepted",
+            f"has {strange}, but only letters, digits and _ / . - are accepted",
             "name another folder",
         )
     if os.path.islink(path):
         return "is a symbolic link", f"name {shown(os.path.realpath(path))}"
     if os.path.isdir(path):
         status = os.stat(path)
+        mode = stat.S_IMODE(status.st_mode)
         if status.st_uid != os.geteuid() and status.st_gid not in [*os.getgroups(), os.getegid()]:
             return "belongs to another user", "name a folder of your own"
-        if stat.S_IMODE(status.st_mode) & 0o027:
-            return (
-                f"has mode {stat.S_IMODE(status.st_mode):o}, but 750 at most is accepted",
-                f"chmod 750 {shown(path)}",
-            )
+        if mode & 0o027:
+            return f"has mode {mode:o}, but at most 750 is accepted", f"chmod 750 {shown(path)}"
     return "", ""

@@ -1,6 +1,6 @@
-"""A JSON file whose content may be anything: read whole, of the expected shape, or refused.
+"""A JSON file whose content may be anything: its shape is as expected, or the file is refused.
 
-A shape is said with the values themselves:
+A shape is written with values:
 
     FIGURE, COUNT, SIZE  a number; so does Number(least, most, integer)
     str, bool, None      text that messages and paths can hold; true or false; null
@@ -42,6 +42,7 @@ class Number(NamedTuple):
 FIGURE = Number(-1e40, 1e40)  # no figure here is larger: float32 ends at 3.4e38
 COUNT = Number(0, 10**9, True)
 SIZE = Number(1, 10**9, True)  # of what cannot be empty
+ROOT_NAME = "it"  # what a message calls the whole content
 NAMES = {
     str: "a text",
     bool: "true or false",
@@ -52,7 +53,7 @@ NAMES = {
 
 
 def load(path: str, largest: int = files.LARGEST) -> Any:
-    """The content of a JSON file, whatever it is.
+    """The content of a JSON file, of any shape.
 
     Raises: Refusal if it cannot be read or is not a regular file, ValueError if it is not JSON.
     """
@@ -74,7 +75,8 @@ def read(
 ) -> Any:
     """The content of a JSON file of this shape.
 
-    advice: what to do if it is not; check: raises ValueError for values that contradict each other.
+    advice: what to do if the file has another shape.
+    check: raises ValueError for values that contradict each other.
     Raises: Refusal, "PATH is damaged (WHY); ADVICE".
     """
     try:
@@ -86,45 +88,47 @@ def read(
     return content
 
 
-def require(content: Any, shape: Any, place: str = "it") -> None:
-    """Raises: ValueError that says where `content` is not of this shape; place: its name there."""
+def require(content: Any, shape: Any, name: str = ROOT_NAME) -> None:
+    """Raises: ValueError that says where `content` is not of this shape. name: of the content."""
     if isinstance(shape, dict) and isinstance(content, dict):
-        require_object(content, shape, place)
+        require_object(content, shape, name)
     elif isinstance(shape, list) and isinstance(content, list):
-        require_list(content, shape, place)
+        require_list(content, shape, name)
     elif type(shape) is tuple:
-        require_one_of(content, shape, place)
+        require_one_of(content, shape, name)
     elif not fits(content, shape):
-        found = NAMES[type(content)] if isinstance(content, (dict, list)) else json.dumps(content)
-        raise ValueError(f"{place} is {found[:40]}, {name_of(shape)} was expected")
+        value = NAMES[type(content)] if isinstance(content, (dict, list)) else json.dumps(content)
+        raise ValueError(f"{name} is {value[:40]}, {name_of(shape)} was expected")
 
 
-def require_object(content: Dict[str, Any], shape: Dict[Any, Any], place: str) -> None:
+def require_object(content: Dict[str, Any], shape: Dict[Any, Any], name: str) -> None:
     if str in shape:
-        require(list(content), [str], f"a key of {place}")
+        require(list(content), [str], f"a key of {name}")
         shape = dict.fromkeys(content, shape[str])
     for key, inner in shape.items():
-        name = key.rstrip("?")
-        if name in content:
-            require(content[name], inner, name if place == "it" else f"{place}.{name}")
-        elif name == key:
-            raise ValueError(f"{place} lacks {name!a}")
+        plain_key = key.rstrip("?")
+        if plain_key in content:
+            inner_name = plain_key if name == ROOT_NAME else f"{name}.{plain_key}"
+            require(content[plain_key], inner, inner_name)
+        elif plain_key == key:
+            raise ValueError(f"{name} lacks {key!a}")
 
 
-def require_list(content: List[Any], shape: List[Any], place: str) -> None:
+def require_list(content: List[Any], shape: List[Any], name: str) -> None:
     inner, *more = shape
     if more == [...] and not content:
-        raise ValueError(f"{place} is empty")
+        raise ValueError(f"{name} is empty")
     if more and more != [...] and len(content) != len(shape):
-        raise ValueError(f"{place} has {len(content)} entries, {len(shape)} were expected")
+        raise ValueError(f"{name} has {len(content)} entries, {len(shape)} were expected")
     if all_fit(content, inner):
         return
+    of_list = "" if name == ROOT_NAME else f" of {name}"
     for number, value in enumerate(content, 1):
-        require(value, inner, f"entry {number}" + ("" if place == "it" else f" of {place}"))
+        require(value, inner, f"entry {number}{of_list}")
 
 
 def all_fit(values: List[Any], shape: Any) -> bool:
-    """Whether all values are certainly of a shape, found quickly: some lists are long."""
+    """Whether all values surely are of a shape: a quick test, because some lists are long."""
     types = set(map(type, values))
     if types == {str}:
         return shape is str and fits("".join(values), str)
@@ -135,11 +139,11 @@ def all_fit(values: List[Any], shape: Any) -> bool:
     return not values
 
 
-def require_one_of(content: Any, shapes: Tuple[Any, ...], place: str) -> None:
+def require_one_of(content: Any, shapes: Tuple[Any, ...], name: str) -> None:
     reasons = []
     for shape in shapes:
         try:
-            return require(content, shape, place)
+            return require(content, shape, name)
         except ValueError as error:
             reasons.append(str(error))
     raise ValueError(f"{reasons[0]} (or {' or '.join(map(name_of, shapes[1:]))})")

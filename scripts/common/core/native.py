@@ -1,8 +1,8 @@
-"""The C files of this folder, compiled and loaded: set-up compiles them, and whoever finds them
-missing does.
+"""The C files of the packages, compiled and loaded.
 
-A compiled library is `__pycache__/NAME-KEY.so`, where KEY is a hash of all that it is made from.
-NAME-KEY.so.sha256 beside it holds its checksum; a library that does not fit is compiled again.
+The set-up compiles them; a program that finds no library compiles it again. A library is
+`__pycache__/NAME-KEY.so`; KEY is a hash of all that it is made from. NAME-KEY.so.sha256 beside it
+holds its checksum. A library with another checksum is compiled again.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from common.core.cli import why
 
 COMMON = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of the packages
 CACHE = os.path.join(COMMON, "__pycache__")
-CHECKSUM = ".sha256"  # ends the name of a library's checksum, a file for `sha256sum --check`
+CHECKSUM = ".sha256"  # the ending of a checksum's name; the file is for `sha256sum --check`
 LARGEST = 1 << 24  # bytes that are read of a file of the cache
-COMPILE_SECONDS = 60  # a compiler that takes longer is ended
+COMPILE_SECONDS = 60  # a compiler that takes longer is stopped
 
 
 def has_avx2() -> bool:
-    """Whether this CPU is an x86-64 with 256-bit integer instructions; that code needs them."""
-    if platform.machine() != "x86_64":  # under emulation /proc/cpuinfo may be the host's
+    """Whether this CPU is an x86-64 with 256-bit integer instructions."""
+    if platform.machine() != "x86_64":  # under emulation /proc/cpuinfo may describe the host
         return False
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         return bool(re.search(r"^flags\s*:.* avx2( |$)", file.read(), re.MULTILINE))
@@ -39,13 +39,13 @@ def has_avx2() -> bool:
 
 
 def open_own(path: str) -> int:
-    """A file of the cache, open for reading; no link is followed, no FIFO or device waited for.
+    """Open a file of the cache for reading, without following a link or waiting for a FIFO.
 
     Raises: OSError, also if it is not a regular file, or if another user wrote it or may write it.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     status = os.fstat(descriptor)
-    trusted = (0, os.geteuid(), os.stat(CACHE).st_uid)  # the folder's owner can replace all in it
+    trusted = (0, os.geteuid(), os.stat(CACHE).st_uid)  # the folder's owner can replace any file
     others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if not stat.S_ISREG(status.st_mode) or status.st_uid not in trusted or others_may_write:
         os.close(descriptor)
@@ -65,11 +65,11 @@ def checksum_line(content: bytes, library: str) -> bytes:
 
 
 def load_checked(library: str) -> Optional[ctypes.CDLL]:
-    """The library from the cache; None if there is none, or none that fits its checksum.
+    """The library from the cache; None if it is missing or has another checksum.
 
-    What is checked is what is loaded: the same open file. It stays open as long as this process
-    lives: the dynamic loader knows the library as /proc/self/fd/N, and takes the next file of
-    that name for the same library.
+    The open file that is checked is also loaded. It stays open as long as this process lives: the
+    dynamic loader knows the library as /proc/self/fd/N, and would take the next file with that
+    name for the same library.
     """
     with contextlib.suppress(OSError):
         checksum = open_own(library + CHECKSUM)
@@ -82,29 +82,29 @@ def load_checked(library: str) -> Optional[ctypes.CDLL]:
     return None
 
 
-def keep(made: str, library: str) -> None:
+def keep(new: str, library: str) -> None:
     """Move a new library into the cache, then its checksum; several runs may do this at once.
 
     Raises: OSError.
     """
-    with open(made, "rb") as file:
+    with open(new, "rb") as file:
         content = file.read()
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         os.fchmod(file.fileno(), mode & ~(stat.S_IWGRP | stat.S_IWOTH))  # as open_own() wants it
         os.fsync(file.fileno())
-    descriptor = os.open(made + CHECKSUM, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = os.open(new + CHECKSUM, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     with open(descriptor, "wb", buffering=0) as file:
         file.write(checksum_line(content, library))
         os.fsync(descriptor)
-    os.replace(made, library)
-    os.replace(made + CHECKSUM, library + CHECKSUM)
+    os.replace(new, library)
+    os.replace(new + CHECKSUM, library + CHECKSUM)
 
 
 # ---- compiling and loading -----------------------------------------------------------------------
 
 
 def compile_library(source: str, flags: Sequence[str], library: str) -> ctypes.CDLL:
-    """Compile, load and keep a library; where the cache cannot be written, each process compiles.
+    """Compile, load and keep a library; if the cache cannot be written, each process compiles.
 
     Raises: RuntimeError without a compiler, OSError, subprocess.SubprocessError.
     """
@@ -115,29 +115,29 @@ def compile_library(source: str, flags: Sequence[str], library: str) -> ctypes.C
         os.makedirs(CACHE, exist_ok=True)
     writable = os.access(CACHE, os.W_OK)
     with tempfile.TemporaryDirectory(dir=CACHE if writable else None) as scratch:
-        made = os.path.join(scratch, "made.so")
+        new = os.path.join(scratch, "new.so")
         subprocess.run(
-            [compiler, *flags, source, "-o", made],
+            [compiler, *flags, source, "-o", new],
             check=True,
             timeout=COMPILE_SECONDS,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        loaded = ctypes.CDLL(made)
+        loaded = ctypes.CDLL(new)
         with contextlib.suppress(OSError):
-            keep(made, library)
+            keep(new, library)
         return loaded
 
 
 @functools.lru_cache(maxsize=None)
 def load_or_compile(source: str, flags: Tuple[str, ...], library: str) -> ctypes.CDLL:
-    """The library from the cache or a new one; once in a process. Raises: as compile_library()."""
+    """The library from the cache, or a new one. Raises: as compile_library()."""
     return load_checked(library) or compile_library(source, flags, library)
 
 
 def load(name: str) -> ctypes.CDLL:
-    """The C file PACKAGE/NAME.c as a loaded library. Raises: RuntimeError with the reason if there is none."""
+    """The C file PACKAGE/NAME.c as a loaded library. Raises: RuntimeError with the reason."""
     source = os.path.join(COMMON, name)
     try:
         with open(source, "rb") as file:

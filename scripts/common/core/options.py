@@ -1,8 +1,8 @@
 """Every option of every program, each declared once: words, type, default and help.
 
-A program subscribes to options by name and says what differs there; the pipeline forwards them by
-name. A word that means different things in different programs (SHARED) has a name for each
-meaning. RULES says which options contradict each other. Standard library only.
+A program takes options by name and says what differs there; the pipeline forwards them by name.
+A word that has other meanings in other programs (SHARED) has a name for each meaning.
+RULES says which options contradict each other. Standard library only.
 """
 
 import argparse
@@ -19,26 +19,29 @@ CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("bilinear", "bicubic")
 LINEAGES = ("ascend", "miil")
 BATCH_SIZES = "1,4,8,16,32"  # those of the published figures
-ALL_IMAGES = [1, 1]  # --shard 1/1
+ALL_IMAGES = [1, 1]  # --shard 1/1, as shard() gives it
 CORES = len(os.sched_getaffinity(0))
 
 
 # ---- types ---------------------------------------------------------------------------------------
 
 
-def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
-    """A whole number in plain digits."""
+def integer(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """The type of a whole number in plain digits, from `least` to `most`."""
 
     def convert(text: str) -> int:
         if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
-            raise Wrong(f"a whole number from {least} to {most:,} is expected, not {text!r}")
+            raise Wrong(f"{text!r} is not a whole number from {least} to {most:,}")
         return int(text)
 
     return convert
 
 
 def real(least: float, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
-    """A finite number, with or without a point or an exponent; with `above` more than `least`."""
+    """The type of a finite number, with or without a point or an exponent.
+
+    above: whether the number must be more than `least`, not only equal to it.
+    """
     bounds = f"more than {least:g}" if above else f"at least {least:g}"
     if most != float("inf"):
         bounds += f" and at most {most:g}"
@@ -48,42 +51,40 @@ def real(least: float, most: float = float("inf"), above: bool = False) -> Calla
         value = float(text) if plain else float("nan")
         within = least < value <= most if above else least <= value <= most
         if not within or value == float("inf"):
-            raise Wrong(f"a number of {bounds} is expected, not {text!r}")
+            raise Wrong(f"{text!r} is not a number of {bounds}")
         return value
 
     return convert
 
 
 def batch_sizes(text: str) -> List[int]:
-    """Batch sizes joined by commas, in rising order, each once."""
+    """Batch sizes joined by commas: in rising order, each once."""
     if not re.fullmatch(r"[1-9][0-9]{0,4}(,[1-9][0-9]{0,4})*", text):
-        raise Wrong(f"batch sizes joined by commas are expected, such as 1,4,8, not {text!r}")
+        raise Wrong(f"{text!r} is not a list of batch sizes joined by commas, such as 1,4,8")
     return sorted({int(word) for word in text.split(",")})
 
 
 def shard(text: str) -> List[int]:
-    """I/N: [I, N], every N-th image from the I-th on."""
+    """I/N, which means every N-th image from the I-th on: [I, N]."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text)
     if not match or int(match.group(1)) > int(match.group(2)):
-        raise Wrong(f"I/N is expected, the I-th of N parts, such as 1/4, not {text!r}")
+        raise Wrong(f"{text!r} is not I/N, the I-th of N parts, such as 1/4")
     return [int(match.group(1)), int(match.group(2))]
 
 
 def devices(text: str) -> List[int]:
-    """Device ids joined by commas, each once; or all, which is []."""
+    """Device ids joined by commas: each once; `all` gives []."""
     if text == "all":
         return []
     words = text.split(",")
     if not all(re.fullmatch("[0-9]{1,3}", word) and int(word) <= 255 for word in words):
-        raise Wrong(
-            f"a device (0 to 255), several joined by commas, or all is expected, not {text!r}"
-        )
+        raise Wrong(f"{text!r} is not a device (0 to 255), several joined by commas, or all")
     return sorted(set(map(int, words)))
 
 
 def network_size(text: str) -> int:
-    """The size of an image that the network takes, in pixels."""
-    size = whole(MULTIPLE, 4096)(text)
+    """The size of the network's input, in pixels."""
+    size = integer(MULTIPLE, 4096)(text)
     if size % MULTIPLE:
         raise Wrong(
             f"{text} is not a multiple of {MULTIPLE} (the network halves the image five times)"
@@ -92,45 +93,45 @@ def network_size(text: str) -> int:
 
 
 def path(text: str) -> str:
-    """A path, not an empty one: that is what an unset shell variable leaves."""
+    """A path that is not empty: an unset shell variable leaves an empty one."""
     if not text:
-        raise Wrong("a path is expected, but it is empty; is a shell variable unset?")
+        raise Wrong("the path is empty; is a shell variable unset?")
     return text
 
 
 def onnx_path(text: str) -> str:
-    """The path of an ONNX file that is to be made."""
+    """The path of an ONNX file that the program will write."""
     if not text.endswith(".onnx"):
-        raise Wrong(f"a file that ends in .onnx is expected, not {text!r}")
+        raise Wrong(f"{text!r} does not end in .onnx")
     return text
 
 
 def folder(text: str) -> str:
     """A folder's path, without a slash at its end, that no program can take for an option."""
-    place = path(text).rstrip("/") or "/"
-    if os.path.realpath(place) == "/":
-        raise Wrong("the root folder cannot be meant")
-    return os.path.join(".", place) if place.startswith("-") else place
+    name = path(text).rstrip("/") or "/"
+    if os.path.realpath(name) == "/":
+        raise Wrong("the root folder / is not allowed here")
+    return os.path.join(".", name) if name.startswith("-") else name
 
 
 def file_name(text: str) -> str:
     """The name of a file or folder without a path before it."""
     if text in ("", ".", "..") or os.path.basename(text) != text:
-        raise Wrong(f"a plain file name is expected, not {text!r}")
+        raise Wrong(f"{text!r} is not a plain file name")
     return text
 
 
 def chip_name(text: str) -> str:
     """A chip as atc calls it."""
     if not re.fullmatch("[A-Za-z0-9_-]*", text):
-        raise Wrong(f"a name such as Ascend310P3 is expected, not {text!r}")
+        raise Wrong(f"{text!r} is not a name such as Ascend310P3")
     return text
 
 
 def switch(text: str) -> bool:
     """1 or 0, as ais_bench takes it."""
     if text.lower() not in ("0", "1", "true", "false"):
-        raise Wrong(f"1 or 0 is expected, not {text!r}")
+        raise Wrong(f"{text!r} is not 1 or 0")
     return text.lower() in ("1", "true")
 
 
@@ -138,34 +139,42 @@ def switch(text: str) -> bool:
 
 
 class Option(NamedTuple):
-    """An option's words, and what argparse is told of it."""
+    """One option."""
 
-    name: str
-    words: Tuple[str, ...]
-    settings: Dict[str, Any]
+    name: str  # in the program and in TABLE
+    words: Tuple[str, ...]  # on the command line
+    settings: Dict[str, Any]  # for argparse's add_argument()
 
 
 FLAG = True  # the kind of an option that takes no value
 
 
 def option(usage: str, kind: Any, help: str, name: str = "", **settings: Any) -> Option:
-    """An option as its usage line reads: its words, then what stands for its value.
+    """An option.
 
-    kind: the values that it takes, or the function that converts them, or FLAG.
-    name: where the word alone does not tell what is meant (SHARED).
+    usage: its words, then what stands for its value in the help: "-i --input FOLDER".
+    kind: the values that it takes (a tuple), or the function that converts one, or FLAG.
+    name: its name in the program, if that is not the long word's (SHARED).
+    settings: more for argparse's add_argument().
     """
     words = tuple(word for word in usage.split() if word.startswith("-"))
-    values = tuple(usage.split()[len(words) :])
-    known_as = next(word for word in words if word.startswith("--"))[2:].replace("-", "_")
+    metavars = tuple(usage.split()[len(words) :])
+    settings["help"] = help
     if kind is FLAG:
         settings["action"] = "store_true"
     elif isinstance(kind, tuple):
         settings["choices"] = kind
     else:
-        settings.update(type=kind, metavar=values[0])
-    if len(values) > 1:
-        settings.update(metavar=values, nargs=len(values))
-    return Option(name or known_as, words, dict(settings, help=help))
+        settings.update(type=kind, metavar=metavars[0])
+    if len(metavars) > 1:
+        settings.update(metavar=metavars, nargs=len(metavars))
+    return Option(name or long_word(words)[2:].replace("-", "_"), words, settings)
+
+
+def long_word(words: Tuple[str, ...]) -> str:
+    """The one of an option's words that begins with two dashes."""
+    (word,) = [word for word in words if word.startswith("--")]
+    return word
 
 
 PERCENT = real(0, 100)
@@ -246,7 +255,7 @@ TABLE = (
     ),
     option(
         "--img-size N",
-        whole(1, 4096),
+        integer(1, 4096),
         "height and width in pixels (default: what the checkpoint says, or 224)",
         name="pixels",
     ),
@@ -270,7 +279,7 @@ TABLE = (
     option(
         "--std R G B",
         real(0, 1e6, above=True),
-        "what they are divided by then (default: what the checkpoint says, or 1 1 1)",
+        "divisor after the mean was subtracted (default: what the checkpoint says, or 1 1 1)",
     ),
     option(
         "--multi-label",
@@ -298,22 +307,22 @@ TABLE = (
         FLAG,
         "leave out images that cannot be read: they are a warning, not a failure",
     ),
-    option("--first N", whole(1), "only the first N images, in natural order"),
+    option("--first N", integer(1), "only the first N images, in natural order"),
     option(
         "--images N",
-        whole(1),
+        integer(1),
         "the first N of them, in natural order (default: %(default)s)",
         default=64,
     ),
     option(
         "--images N",
-        whole(1, 64),
+        integer(1, 64),
         "the first N of them, in natural order, at most 64 (default: %(default)s)",
         name="few_images",
         default=4,
     ),
     # the network
-    option("--lineage", LINEAGES, "of the weights, where the checkpoint does not tell"),
+    option("--lineage", LINEAGES, "of the weights, where the checkpoint does not say it"),
     option("--ema", FLAG, "take the checkpoint's averaged weights, such as state_dict_ema"),
     option(
         "--key NAME",
@@ -370,7 +379,7 @@ TABLE = (
     option(
         "--device N[,N…]|all", devices, "chips to use at the same time (default: 0)", name="devices"
     ),
-    option("--device N", whole(0, 255), "the NPU to use (default: 0)"),
+    option("--device N", integer(0, 255), "the NPU to use (default: 0)"),
     option(
         "--soc-version NAME",
         chip_name,
@@ -386,7 +395,7 @@ TABLE = (
     option("--chip NAME", str, "for the table (default: what npu-smi or the system says)"),
     option(
         "-j --workers N",
-        whole(1, 4096),
+        integer(1, 4096),
         "how many work at the same time (default: one for each core, here %(default)s)",
         default=CORES,
     ),
@@ -395,14 +404,14 @@ TABLE = (
     ),
     option(
         "--slice N",
-        whole(1),
+        integer(1),
         "images for ais_bench at once (default: so many that its start costs less than a tenth)",
         default=0,
     ),
     # batches and measurements
-    option("-b --batch-size N", whole(1, 4096), "fix the batch size (default: open)"),
+    option("-b --batch-size N", integer(1, 4096), "fix the batch size (default: open)"),
     option(
-        "--batchsize N", whole(1), "batch that runs, for a model whose batch is open (default: 1)"
+        "--batchsize N", integer(1), "batch that runs, for a model whose batch is open (default: 1)"
     ),
     option(
         "--batch-sizes LIST",
@@ -411,16 +420,16 @@ TABLE = (
         default=BATCH_SIZES,
     ),
     option("--perf", FLAG, "measure throughput per batch size (on ascend always)"),
-    option("--loop N", whole(1), "batches per measurement (default: %(default)s)", default=20),
+    option("--loop N", integer(1), "batches per measurement (default: %(default)s)", default=20),
     option(
         "--repeat N",
-        whole(1),
-        "measurements per batch size, of which the median counts (default: %(default)s)",
+        integer(1),
+        "measurements per batch size; the median counts (default: %(default)s)",
         default=3,
     ),
     option(
         "--warmup_count N",
-        whole(0),
+        integer(0),
         "runs that do not count, first (default: %(default)s)",
         default=1,
     ),
@@ -439,11 +448,11 @@ TABLE = (
         default=False,
     ),
     option("--data-set NAME", str, "for the table: what the accuracy was measured on"),
-    # what is done, and said
+    # what a program does and prints
     option("--outfmt", FORMATS, "format of the results (default: %(default)s)"),
     option(
         "--compare N",
-        whole(0),
+        integer(0),
         "images to compare with ONNX Runtime after an ascend run, 0 for none "
         "(default: %(default)s)",
         default=64,
@@ -525,9 +534,9 @@ def add(
     help: Mapping[str, str] = {},
     choices: Mapping[str, Any] = {},
 ) -> None:
-    """Give a parser, or a group of one, these options, in this order.
+    """Add options to a parser or to an argument group, in this order.
 
-    required: which of them must be given.
+    required: names of those that the user must give.
     default, help, choices: {name: what differs in this program}.
     """
     for name in names:
@@ -546,53 +555,59 @@ def words(**values: Any) -> List[str]:
     True is an option alone. One that is None, False or "" is left out. A list is joined by commas,
     a tuple is several words.
     """
-    found: List[str] = []
+    command_line: List[str] = []
     for name, value in values.items():
         if value is None or value is False or value == "":
             continue
-        (word,) = [word for word in OPTIONS[name].words if word.startswith("--")]
+        word = long_word(OPTIONS[name].words)
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         if value is True:
-            found.append(word)
+            command_line.append(word)
         elif isinstance(value, tuple):
-            found += [word, *map(str, value)]
+            command_line += [word, *map(str, value)]
+        elif text.startswith("-"):  # as a word of its own it would be taken for an option
+            command_line.append(f"{word}={text}")
         else:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            found += [f"{word}={text}"] if text.startswith("-") else [word, text]
-    return found
+            command_line += [word, text]
+    return command_line
 
 
 # ---- contradictions ------------------------------------------------------------------------------
 
 
 class Rule(NamedTuple):
-    """Options that contradict each other; for programs that have (or know) all of `about`."""
+    """Options that contradict each other."""
 
     code: str
-    about: Tuple[str, ...]
-    broken: Callable[[Any], Any]  # of the options' values
+    about: Tuple[str, ...]  # the rule is for programs that have (or know) all of these options
+    is_broken: Callable[[Any], Any]  # of the options' values
     sentence: str
 
 
-def small_channel_is_in_vain(given: Any) -> bool:
-    behind_aipp = given.uint8 and given.backend == "ascend"
-    return bool(given.small_channel and not (behind_aipp and given.stem != "space-to-depth"))
+def small_channel_has_no_use(given: Any) -> bool:
+    has_aipp = given.uint8 and given.backend == "ascend"
+    begins_with_convolution = given.stem != "space-to-depth"
+    return bool(given.small_channel) and not (has_aipp and begins_with_convolution)
 
 
-def nothing_is_compared(given: Any) -> bool:
+def min_cosine_has_no_comparison(given: Any) -> bool:
     if given.min_cosine is None or given.tune:
         return False
-    return not given.compare if given.backend == "ascend" else given.precision != "int8"
+    if given.backend == "ascend":
+        return not given.compare
+    return bool(given.precision != "int8")
 
 
-def top_is_asked_of_many(given: Any) -> bool:
-    return given.multi_label and not given.min_top1 is given.min_top5 is None
+def top_gate_for_several_classes(given: Any) -> bool:
+    has_gate = given.min_top1 is not None or given.min_top5 is not None
+    return given.multi_label and has_gate
 
 
 RULES = (
     Rule(
         "small-channel",
         ("small_channel", "uint8", "stem", "backend"),
-        small_channel_is_in_vain,
+        small_channel_has_no_use,
         "--small-channel is for a first convolution behind AIPP on the card: give --uint8, and "
         "--stem conv4 or conv12",
     ),
@@ -631,7 +646,7 @@ RULES = (
     Rule(
         "multi-label-gates",
         ("multi_label", "min_top1", "min_top5"),
-        top_is_asked_of_many,
+        top_gate_for_several_classes,
         "--min-top1 and --min-top5 are not for --multi-label, whose figure is the mean average "
         "precision; leave them out",
     ),
@@ -645,7 +660,7 @@ RULES = (
     Rule(
         "min-cosine",
         ("min_cosine", "compare", "precision", "tune", "backend"),
-        nothing_is_compared,
+        min_cosine_has_no_comparison,
         "--min-cosine needs a comparison, which this run does not make: on the CPU it takes "
         "--precision int8, on ascend --compare with 1 image or more",
     ),
@@ -659,14 +674,14 @@ RULES = (
 
 
 def contradiction(given: argparse.Namespace, **known: Any) -> Optional[Rule]:
-    """The first rule that the options break, None if they break none.
+    """The first rule that the options break; None if they do not break any.
 
-    known: what the program has found out beside its options, or instead of one: backend="ascend"
+    known: what the program knows beside its options, or better than they say: backend="ascend"
     where the option is auto.
     """
     values = {**vars(given), **known}
     for rule in RULES:
-        if values.keys() >= set(rule.about) and rule.broken(SimpleNamespace(**values)):
+        if values.keys() >= set(rule.about) and rule.is_broken(SimpleNamespace(**values)):
             return rule
     return None
 

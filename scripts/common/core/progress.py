@@ -8,10 +8,9 @@
                           lambda: len(os.listdir(folder))):
         status = child.wait()
 
-On a terminal tqdm draws a bar, from two seconds on, and erases it at the end. Where stderr is not a
-terminal nothing is shown, so that nothing of it is in a log; or, where a step asks for that, a
-plain line every `lines_every` seconds. The set-up runs before there is any package: without tqdm,
-plain lines are shown on a terminal, too.
+On a terminal tqdm draws a bar after two seconds, and erases it at the end. If stderr is not a
+terminal, nothing is shown, so logs stay clean; a step may ask for a plain line every `lines_every`
+seconds. The set-up runs before any package is installed: without tqdm, a terminal gets plain lines.
 """
 
 import contextlib
@@ -22,13 +21,13 @@ import time
 from types import TracebackType
 from typing import Any, Callable, Iterator, Optional, Type
 
-PATIENCE = 2.0  # seconds before anything is drawn: what takes less needs no bar
+PATIENCE = 2.0  # seconds before anything is drawn: shorter work needs no bar
 REDRAW = 0.1  # seconds between two pictures on a terminal
 TICK = 0.5  # seconds between two looks of watched()
 LINES_EVERY = 10.0  # seconds between two lines on a terminal without tqdm, unless said otherwise
 
-# What tqdm draws: of a known total, of an unknown one, where nothing is counted. A {bar} without a
-# total is blank, and tqdm cuts only lines that have one at the terminal's width.
+# What tqdm draws: with a known total, with an unknown one, and where nothing is counted. Without a
+# total the {bar} is blank, but only with a {bar} does tqdm cut a line at the terminal's width.
 COUNTED = (
     "{desc}: {percentage:3.0f} %|{bar}| {n:,.0f} of {total:,.0f}{unit} "
     "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
@@ -53,11 +52,12 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """Counts what is done of `total` units and shows it.
+    """Counts how many of `total` units are done, and shows it.
 
-    total: 0 if nobody knows; unit: "" if nothing is counted and only the time is shown;
-    done: how many were finished before this run; lines_every: seconds between plain lines where
-    stderr is not a terminal, 0 for none.
+    total: 0 if it is unknown.
+    unit: "" if nothing is counted and only the time is shown.
+    done: how many units were finished before this run.
+    lines_every: seconds between plain lines where stderr is not a terminal; 0 for no lines.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class Bar:
                 self.drawn = None
 
     def advance(self, count: float = 1) -> None:
-        """So many units more are done."""
+        """`count` more units are done."""
         with self.lock:
             self.reach(self.done + count)
 
     def reach(self, done: float, what: str = "") -> None:
-        """`done` units are done by now; what: what is at work now, if that has changed."""
+        """`done` units are done now. what: the work that goes on, if it is another one now."""
         with self.lock:
             self.done, self.what = done, what or self.what
             now = time.monotonic()
@@ -110,7 +110,7 @@ class Bar:
                 self.next = now + (self.lines_every or LINES_EVERY)
 
     def draw(self, now: float) -> bool:
-        """Bring tqdm's bar up to date. Returns: False if there is no tqdm."""
+        """Bring tqdm's bar up to date. Returns: False if tqdm is not installed."""
         if self.drawn is None:
             try:
                 from tqdm import tqdm  # here: most runs draw nothing
@@ -144,13 +144,13 @@ class Bar:
                 self.drawn.clear()
 
     def say(self, sentence: str) -> None:
-        """Print a line to stdout, which the bar must not stand in."""
+        """Print a line to stdout; the bar must not be in it."""
         with self.lock:
             self.erase()
             print(sentence, flush=True)
 
     def text(self, seconds: float) -> str:
-        """The plain line after so many seconds: what, how much, how fast, how long still."""
+        """The plain line after `seconds`: the work, how much is done, how fast, the time left."""
         speed = (self.done - self.before) / seconds if seconds else 0.0
         parts = []
         if self.unit and self.total:
@@ -179,9 +179,9 @@ def watched(
 ) -> Iterator[Bar]:
     """A bar for work that another program does.
 
-    look: says every half second how many units are done by now; an OSError of it means: not known
-    at present. None if the block itself counts, by advance(), and only the time goes on meanwhile.
-    A thread looks, so the block must not fork (subprocess is fine).
+    look: returns how many units are done, every half second; an OSError means that it cannot know
+    at the moment. None if the block itself counts with advance(); then only the time is updated.
+    A thread calls it, so the block must not fork (subprocess is fine).
     """
     ended = threading.Event()
     with Bar(what, total, unit, done, lines_every) as bar:

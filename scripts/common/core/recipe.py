@@ -1,8 +1,9 @@
-"""What a product depends on: the code that is really run, the options, the versions of what computes, the inputs.
+"""What a product depends on: the code that runs, options, versions of packages, inputs.
 
-A recipe is a JSON object. A product is up to date only if the recipe that would make it now is the one in its record.
-The code is named by the SHA-256 of the files that a program imports, directly or through what it imports; so a change
-of a module that a program never loads does not make its products again. Standard library only.
+A recipe is a JSON object. A product is up to date only if the recipe that would make it now equals
+the one in its record. The code is the SHA-256 of the files that a program imports at any depth; so
+products are not made again when a module changes that their program never imports.
+Standard library only.
 """
 
 import functools
@@ -18,7 +19,7 @@ from common.core.cli import ROOT, Refusal, shown
 from common.core.record import Content, Recipe
 
 SCRIPTS = os.path.join(ROOT, "scripts")
-# What these modules say reaches a recipe by other ways: the values of options stand in it, and progress makes nothing.
+# Modules that do not change a product: a recipe holds the options' values, and progress is shown.
 NOT_COUNTED = ("options.py", "progress.py")
 IMPORT = re.compile(
     r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)|import[ \t]+([^\n]+))",
@@ -27,25 +28,23 @@ IMPORT = re.compile(
 C_FILE = re.compile(r"[\"'](\w+/\w+\.c)[\"']")  # as native.load() takes it
 
 
-# ---- the code --------------------------------------------------------------------------------------------------------
+# ---- the code ------------------------------------------------------------------------------------
 
 
 def imported_names(text: str) -> Set[str]:
-    """The dotted names that a Python source imports anywhere in it; of `from a import b` both a and a.b."""
+    """The dotted names that a Python source imports anywhere; `from a import b` gives a and a.b."""
     names: Set[str] = set()
-    for package, members, plain in IMPORT.findall(text):
+    for package, members, modules in IMPORT.findall(text):
         if package:
-            names.add(package)
-            names.update(
-                f"{package}.{word}" for word in re.findall(r"(\w+)(?:\s+as\s+\w+)?", members)
-            )
-        for word in plain.split(","):
-            names.add(word.split(" as ")[0].strip())
+            words = re.findall(r"(\w+)(?:\s+as\s+\w+)?", members)
+            names.update([package, *(f"{package}.{word}" for word in words)])
+        for module in modules.split(","):
+            names.add(module.split(" as ")[0].strip())
     return names
 
 
 def module_files(name: str) -> Iterator[str]:
-    """The files of this program that importing a dotted name loads: the module and the packages that it lies in."""
+    """Yield our files that importing a dotted name loads: a module and its packages."""
     parts = name.split(".")
     for count in range(1, len(parts) + 1):
         path = os.path.join(SCRIPTS, *parts[:count])
@@ -55,14 +54,14 @@ def module_files(name: str) -> Iterator[str]:
 
 
 def closure(program: str) -> List[str]:
-    """The files of this program that a program's file needs: itself, what it imports at any depth, and C files."""
-    found: Set[str] = set()
+    """The sorted paths of our files that a program needs: itself, all that it imports, C files."""
+    needed: Set[str] = set()
     waiting = [os.path.abspath(program)]
     while waiting:
         path = waiting.pop()
-        if path in found or os.path.basename(path) in NOT_COUNTED:
+        if path in needed or os.path.basename(path) in NOT_COUNTED:
             continue
-        found.add(path)
+        needed.add(path)
         if path.endswith(".c"):
             continue
         with open(path, encoding="utf-8") as file:
@@ -71,39 +70,40 @@ def closure(program: str) -> List[str]:
             waiting += module_files(name)
         c_files = (os.path.join(SCRIPTS, "common", name) for name in C_FILE.findall(text))
         waiting += filter(os.path.isfile, c_files)
-    return sorted(found)
+    return sorted(needed)
 
 
 @functools.lru_cache(maxsize=None)
 def sources(program: str) -> str:
-    """SHA-256 over the closure() of a program's file: the names of the files below the checkout and their content."""
+    """SHA-256 over the names and contents of the files in the closure() of a program."""
     digest = hashlib.sha256()
     for path in closure(program):
         digest.update(f"{os.path.relpath(path, ROOT)} {sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
-def versions(packages: Iterable[str]) -> Dict[str, str]:
-    """{package: its version here, "" if it is not installed}; nothing is imported."""
+def version_of(package: str) -> str:
+    """The version of a package here, "" if it is not installed; it is not imported."""
     try:
-        from importlib.metadata import PackageNotFoundError, version
+        from importlib import metadata
     except ImportError:  # Python 3.7
-        from pkg_resources import DistributionNotFound as PackageNotFoundError  # type: ignore[assignment,no-redef]
-        from pkg_resources import get_distribution
+        import pkg_resources
 
-        def version(distribution_name: str) -> str:
-            return str(get_distribution(distribution_name).version)
-
-    found = {}
-    for package in packages:
         try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = ""
-    return found
+            return str(pkg_resources.get_distribution(package).version)
+        except pkg_resources.DistributionNotFound:
+            return ""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+def versions(packages: Iterable[str]) -> Dict[str, str]:
+    return {package: version_of(package) for package in packages}
+
+
+# ---- files ---------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=256)
@@ -122,7 +122,7 @@ def read_once(path: str, _: record.Identity) -> Content:
 
 
 def content_of(path: str) -> Content:
-    """SHA-256, checksum and identity of a file. Raises: OSError; Refusal for what is not a regular file."""
+    """SHA-256, checksum and identity of a file. Raises: OSError; Refusal unless it is regular."""
     return read_once(os.path.abspath(path), record.identity(os.stat(path)))
 
 
@@ -132,13 +132,13 @@ def sha256(path: str) -> str:
 
 
 def input_content(path: str) -> Content:
-    """What a file holds that another tool made. Raises: Refusal if its own record says that it made something else."""
+    """The content of a file that another step made. Raises: Refusal if its record disagrees."""
     content = content_of(path)
     made = record.read(path).made.get(os.path.basename(path))
     if made and made.checksum != content.checksum:
         raise Refusal(
-            f"{shown(path)} is not what it was when it was made: it is damaged, or another file was put in "
-            "its place; make it again (what made it sees that), or give a file of your own another name"
+            f"{shown(path)} changed after this program created it; run the step that creates it "
+            "again, or give a file of your own another name"
         )
     return content
 
@@ -151,21 +151,28 @@ def make(
     settings: Iterable[str] = (),
     **more: Any,
 ) -> Recipe:
-    """What a product depends on, as JSON gives it back, and the content of the files that were read for it.
+    """The recipe of a product.
 
-    program: its file; packages: those that compute; inputs: files that other tools make, settings: other files, both
-    by content; more: versions of other programs, the device, and so on.
+    program: the file of the program that makes it.
+    packages: those that compute; their versions count.
+    inputs: files that other steps make; settings: other files. The contents of both count.
+    more: versions of other programs, the device, and so on.
     Raises: Refusal if an input is no longer what its own record says.
     """
-    found = {path: input_content(path) for path in inputs}
-    others = {path: content_of(path) for path in settings}
+    input_contents = {path: input_content(path) for path in inputs}
+    setting_contents = {path: content_of(path) for path in settings}
     row = {
         "tool": os.path.basename(program),
         "sources": sources(program),
         "options": options,
         "versions": versions(packages),
-        "inputs": [[os.path.basename(path), content.sha256] for path, content in found.items()],
-        "settings": [[os.path.basename(path), content.sha256] for path, content in others.items()],
+        "inputs": names_and_sha256(input_contents),
+        "settings": names_and_sha256(setting_contents),
         **more,
     }
-    return Recipe(dict(json.loads(json.dumps(row))), {**found, **others})
+    as_in_record = json.loads(json.dumps(row))  # a tuple becomes a list
+    return Recipe(as_in_record, {**input_contents, **setting_contents})
+
+
+def names_and_sha256(contents: Dict[str, Content]) -> List[List[str]]:
+    return [[os.path.basename(path), content.sha256] for path, content in contents.items()]

@@ -1,10 +1,10 @@
-"""Worker processes that may die or hang: an image that does that to its worker costs only itself.
+"""Worker processes that may die or hang: an image that kills its worker is the only one lost.
 
-multiprocessing.Pool waits for ever for a job whose worker died, concurrent.futures gives up all
-jobs then, and neither ends one that hangs. Standard library only.
+When a worker dies, multiprocessing.Pool waits for its job for ever, and concurrent.futures gives up
+all jobs. Neither ends a worker that hangs. Standard library only.
 
-Jobs are handed out in batches: one at a time costs a quarter more CPU time where images are small,
-and a twentieth more with photos.
+Workers get their jobs in batches. One job at a time costs 25 % more CPU time with small images,
+and 5 % more with photos.
 """
 
 import collections
@@ -20,9 +20,9 @@ from typing import Any, Callable, Iterable, Iterator, List, NamedTuple
 
 from common.core.cli import Refusal
 
-MAX_BATCH = 64  # jobs handed to a worker at once: as many as it can do in about
-BATCH_SECONDS = 0.05  # seconds, which is what a killed run has to do again
-MOST_IDLE_DEATHS = 100  # workers that may end without a job
+BATCH_SECONDS = 0.05  # how long a batch takes, about: a killed run has to do that much again
+MAX_BATCH = 64  # jobs that a worker gets at once
+MOST_IDLE_DEATHS = 100  # how many workers may end without a job
 PR_SET_PDEATHSIG = 1  # of prctl(): the signal that a process gets when its parent ends
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # by cli.run()
 FORK = multiprocessing.get_context("fork")
@@ -57,7 +57,7 @@ class Worker:
     def __init__(self, work: Work) -> None:
         self.batch: List[Any] = []
         self.batch_size = 1  # of the next one
-        self.given = 0.0  # when it got its batch
+        self.batch_began = 0.0  # when it got its batch, s
         self.seen = 0  # the position in its batch where it was last seen
         self.waited = 0.0  # seconds that it has been there
         self.progress = mmap.mmap(-1, 1)
@@ -75,7 +75,7 @@ class Worker:
     def give(self, batch: List[Any]) -> None:
         """Hand over the next jobs; none, and the worker stays idle."""
         self.batch = batch
-        self.given = time.monotonic()
+        self.batch_began = time.monotonic()
         self.progress[0] = self.seen = 0
         self.waited = 0.0
         if batch:
@@ -88,7 +88,7 @@ class Worker:
         Raises: EOFError or OSError if it has died.
         """
         results: List[Any] = self.connection.recv()
-        if time.monotonic() - self.given < BATCH_SECONDS:
+        if time.monotonic() - self.batch_began < BATCH_SECONDS:
             self.batch_size = min(MAX_BATCH, self.batch_size * 2)
         else:
             self.batch_size = max(1, self.batch_size // 2)
@@ -125,7 +125,7 @@ class Worker:
 
 
 class Dead(NamedTuple):
-    """A worker that is to be replaced, and why."""
+    """A worker that must be replaced, and why."""
 
     worker: Worker
     why: str
@@ -141,7 +141,7 @@ class Crew:
         self.jobs = collections.deque(jobs)
         self.work, self.count, self.timeout = work, count, timeout
         self.selector = selectors.DefaultSelector()
-        self.tick = min(1.0, timeout / 4)  # seconds between two looks at who takes too long
+        self.tick = min(1.0, timeout / 4)  # seconds between two looks for workers that hang
         self.looked = time.monotonic()
         self.idle_deaths = 0
 
@@ -163,7 +163,7 @@ class Crew:
         self.give(worker)
 
     def give(self, worker: Worker) -> None:
-        fair_share = len(self.jobs) // (2 * self.count)  # small in the end: all end at one time
+        fair_share = len(self.jobs) // (2 * self.count)  # small at the end: all end together
         size = max(1, min(worker.batch_size, fair_share))
         worker.give([self.jobs.popleft() for _ in range(min(size, len(self.jobs)))])
 
@@ -186,7 +186,7 @@ class Crew:
     def overdue(self) -> List[Dead]:
         """The workers that have been at one job for longer than `timeout`."""
         now = time.monotonic()
-        passed = min(now - self.looked, 2 * self.tick)  # this process may have been stopped, too
+        passed = min(now - self.looked, 2 * self.tick)  # this process may have been stopped too
         self.looked = now
         return [
             Dead(worker, f"took longer than {self.timeout:g} s")
@@ -216,7 +216,7 @@ class Crew:
         return culprit
 
     def close(self) -> None:
-        """End all workers: until then one may leave half a file, and holds what we have locked."""
+        """End all workers: one that lives may leave half a file, and it holds our locks."""
         workers = self.workers()
         for worker in workers:
             self.end(worker)
@@ -233,9 +233,9 @@ def run_workers(
 ) -> Iterator[List[Any]]:
     """Yield lists of the results of work(job), run in processes.
 
-    workers: how many processes; timeout: seconds for one job; lost(job, why): the result for a job
-    that killed its worker or made it hang.
-    Raises: Refusal if no worker can be started, or if they keep being ended from outside.
+    workers: how many processes; timeout: seconds for one job.
+    lost(job, why): the result for a job that killed its worker or made it hang.
+    Raises: Refusal if no worker can be started, or if workers keep being ended from outside.
     """
     crew = Crew(all_jobs, work, workers, timeout)
     try:
@@ -243,11 +243,11 @@ def run_workers(
         while crew.busy():
             dead: List[Dead] = []
             yield from crew.collect(dead)
-            ended = [worker for worker, _ in dead]
-            dead += [late for late in crew.overdue() if late.worker not in ended]
-            for each in dead:
-                for job in crew.replace(each):
-                    yield [lost(job, each.why)]
+            workers_ended = [worker for worker, _ in dead]
+            dead += [late for late in crew.overdue() if late.worker not in workers_ended]
+            for ended_worker in dead:
+                for job in crew.replace(ended_worker):
+                    yield [lost(job, ended_worker.why)]
     except (BlockingIOError, MemoryError) as error:
         raise Refusal(f"cannot start a worker process ({error}); try fewer --workers") from None
     finally:

@@ -214,7 +214,7 @@ def of_model(model: str) -> Optional[Exported]:
     """
     about = record.read(model)
     made = about.made.get(os.path.basename(model))
-    if not model.endswith(".onnx") or (made and about.same(made)):
+    if not model.endswith(".onnx") or (made and about.is_intact(made)):
         return of_notes(about.notes)
     metadata = metadata_of(model)
     notes: Dict[str, Any] = {}

@@ -107,7 +107,7 @@ def recorded(path: str) -> Description:
     about = record.read(path)
     made = about.made.get(os.path.basename(path))
     described = about.notes.get("described")
-    if not made or not isinstance(described, dict) or not about.same(made):
+    if not made or not isinstance(described, dict) or not about.is_intact(made):
         return {}
     texts = {key: value for key, value in about.notes.items() if isinstance(value, str)}
     return dict(described, metadata=texts)
