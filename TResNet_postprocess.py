@@ -2,18 +2,21 @@
 """Predictions + labels -> acc.json: Top-1 to Top-5 accuracy over every result in a folder.
 
     python3 TResNet_postprocess.py ./result/ ./ImageNet/val_label.txt ./ acc.json
-    python3 TResNet_postprocess.py ./result/ ./prep_dataset/val_label.txt ./ acc.json --prep ./prep_dataset
+    python3 TResNet_postprocess.py ./result/ ./val_label.txt ./ acc.json --prep ./prep_dataset
     python3 TResNet_postprocess.py ./result/ ./ImageNet/val_label.txt ./ acc.json --min-top5 94.4
     python3 TResNet_postprocess.py ./result/ ./real.json ./ acc.json
     python3 TResNet_postprocess.py ./result/ ./coco_label.txt ./ acc.json --multi-label
 
-In:  RESULT, one file per image as the inference writes it: STEM_0.txt (each value as "%f ", then a newline), STEM_0.bin
-     (raw float32) or STEM_0.npy; LABELS, lines "NAME[.suffix] INT", NAME being the image's path or its end, or
-     ReaL's real.json: any of an image's classes is right, images without one are left out. With --multi-label its lines
-     are "NAME INT INT …", and the figure is the mean average precision (mAP).
-Out: OUT_DIR/OUT_NAME, the accuracy as strings, and beside it ..._report.json, which accounts for every image: what the
-     accuracy covers, what was left out and why. With --prep DIR that is checked against DIR/manifest.jsonl.
-Exit status: 0 good, 1 something is wrong with the data, 2 wrong usage, 3 the accuracy is below --min-top1/--min-top5.
+In:  RESULT, one file per image as the inference writes it: STEM_0.txt (each value as "%f ", then a
+     newline), STEM_0.bin (raw float32) or STEM_0.npy.
+     LABELS, lines "NAME[.suffix] INT": NAME is the image's path or the end of it. Or ReaL's
+     real.json: any of an image's classes is right, and images without a class are left out. With
+     --multi-label the lines are "NAME INT INT …", and the figure is the mean average precision.
+Out: OUT_DIR/OUT_NAME, the accuracy as strings, and beside it ..._report.json, which accounts for
+     every image: what the accuracy covers, what was left out and why. With --prep DIR this is
+     checked against DIR/manifest.jsonl.
+Exit status: 0 good, 1 something is wrong with the data, 2 wrong usage, 3 the accuracy is below
+     --min-top1 or --min-top5.
 """
 
 import argparse
@@ -21,11 +24,13 @@ import contextlib
 import ctypes
 import gc
 import json
+import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from itertools import chain, repeat
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
 from common.core import cli
@@ -40,266 +45,341 @@ from common.data import class_names, prepared
 from common.data.labels import check_folders, label_offset, match_labels, read_label_file
 from common.results import accuracy
 from common.results.results import chunks, percent, read_result, result_files
+from common.results.work_files import ACCURACY
 
 import numpy as np
 
 TOP = 5
 CHUNK_VALUES = 256_000  # values; 3 ms of work, which an interrupted thread still finishes
-SLOW_FROM = (
-    2_000_000  # values; Python needs 0.15 s per million, so a missing compiler is felt from here on
+# From so many values on a missing compiler is felt: Python needs 0.15 s per million.
+SLOW_FROM = 2_000_000
+BACKGROUND = (
+    'of {:,} classes class 0 is taken for "background": each label is one lower than its class '
+    "(--label-offset 0 if that is wrong)"
 )
-PREPARED = (
-    "images",
-    "preprocessed",
-    "bad",
-    "left_out",
-)  # counts that only the prepared folder tells
 
 
-# ---- ranks -----------------------------------------------------------------------------------------------------------
+# ---- ranks ---------------------------------------------------------------------------------------
 
 
-def fast_ranks(
-    paths: Sequence[str], labels: np.ndarray, classes: int, workers: int
-) -> Tuple[np.ndarray, np.ndarray]:
-    """ranks() by compiled C, for results exactly as ais_bench writes them; rank -1 where a file is anything else.
+class Ranked(NamedTuple):
+    """Where the label of each of n results stands among the classes, and what was read for it."""
 
-    A NumPy file is such one if it holds float32 and has the header that the first one has.
-    """
-    found, checksums = np.full(len(paths), -1, np.int32), np.zeros(len(paths), np.uint32)
-    header = None if paths[0].endswith(".txt") else b""
-    if paths[0].endswith(".npy"):
-        header = read_regular(paths[0], follow_links=False)[: -4 * classes]
-        if b"'<f4'" not in header:
-            return found, checksums
+    ranks: np.ndarray  # int32 [n]: how many classes come before the label; -1 if not known
+    checksums: np.ndarray  # uint32 [n]: CRC-32 of each file
+
+
+def load_kernel(values: int) -> Any:
+    """label_ranks() of ranks.c; None, and for many values a note, where it cannot be compiled."""
     try:
         kernel = native.load("results/ranks.c").label_ranks
     except RuntimeError as error:
-        if len(paths) * classes >= SLOW_FROM:
-            print(
-                f"note: the fast way is not used, Python reads all results: {error}",
-                file=sys.stderr,
-            )
-        return found, checksums
+        if values >= SLOW_FROM:
+            note = f"note: the fast way is not used, Python reads all results: {error}"
+            print(note, file=sys.stderr)
+        return None
     text, pointer, integer = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_ssize_t
     kernel.argtypes = [text, integer, integer, text, integer, pointer, pointer, pointer]
     kernel.restype = None
+    return kernel
+
+
+def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Ranked:
+    """ranks() by compiled C, for results exactly as ais_bench writes them.
+
+    The rank is -1 where a file is anything else. A NumPy file must hold float32 and have the header
+    of the first one.
+    """
+    ranked = Ranked(np.full(len(paths), -1, np.int32), np.zeros(len(paths), np.uint32))
+    header: Optional[bytes] = b""
+    if paths[0].endswith(".txt"):
+        header = None
+    elif paths[0].endswith(".npy"):
+        header = read_regular(paths[0], follow_links=False)[: -4 * classes]
+        if b"'<f4'" not in header:
+            return ranked
+    kernel = load_kernel(len(paths) * classes)
+    if kernel is None:
+        return ranked
     chunk = max(1, CHUNK_VALUES // classes)
     starts = iter(range(0, len(paths), chunk))
 
     def work() -> None:
         for start in starts:  # of all threads: each takes the next one
-            some_paths = paths[start : start + chunk]
+            paths_of_chunk = paths[start : start + chunk]
             kernel(
-                os.fsencode("\0".join(some_paths)),
-                len(some_paths),
+                os.fsencode("\0".join(paths_of_chunk)),
+                len(paths_of_chunk),
                 classes,
                 header,
                 len(header or b""),
                 labels[start:].ctypes.data,
-                found[start:].ctypes.data,
-                checksums[start:].ctypes.data,
+                ranked.ranks[start:].ctypes.data,
+                ranked.checksums[start:].ctypes.data,
             )
 
     with ThreadPoolExecutor(workers) as threads:  # ctypes lets them run at the same time
         try:
-            for thread in [
-                threads.submit(work) for _ in range(min(workers, -(-len(paths) // chunk)))
-            ]:
+            used = min(workers, math.ceil(len(paths) / chunk))
+            running = [threads.submit(work) for _ in range(used)]
+            for thread in running:
                 thread.result()
         finally:
             for _ in starts:  # after Ctrl-C no thread finds another chunk
                 pass
-    return found, checksums
+    return ranked
 
 
-def ranks(
-    paths: Sequence[str], labels: np.ndarray, classes: int, workers: int
-) -> Tuple[np.ndarray, np.ndarray]:
-    """(int32 [n], uint32 [n]): how many classes come before the label in each prediction, equal scores by rising class;
-    and the CRC-32 of each file.
+def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Ranked:
+    """How many classes come before the label in each result: those of a higher score, and of an
+    equal score those of a lower number.
 
-    labels: int64 [len(paths)], 0 to classes - 1. Raises: Refusal about the first file that is damaged or has another
-    number of classes.
+    paths: of n result files; labels: int64 [n], 0 to classes - 1.
+    Raises: Refusal about the first file that is damaged or has another number of classes.
     """
-    found, checksums = fast_ranks(paths, labels, classes, workers)
-    for i in np.flatnonzero(found < 0).tolist():
+    ranked = fast_ranks(paths, labels, classes, workers)
+    for i in np.flatnonzero(ranked.ranks < 0).tolist():
         scores, label = read_result(paths[i]), labels[i]
         if len(scores) != classes:
             raise Refusal(
-                f"{shown(paths[i])} holds {len(scores)} values, but {shown(paths[0])} holds {classes}"
+                f"{shown(paths[i])} holds {len(scores)} values, but {shown(paths[0])} holds "
+                f"{classes}; run the inference again"
             )
-        found[i] = np.count_nonzero(scores > scores[label]) + np.count_nonzero(
-            scores[:label] == scores[label]
-        )
-        checksums[i] = int(checksum_of(paths[i]) or "0", 16)
-    return found, checksums
+        higher = np.count_nonzero(scores > scores[label])
+        equal_before = np.count_nonzero(scores[:label] == scores[label])
+        ranked.ranks[i] = higher + equal_before
+        ranked.checksums[i] = int(checksum_of(paths[i]) or "0", 16)
+    return ranked
 
 
-def count_hits(
-    paths: Sequence[str], right: Sequence[Tuple[int, ...]], classes: int, workers: int, offset: int
-) -> Tuple[List[int], List[int], Dict[str, str]]:
-    """(how many predictions have a right class first, among the first two, … five (or all); the
-    right class of each; {file name: files.checksum() of its content}).
+# ---- accuracy ------------------------------------------------------------------------------------
 
-    right: the right classes of each, one or more, of which the one that comes first counts.
+
+class Labels(NamedTuple):
+    """A file of labels, matched with the results."""
+
+    right: Dict[str, Tuple[int, ...]]  # {stem: its labels}; () where no class is right
+    offset: int  # what to add to a label to have its class
+    names: Set[str]  # all in the file
+    without_prediction: Set[str]  # the names that belong to no result
+
+
+class Score(NamedTuple):
+    """How right the predictions of n images are."""
+
+    figures: Dict[str, Any]  # of acc_report.json: "hits", or "mAP" and "average_precision" too
+    true: List[int]  # [n]: the right class of each image; [] where an image has several labels
+    checksums: Dict[str, str]  # {file name: files.checksum() of its content}
+
+
+def count_hits(ranks_of_images: np.ndarray, classes: int) -> List[int]:
+    """Top-1 to Top-5 as counts: an image is a hit of Top-k if fewer than k classes come before its
+    right class. Fewer counts where there are fewer than 5 classes.
+
+    ranks_of_images: int [images], 0 to classes - 1.
     """
-    repeated = [path for path, labels in zip(paths, right) for _ in labels]
-    labels = np.array([label for image in right for label in image], np.int64) + offset
-    found, checksums = ranks(repeated, labels, classes, workers)
-    counts = list(map(len, right))
-    owners = np.repeat(np.arange(len(right)), counts)
-    best = np.lexsort((found, owners))[np.cumsum([0, *counts[:-1]])]
-    places = np.bincount(
-        found[best][(0 <= found[best]) & (found[best] < classes)], minlength=classes
-    )
-    if places.sum() != len(paths):
+    return [int(np.count_nonzero(ranks_of_images < k)) for k in range(1, min(TOP, classes) + 1)]
+
+
+def top_hits(paths: Dict[str, str], label: Labels, classes: int, workers: int) -> Score:
+    """The hits of all images; of an image's several right classes the one that comes first counts.
+
+    paths: {stem: path} of the results to evaluate; each has at least one label.
+    """
+    right = [label.right[stem] for stem in paths]
+    counts = [len(labels_of_image) for labels_of_image in right]
+    repeated = list(
+        chain.from_iterable(map(repeat, paths.values(), counts))
+    )  # once for each right class
+    labels = np.fromiter(chain.from_iterable(right), np.int64, len(repeated)) + label.offset
+    ranked = ranks(repeated, labels, classes, workers)
+    owners = np.repeat(np.arange(len(right)), counts)  # the image that each rank belongs to
+    by_image = np.lexsort((ranked.ranks, owners))  # of each image the lowest rank first
+    best = by_image[np.cumsum([0, *counts[:-1]])]
+    ranks_of_images = ranked.ranks[best]
+    if ranks_of_images.min() < 0 or ranks_of_images.max() >= classes:
         raise Refusal(
-            f"{places.sum()} of {len(paths)} predictions were counted; this is a defect of "
-            "the program"
+            f"a rank is not in 0…{classes - 1}, it is {ranks_of_images.min()} or "
+            f"{ranks_of_images.max()}; this is a defect of the program"
         )
-    hits = np.cumsum(places)[: min(TOP, classes)].tolist()
-    return hits, labels[best].tolist(), checksums_of_names(repeated, checksums)
+    figures = {"hits": count_hits(ranks_of_images, classes)}
+    return Score(figures, labels[best].tolist(), named_checksums(repeated, ranked.checksums))
 
 
-def checksums_of_names(paths: Sequence[str], checksums: np.ndarray) -> Dict[str, str]:
+def named_checksums(paths: Sequence[str], checksums: np.ndarray) -> Dict[str, str]:
     """{file name: its checksum as a record has it}; checksums: uint32 [n]."""
     start = len(os.path.dirname(paths[0])) + 1
     return {path[start:]: "%08x" % value for path, value in zip(paths, checksums.tolist())}
 
 
 def average_precision(scores: np.ndarray, right: np.ndarray) -> Optional[float]:
-    """The area under the precision-recall curve of one class, as a sum of steps; None if no image shows the class.
+    """The area under the precision-recall curve of one class, as a sum of steps.
 
-    scores: float [images], any rising function of the probability; right: bool [images]. Images of equal score are one
-    step, as in scikit-learn's average_precision_score.
+    scores: float [images], any rising function of the probability; right: bool [images].
+    Images of equal score are one step, as in scikit-learn's average_precision_score.
+    Returns None if no image shows the class.
     """
     total = int(right.sum())
     if not total:
         return None
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(right[order])
-    last = np.flatnonzero(
-        np.diff(scores[order], append=np.nan) != 0
-    )  # of each group of equal scores
+    # the last image of each group of equal scores
+    last = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
     precision, recall = hits[last] / (last + 1.0), hits[last] / float(total)
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
-def precision(
-    paths: Dict[str, str], right: Sequence[Sequence[int]], classes: int
-) -> Dict[str, Any]:
-    """The mean average precision, 0..1, over the classes that some image shows, and each class's.
+def mean_average_precision(paths: Dict[str, str], label: Labels, classes: int) -> Score:
+    """The average precision of each class, and its mean over the classes that some image shows.
 
-    It is None for a class that no image shows. paths: {stem: path} of the results; right: the classes
-    of each image, in the same order. The order of the logits is that of their sigmoids.
+    paths: {stem: path} of the results to evaluate.
+    Each figure is 0 to 1; a class that no image shows has None. Logits are ranked: their sigmoids
+    have the same order.
     """
     scores = np.empty((len(paths), classes), np.float32)
-    own = np.zeros((len(paths), classes), bool)
-    place = 0
+    shows = np.zeros((len(paths), classes), bool)
+    row = 0
     for rows in chunks(paths, list(paths)):
-        scores[place : place + len(rows)] = rows
-        place += len(rows)
-    for place, shown_classes in enumerate(right):
-        own[place, list(shown_classes)] = True
-    if not own.any():
+        scores[row : row + len(rows)] = rows
+        row += len(rows)
+    for row, stem in enumerate(paths):
+        shows[row, [number + label.offset for number in label.right[stem]]] = True
+    if not shows.any():
         raise Refusal(
-            "no image has a label of any class, so there is no average precision; are "
-            "these labels meant?"
+            f"none of the {len(paths)} images has a class, so there is no average precision; check "
+            "that LABELS belongs to these images"
         )
-    each = [average_precision(scores[:, label], own[:, label]) for label in range(classes)]
-    known = [value for value in each if value is not None]
-    return {"hits": [], "mAP": float(np.mean(known)), "average_precision": each}
+    values = [average_precision(scores[:, i], shows[:, i]) for i in range(classes)]
+    mean = float(np.mean([value for value in values if value is not None]))
+    checksums = {os.path.basename(path): str(checksum_of(path)) for path in paths.values()}
+    return Score({"hits": [], "mAP": mean, "average_precision": values}, [], checksums)
 
 
-# ---- every image accounted for ---------------------------------------------------------------------------------------
-
-Names = Tuple[Dict[str, str], Dict[str, str]]  # Prepared.sources and Prepared.bad
+# ---- every image accounted for -------------------------------------------------------------------
 
 
-def names_beside(result: str) -> Names:
-    """The images of the folder that the inference says its inputs were in; ({}, {}) if nothing is known.
+class Images(NamedTuple):
+    """What is known of the images that the results belong to; nothing if all is empty."""
 
-    RESULT_summary.json names them as they were called in the folder where the inference ran: that may have been this
-    one, or the result folder's parent.
+    sources: Dict[str, str] = {}  # {stem of a result: path of its image below the data set}
+    bad: Dict[str, str] = {}  # {path of an image that was not prepared: why}
+    shard: Any = None  # [I, N] if this is one part of N
+
+
+def images_beside(result: str) -> Images:
+    """The images of the folder that the inference says its inputs were in.
+
+    RESULT_summary.json names them as they were called in the folder where the inference ran. That
+    may have been this folder, or the result folder's parent.
     """
     result = os.path.abspath(result)
     with contextlib.suppress(Refusal, OSError, ValueError, LookupError, TypeError, RecursionError):
         summary = read_regular(result + "_summary.json").decode("utf-8", "surrogateescape")
-        start = summary.index(
-            "[", summary.index('"infiles"')
-        )  # the first image's are enough: all of it takes 0.15 s
+        # The first image's inputs are enough: to parse all of the file takes 0.15 s.
+        start = summary.index("[", summary.index('"infiles"'))
         prep = os.path.dirname(json.JSONDecoder().raw_decode(summary, start)[0][0])
         for folder in (os.path.abspath(prep), os.path.join(os.path.dirname(result), prep)):
             about = prepared.read(folder)
             if about.sources:
-                return about.sources, about.bad
-    return {}, {}
+                return Images(about.sources, about.bad)
+    return Images()
 
 
-def account(prep: str, results: Dict[str, str]) -> Names:
+def account(prep: str, results: Dict[str, str]) -> Images:
     """The images of a prepared folder.
 
-    Raises: Refusal unless there is exactly one result for every .bin and none is older than its .bin.
+    results: {stem: path}.
+    Raises: Refusal unless there is exactly one result for each .bin, and none is older than it.
     """
     about = prepared.read(prep)
-    names, bad = about.sources, about.bad
     if not about.settings:
         raise Refusal(
-            f"{shown(prep)} holds no manifest.jsonl of TResNet_preprocess.py; give the prepared folder as "
-            "--prep"
+            f"{shown(prep)} holds no manifest.jsonl of TResNet_preprocess.py; give the prepared "
+            "folder as --prep"
         )
     with os.scandir(prep) as entries:
-        written = {
-            entry.name: entry.stat().st_mtime_ns
-            for entry in entries
-            if entry.name.lower().endswith(".bin")
-        }
-    expected = {stem + ".bin" for stem in names}
-    if expected != written.keys():
+        bins = [entry for entry in entries if entry.name.lower().endswith(".bin")]
+        written = {entry.name: entry.stat().st_mtime_ns for entry in bins}
+    unlike = {stem + ".bin" for stem in about.sources} ^ written.keys()
+    if unlike:
         raise Refusal(
-            f"the .bin files in {shown(prep)} are not those of its manifest "
-            f"({some(expected ^ written.keys())}); run TResNet_preprocess.py again"
+            f"the .bin files in {shown(prep)} are not those of its manifest ({some(unlike)}); run "
+            "TResNet_preprocess.py again"
         )
-    foreign = [stem for stem in results if stem not in names]
+    foreign = results.keys() - about.sources.keys()
     if foreign:
         raise Refusal(
-            f"{len(foreign)} of {len(results)} results belong to no .bin in {shown(prep)}: {some(foreign)}; "
-            "they may be another run's: move them away"
+            f"{len(foreign)} of {len(results)} results belong to no .bin in {shown(prep)}: "
+            f"{some(foreign)}; they may be those of another run: move them away"
         )
-    lacking = names.keys() - results.keys()
-    if lacking:
+    missing = about.sources.keys() - results.keys()
+    if missing:
         raise Refusal(
-            f"the inference was incomplete: {len(lacking)} of {len(names)} .bin files in {shown(prep)} have "
-            f"no result: {some(lacking)}"
+            f"the inference was incomplete: {len(missing)} of {len(about.sources)} .bin files in "
+            f"{shown(prep)} have no result: {some(missing)}; run the inference again"
         )
-    older = [
-        stem
-        for stem, path in results.items()
-        if os.lstat(path).st_mtime_ns < written[stem + ".bin"]
-    ]
-    if older:  # a clock may have been wrong
-        pieces = record.read(os.path.dirname(results[older[0]])).pieces.values()
-        made_from = {tuple(state) for piece in pieces for state in piece.inputs}
-        older = [
-            stem
-            for stem in older
-            if tuple(record.state(os.path.join(prep, stem + ".bin"))) not in made_from
-        ]
+    older = older_results(prep, results, written)
     if older:
         raise Refusal(
             f"{len(older)} of {len(results)} results are older than their .bin in {shown(prep)}: "
             f"{some(older)}; run the inference again"
         )
-    return names, bad
+    shard = about.settings.get("shard")
+    return Images(about.sources, about.bad, None if shard == prepared.ALL_IMAGES else shard)
+
+
+def older_results(prep: str, results: Dict[str, str], written: Dict[str, int]) -> List[str]:
+    """The stems of results that are older than their .bin, and not recorded as made from it.
+
+    written: {name of a .bin: its time in ns}. Where a clock was wrong, the record of the inference
+    knows better than the times.
+    """
+    older = [
+        stem
+        for stem, path in results.items()
+        if os.lstat(path).st_mtime_ns < written[stem + ".bin"]
+    ]
+    if not older:
+        return []
+    made_from: Set[Tuple[Any, ...]] = set()
+    for piece in record.read(os.path.dirname(results[older[0]])).pieces.values():
+        made_from.update(tuple(state) for state in piece.inputs)
+    states = {stem: tuple(record.state(os.path.join(prep, stem + ".bin"))) for stem in older}
+    return [stem for stem in older if states[stem] not in made_from]
 
 
 def check_class_folders(labels: str, classes: int) -> None:
-    """Refuse labels that preprocessing took from the order of class folders, if these are not all of the classes."""
+    """Refuse labels from the order of class folders if the folders are not those of all classes."""
     about = prepared.read(os.path.dirname(os.path.abspath(labels)))
     names = about.about.get("class_folders")
     if os.path.basename(labels) == prepared.LABELS and names:
         check_folders(str(about.settings.get("source")), names, classes)
+
+
+def find_labels(
+    path: str,
+    classes: int,
+    sources: Dict[str, str],
+    images: Images,
+    multi_label: bool,
+    asked_offset: Optional[int],
+) -> Labels:
+    """The labels of the images {stem: source}, from the file `path`.
+
+    Raises: Refusal if an image has no label, a doubtful one, or one that is not a class.
+    """
+    lines = read_label_file(path, multi_label)
+    offset = label_offset(lines, classes, path, multi_label, asked_offset)
+    check_class_folders(path, classes)
+    label_of = match_labels(sources, lines, path, [*images.sources.values(), *images.bad])
+    names = {label.name for label in lines}
+    predicted = {label.name for label in label_of.values()}
+    right = {stem: label_of[stem].classes for stem in sources}
+    return Labels(right, offset, names, names - predicted)
+
+
+# ---- the report ----------------------------------------------------------------------------------
 
 
 def evaluate(
@@ -313,105 +393,118 @@ def evaluate(
 ) -> Dict[str, Any]:
     """Compare all predictions in a result folder with their labels.
 
-    Returns a report that json can write: "classes" (int), "hits" ([Top-1, Top-2, ... Top-5] as counts, fewer for fewer
-    classes, none for multi_label, which has "mAP" and "average_precision" instead), "counts" (labelled, images,
-    preprocessed, bad, inferred, evaluated, left_out; None where that cannot be known without prep), "evaluated"
-    (stems), "true" (the right class of each of them; of several the one that the network prefers; not for multi_label),
-    "class_names" (of all classes, None if nobody knows them; see class_names.find(), which gets the file `names`),
-    "left_out" ([{"source", "error"}]), "labelled_without_prediction" (names), "notes" (sentences).
-    Raises: Refusal if anything is amiss.
+    result, labels, prep: paths; names: a file of class names; asked_offset: --label-offset.
+    Returns the content of acc_report.json (work_files.REPORT):
+      classes, label_offset: int
+      hits: [Top-1, Top-2, … Top-5] as counts, fewer for fewer classes; [] for multi_label, which
+        has mAP and average_precision instead
+      counts: see count_images()
+      evaluated: the stems
+      true: the right class of each stem; of several the one that the network prefers
+      class_names: of all classes, None if nobody knows them; see class_names.find()
+      left_out: [{"source", "error"}]; labelled_without_prediction: names; notes: sentences
+    Raises: Refusal if results, labels and images do not fit together.
     """
     results = result_files(result)
-    sources, bad = account(prep, results) if prep is not None else names_beside(result)
-    stems, paths = list(results), list(results.values())
-    classes = len(read_result(paths[0]))
-    lines = read_label_file(labels, multi_label)
-    offset = label_offset(lines, classes, labels, multi_label, asked_offset)
-    check_class_folders(labels, classes)
-    images = {stem: sources.get(stem, stem) for stem in stems}
-    matched = match_labels(images, lines, labels, [*sources.values(), *bad])
-    labelled = {label.name for label in lines}
-    unpredicted = sorted(labelled.difference(label.name for label in matched.values()))
-    right = {stem: matched[stem].classes for stem in stems}
-    if multi_label:
-        shifted = [np.array(labels_of_image, int) + offset for labels_of_image in right.values()]
-        score, true = precision(results, shifted, classes), []
-        contents = {os.path.basename(path): checksum_of(path) for path in paths}
-    else:
-        stems = [stem for stem in stems if right[stem]]
-        if not stems:
-            raise Refusal(f"{shown(labels)} has no right class for any of the {len(paths)} images")
-        hits, true, contents = count_hits(
-            [results[stem] for stem in stems],
-            [right[stem] for stem in stems],
-            classes,
-            workers,
-            offset,
-        )
-        score = {"hits": hits}
-    record.check_results(result, contents)
+    images = account(prep, results) if prep is not None else images_beside(result)
+    sources = {stem: images.sources.get(stem, stem) for stem in results}
+    classes = len(read_result(next(iter(results.values()))))
+    label = find_labels(labels, classes, sources, images, multi_label, asked_offset)
 
-    left_out = [
-        {"source": images[stem], "error": f"no right class in {os.path.basename(labels)}"}
-        for stem in sorted(results.keys() - set(stems))
-    ]
-    left_out += [
-        {"source": source, "error": error} for source, error in bad.items() if prep is not None
-    ]
-    counts = {
-        "labelled": len(labelled),
-        "images": len(paths) + len(bad),
-        "preprocessed": len(paths),
-        "bad": len(bad),
-        "inferred": len(paths),
-        "evaluated": len(stems),
-        "left_out": len(left_out),
-    }
-    part = prepared.read(prep).settings.get("shard") if prep is not None else None
+    paths = {stem: path for stem, path in results.items() if multi_label or label.right[stem]}
+    if not paths:
+        raise Refusal(f"{shown(labels)} has no right class for any of the {len(results)} images")
+    if multi_label:
+        score = mean_average_precision(paths, label, classes)
+    else:
+        score = top_hits(paths, label, classes, workers)
+    record.check_results(result, score.checksums)
+
+    evaluated = [sources[stem] for stem in paths]
     report = {
+        **describe_inputs(result, labels, prep),
+        "classes": classes,
+        "label_offset": label.offset,
+        **score.figures,
+        "counts": count_images(label, len(results), len(paths), images, prep is not None),
+        "notes": [],
+        "left_out": reasons(sources, paths, labels, images.bad if prep is not None else {}),
+        "labelled_without_prediction": sorted(label.without_prediction),
+        "evaluated": list(paths),
+        "true": score.true,
+        "class_names": class_names.find(classes, names, zip(evaluated, score.true)),
+    }
+    if images.shard is not None:
+        report["shard"] = images.shard
+    if label.offset and asked_offset is None:
+        report["notes"].append(BACKGROUND.format(classes))
+    report["notes"] += accuracy.notes(report)
+    return report
+
+
+def describe_inputs(result: str, labels: str, prep: Optional[str]) -> Dict[str, Any]:
+    """The first rows of acc_report.json: what was evaluated, by which program."""
+    return {
         "tool": accuracy.TOOL,
         "version": cli.VERSION,
         "result": os.path.abspath(result),
         "labels": os.path.abspath(labels),
         "prep": None if prep is None else os.path.abspath(prep),
-        "classes": classes,
-        "label_offset": offset,
-        **score,
-        "counts": counts if prep is not None else dict(counts, **dict.fromkeys(PREPARED)),
-        "notes": [],
-        "left_out": left_out,
-        "labelled_without_prediction": unpredicted,
-        "evaluated": stems,
-        "true": true,
-        "class_names": class_names.find(
-            classes, names, zip([images[stem] for stem in stems], true)
-        ),
-        **({} if part in (None, prepared.ALL_IMAGES) else {"shard": part}),
     }
-    if offset and asked_offset is None:
-        report["notes"].append(
-            f'of {classes:,} classes class 0 is taken for "background": each label is one lower '
-            "than its class (--label-offset 0 if that is wrong)"
+
+
+def reasons(
+    sources: Dict[str, str], evaluated: Dict[str, str], labels: str, bad: Dict[str, str]
+) -> List[Dict[str, str]]:
+    """[{"source", "error"}]: why each image without a class, and each bad one, was left out."""
+    no_class = f"no right class in {os.path.basename(labels)}"
+    without_class = [sources[stem] for stem in sorted(sources.keys() - evaluated.keys())]
+    errors = [(source, no_class) for source in without_class] + list(bad.items())
+    return [{"source": source, "error": error} for source, error in errors]
+
+
+def count_images(
+    label: Labels, inferred: int, evaluated: int, images: Images, prepared_known: bool
+) -> Dict[str, Optional[int]]:
+    """How many images there are at each step; None where only the prepared folder knows it."""
+    counts: Dict[str, Optional[int]] = {
+        "labelled": len(label.names),
+        "images": None,
+        "preprocessed": None,
+        "bad": None,
+        "inferred": inferred,
+        "evaluated": evaluated,
+        "left_out": None,
+    }
+    if prepared_known:
+        bad = len(images.bad)
+        counts.update(
+            images=inferred + bad,
+            preprocessed=inferred,
+            bad=bad,
+            left_out=inferred - evaluated + bad,
         )
-    report["notes"] += accuracy.notes(report)
-    return report
+    return counts
 
 
 def shortfalls(report: Dict[str, Any], minima: Dict[int, Optional[float]]) -> List[str]:
-    """Which accuracies are below the minima {k: per cent or None}, in words; the counts decide, not what is shown."""
-    found, images = [], report["counts"]["evaluated"]
+    """Which accuracies are below the minima {k: per cent or None}, in words.
+
+    The counts decide, not the rounded figures that are shown.
+    """
+    below, images = [], report["counts"]["evaluated"]
     for k, least in minima.items():
         if least is None:
             continue
         hits = report["hits"][min(k, len(report["hits"])) - 1]
         if 100 * hits < Fraction(repr(least)) * images:
-            shown_value = percent(hits, images)
-            exactly = "" if shown_value < least else f" ({hits} of {images})"
-            found.append(f"Top-{k} accuracy {shown_value}%{exactly} is below {least}%")
-    return found
+            rounded = percent(hits, images)
+            exactly = "" if rounded < least else f" ({hits} of {images})"
+            below.append(f"Top-{k} accuracy {rounded}%{exactly} is below {least}%")
+    return below
 
 
-# ---- command line ----------------------------------------------------------------------------------------------------
+# ---- command line --------------------------------------------------------------------------------
 
 
 def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple[str, str]:
@@ -419,8 +512,8 @@ def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple
     inside = os.path.join(os.path.realpath(result), "")
     if os.path.join(os.path.realpath(out_dir), "").startswith(inside):
         raise Refusal(
-            f"OUT_DIR {shown(out_dir)} lies in the result folder {shown(result)}; choose another, or the "
-            f"next run would take {shown(out_name)} for a result"
+            f"OUT_DIR {shown(out_dir)} lies in the result folder {shown(result)}; choose another, "
+            f"or the next run would take {shown(out_name)} for a result"
         )
     stem = out_name[: -len(".json")] if out_name.endswith(".json") else out_name
     paths = os.path.join(out_dir, out_name), os.path.join(out_dir, stem + "_report.json")
@@ -435,26 +528,13 @@ def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("result", metavar="RESULT", type=options.path, help="folder of results, one file per image")
-    add(
-        "labels",
-        metavar="LABELS",
-        type=options.path,
-        help='text file of lines "NAME[.suffix] INT", or real.json',
-    )
-    add(
-        "out_dir",
-        metavar="OUT_DIR",
-        type=options.path,
-        help="folder for the output; made if missing",
-    )
-    add(
-        "out_name",
-        metavar="OUT_NAME",
-        type=options.file_name,
-        help="name of the output, such as acc.json",
-    )
+    for name, kind, about in (
+        ("result", options.path, "folder of results, one file per image"),
+        ("labels", options.path, 'text file of lines "NAME[.suffix] INT", or real.json'),
+        ("out_dir", options.path, "folder for the output; made if missing"),
+        ("out_name", options.file_name, f"name of the output, such as {ACCURACY.name}"),
+    ):
+        parser.add_argument(name, metavar=name.upper(), type=kind, help=about)
     options.add(
         parser,
         "prep",
@@ -473,7 +553,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    gc.disable()  # a short life without cycles; looking for them in 50,000 names over and over takes 3 % of the time
+    # A short life without cycles: looking for them in 50,000 names again and again takes 3 % of it.
+    gc.disable()
     arguments = parse_arguments()
     accuracy_path, report_path = output_paths(
         arguments.out_dir, arguments.out_name, arguments.result, arguments.labels

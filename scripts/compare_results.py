@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
-"""Compare two result folders image by image: does the compiled model still say what the ONNX file says?
+"""Compare two result folders image by image: does the compiled model say what the ONNX file says?
 
     python3 scripts/compare_results.py work/result work/result_onnx
-    python3 scripts/compare_results.py result result_onnx --first 64 --json compare.json --min-agreement 99
+    python3 scripts/compare_results.py result result_onnx --first 64 --json compare.json
+    python3 scripts/compare_results.py result result_onnx --min-agreement 99
     python3 scripts/compare_results.py result result_onnx --forecast forecast.json
 
-In:  two folders of results (STEM_0.txt, .bin or .npy, each in its own format) of any two runs over the same images.
-Out: cosine similarity of the scores (min, mean), the largest absolute difference, Top-1 agreement, and the images on
-     which the two disagree; printed, and with --json written to a file with all their names. With the file of
-     scripts/forecast_fp16.py also whether float16 explains the loss or the conversion is at fault.
-Exit status: 0 good, 1 the folders cannot be compared, 2 wrong usage, 3 below --min-cosine or --min-agreement.
+In:  two folders of results (STEM_0.txt, .bin or .npy, each in its own format) of any two runs over
+     the same images.
+Out: cosine similarity of the scores (min, mean), the largest absolute difference, Top-1 agreement,
+     and the images on which the two disagree. All is printed, and with --json written to a file
+     with all names. With the file of scripts/forecast_fp16.py it also says whether float16
+     explains the loss or the conversion is at fault.
+Exit status: 0 good, 1 the folders cannot be compared, 2 wrong usage, 3 below --min-cosine or
+     --min-agreement.
 """
 
 import argparse
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from common.core import cli
 
@@ -26,99 +30,123 @@ from common.core.cli import Refusal, shown
 from common.core.files import write_whole
 from common.core.names import natural_key
 from common.model.statistics import cosine_similarity
-from common.results.results import chunks, percent, result_files
+from common.results.results import chunks, percent, read_result, result_files
 from common.results.work_files import FORECAST
 
 import numpy as np
 
 SHOWN = 20  # disagreeing images that are printed; all are in the JSON file
-# The loss (1 - cosine) that float16 may cost, as a multiple of the forecast one: sums in another order and fused
-# operators round elsewhere, which may double the error, and the loss goes with its square.
+# The loss (1 - cosine) that float16 may cost, as a multiple of the forecast one: sums in another
+# order and fused operators round elsewhere, which may double the error, and the loss goes with its
+# square.
 EXPLAINED = 4.0
 LEAST_LOSS = 1e-8  # below it rounding in the result files is seen, not the card
 
 
-def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[str, Any]:
-    """All figures of the comparison, over the images that both folders have (the first N of them by natural order).
+class Pairs(NamedTuple):
+    """Two results of each image, compared; each list is in the order of the images."""
 
-    Returns what goes into the JSON file: images, classes, cosine {min, mean, image}, cosines and names of the images,
-    in order, largest_difference {value, image},
-    top1_agreement in per cent, disagreements [{image, a, b}], only_in_a, only_in_b.
-    Raises: Refusal if a folder or file is unreadable, nothing is common, or the numbers of classes differ.
+    classes: int
+    cosines: List[float]
+    differences: List[float]  # the largest absolute one of an image's scores
+    disagreements: List[Dict[str, Any]]  # {"image", "a", "b"}: the images of another Top-1 class
+
+
+def compare_pairs(files_a: Dict[str, str], files_b: Dict[str, str], images: List[str]) -> Pairs:
+    """Compare the results {image: path} of the images.
+
+    Raises: Refusal if a file is unreadable or the numbers of classes differ.
+    """
+    pairs = Pairs(len(read_result(files_a[images[0]])), [], [], [])
+    names = iter(images)
+    with progress.Bar("comparing", len(images), "images") as bar:
+        for chunk_a, chunk_b in zip(chunks(files_a, images), chunks(files_b, images)):
+            if chunk_a.shape != chunk_b.shape:
+                raise Refusal(
+                    f"{shown(files_a[images[0]])} has {count(pairs.classes, 'class', 'classes')}, "
+                    f"but {shown(files_b[images[0]])} has {chunk_b.shape[1]}; compare "
+                    "results of models with the same classes"
+                )
+            rows = zip(chunk_a.astype(np.float64), chunk_b.astype(np.float64), names)
+            for a, b, name in rows:
+                pairs.cosines.append(cosine_similarity(a, b))
+                pairs.differences.append(float(np.abs(a - b).max()))
+                top_a, top_b = int(a.argmax()), int(b.argmax())  # of equal scores the lower class
+                if top_a != top_b:
+                    pairs.disagreements.append({"image": name, "a": top_a, "b": top_b})
+            bar.advance(len(chunk_a))
+    return pairs
+
+
+def compare(folder_a: str, folder_b: str, first: Optional[int] = None) -> Dict[str, Any]:
+    """All figures of the comparison, over the images that both folders have.
+
+    first: only the first N of these images, in natural order.
+    Returns what goes into the JSON file: images, classes, cosine {min, mean, image}, cosines and
+    names of the images, in order, largest_difference {value, image}, top1_agreement in per cent,
+    disagreements [{image, a, b}], only_in_a, only_in_b.
+    Raises: Refusal if a folder or file is unreadable, nothing is common, or the numbers of classes
+    differ.
     """
     files_a, files_b = result_files(folder_a), result_files(folder_b)
     common = sorted(set(files_a) & set(files_b), key=natural_key)[:first]  # the runners' order
     if not common:
         raise Refusal(
             f"{shown(folder_a)} and {shown(folder_b)} have no image in common (for instance "
-            f"{shown(min(files_a))} and {shown(min(files_b))}); give two folders with the results of the "
-            "same images"
+            f"{shown(min(files_a))} and {shown(min(files_b))}); give two folders with the results "
+            "of the same images"
         )
-    cosines: List[float] = []
-    differences, disagreements = [], []
-    names, classes = iter(common), 0
-    with progress.Bar("comparing", len(common), "images") as bar:
-        for chunk_a, chunk_b in zip(chunks(files_a, common), chunks(files_b, common)):
-            classes = chunk_a.shape[1]
-            if chunk_a.shape != chunk_b.shape:
-                raise Refusal(
-                    f"{shown(files_a[common[0]])} has {count(classes, 'class', 'classes')}, "
-                    f"but {shown(files_b[common[0]])} has {chunk_b.shape[1]}; compare "
-                    "results of models with the same classes"
-                )
-            rows = zip(chunk_a.astype(np.float64), chunk_b.astype(np.float64), names)
-            for a, b, name in rows:
-                cosines.append(cosine_similarity(a, b))
-                differences.append(float(np.abs(a - b).max()))
-                top_a, top_b = int(a.argmax()), int(b.argmax())  # of equal scores the lower class
-                if top_a != top_b:
-                    disagreements.append({"image": name, "a": top_a, "b": top_b})
-            bar.advance(len(chunk_a))
-    worst, furthest = int(np.argmin(cosines)), int(np.argmax(differences))
+    pairs = compare_pairs(files_a, files_b, common)
+    worst, furthest = int(np.argmin(pairs.cosines)), int(np.argmax(pairs.differences))
     return {
         "tool": "compare_results.py",
         "version": cli.VERSION,
         "a": os.path.abspath(folder_a),
         "b": os.path.abspath(folder_b),
         "images": len(common),
-        "classes": classes,
-        "cosine": {"min": cosines[worst], "mean": float(np.mean(cosines)), "image": common[worst]},
-        "cosines": cosines,
-        "names": common,  # of each image, in order
-        "largest_difference": {"value": differences[furthest], "image": common[furthest]},
-        "top1_agreement": 100 * (len(common) - len(disagreements)) / len(common),
-        "disagreements": disagreements,
+        "classes": pairs.classes,
+        "cosine": {
+            "min": pairs.cosines[worst],
+            "mean": float(np.mean(pairs.cosines)),
+            "image": common[worst],
+        },
+        "cosines": pairs.cosines,
+        "names": common,
+        "largest_difference": {"value": pairs.differences[furthest], "image": common[furthest]},
+        "top1_agreement": 100 * (len(common) - len(pairs.disagreements)) / len(common),
+        "disagreements": pairs.disagreements,
         "only_in_a": sorted(set(files_a) - set(files_b), key=natural_key),
         "only_in_b": sorted(set(files_b) - set(files_a), key=natural_key),
     }
 
 
-def verdict(report: Dict[str, Any], path: str) -> str:
-    """Whether the loss is the one that the forecast in the file `path` expects for the same images, in words.
+def mean_loss(cosines: List[float]) -> float:
+    """How far the cosines are below 1 on average, LEAST_LOSS at least."""
+    return max(float(np.mean([1 - cosine for cosine in cosines])), LEAST_LOSS)
 
-    Raises: Refusal if it is not a forecast, or one of other images.
+
+def verdict(report: Dict[str, Any], path: str) -> str:
+    """Whether the loss is the one that a forecast expects for the same images, in words.
+
+    path: of the forecast. Raises: Refusal if it is not a forecast, or one of other images.
     """
     forecast = FORECAST.read(path)
     expected = dict(zip(forecast["names"], forecast["cosines"]))
-    images = [
-        (cosine, expected[name])
-        for name, cosine in zip(report["names"], report["cosines"])
-        if name in expected
-    ]
-    if not images:
+    measured = dict(zip(report["names"], report["cosines"]))
+    common = [name for name in measured if name in expected]
+    if not common:
         raise Refusal(
-            f"{shown(path)} is about other images than these, such as {shown(report['names'][0])}; make it "
-            "anew with the same ones"
+            f"{shown(path)} is about other images than these, such as {shown(report['names'][0])}; "
+            "make it again with the same images"
         )
-    lost, foreseen = (
-        max(float(np.mean([1 - pair[place] for pair in images])), LEAST_LOSS) for place in (0, 1)
+    loss = mean_loss([measured[name] for name in common])
+    foreseen = mean_loss([expected[name] for name in common])
+    figures = (
+        f"the cosine is {loss:.1e} below 1 on average, {foreseen:.1e} was forecast for float16"
     )
-    explained = lost <= EXPLAINED * foreseen
-    return (
-        f"{'float16 explains it' if explained else 'the conversion is at fault'}: the cosine is {lost:.1e} below 1 "
-        f"on average, {foreseen:.1e} was forecast for float16"
-        + ("" if explained else "; scripts/find_layer.py finds the operator")
-    )
+    if loss <= EXPLAINED * foreseen:
+        return f"float16 explains it: {figures}"
+    return f"the conversion is at fault: {figures}; scripts/find_layer.py finds the operator"
 
 
 def count(number: int, one: str, several: str) -> str:
@@ -127,18 +155,17 @@ def count(number: int, one: str, several: str) -> str:
 
 def describe(report: Dict[str, Any]) -> str:
     """The report in lines to read."""
-    cosine, difference, rows = (
-        report["cosine"],
-        report["largest_difference"],
-        report["disagreements"],
-    )
-    images = report["images"]
+    cosine, difference = report["cosine"], report["largest_difference"]
+    rows, images = report["disagreements"], report["images"]
+    agreeing = images - len(rows)
     lines = [
         f"compared {count(images, 'image', 'images')} of "
-        f"{count(report['classes'], 'class', 'classes')}: {shown(report['a'])} and {shown(report['b'])}",
-        f"cosine similarity: min {cosine['min']:.6f} ({shown(cosine['image'])}), mean {cosine['mean']:.6f}",
+        f"{count(report['classes'], 'class', 'classes')}: "
+        f"{shown(report['a'])} and {shown(report['b'])}",
+        f"cosine similarity: min {cosine['min']:.6f} ({shown(cosine['image'])}), "
+        f"mean {cosine['mean']:.6f}",
         f"largest absolute difference: {difference['value']:.6g} ({shown(difference['image'])})",
-        f"Top-1 agreement: {percent(images - len(rows), images):.2f} % ({images - len(rows)} of {images})",
+        f"Top-1 agreement: {percent(agreeing, images):.2f} % ({agreeing} of {images})",
     ]
     lines += [
         f"    {shown(row['image'])}: class {row['a']}, but {row['b']} in the second folder"
@@ -155,14 +182,14 @@ def describe(report: Dict[str, Any]) -> str:
             )
         elif names:
             lines.append(
-                f"{len(names)} images are only in the {folder} folder and were left out, for instance "
-                f"{shown(names[0])}"
+                f"{len(names)} images are only in the {folder} folder and were left out, for "
+                f"instance {shown(names[0])}"
             )
     return "\n".join(lines)
 
 
 def below(value: float, least: float, decimals: int) -> str:
-    """A value that is below a minimum, with so many decimals or as many more as it takes to see that it is."""
+    """A value below a minimum, with as many decimals as it takes to see that, or `decimals`."""
     texts = (f"{value:.{places}f}" for places in range(decimals, 18))
     return next((text for text in texts if float(text) < least), repr(value))
 
@@ -171,19 +198,19 @@ def shortfalls(
     report: Dict[str, Any], min_cosine: Optional[float], min_agreement: Optional[float]
 ) -> List[str]:
     """What is below the given minimum, in words."""
-    found = []
+    reasons = []
     cosine, agreement = report["cosine"]["min"], report["top1_agreement"]
     if min_cosine is not None and cosine < min_cosine:
-        found.append(
+        reasons.append(
             f"the cosine similarity falls to {below(cosine, min_cosine, 6)} "
             f"({shown(report['cosine']['image'])}), below --min-cosine {min_cosine}"
         )
     if min_agreement is not None and agreement < min_agreement:
-        found.append(
-            f"the Top-1 agreement is {below(agreement, min_agreement, 2)} %, below --min-agreement "
-            f"{min_agreement}"
+        reasons.append(
+            f"the Top-1 agreement is {below(agreement, min_agreement, 2)} %, below "
+            f"--min-agreement {min_agreement}"
         )
-    return found
+    return reasons
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -218,8 +245,8 @@ def main() -> None:
             write_whole(arguments.json, json_file.encode(report))
         except OSError as error:
             raise Refusal(
-                f"{shown(arguments.json)} cannot be written ({error.strerror}); choose another file for "
-                "--json"
+                f"{shown(arguments.json)} cannot be written ({error.strerror}); choose another "
+                "file for --json"
             ) from None
     reasons = shortfalls(report, arguments.min_cosine, arguments.min_agreement)
     if reasons:

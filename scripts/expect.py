@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Hold a run's accuracy against the published one, and look for the likeliest cause if it is another.
+"""Compare a run's accuracy with the published one, and look for the cause of a difference.
 
     python3 scripts/expect.py work tresnet_m.miil_in1k
-    python3 scripts/expect.py work tresnet_m.miil_in1k --checkpoint tresnet_m.pth --devkit ILSVRC2012_devkit_t12.tar.gz
+    python3 scripts/expect.py work tresnet_m.miil_in1k --checkpoint tresnet_m.pth
+    python3 scripts/expect.py work tresnet_m.miil_in1k --devkit ILSVRC2012_devkit_t12.tar.gz
 
-In:  WORKDIR of pipeline.sh: acc_report.json, the results, prepared images and tresnet.onnx that it speaks of.
-Out: WORKDIR/expect.json: published and measured accuracy, the 95 % interval around the published one for so many
-     images, whether the measured one lies within it, and if not the cause that fits best of those that were tried.
-Tried on the results as they are: labels one higher or lower, labels in the devkit's order, labels in any other order.
-Tried on 200 images by ONNX Runtime on the CPU: red and blue swapped, the crop and the rest of the evaluation that the
-figure was published with, the other lineage of the weights.
+In:  WORKDIR of pipeline.sh: acc_report.json, and the results, prepared images and tresnet.onnx
+     that belong to it.
+Out: WORKDIR/expect.json: published and measured accuracy, the 95 % interval around the published
+     one for so many images, and whether the measured one lies within it. If not: the cause that
+     fits best of those that were tried.
+Tried on the results: labels one higher or lower, labels in the devkit's order, labels in any other
+     order. Tried on 200 images by ONNX Runtime on the CPU: red and blue swapped, the evaluation
+     that the figure was published with, the other lineage of the weights.
 """
 
 import os
@@ -31,16 +34,18 @@ from common.model import onnx_file, operators
 from common.results.figures import interval, share
 from common.results.published import EXPECTED, Weights
 from common.results.results import answers, result_files
-from common.results.work_files import EXPECT, REPORT
+from common.results.work_files import EXPECT, EXPORTED, REPORT
 
 import numpy as np
 
 RESULTS = 5000  # at most, evenly spaced, for what is tried on the results alone
-IMAGES = 200  # likewise for what has to be inferred again
+IMAGES = 200  # at most, evenly spaced, for what has to be inferred again
 BATCH = 8
-CLEAR = 10.0  # points of Top-1 that a cause must win at least, or half of what is missing if that is less
+# Points of Top-1 that a cause must win at least, or half of what is missing if that is less.
+CLEAR = 10.0
 TYPICAL = 80.0  # per cent: Top-1 of weights for which only Top-5 is published
-REPEATED = 100  # images that share their label with another, at least, to tell that the labels' order is another
+# So many images must share their label with another before the order of the labels is judged.
+REPEATED = 100
 ANOTHER_ORDER = (
     "labels in another order than the network's classes (each label has an answer of its own)"
 )
@@ -50,7 +55,6 @@ Trial = Tuple[str, float]  # (what was tried, Top-1 in per cent)
 class Run(NamedTuple):
     """What is known of the run that is judged."""
 
-    workdir: str
     report: Dict[str, Any]  # acc_report.json
     model: str  # the ONNX file
     notes: Dict[str, Any]  # of its record
@@ -64,7 +68,7 @@ class Run(NamedTuple):
         return evaluation.recorded(self.notes.get("evaluation")).img_size
 
 
-# ---- the figure ------------------------------------------------------------------------------------------------------
+# ---- the figure ----------------------------------------------------------------------------------
 
 
 def compare(name: str, report: Dict[str, Any]) -> Dict[str, Any]:
@@ -72,13 +76,14 @@ def compare(name: str, report: Dict[str, Any]) -> Dict[str, Any]:
     weights, images, hits = EXPECTED[name], report["counts"]["evaluated"], report["hits"]
     measured = {"top1": 100 * hits[0] / images, "top5": 100 * hits[min(5, len(hits)) - 1] / images}
     figures = {"top1": weights.top1, "top5": weights.top5}
-    intervals = {
-        k: None if value is None else list(interval(value / 100 * images, images))
-        for k, value in figures.items()
-    }
-    within = all(
-        bounds is None or bounds[0] <= measured[k] <= bounds[1] for k, bounds in intervals.items()
-    )
+    intervals: Dict[str, Optional[List[float]]] = {}
+    within = True
+    for k, value in figures.items():
+        intervals[k] = None
+        if value is not None:
+            low, high = interval(value / 100 * images, images)
+            intervals[k] = [low, high]
+            within = within and low <= measured[k] <= high
     return {
         "name": name,
         "published": dict(figures, source=weights.source),
@@ -91,24 +96,28 @@ def compare(name: str, report: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def sentences(found: Dict[str, Any]) -> List[str]:
+def sentences(comparison: Dict[str, Any]) -> List[str]:
+    """What expect.json says of Top-1 and of Top-5, as far as they are published."""
     lines = []
     for k, title in (("top1", "Top-1"), ("top5", "Top-5")):
-        value, measured, bounds = found["published"][k], found["measured"][k], found["interval"][k]
-        if value is not None:
-            where = "within" if bounds[0] <= measured <= bounds[1] else "not within"
-            lines.append(
-                f"{title}: published {value:.2f} % ({found['published']['source']}), measured {measured:.2f} "
-                f"% on {found['images']:,} images, {measured - value:+.2f} points: {where} the 95 % interval "
-                f"{bounds[0]:.2f}…{bounds[1]:.2f} %"
-            )
+        value, measured = comparison["published"][k], comparison["measured"][k]
+        if value is None:
+            continue
+        low, high = comparison["interval"][k]
+        position = "within" if low <= measured <= high else "not within"
+        lines.append(
+            f"{title}: published {value:.2f} % ({comparison['published']['source']}), measured "
+            f"{measured:.2f} % on {comparison['images']:,} images, {measured - value:+.2f} points: "
+            f"{position} the 95 % interval {low:.2f}…{high:.2f} %"
+        )
     return lines
 
 
-# ---- what is tried on the results ------------------------------------------------------------------------------------
+# ---- what is tried on the results ----------------------------------------------------------------
 
 
 def shifted(run: Run) -> List[Trial]:
+    """Labels that are counted from another number."""
     return [
         ("labels one higher", share(run.answers == run.truth + 1)),
         ("labels one lower", share(run.answers == run.truth - 1)),
@@ -123,34 +132,34 @@ def devkit_order(run: Run, devkit: str) -> List[Trial]:
     for first in (1, 0):
         by_id = {number - 1 + first: classes[wnid] for number, wnid in wnids.items()}
         truth = np.array([by_id.get(int(label), -1) for label in run.truth])
-        trials.append(
-            (
-                f"labels are the devkit's ILSVRC2012_ID, counted from {first}",
-                share(run.answers == truth),
-            )
-        )
+        what = f"labels are the devkit's ILSVRC2012_ID, counted from {first}"
+        trials.append((what, share(run.answers == truth)))
     return trials
 
 
 def other_order(run: Run) -> List[Trial]:
-    """How often an image gets the answer that most other images with its label get; [] without such images."""
+    """How often an image gets the answer that most other images with its label get.
+
+    Returns [] if too few images share their label.
+    """
     by_label: Dict[int, List[int]] = {}
     for label, answer in zip(run.truth.tolist(), run.answers.tolist()):
         by_label.setdefault(label, []).append(answer)
     hits = []
     for own in by_label.values():
+        if len(own) == 1:
+            continue
         counts = Counter(own)
-        for answer in own if len(own) > 1 else ():
+        for answer in own:
             others = counts - Counter([answer])
             hits.append(others[answer] == max(others.values()))
     return [(ANOTHER_ORDER, share(hits))] if len(hits) >= REPEATED else []
 
 
-# ---- what is tried on images -----------------------------------------------------------------------------------------
+# ---- what is tried on images ---------------------------------------------------------------------
 
-Infer = Callable[
-    [np.ndarray], np.ndarray
-]  # from images, float32 [n, 3, h, w], to logits, [n, classes]
+# from images, float32 [n, 3, h, w], to logits, [n, classes]
+Infer = Callable[[np.ndarray], np.ndarray]
 Reader = Callable[[List[str]], np.ndarray]  # from stems to images
 
 
@@ -172,7 +181,10 @@ def prepared_reader(run: Run) -> Reader:
 
 
 def source_reader(run: Run, setting: Evaluation) -> Reader:
-    """Gives the images prepared anew with a setting; raises Refusal or OSError if they are not there any more."""
+    """Gives the images prepared again with a setting.
+
+    The reader raises Refusal or OSError if they are not there any more.
+    """
     from common.data.pixels import convert_file
 
     about = prepared.read(run.report["prep"])
@@ -203,65 +215,80 @@ def other_lineage(run: Run, checkpoint: str) -> Tuple[str, Infer]:
 
 
 def settings_of(weights: Weights) -> List[Evaluation]:
-    """The evaluations that the weights' figures may come from: timm's, and at 448 pixels the official one."""
-    timm = Evaluation(img_size=weights.img_size)
-    return [timm] + [timm._replace(crop_mode="squash", crop_pct=1.0)] * (weights.img_size == 448)
+    """The evaluations that the figures may be of: timm's, at 448 pixels the official one too."""
+    settings = [Evaluation(img_size=weights.img_size)]
+    if weights.img_size == 448:
+        settings.append(settings[0]._replace(crop_mode="squash", crop_pct=1.0))
+    return settings
 
 
-def try_images(
-    run: Run, weights: Weights, checkpoint: Optional[str]
-) -> Tuple[float, List[Trial], List[str]]:
-    """(Top-1 of these images as they were judged, the trials, what could not be tried and why)."""
+class Tried(NamedTuple):
+    """What was tried on images."""
+
+    before: float  # Top-1 of these images as they were judged, per cent
+    trials: List[Trial]
+    notes: List[str]  # what could not be tried, and why
+
+
+def try_images(run: Run, weights: Weights, checkpoint: Optional[str]) -> Tried:
+    """Infer some images again with one thing changed at a time."""
     places = spaced(list(range(len(run.stems))), IMAGES)
-    stems, truth, trials, notes = [run.stems[place] for place in places], run.truth[places], [], []
+    stems, truth = [run.stems[place] for place in places], run.truth[places]
+    tried = Tried(share(run.answers[places] == truth), [], [])
     read, infer = prepared_reader(run), operators.logits_of(onnx_file.load(run.model))
-    trials.append(
-        (
-            "red and blue swapped (BGR)",
-            top1(infer, lambda names: np.ascontiguousarray(read(names)[:, ::-1]), stems, truth),
-        )
-    )
-    made = evaluation.recorded(prepared.read(run.report["prep"]).settings)
+
+    def read_swapped(names: List[str]) -> np.ndarray:
+        return np.ascontiguousarray(read(names)[:, ::-1])
+
+    swapped = top1(infer, read_swapped, stems, truth)
+    tried.trials.append(("red and blue swapped (BGR)", swapped))
+    prepared_with = evaluation.recorded(prepared.read(run.report["prep"]).settings)
     for setting in settings_of(weights):
-        if setting != made:
-            what = f"the published evaluation ({evaluation.describe(setting)}), not ({evaluation.describe(made)})"
-            try:
-                trials.append((what, top1(infer, source_reader(run, setting), stems, truth)))
-            except (OSError, KeyError, ValueError) as error:
-                notes.append(f"the published evaluation could not be tried: {cli.why(error)}")
+        if setting == prepared_with:
+            continue
+        what = (
+            f"the published evaluation ({evaluation.describe(setting)}), "
+            f"not ({evaluation.describe(prepared_with)})"
+        )
+        try:
+            tried.trials.append((what, top1(infer, source_reader(run, setting), stems, truth)))
+        except (OSError, KeyError, ValueError) as error:
+            tried.notes.append(f"the published evaluation could not be tried: {cli.why(error)}")
     try:
         if not checkpoint:
             raise Refusal("give the weights by --checkpoint")
-        lineage, other = other_lineage(run, checkpoint)
-        trials.append((f"the weights read as {lineage} lineage", top1(other, read, stems, truth)))
+        lineage, infer_other = other_lineage(run, checkpoint)
+        what = f"the weights read as {lineage} lineage"
+        tried.trials.append((what, top1(infer_other, read, stems, truth)))
     except Refusal as refusal:
-        notes.append(f"the other lineage could not be tried: {refusal.sentence}")
-    return share(run.answers[places] == truth), trials, notes
+        tried.notes.append(f"the other lineage could not be tried: {refusal.sentence}")
+    return tried
 
 
-# ---- which fits ------------------------------------------------------------------------------------------------------
+# ---- which fits ----------------------------------------------------------------------------------
 
 
 def best_cause(weights: Weights, baseline: Dict[str, float], trials: List[Trial]) -> Optional[str]:
-    """The trial that wins most, in words; None if none wins clearly. baseline: {what was tried: Top-1 without it}.
+    """The trial that wins most, in words; None if none wins clearly.
 
+    baseline: {what was tried: Top-1 without it}.
     ANOTHER_ORDER counts only if nothing that is named more exactly fits.
     """
     expected = weights.top1 if weights.top1 is not None else TYPICAL
-    won = [
-        (what != ANOTHER_ORDER, value - baseline[what], what, value)
-        for what, value in trials
-        if value - baseline[what] >= min(CLEAR, max(1.0, (expected - baseline[what]) / 2))
-    ]
-    if not won:
+    clear_wins = []
+    for what, value in trials:
+        won, missing = value - baseline[what], expected - baseline[what]
+        if won >= min(CLEAR, max(1.0, missing / 2)):
+            clear_wins.append((what != ANOTHER_ORDER, won, what, value))
+    if not clear_wins:
         return None
-    _, _, what, value = max(won)
+    _, _, what, value = max(clear_wins)
     return f"{what}: Top-1 is {value:.1f} % then, {baseline[what]:.1f} % as it is"
 
 
 def load(workdir: str) -> Run:
-    """What the work folder knows. Raises: Refusal if something of it is not there."""
-    path, model = os.path.join(workdir, REPORT.name), os.path.join(workdir, "tresnet.onnx")
+    """What the work folder knows. Raises: Refusal if a part of it is missing."""
+    path, model = os.path.join(workdir, REPORT.name), os.path.join(workdir, EXPORTED)
     report = REPORT.read(path)
     if not (report["hits"] and report["prep"] and report["result"]):
         raise Refusal(
@@ -269,44 +296,54 @@ def load(workdir: str) -> Run:
         )
     for key in ("result", "prep"):  # a work folder that was moved or copied since
         beside = os.path.join(workdir, os.path.basename(report[key]))
-        report[key] = beside if os.path.isdir(beside) else report[key]
+        if os.path.isdir(beside):
+            report[key] = beside
     results = result_files(report["result"])
     places = spaced(list(range(len(report["evaluated"]))), RESULTS)
     stems = [report["evaluated"][place] for place in places]
     missing = [stem for stem in stems if stem not in results]
     if missing:
         raise Refusal(
-            f"{shown(path)} tells of results that {shown(report['result'])} does not "
-            f"hold: {some(missing)}; run the pipeline again"
+            f"{shown(report['result'])} lacks {len(missing)} results of {shown(path)}: "
+            f"{some(missing)}; run the pipeline again"
         )
     truth = np.array([report["true"][place] for place in places])
-    return Run(
-        workdir, report, model, record.read(model).notes, stems, truth, answers(results, stems)
-    )
+    notes = record.read(model).notes
+    return Run(report, model, notes, stems, truth, answers(results, stems))
 
 
 def explain(
     run: Run, weights: Weights, devkit: Optional[str], checkpoint: Optional[str]
 ) -> Dict[str, Any]:
-    """{"cause": the likeliest one or None, "tried": [{"what", "top1"}]}; also prints what could not be tried."""
-    if run.notes.get("variant") != weights.variant:
-        return {
-            "cause": f"the network is {run.notes.get('variant')}, the figure is {weights.variant}'s",
-            "tried": [],
-        }
-    if run.img_size != weights.img_size:
-        cause = f"the images have {run.img_size} pixels, the figure is for {weights.img_size}"
+    """The likeliest cause; also prints what could not be tried.
+
+    Returns {"cause": in words or None, "tried": [{"what", "top1"}]}.
+    """
+    cause = other_network(run, weights)
+    if cause:
         return {"cause": cause, "tried": []}
-    trials = (devkit_order(run, devkit) if devkit else []) + shifted(run) + other_order(run)
-    baseline = dict.fromkeys((what for what, _ in trials), share(run.answers == run.truth))
-    before, more, notes = try_images(run, weights, checkpoint)
-    baseline.update(dict.fromkeys((what for what, _ in more), before))
-    for note in notes:
+    trials = shifted(run) + other_order(run)
+    if devkit:
+        trials = devkit_order(run, devkit) + trials
+    baseline = dict.fromkeys([what for what, _ in trials], share(run.answers == run.truth))
+    tried = try_images(run, weights, checkpoint)
+    baseline.update(dict.fromkeys([what for what, _ in tried.trials], tried.before))
+    for note in tried.notes:
         print(f"note: {note}")
+    trials += tried.trials
     return {
-        "cause": best_cause(weights, baseline, trials + more),
-        "tried": [{"what": what, "top1": value} for what, value in trials + more],
+        "cause": best_cause(weights, baseline, trials),
+        "tried": [{"what": what, "top1": value} for what, value in trials],
     }
+
+
+def other_network(run: Run, weights: Weights) -> str:
+    """Why the figure is not about this network; "" if it is."""
+    if run.notes.get("variant") != weights.variant:
+        return f"the network is {run.notes.get('variant')}, the figure is {weights.variant}'s"
+    if run.img_size != weights.img_size:
+        return f"the images have {run.img_size} pixels, the figure is for {weights.img_size}"
+    return ""
 
 
 def main() -> None:
@@ -325,17 +362,18 @@ def main() -> None:
     )
     arguments = options.parse(parser)
     run, weights = load(arguments.workdir), EXPECTED[arguments.name]
-    found = compare(arguments.name, run.report)
-    for line in sentences(found):
+    comparison = compare(arguments.name, run.report)
+    for line in sentences(comparison):
         print(line)
-    if not found["within"]:
-        found.update(explain(run, weights, arguments.devkit, arguments.checkpoint))
-        for trial in found["tried"]:
+    if not comparison["within"]:
+        comparison.update(explain(run, weights, arguments.devkit, arguments.checkpoint))
+        for trial in comparison["tried"]:
             print(f"tried: {trial['what']}: Top-1 {trial['top1']:.1f} %")
-        print(f"likeliest cause: {found['cause'] or 'none of those that were tried fits'}")
+        cause = comparison["cause"] or "none of those that were tried fits"
+        print(f"likeliest cause: {cause}")
     path = os.path.join(arguments.workdir, EXPECT.name)
     made_by = record.Recipe({"tool": os.path.basename(__file__)})
-    record.write(path, made_by, {path: json_file.encode(found)})
+    record.write(path, made_by, {path: json_file.encode(comparison)})
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Join the shards of one run, made with --shard I/N on several machines, into one acc.json and one report.
+"""Join the shards of one run, made with --shard I/N on several machines.
 
     python3 scripts/merge_reports.py work-1 work-2 work-3 work-4
     python3 scripts/merge_reports.py work-* --output merged
 
 In:  the work folders of pipeline.sh --shard 1/N, 2/N, ... N/N, in any order.
-Out: OUTPUT/acc.json, the bytes that one run over all images would have written, and OUTPUT/acc_report.json, which
-     accounts for every image of all shards.
-Refused: shards that overlap, that are missing, or that were made with another model, other options or other labels.
+Out: OUTPUT/acc.json, the bytes that one run over all images would have written, and
+     OUTPUT/acc_report.json, which accounts for every image of all shards.
+Refused: shards that overlap, that are missing, or that were made with another model, other options
+     or other labels.
 """
 
 import os
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional, Tuple
 
 from common.core import cli
 
@@ -22,7 +23,7 @@ from common.core import files, options, record
 from common.core.cli import Refusal, shown, some
 from common.data import prepared
 from common.results import accuracy
-from common.results.work_files import ACCURACY, REPORT
+from common.results.work_files import ACCURACY, EXPORTED, REPORT
 
 ON_CARD = "infer_om.py"
 VOLATILE = ("shard", "source", "given")  # what a prepared folder's settings may differ in
@@ -37,31 +38,31 @@ def read_report(workdir: str) -> Dict[str, Any]:
     report = REPORT.read(path)
     if "shard" not in report:
         raise Refusal(
-            f"{shown(path)} is of a whole run, not of a shard; make the shards with pipeline.sh --shard I/N"
+            f"{shown(path)} is of a whole run, not of a shard; make the shards with "
+            "pipeline.sh --shard I/N"
         )
     if "mAP" in report:
         raise Refusal(
-            f"{shown(path)} is of labels with several classes an image, and the mean average precision of "
-            "parts cannot be put together; take all images in one run"
+            f"{shown(path)} is of labels with several classes an image; the mean average precision "
+            "of parts cannot be joined: take all images in one run"
         )
     return report
 
 
 def identity(workdir: str, report: Dict[str, Any]) -> Dict[str, Any]:
     """What must be the same in all shards: {what it is, in words: its value}."""
-    result, prep = (
-        os.path.join(workdir, os.path.basename(str(report[key]))) for key in ("result", "prep")
-    )
+    result = os.path.join(workdir, os.path.basename(str(report["result"])))
+    prep = os.path.join(workdir, os.path.basename(str(report["prep"])))
     made_by, images = record.read(result).recipe, prepared.read(prep)
     if not made_by or not images.settings:
         raise Refusal(
-            f"{shown(workdir)} lacks the record of {shown(result)} or the manifest of {shown(prep)}; leave a "
-            "work folder as pipeline.sh made it, or copy it whole"
+            f"{shown(workdir)} lacks the record of {shown(result)} or the manifest of "
+            f"{shown(prep)}; give the whole work folder, as pipeline.sh made it"
         )
     everything = {**images.settings, **images.about, "versions": images.versions}
     model = made_by["inputs"]
     if made_by["tool"] == ON_CARD:  # the compiler need not give the same bytes on another machine
-        exported = record.read(os.path.join(workdir, "tresnet.onnx")).made.values()
+        exported = record.read(os.path.join(workdir, EXPORTED)).made.values()
         model = [[name for name, _ in model], [[made.size, made.checksum] for made in exported]]
     return {
         "model": model,
@@ -85,90 +86,109 @@ def check_same(folders: List[str], reports: List[Dict[str, Any]]) -> None:
         if differ:
             raise Refusal(
                 f"{shown(folders[0])} and {shown(folder)} were not made alike, they have another "
-                f"{' and another '.join(differ)}; run the shards with one program, model and set of options"
+                f"{' and another '.join(differ)}; run all shards with one program, one model and "
+                "one set of options"
             )
 
 
 def check_complete(folders: List[str], reports: List[Dict[str, Any]]) -> None:
     """Raises: Refusal if the shards are not 1/N to N/N, each once, with different images."""
+    totals = {report["shard"][1] for report in reports}
+    total = max(totals)
+    if len(totals) > 1:
+        named = ", ".join(f"I/{number}" for number in sorted(totals))
+        raise Refusal(f"the shards are parts of different runs: {named}; give those of one run")
     owner: Dict[int, str] = {}
-    of = {report["shard"][1] for report in reports}
-    if len(of) > 1:
-        raise Refusal(
-            f"the shards are parts of different wholes: {', '.join(f'I/{n}' for n in sorted(of))}; give "
-            "those of one run"
-        )
     for folder, report in zip(folders, reports):
-        other = owner.setdefault(report["shard"][0], folder)
+        place = report["shard"][0]
+        other = owner.setdefault(place, folder)
         if other != folder:
             raise Refusal(
-                f"{shown(other)} and {shown(folder)} are the same shard, "
-                f"{'/'.join(map(str, report['shard']))}; name each once"
+                f"{shown(other)} and {shown(folder)} are the same shard, {place}/{total}; name "
+                "each shard once"
             )
-    missing = [f"{place}/{max(of)}" for place in range(1, max(of) + 1) if place not in owner]
+    missing = [f"{place}/{total}" for place in range(1, total + 1) if place not in owner]
     if missing:
         raise Refusal(
-            f"{len(missing)} of {max(of)} shards are missing: {', '.join(missing[:5])}; run them, or name "
-            "their work folders as well"
+            f"{len(missing)} of {total} shards are missing: {', '.join(missing[:5])}; run them, or "
+            "name their work folders as well"
         )
-    seen: Dict[str, str] = {}
+    folder_of: Dict[str, str] = {}
     for folder, report in zip(folders, reports):
-        twice = [stem for stem in report["evaluated"] if stem in seen]
+        twice = [stem for stem in report["evaluated"] if stem in folder_of]
         if twice:
             raise Refusal(
-                f"{shown(seen[twice[0]])} and {shown(folder)} overlap: both evaluated {some(twice)}; were "
-                "the images changed between the runs?"
+                f"{shown(folder_of[twice[0]])} and {shown(folder)} overlap: both evaluated "
+                f"{some(twice)}; run all shards again on the same images"
             )
-        seen.update(dict.fromkeys(report["evaluated"], folder))
+        folder_of.update(dict.fromkeys(report["evaluated"], folder))
+
+
+def join_class_names(reports: List[Dict[str, Any]]) -> Optional[List[str]]:
+    """What the classes are called; None if no shard knows it.
+
+    A shard without images of a class may not know what its folder is called: then the name is the
+    number, and another shard's is taken.
+    """
+    names = [report["class_names"] for report in reports if report.get("class_names")]
+    if not names:
+        return None
+    joined = list(names[0])
+    for label in range(len(joined)):
+        named = [of_shard[label] for of_shard in names if of_shard[label] != str(label)]
+        joined[label] = (named + [joined[label]])[0]
+    return joined
+
+
+def order_of_run(image: Tuple[str, int]) -> str:
+    """The key that sorts (stem, class) as one run lists them: by the names of their results."""
+    return image[0] + "_0."
 
 
 def merge(folders: List[str], reports: List[Dict[str, Any]]) -> Dict[str, Any]:
-    """The report over all images, as TResNet_postprocess.py writes it; result and prep are None: there are several."""
+    """The report over all images, as TResNet_postprocess.py writes it.
+
+    result and prep are None, because there are several.
+    """
     first = reports[0]
-    counts = dict(
-        first["counts"], **{key: sum(report["counts"][key] for report in reports) for key in SUMMED}
-    )
-    unpredicted = sorted(
-        set.intersection(*(set(report["labelled_without_prediction"]) for report in reports))
-    )
-    images = sorted(
-        (stem + "_0.", true)
-        for report in reports
-        for stem, true in zip(report["evaluated"], report["true"])
-    )
-    names = [report["class_names"] for report in reports if report.get("class_names")]
+    counts = dict(first["counts"])
+    for key in SUMMED:
+        counts[key] = sum(report["counts"][key] for report in reports)
+    unpredicted = set(first["labelled_without_prediction"])
+    images: List[Tuple[str, int]] = []
+    left_out: List[Dict[str, str]] = []
+    for report in reports:
+        unpredicted &= set(report["labelled_without_prediction"])
+        images += zip(report["evaluated"], report["true"])
+        left_out += report["left_out"]
+    images.sort(key=order_of_run)
+    left_out.sort(key=lambda image: str(image["source"]))
+    hits_of_shards = [report["hits"] for report in reports]
     merged = dict(
         first,
         result=None,
         prep=None,
         counts=counts,
-        labelled_without_prediction=unpredicted,
-        hits=[sum(hits) for hits in zip(*(report["hits"] for report in reports))],
-        left_out=sorted(
-            (image for report in reports for image in report["left_out"]),
-            key=lambda image: str(image["source"]),
-        ),
-        evaluated=[stem[: -len("_0.")] for stem, _ in images],
+        labelled_without_prediction=sorted(unpredicted),
+        hits=[sum(hits) for hits in zip(*hits_of_shards)],
+        left_out=left_out,
+        evaluated=[stem for stem, _ in images],
         true=[true for _, true in images],
-        # a shard without images of a class may not know what its folder is called
-        class_names=[
-            next((name for name in each if name != str(label)), each[0])
-            for label, each in enumerate(zip(*names))
-        ]
-        or None,
-        shards=[
-            {
-                "shard": report["shard"],
-                "folder": os.path.abspath(folder),
-                "images": report["counts"]["evaluated"],
-            }
-            for folder, report in zip(folders, reports)
-        ],
+        class_names=join_class_names(reports),
+        shards=[describe_shard(folder, report) for folder, report in zip(folders, reports)],
     )
     own = [note for note in first["notes"] if note not in accuracy.notes(first)]
     merged["notes"] = own + accuracy.notes(merged)
     del merged["shard"]
     return merged
+
+
+def describe_shard(folder: str, report: Dict[str, Any]) -> Dict[str, Any]:
+    return {
+        "shard": report["shard"],
+        "folder": os.path.abspath(folder),
+        "images": report["counts"]["evaluated"],
+    }
 
 
 def main() -> None:
@@ -188,8 +208,8 @@ def main() -> None:
     report = merge(arguments.folders, reports)
     if os.path.realpath(arguments.output) in map(os.path.realpath, arguments.folders):
         raise Refusal(
-            f"--output {shown(arguments.output)} is the work folder of a shard, whose files would be "
-            "replaced; name another"
+            f"--output {shown(arguments.output)} is the work folder of a shard, and its files "
+            "would be replaced; name another folder"
         )
     files.make_folder(arguments.output, "--output")
     paths = [os.path.join(arguments.output, name) for name in (ACCURACY.name, REPORT.name)]

@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
-"""Measure pure inference at each batch size with ais_bench (NPU) or infer_onnx.py (CPU): table, plot, JSON.
+"""Measure pure inference at each batch size: table, plot, JSON.
 
-    python3 scripts/perf_sweep.py --backend ascend --model tresnet_m.onnx --data-set ImageNet --accuracy acc.json
-    python3 scripts/perf_sweep.py --backend cpu --model tresnet_m.onnx --batch-sizes 1,8 --output work
+    python3 scripts/perf_sweep.py --backend ascend --model tresnet_m.onnx --data-set ImageNet
+    python3 scripts/perf_sweep.py --backend cpu --model tresnet_m.onnx --batch-sizes 1,8
 
-In:  MODEL.onnx (its metadata name variant and image size); on Ascend beside it MODEL_bs1.om, ... (onnx2om.sh).
-Out: OUTPUT/perf.json, perf.md (a Markdown table) and perf.png; perf.record.jsonl says what was measured with what:
-     figures that are up to date are kept. Every figure is the runner's own, from its _summary.json: the median over
-     --repeat runs of --loop batches each, after the runner's warm-up. The batch sizes take turns, so that a slow phase
-     of the machine does not fall on one of them alone.
+In:  MODEL.onnx (its metadata name variant and image size); on Ascend beside it MODEL_bs1.om, ...
+     of onnx2om.sh. ais_bench runs it on the NPU, infer_onnx.py on the CPU. The table shows the
+     data set and the accuracy too if --data-set and --accuracy name them.
+Out: OUTPUT/perf.json, perf.md (a Markdown table) and perf.png. perf.record.jsonl says what was
+     measured with what: figures that are up to date are kept. Every figure is the runner's own,
+     from its _summary.json: the median over --repeat runs of --loop batches each, after the
+     runner's warm-up. The batch sizes take turns, so that a slow phase of the machine does not
+     fall on one of them alone.
 Exit status: 0 good, 1 failure, 2 wrong usage, 3 the best throughput is below --min-throughput.
 """
 
 import argparse
+import itertools
 import math
 import os
 import platform
@@ -35,31 +39,41 @@ from common.model import onnx_file
 from common.results.published import CARD_CASE, CARD_SPEED
 from common.results.work_files import ACCURACY, PERF
 
+COLUMNS = (
+    "Chip",
+    "Batch size",
+    "Data set",
+    "Accuracy",
+    "images/s",
+    "latency mean ms",
+    "latency p99 ms",
+)
 CPU_RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "infer_onnx.py")
 NOT_MEASURED = "-"
-TOGETHER = (
-    0.5  # s for each of the --loop batches: 10 s, so that devices that start a second apart overlap
-)
+TOP_K, TITLE = r"^Top(\d+) .*", r"Top-\1"  # "Top5 accuracy" is Top-5 in the table
+TOGETHER = 0.5  # s for each of the --loop batches: devices that start a second apart overlap then
+Rows = Dict[int, List[Dict[str, Any]]]  # {device: a row for each batch size}
+MEASURED = ("rows", "devices", "together")  # what sweep() finds, as keys of perf.json
 
 
-# ---- measuring -------------------------------------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------
 
 
-def run(
-    arguments: argparse.Namespace, batch_size: int, loop: int, runs: str, **options: Any
-) -> str:
-    """`loop` batches of zeros in the folder `runs`; returns the log. Raises: Refusal with the runner's words."""
-    given = {"loop": loop, "batchsize": batch_size, **options}
-    log = os.path.join(arguments.output, "perf_runner.log")  # kept only of a run that failed
+def run(arguments: argparse.Namespace, batch_size: int, loop: int, runs: str, **more: Any) -> str:
+    """`loop` batches of zeros in the folder `runs`; returns the log.
+
+    more: further options of the runner. Raises: Refusal with the runner's words.
+    """
+    values = {"loop": loop, "batchsize": batch_size, **more}
+    model = arguments.models[batch_size]
     if arguments.backend == "cpu":
-        words = bench.command(arguments.models[batch_size], aipp=arguments.aipp, **given)
-        words[: len(bench.BENCH)] = [sys.executable, CPU_RUNNER]
+        words = options.words(model=model, aipp=arguments.aipp, **values)
+        command = [sys.executable, CPU_RUNNER, *words]
     else:
-        model = os.path.relpath(
-            os.path.realpath(arguments.models[batch_size]), os.path.realpath(runs)
-        )
-        words = bench.command(model, bench.spelling(), **given)
-    status = host.run_tool(words, log, cwd=runs)
+        below_runs = os.path.relpath(os.path.realpath(model), os.path.realpath(runs))
+        command = bench.command(below_runs, bench.spelling(), **values)
+    log = os.path.join(arguments.output, "perf_runner.log")  # kept only of a run that failed
+    status = host.run_tool(command, log, cwd=runs)
     if status:
         raise Refusal(
             f"the runner failed with status {status} at batch size {batch_size} and said "
@@ -71,19 +85,13 @@ def run(
 def measure(
     arguments: argparse.Namespace, batch_size: int, device: int, runs: str
 ) -> Dict[str, float]:
-    """One run on one device: {throughput in images/s, mean and p99 latency of a batch in ms}, from its summary.
+    """One run on one device, from its summary.
 
+    Returns {"throughput": images/s, "latency_mean", "latency_p99": ms of a batch}.
     Raises: Refusal if the runner fails or its summary is not that of this run.
     """
-    log = run(
-        arguments,
-        batch_size,
-        arguments.loop,
-        runs,
-        output=".",
-        output_dirname="run",
-        device=device or None,
-    )
+    place = {"output": ".", "output_dirname": "run", "device": device or None}
+    log = run(arguments, batch_size, arguments.loop, runs, **place)
     summary = os.path.join(runs, "run_summary.json")
     try:
         found = bench.read_summary(summary)
@@ -97,14 +105,14 @@ def measure(
         expected, count = 1000 * batch_size / figures["latency_mean"], found.runs
         if count != arguments.loop or abs(figures["throughput"] - expected) > 0.01 * expected:
             raise ValueError(
-                f"it tells of {count} runs and {figures['throughput']:.1f} images/s, expected are "
+                f"it says {count} runs and {figures['throughput']:.1f} images/s, expected are "
                 f"{arguments.loop} runs and {expected:.1f} images/s"
             )
         os.remove(summary)  # the next run must write its own
     except (Refusal, OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(
-            f"the runner ended well at batch size {batch_size}, but its summary is missing or of another run "
-            f"({type(error).__name__}: {why(error)}); see its output: {shown(log)}"
+            f"the runner ended well at batch size {batch_size}, but its summary is missing or of "
+            f"another run ({type(error).__name__}: {why(error)}); see its output: {shown(log)}"
         ) from None
     os.remove(log)
     return figures
@@ -113,10 +121,11 @@ def measure(
 def measure_together(
     arguments: argparse.Namespace, row: Dict[str, Any], alone: float, runs: str
 ) -> Dict[str, Any]:
-    """All devices at once at the batch size of `row`, one device's figures: their sum, and what each loses by it.
+    """All devices at once: the sum of their figures, and what each device loses.
 
-    alone: the sum of what they do one after the other, images/s. ais_bench starts its processes within a second of
-    each other, so they run long enough to overlap.
+    row: of the first device alone, with the batch size; alone: the sum of what all devices do one
+    after the other, images/s. ais_bench starts its processes within a second of each other, so they
+    run long enough to overlap.
     """
     batch_size, devices = row["batch_size"], arguments.device
     loop = max(arguments.loop, math.ceil(1000 * TOGETHER * arguments.loop / row["latency_mean"]))
@@ -124,11 +133,11 @@ def measure_together(
     try:
         found, overlap = bench.read_together(log)
         if sorted(found) != devices:
-            raise ValueError(f"it tells of the devices {sorted(found)}, expected are {devices}")
+            raise ValueError(f"it names the devices {sorted(found)}, expected are {devices}")
     except ValueError as error:
         raise Refusal(
-            f"the runner ended well on {len(devices)} devices at once, but its figures cannot be read "
-            f"({why(error)}); see its output: {shown(log)}"
+            f"the runner ended well on {len(devices)} devices at once, but its figures cannot be "
+            f"read ({why(error)}); see its output: {shown(log)}"
         ) from None
     os.remove(log)
     total = sum(found.values())
@@ -143,51 +152,59 @@ def measure_together(
     }
 
 
+def measure_alone(arguments: argparse.Namespace, runs: str, bar: progress.Bar) -> Rows:
+    """{device: a row for each batch size}; in each round every device measures every batch size."""
+    figures: Dict[Tuple[int, int], List[Dict[str, float]]] = {}
+    for repeat in range(1, arguments.repeat + 1):
+        for device, batch_size in itertools.product(arguments.device, arguments.batch_sizes):
+            measured = measure(arguments, batch_size, device, runs)
+            figures.setdefault((device, batch_size), []).append(measured)
+            which = f", device {device}" if len(arguments.device) > 1 else ""
+            bar.say(
+                f"run {repeat} of {arguments.repeat}{which}, batch size {batch_size}: "
+                f"{measured['throughput']:.1f} images/s"
+            )
+            bar.advance()
+    rows: Rows = {device: [] for device in arguments.device}
+    for (device, batch_size), of_rounds in figures.items():
+        rows[device].append(summarise(batch_size, of_rounds))
+    return rows
+
+
 def sweep(arguments: argparse.Namespace) -> Dict[str, Any]:
-    """All runs: "rows", one per batch size, of the first device; where there are several, "devices" and "together"."""
+    """Measure everything.
+
+    Returns "rows", one per batch size, of the first device; where there are several devices,
+    "devices" and "together" as well.
+    """
     import matplotlib  # noqa: F401 (if it is missing, that is said now and not after the runs)
 
-    found: Dict[Tuple[int, int], List[Dict[str, float]]] = {
-        (device, size): [] for device in arguments.device for size in arguments.batch_sizes
-    }
+    devices = arguments.device
+    steps = len(devices) * len(arguments.batch_sizes) * arguments.repeat
     with host.run_folder(os.path.join(arguments.output, "perf_runs")) as runs, progress.watched(
-        "measuring", len(found) * arguments.repeat, "runs of one chip", None
+        "measuring", steps, "runs of one chip", None
     ) as bar:
-        for repeat in range(1, arguments.repeat + 1):
-            for device, batch_size in found:
-                figures = measure(arguments, batch_size, device, runs)
-                found[device, batch_size].append(figures)
-                where = f", device {device}" if len(arguments.device) > 1 else ""
-                bar.say(
-                    f"run {repeat} of {arguments.repeat}{where}, batch size {batch_size}: "
-                    f"{figures['throughput']:.1f} images/s"
-                )
-                bar.advance()
-        rows = {
-            device: [summarise(size, found[device, size]) for size in arguments.batch_sizes]
-            for device in arguments.device
-        }
-        first = rows[arguments.device[0]]
-        if len(arguments.device) == 1:
+        rows = measure_alone(arguments, runs, bar)
+        first = rows[devices[0]]
+        if len(devices) == 1:
             return {"rows": first}
         together = []
-        for place, row in enumerate(first):
-            alone = sum(rows[device][place]["throughput"] for device in rows)
+        for index, row in enumerate(first):
+            alone = sum(of_device[index]["throughput"] for of_device in rows.values())
             together.append(measure_together(arguments, row, alone, runs))
             bar.say(
-                f"all {len(arguments.device)} devices at once, batch size {row['batch_size']}: "
+                f"all {len(devices)} devices at once, batch size {row['batch_size']}: "
                 f"{together[-1]['throughput']:.1f} images/s"
             )
-    return {
-        "rows": first,
-        "devices": {str(device): of_device for device, of_device in rows.items()},
-        "together": together,
-    }
+    by_name = {str(device): of_device for device, of_device in rows.items()}
+    return {"rows": first, "devices": by_name, "together": together}
 
 
 def summarise(batch_size: int, runs: List[Dict[str, float]]) -> Dict[str, Any]:
     """The median of each figure of several runs, and the throughput of every run."""
-    medians = {key: statistics.median(figures[key] for figures in runs) for key in runs[0]}
+    medians = {}
+    for key in runs[0]:
+        medians[key] = statistics.median([figures[key] for figures in runs])
     throughputs = [figures["throughput"] for figures in runs]
     return {
         "batch_size": batch_size,
@@ -200,24 +217,21 @@ def summarise(batch_size: int, runs: List[Dict[str, float]]) -> Dict[str, Any]:
 def processor_name() -> str:
     """The CPU's name and the number of cores that this process may use."""
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        match = re.search(
-            r"^(?:model name|Model)\s*:\s*(.+)$", file.read(), re.MULTILINE
-        )  # ARM has none
+        text = file.read()
+    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)  # ARM has none
     name = match.group(1) if match else platform.processor() or platform.machine()
     return f"CPU ({' '.join(name.split())}, {len(os.sched_getaffinity(0))} cores)"
 
 
 def make_recipe(arguments: argparse.Namespace, chip: str) -> record.Recipe:
     """All that the figures depend on."""
-    given = {
-        key: getattr(arguments, key)
-        for key in ("backend", "device", "loop", "repeat", "batch_sizes")
-    }
+    names = ("backend", "device", "loop", "repeat", "batch_sizes")
+    values = {name: getattr(arguments, name) for name in names}
     settings = [arguments.aipp] if arguments.aipp else []
     if arguments.backend == "ascend":
         return recipe.make(
             __file__,
-            given,
+            values,
             (),
             arguments.models.values(),
             settings,
@@ -226,7 +240,7 @@ def make_recipe(arguments: argparse.Namespace, chip: str) -> record.Recipe:
         )
     return recipe.make(
         __file__,
-        given,
+        values,
         ("onnxruntime", "numpy"),
         onnx_file.all_files(arguments.model),
         settings,
@@ -236,12 +250,15 @@ def make_recipe(arguments: argparse.Namespace, chip: str) -> record.Recipe:
     )
 
 
-# ---- the report ------------------------------------------------------------------------------------------------------
+# ---- the report ----------------------------------------------------------------------------------
 
 
 def read_accuracy(path: str) -> Dict[str, str]:
-    """{"Top1 accuracy": "100.0%", ...}, or of several labels {"Mean average precision": …}, from an acc.json."""
-    advice = "name the acc.json of TResNet_postprocess.py by --accuracy"
+    """The figures of an acc.json.
+
+    Returns {"Top1 accuracy": "100.0%", ...}, or of several labels {"Mean average precision": …}.
+    """
+    advice = f"name the {ACCURACY.name} of TResNet_postprocess.py by --accuracy"
     rows = ACCURACY.read(path, advice)["value"]
     accuracy = {row["key"]: row["value"] for row in rows if row["value"].endswith("%")}
     if not accuracy:
@@ -252,17 +269,14 @@ def read_accuracy(path: str) -> Dict[str, str]:
 def short_accuracy(accuracy: Dict[str, str]) -> str:
     """ "Top-1 80.5%, Top-5 94.43%": the first and the last of the figures."""
     keys = sorted(accuracy)
-    return (
-        ", ".join(
-            re.sub(r"^Top(\d+) .*", r"Top-\1", key) + " " + accuracy[key]
-            for key in keys[:1] + keys[1:][-1:]
-        )
-        or NOT_MEASURED
-    )
+    if not keys:
+        return NOT_MEASURED
+    ends = dict.fromkeys((keys[0], keys[-1]))
+    return ", ".join(f"{re.sub(TOP_K, TITLE, key)} {accuracy[key]}" for key in ends)
 
 
 def add_reference(report: Dict[str, Any]) -> None:
-    """Put the published figure and the ratio to it beside each row, where one exists for this chip and model."""
+    """Put the published figure for this chip and model, and the ratio to it, beside each row."""
     same_case = (report["chip"], report["variant"], report["img_size"]) == CARD_CASE
     for row in report["rows"]:
         for key in ("reference", "ratio"):  # of kept figures
@@ -272,88 +286,73 @@ def add_reference(report: Dict[str, Any]) -> None:
             row.update(reference=published, ratio=row["throughput"] / published)
 
 
+def table_lines(head: List[str], rows: List[List[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def cells_of(row: Dict[str, Any], report: Dict[str, Any], with_reference: bool) -> List[str]:
+    """A row of the table."""
+    spread = f" ± {50 * row['throughput_spread']:.1f} %" if report["repeat"] > 1 else ""
+    cells = [
+        report["chip"],
+        str(row["batch_size"]),
+        report["data_set"] or NOT_MEASURED,
+        short_accuracy(report["accuracy"]),
+        f"{row['throughput']:.1f}{spread}",
+        f"{row['latency_mean']:.3f}",
+        f"{row['latency_p99']:.3f}",
+    ]
+    if "reference" in row:
+        cells += [f"{row['reference']:.0f}", f"{row['ratio']:.2f}"]
+    elif with_reference:
+        cells += [NOT_MEASURED, NOT_MEASURED]
+    return [" ".join(cell.replace("|", "/").split()) for cell in cells]
+
+
 def markdown(report: Dict[str, Any]) -> str:
     """The table and what is to be known about its figures."""
     with_reference = any("reference" in row for row in report["rows"])
-    several = report["repeat"] > 1
-    head = [
-        "Chip",
-        "Batch size",
-        "Data set",
-        "Accuracy",
-        "images/s",
-        "latency mean ms",
-        "latency p99 ms",
-    ]
+    head = list(COLUMNS)
     if with_reference:
         head += ["reference images/s", "ratio"]
-    lines = [head, ["---"] * len(head)]
-    for row in report["rows"]:
-        spread = f" ± {50 * row['throughput_spread']:.1f} %" if several else ""
-        cells = [
-            report["chip"],
-            str(row["batch_size"]),
-            report["data_set"] or NOT_MEASURED,
-            short_accuracy(report["accuracy"]),
-            f"{row['throughput']:.1f}{spread}",
-            f"{row['latency_mean']:.3f}",
-            f"{row['latency_p99']:.3f}",
-        ]
-        if with_reference:
-            cells += (
-                [f"{row['reference']:.0f}", f"{row['ratio']:.2f}"]
-                if "reference" in row
-                else 2 * [NOT_MEASURED]
-            )
-        lines.append([" ".join(cell.replace("|", "/").split()) for cell in cells])
-    text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    text = table_lines(head, [cells_of(row, report, with_reference) for row in report["rows"]])
     batches = f"{report['loop']} batches" if report["loop"] > 1 else "one batch"
-    runs = f"median of {report['repeat']} runs of {batches} each, ± half the span of the runs"
-    text += (
-        f"\nPure inference (zeros in, no files): {runs if several else f'one run of {batches}'}. "
-        "Latency is that of a whole batch.\n"
-    )
+    runs = f"one run of {batches}"
+    if report["repeat"] > 1:
+        runs = f"median of {report['repeat']} runs of {batches} each, ± half the span of the runs"
+    text += f"\nPure inference (zeros in, no files): {runs}. Latency is that of a whole batch.\n"
     if with_reference:
-        text += "The reference is the published figure for TResNet-M at 224 pixels on one Ascend 310P3.\n"
-    text += chips_markdown(report) if "together" in report else ""
-    return (
-        text
-        + f"Best batch size: {report['best']['batch_size']}, {report['best']['throughput']:.1f} images/s.\n"
-    )
+        text += (
+            "The reference is the published figure for TResNet-M at 224 pixels on one "
+            "Ascend 310P3.\n"
+        )
+    if "together" in report:
+        text += chips_markdown(report)
+    best = report["best"]
+    return text + f"Best batch size: {best['batch_size']}, {best['throughput']:.1f} images/s.\n"
 
 
 def chips_markdown(report: Dict[str, Any]) -> str:
     """The table of several chips: each alone, all at once, and what that costs each."""
     devices = list(report["devices"])
-    head = [
-        "Batch size",
-        *(f"device {device} alone" for device in devices),
-        "all at once, sum",
-        "loss of each",
-    ]
-    lines = [head, ["---"] * len(head)]
-    for place, row in enumerate(report["together"]):
-        alone = [f"{report['devices'][device][place]['throughput']:.1f}" for device in devices]
-        lines.append(
-            [
-                str(row["batch_size"]),
-                *alone,
-                f"{row['throughput']:.1f}",
-                f"{100 * row['loss']:.1f} %",
-            ]
-        )
+    alone = [f"device {device} alone" for device in devices]
+    rows = []
+    for index, row in enumerate(report["together"]):
+        throughputs = [report["devices"][device][index]["throughput"] for device in devices]
+        speeds = [f"{throughput:.1f}" for throughput in [*throughputs, row["throughput"]]]
+        rows.append([str(row["batch_size"]), *speeds, f"{100 * row['loss']:.1f} %"])
     least = min(row["overlap"] for row in report["together"])
+    table = table_lines(["Batch size", *alone, "all at once, sum", "loss of each"], rows)
     return (
-        "\n"
-        + "".join("| " + " | ".join(line) + " |\n" for line in lines)
-        + (
-            f"\nimages/s of {len(devices)} chips. The table above is device {devices[0]}'s. The loss is against the chips "
-            f"alone, one after the other; at once, all were at work in {100 * least:.0f} % of the time at least.\n"
-        )
+        f"\n{table}\nimages/s of {len(devices)} chips. The table above is device {devices[0]}'s. "
+        "The loss is against the chips alone, one after the other; at once, all were at work in "
+        f"{100 * least:.0f} % of the time at least.\n"
     )
 
 
-# ---- command line ----------------------------------------------------------------------------------------------------
+# ---- command line --------------------------------------------------------------------------------
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -390,7 +389,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_before_start(arguments: argparse.Namespace) -> Dict[str, Any]:
-    """Describe the model, or refuse what would fail later. Sets arguments.models: {batch size: what is measured}."""
+    """Describe the model, or refuse what would fail later.
+
+    Sets arguments.models: {batch size: what is measured}.
+    """
     on_ascend = arguments.backend == "ascend"
     arguments.model = os.path.abspath(arguments.model)
     arguments.output = (
@@ -399,41 +401,41 @@ def check_before_start(arguments: argparse.Namespace) -> Dict[str, Any]:
     arguments.aipp = os.path.abspath(arguments.aipp) if arguments.aipp else None
     files.make_folder(arguments.output, "--output")
     model = onnx_file.describe(arguments.model, arguments.batch_sizes)
-    arguments.models = {
-        size: om_path(arguments.model, size, arguments.om_dir or "")
-        if on_ascend
-        else arguments.model
-        for size in arguments.batch_sizes
-    }
+    arguments.models = dict.fromkeys(arguments.batch_sizes, arguments.model)
+    if on_ascend:
+        for size in arguments.batch_sizes:
+            arguments.models[size] = om_path(arguments.model, size, arguments.om_dir or "")
     missing = [path for path in arguments.models.values() if not os.path.isfile(path)]
     if missing:
         raise Refusal(
-            f"there is no {shown(missing[0])}; make it: bash scripts/onnx2om.sh MODEL.onnx --batch-sizes "
-            + ",".join(map(str, arguments.batch_sizes))
+            f"there is no {shown(missing[0])}; make it: bash scripts/onnx2om.sh MODEL.onnx "
+            f"--batch-sizes {','.join(map(str, arguments.batch_sizes))}"
         )
     return model
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    started = time.time()
-    model = check_before_start(arguments)
-    accuracy = read_accuracy(arguments.accuracy) if arguments.accuracy else {}
+def choose_devices(arguments: argparse.Namespace) -> str:
+    """Set arguments.device, the devices to measure; returns the name of the chip or processor."""
     chip = arguments.chip or processor_name()
-    if arguments.backend == "ascend" and not (arguments.chip and arguments.device != []):
+    chip_is_known = arguments.chip and arguments.device != []
+    if arguments.backend == "ascend" and not chip_is_known:
         arguments.device, chip = chips.choose_devices(arguments.device)
     arguments.device = arguments.device or [0]
     if arguments.backend == "cpu" and len(arguments.device) > 1:
         raise Refusal(
             "several devices are for --backend ascend; leave --device out on the CPU", cli.USAGE
         )
-    product = os.path.join(arguments.output, "perf")
-    paths = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]
-    made_by = make_recipe(arguments, chip)
-    kept: Dict[str, Any] = {}
-    if record.is_up_to_date(product, made_by, paths, arguments.force):
-        kept = PERF.read(paths[0])
-        print(f"the figures in {shown(paths[0])} are up to date; --force measures again")
+    return str(chip)
+
+
+def make_report(
+    arguments: argparse.Namespace,
+    chip: str,
+    model: Dict[str, Any],
+    accuracy: Dict[str, str],
+    measured: Dict[str, Any],
+) -> Dict[str, Any]:
+    """The content of perf.json; measured: what sweep() found."""
     report: Dict[str, Any] = {
         "tool": "perf_sweep.py",
         "version": cli.VERSION,
@@ -447,28 +449,44 @@ def main() -> None:
         "repeat": arguments.repeat,
         "data_set": arguments.data_set,
         "accuracy": accuracy,
-        **(
-            {key: kept[key] for key in ("rows", "devices", "together") if key in kept}
-            if kept
-            else sweep(arguments)
-        ),
+        **measured,
     }
     add_reference(report)
-    best = max(report.get("together", report["rows"]), key=lambda row: float(row["throughput"]))
-    report["best"] = best
+    rows = report.get("together", report["rows"])
+    report["best"] = max(rows, key=lambda row: float(row["throughput"]))
+    return report
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    started = time.time()
+    model = check_before_start(arguments)
+    accuracy = read_accuracy(arguments.accuracy) if arguments.accuracy else {}
+    chip = choose_devices(arguments)
+    product = os.path.join(arguments.output, "perf")
+    paths = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]
+    made_by = make_recipe(arguments, chip)
+    kept: Dict[str, Any] = {}
+    if record.is_up_to_date(product, made_by, paths, arguments.force):
+        kept = PERF.read(paths[0])
+        print(f"the figures in {shown(paths[0])} are up to date; --force measures again")
+        measured = {key: kept[key] for key in MEASURED if key in kept}
+    else:
+        measured = sweep(arguments)
+    report = make_report(arguments, chip, model, accuracy, measured)
     table = markdown(report)
     if report != kept:
         from common.results import plots  # here: figures that are up to date need no matplotlib
 
         contents = [json_file.encode(report), table.encode(), plots.speed_png(report)]
         record.write(product, made_by, dict(zip(paths, contents)))
-    print(
-        f"\n{table}\nperf.json, perf.md, perf.png in {shown(arguments.output)} ({time.time() - started:.1f} s)"
-    )
-    if arguments.min_throughput is not None and best["throughput"] < arguments.min_throughput:
+    names = ", ".join(map(os.path.basename, paths))
+    print(f"\n{table}\n{names} in {shown(arguments.output)} ({time.time() - started:.1f} s)")
+    best, least = report["best"], arguments.min_throughput
+    if least is not None and best["throughput"] < least:
         raise Refusal(
-            f"the best throughput is {best['throughput']:.1f} images/s (batch size {best['batch_size']}), "
-            f"below --min-throughput {arguments.min_throughput}",
+            f"the best throughput is {best['throughput']:.1f} images/s (batch size "
+            f"{best['batch_size']}), below --min-throughput {least}",
             cli.BELOW_MINIMUM,
         )
 

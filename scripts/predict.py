@@ -4,11 +4,13 @@
     python3 scripts/predict.py work/tresnet.onnx photo.jpg
     python3 scripts/predict.py work/tresnet_bs8.om ./photos 'more/*.png' --json > predictions.json
 
-In:  MODEL, an .onnx file (it runs on the CPU) or an .om (on the card, by ais_bench); IMAGEs: files, folders of them, or
-     patterns in quotes. They are prepared as the checkpoint says of itself, by the same code as for the accuracy.
-Out: printed; with --json as [{"image", "top": [{"class", "name", "probability"}]}], of an image that cannot be read
-     [{"image", "error"}].
-Exit status: 0 good, 1 an image cannot be read (all others are answered) or the model does not run, 2 wrong usage.
+In:  MODEL, an .onnx file (it runs on the CPU) or an .om (on the card, by ais_bench).
+     IMAGEs: files, folders of images, or patterns in quotes. They are prepared as the checkpoint
+     says, by the same code as for the accuracy.
+Out: printed; with --json as [{"image", "top": [{"class", "name", "probability"}]}]. An image that
+     cannot be read is [{"image", "error"}].
+Exit status: 0 good, 1 an image cannot be read (all others are answered) or the model does not run,
+     2 wrong usage.
 """
 
 import argparse
@@ -42,7 +44,7 @@ AT_ONCE = 256  # images that are prepared: 150 MB of 224 pixels in a temporary f
 RUNNERS = {".onnx": "infer_onnx.py", ".om": "infer_om.py"}
 
 
-# ---- what is asked for -----------------------------------------------------------------------------------------------
+# ---- what is asked for ---------------------------------------------------------------------------
 
 
 def model_path(text: str) -> str:
@@ -81,9 +83,9 @@ def parse_arguments() -> argparse.Namespace:
     return options.parse(parser)
 
 
-def find(words: List[str]) -> List[str]:
-    """The images that the words mean, each once. Raises: Refusal for a word that means none."""
-    found: Dict[str, None] = {}
+def find_all(words: List[str]) -> List[str]:
+    """The images that the words name, each once. Raises: Refusal for a word that names nothing."""
+    image_paths: Dict[str, None] = {}
     for word in words:
         if os.path.isdir(word):
             good, bad = images.find_images(word)
@@ -93,16 +95,15 @@ def find(words: List[str]) -> List[str]:
         else:
             paths = sorted(filter(os.path.isfile, glob.glob(word, recursive=True)), key=natural_key)
         if not paths:
+            problem = "there is nothing of that name"
+            if os.path.isdir(word):
+                problem = "the folder holds none"
             raise Refusal(
                 f"{shown(word)} should be an image, a folder of images or a pattern for them, but "
-                + (
-                    "the folder holds none"
-                    if os.path.isdir(word)
-                    else "there is nothing of that name"
-                )
+                f"{problem}"
             )
-        found.update(dict.fromkeys(paths))
-    return list(found)
+        image_paths.update(dict.fromkeys(paths))
+    return list(image_paths)
 
 
 def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
@@ -110,7 +111,8 @@ def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
     model = arguments.model
     if not os.path.isfile(model):
         raise Refusal(
-            f"there is no model {shown(model)}; make one: bash scripts/pipeline.sh leaves work/tresnet.onnx"
+            f"there is no model {shown(model)}; make one: bash scripts/pipeline.sh leaves "
+            "work/tresnet.onnx"
         )
     exported = evaluation.of_model(model)
     if exported is None and model.endswith(".onnx"):
@@ -119,8 +121,8 @@ def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
     elif exported is None:
         exported = evaluation.of_fields({})
         say(
-            f"no record beside {shown(model)} says how its images are to be prepared; "
-            "timm's way for TResNet is taken where no option says another"
+            f"no record beside {shown(model)} says how its images are to be prepared; timm's way "
+            "for TResNet is taken where no option says another"
         )
     chosen, contradictions = evaluation.resolve(
         evaluation.given(arguments), exported, f"the checkpoint of {shown(model)}"
@@ -130,16 +132,18 @@ def choose_evaluation(arguments: argparse.Namespace) -> evaluation.Evaluation:
     return chosen
 
 
-def takes(arguments: argparse.Namespace) -> str:
+def dtype_of(arguments: argparse.Namespace) -> str:
     """float32, or uint8 for an .om that was compiled with AIPP."""
     command = (record.read(arguments.model).recipe.get("options") or {}).get("command") or ()
-    return arguments.dtype or (
-        "uint8" if any("--insert_op_conf=" in str(word) for word in command) else "float32"
-    )
+    with_aipp = any("--insert_op_conf=" in str(word) for word in command)
+    return str(arguments.dtype or ("uint8" if with_aipp else "float32"))
 
 
 def names_of(arguments: argparse.Namespace, classes: int) -> Optional[List[str]]:
-    """What the classes are called: as the option says, as in the run that the model belongs to, or ImageNet's names."""
+    """What the classes are called.
+
+    As the option says, as in the run that the model belongs to, or ImageNet's names.
+    """
     if arguments.class_names:
         return class_names.read(arguments.class_names, classes)
     beside = os.path.join(os.path.dirname(arguments.model), REPORT.name)
@@ -151,7 +155,7 @@ def names_of(arguments: argparse.Namespace, classes: int) -> Optional[List[str]]
     return class_names.find(classes)
 
 
-# ---- the work --------------------------------------------------------------------------------------------------------
+# ---- the work ------------------------------------------------------------------------------------
 
 
 def prepare(
@@ -170,38 +174,35 @@ def prepare(
 
 
 def infer(arguments: argparse.Namespace, folder: str) -> str:
-    """Run the model over a folder by the program that infers for the accuracy; the folder of the results."""
+    """Run the model over FOLDER/in by the program that infers for the accuracy.
+
+    Returns the folder of the results.
+    """
     suffix = os.path.splitext(arguments.model)[1]
     runner = os.path.join(os.path.dirname(os.path.abspath(__file__)), RUNNERS[suffix])
-    command = [
-        sys.executable,
-        runner,
-        "--model",
-        arguments.model,
-        "--input",
-        os.path.join(folder, "in"),
-        "--output",
-        folder,
-        "--output_dirname",
-        "result",
-        "--outfmt",
-        "NPY",
-    ]
-    command += [] if arguments.device is None else ["--device", str(arguments.device)]
+    command = [sys.executable, runner, "--model", arguments.model]
+    command += ["--input", os.path.join(folder, "in"), "--output", folder]
+    command += ["--output_dirname", "result", "--outfmt", "NPY"]
+    if arguments.device is not None:
+        command += ["--device", str(arguments.device)]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     if done.returncode:
         sys.stderr.write(done.stdout.decode(errors="replace"))
         raise Refusal(
-            f"{RUNNERS[suffix]} failed with exit status {done.returncode}; what it said stands above"
+            f"{RUNNERS[suffix]} failed with exit status {done.returncode} (see above); fix the "
+            "problem and run the same command again"
         )
     return os.path.join(folder, "result")
 
 
 def predict(arguments: argparse.Namespace, paths: List[str]) -> Iterator[Tuple[str, Any]]:
-    """(path, its scores, float [classes], or the reason why it could not be read), for each image in order."""
-    how, dtype = choose_evaluation(arguments), takes(arguments)
+    """(path, its scores, or the reason why it could not be read) of each image in order.
+
+    The scores are float [classes].
+    """
+    how, dtype = choose_evaluation(arguments), dtype_of(arguments)
     with progress.Bar("predicting", len(paths), "images") as bar:
         for start in range(0, len(paths), AT_ONCE):
             chunk = paths[start : start + AT_ONCE]
@@ -215,30 +216,28 @@ def predict(arguments: argparse.Namespace, paths: List[str]) -> Iterator[Tuple[s
                     if path not in bad
                 }
                 scores = next(chunks(good, list(good), AT_ONCE), ())
-            told: Dict[str, Any] = {**bad, **dict(zip(good, scores))}
+            answers: Dict[str, Any] = {**bad, **dict(zip(good, scores))}
             bar.advance(len(chunk))
             bar.erase()
-            yield from ((path, told[path]) for path in chunk)
+            yield from ((path, answers[path]) for path in chunk)
 
 
 def main() -> int:
     arguments = parse_arguments()
     names: Optional[List[str]] = None
     rows: List[Dict[str, Any]] = []
-    for path, answer in predict(arguments, find(arguments.images)):
+    for path, answer in predict(arguments, find_all(arguments.images)):
         if isinstance(answer, str):
             say(f"{shown(path)} cannot be read: {answer}")
             rows.append({"image": path, "error": answer})
             continue
-        names = (
-            names
-            or names_of(arguments, len(answer))
-            or [f"class {label}" for label in range(len(answer))]
-        )
-        found = figures.summarise(np.asarray(answer)[None], [[0]])
+        if names is None:
+            numbers = [f"class {label}" for label in range(len(answer))]
+            names = names_of(arguments, len(answer)) or numbers
+        prediction = figures.summarise(np.asarray(answer)[None], [[0]])
         top = [
             {"class": int(label), "name": names[label], "probability": float(probability)}
-            for label, probability in zip(found.top[0], found.probability[0])
+            for label, probability in zip(prediction.top[0], prediction.probability[0])
         ]
         rows.append({"image": path, "top": top})
         if not arguments.json:

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""What a run found, as one page: WORKDIR/report.html opens in any browser, without a network and without a server.
+"""What a run found, as one page: WORKDIR/report.html opens in any browser, without a network.
 
     python3 scripts/report.py work
     python3 scripts/report.py work --class-names names.txt --force
 
-In:  the work folder of pipeline.sh, or any folder with acc_report.json of TResNet_postprocess.py; beside it, as far as
-     they are there: the results and the prepared images that acc_report.json names, run.json, perf.json, compare.json,
-     expect.json, forecast.json. What is not there is left out of the page.
-Out: WORKDIR/report.html, at most 1 MB; report.html.record.jsonl says what it was made of: what is up to date is kept.
+In:  the work folder of pipeline.sh, or any folder with acc_report.json of TResNet_postprocess.py.
+     Beside it, as far as they are there: the results and the prepared images that acc_report.json
+     names, run.json, perf.json, compare.json, expect.json, forecast.json. The page leaves out what
+     is not there.
+Out: WORKDIR/report.html, at most 1 MB. report.html.record.jsonl says what it was made of: a page
+     that is up to date is kept.
 """
 
 import base64
@@ -15,7 +17,7 @@ import functools
 import hashlib
 import io
 import os
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from common.core import cli
 
@@ -25,14 +27,16 @@ if __name__ == "__main__":
 from common.core import files, options, progress, recipe, record
 from common.core.cli import ROOT, Refusal, shown, some
 from common.data import class_names, evaluation, prepared
-from common.model.network import lineage_is_assumed
 from common.results import accuracy, figures, published
 from common.results.results import chunks, percent, result_files
 from common.results.work_files import (
     ACCURACY,
+    BEFORE_INT8,
     COMPARE,
     EXPECT,
+    EXPORTED,
     FORECAST,
+    PAGE,
     PERF,
     REPORT,
     RUN,
@@ -41,20 +45,10 @@ from common.results.work_files import (
 
 import numpy as np
 
-PAGE = "report.html"
-PARTS_OF_PAGE = os.path.join(ROOT, "scripts", "common", "results")
-TEMPLATE, SCRIPT = (os.path.join(PARTS_OF_PAGE, name) for name in (PAGE, "report.js"))
-PARTS = (
-    ACCURACY,
-    ACCURACY._replace(name="acc_float32.json"),
-    ACCURACY._replace(name="acc_float16.json"),
-    REPORT,
-    RUN,
-    PERF,
-    COMPARE,
-    EXPECT,
-    FORECAST,
-)
+SOURCES = os.path.join(ROOT, "scripts", "common", "results")
+TEMPLATE = os.path.join(SOURCES, PAGE)
+STYLE, SCRIPT = os.path.join(SOURCES, "report.css"), os.path.join(SOURCES, "report.js")
+PARTS = (ACCURACY, *BEFORE_INT8.values(), REPORT, RUN, PERF, COMPARE, EXPECT, FORECAST)
 MISTAKES = 24  # pictures of wrong answers
 CHANGED = 12  # pictures of answers that differ between two runtimes
 PAIRS = 15  # most confused pairs of classes
@@ -65,11 +59,13 @@ CLASS_SHOWN = 32  # of a class's, without its number
 PICTURE = 120  # pixels, each side of a thumbnail
 QUALITY = 70  # of its JPEG: about 5 kB
 CERTAIN = 99.0  # per cent of equal answers, below which a comparison is worth a look
+EVALUATION = ("dtype", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 
+Parts = Dict[str, Dict[str, Any]]  # {name of a JSON file of the work folder, less .json: content}
 Call = Callable[[int], str]  # what caller() gives
 
 
-# ---- the work folder -------------------------------------------------------------------------------------------------
+# ---- the work folder -----------------------------------------------------------------------------
 
 
 def read_part(workdir: str, part: WorkFile) -> Dict[str, Any]:
@@ -77,16 +73,17 @@ def read_part(workdir: str, part: WorkFile) -> Dict[str, Any]:
     return part.read_in(workdir) if os.path.lexists(os.path.join(workdir, part.name)) else {}
 
 
-def read_parts(workdir: str) -> Dict[str, Dict[str, Any]]:
-    """{name less .json: content} of all PARTS; what an earlier run left and the last one did not make is {}.
+def read_parts(workdir: str) -> Parts:
+    """All PARTS; {} for one that an earlier run left and the last one did not make.
 
     Raises: Refusal if there is no acc_report.json, or if a file is damaged.
     """
     parts = {part.name[: -len(".json")]: read_part(workdir, part) for part in PARTS}
     if not parts["acc_report"]:
         raise Refusal(
-            f"{shown(workdir)} should hold acc_report.json of TResNet_postprocess.py, but does not; run the "
-            "pipeline, or python3 TResNet_postprocess.py RESULT LABELS WORKDIR acc.json"
+            f"{shown(workdir)} should hold {REPORT.name} of TResNet_postprocess.py, but does not; "
+            "run the pipeline, or "
+            f"python3 TResNet_postprocess.py RESULT LABELS WORKDIR {ACCURACY.name}"
         )
     for name in set(parts) - {"acc_report", "run", *parts["run"].get("made", parts)}:
         parts[name] = {}
@@ -94,15 +91,17 @@ def read_parts(workdir: str) -> Dict[str, Dict[str, Any]]:
 
 
 def nearby(path: Any, workdir: str) -> str:
-    """A folder that was recorded: where it was, or in the work folder, should that have been moved; "" if nowhere."""
-    places = [str(path), os.path.join(workdir, os.path.basename(str(path)))] if path else []
+    """A recorded folder: where it was, or in the work folder if that was moved; "" if nowhere."""
+    if not path:
+        return ""
+    places = (str(path), os.path.join(workdir, os.path.basename(str(path))))
     return next(filter(os.path.isdir, places), "")
 
 
 def folders(report: Dict[str, Any], workdir: str, key: str) -> List[str]:
-    """The folders of the results (key "result") or of the prepared images ("prep"): several for joined shards.
+    """The folders of the results (key "result") or of the prepared images (key "prep").
 
-    [] if one of them is not there.
+    There are several for joined shards. Returns [] if one of them is not there.
     """
     if "shards" not in report:
         return list(filter(None, [nearby(report.get(key), workdir)]))
@@ -114,35 +113,37 @@ def folders(report: Dict[str, Any], workdir: str, key: str) -> List[str]:
 
 
 def predictions(report: Dict[str, Any], results: List[str]) -> Optional[figures.Predictions]:
-    """What the results say about each evaluated image, in acc_report.json's order; None if they are not there.
+    """What the results say about each evaluated image, in the order of acc_report.json.
 
+    Returns None if the results are not there.
     Raises: Refusal if they are not the results that acc_report.json was computed from.
     """
     if not results or not report["hits"]:
         return None
-    paths = {stem: path for folder in results for stem, path in result_files(folder).items()}
-    stems, right = report["evaluated"], [[label] for label in report["true"]]
-    parts: List[figures.Predictions] = []
-    done, another = (
-        0,
-        (
-            f"the results in {some(results)} are not those of acc_report.json; run "
-            "TResNet_postprocess.py again"
-        ),
+    paths: Dict[str, str] = {}
+    for folder in results:
+        paths.update(result_files(folder))
+    other_results = Refusal(
+        f"the results in {some(results)} are not those of {REPORT.name}; run "
+        "TResNet_postprocess.py again"
     )
+    stems, right = report["evaluated"], [[label] for label in report["true"]]
     if not paths.keys() >= set(stems):
-        raise Refusal(another)
+        raise other_results
+    summaries: List[figures.Predictions] = []
+    done = 0
     with progress.Bar("report", len(stems), "images") as bar:
         for scores in chunks(paths, stems):
             if scores.shape[1] != report["classes"]:
-                raise Refusal(another)
-            parts.append(figures.summarise(scores, right[done : done + len(scores)]))
+                raise other_results
+            summaries.append(figures.summarise(scores, right[done : done + len(scores)]))
             done += len(scores)
             bar.advance(len(scores))
-    found = figures.join(parts)
-    if [int((found.rank < k).sum()) for k in range(1, len(report["hits"]) + 1)] != report["hits"]:
-        raise Refusal(another)
-    return found
+    joined = figures.join(summaries)
+    hits = [int((joined.rank < k).sum()) for k in range(1, len(report["hits"]) + 1)]
+    if hits != report["hits"]:
+        raise other_results
+    return joined
 
 
 class Pictures:
@@ -162,38 +163,36 @@ class Pictures:
         return self.known.get(stem, ("", stem))[1]
 
     def picture(self, stem: str) -> str:
-        """A data: address of the image, "" if it is not there any more or of another size than expected."""
+        """A data: address of the image; "" if it is gone or not of the expected size."""
         from PIL import Image
 
         size, dtype = int(self.header.get("img_size") or 0), self.header.get("dtype")
         if stem not in self.known or dtype not in ("uint8", "float32"):
             return ""
+        path = os.path.join(self.known[stem][0], stem + ".bin")
         try:
-            pixels = np.frombuffer(
-                files.read_regular(os.path.join(self.known[stem][0], stem + ".bin")), dtype
-            )
+            pixels = np.frombuffer(files.read_regular(path), dtype)
             pixels = pixels.reshape((size, size, 3) if dtype == "uint8" else (3, size, size))
         except (Refusal, ValueError):
             return ""
         if dtype == "float32":
-            mean, std = (
-                np.reshape(self.header.get(key) or [default] * 3, (3, 1, 1))
-                for key, default in (("mean", 0.0), ("std", 1.0))
-            )
-            pixels = (
-                np.rint(255 * np.clip(pixels * std + mean, 0, 1))
-                .astype(np.uint8)
-                .transpose(1, 2, 0)
-            )
+            pixels = self.bytes_of(pixels)
         data = io.BytesIO()
         image = Image.fromarray(np.ascontiguousarray(pixels))
-        image.resize((PICTURE, PICTURE), Image.LANCZOS).save(
+        image.resize((PICTURE, PICTURE), Image.Resampling.LANCZOS).save(
             data, "JPEG", quality=QUALITY, optimize=True
         )
         return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
+    def bytes_of(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [size, size, 3] from prepared float32 [3, size, size]."""
+        mean = np.reshape(self.header.get("mean") or [0.0] * 3, (3, 1, 1))
+        std = np.reshape(self.header.get("std") or [1.0] * 3, (3, 1, 1))
+        levels = np.rint(255 * np.clip(pixels * std + mean, 0, 1))
+        return levels.astype(np.uint8).transpose(1, 2, 0)
 
-# ---- what the page says ----------------------------------------------------------------------------------------------
+
+# ---- what the page says --------------------------------------------------------------------------
 
 
 def share(hits: int, images: int) -> str:
@@ -201,7 +200,7 @@ def share(hits: int, images: int) -> str:
     return "100 %" if hits == images else f"{percent(hits, images):.2f} %"
 
 
-def accuracies(parts: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
+def accuracies(parts: Parts) -> List[Dict[str, Any]]:
     """The figures that stand first: {"title", "value", "about": sentences}."""
     report, images = parts["acc_report"], parts["acc_report"]["counts"]["evaluated"]
     hits = report.get("hits")
@@ -234,7 +233,7 @@ def exported_size(network: Dict[str, Any]) -> Optional[int]:
     return exported.evaluation.img_size if exported else None
 
 
-def known_figures(parts: Dict[str, Dict[str, Any]], report: Dict[str, Any], k: int) -> List[str]:
+def known_figures(parts: Parts, report: Dict[str, Any], k: int) -> List[str]:
     """Published figures for this network and data set, in words."""
     expect = parts["expect"].get("published") or {}
     if expect.get(f"top{k}"):
@@ -243,19 +242,18 @@ def known_figures(parts: Dict[str, Dict[str, Any]], report: Dict[str, Any], k: i
     case = network.get("variant"), network.get("lineage"), exported_size(network)
     if (report["counts"]["evaluated"], report["classes"]) != (published.VALIDATION_IMAGES, 1000):
         return []
-    found = [
+    values = [
         (name, getattr(weights, f"top{k}"))
         for name, weights in published.WEIGHTS.items()
         if (weights.variant, weights.lineage, weights.img_size) == case
     ]
-    found += [("an Ascend 310P3", published.CARD_TOP5)] * (
-        k == 5 and case == ("tresnet_m", "ascend", 224)
-    )
-    return [f"published for {name}: {value:.2f} %" for name, value in found if value]
+    if k == 5 and case == ("tresnet_m", "ascend", 224):
+        values.append(("an Ascend 310P3", published.CARD_TOP5))
+    return [f"published for {name}: {value:.2f} %" for name, value in values if value]
 
 
 def figure(value: float, decimals: int = 1) -> str:
-    """A positive figure: with decimals only where they tell something."""
+    """A positive figure; from 100 on without decimals."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.{decimals}f}"
 
 
@@ -297,16 +295,14 @@ def caller(names: Optional[Sequence[str]]) -> Callable[[int], str]:
         name = plain(names[label], 255) if names and label < len(names) else ""
         while len(name) > CLASS_SHOWN and "," in name:
             name = name.rpartition(",")[0]
-        return (
-            f"{plain(name, CLASS_SHOWN)} ({label})"
-            if name and name != str(label)
-            else f"class {label}"
-        )
+        if not name or name == str(label):
+            return f"class {label}"
+        return f"{plain(name, CLASS_SHOWN)} ({label})"
 
     return call
 
 
-def comparison(parts: Dict[str, Dict[str, Any]], pictures: Pictures, call: Call) -> Dict[str, Any]:
+def comparison(parts: Parts, pictures: Pictures, call: Call) -> Dict[str, Any]:
     """Two runtimes or precisions side by side; {} if nothing was compared."""
     compared = parts["compare"]
     if not compared:
@@ -367,10 +363,10 @@ def answered(
     """What the page shows of the answers; {} if the results are not there."""
     if found is None:
         return {}
-    rows = [
-        dict(row, name=call(row["class"]), taken_for=call(row["taken_for"]) if row["times"] else "")
-        for row in figures.by_class(found)
-    ]
+    rows = figures.by_class(found)
+    for row in rows:
+        row["name"] = call(row["class"])
+        row["taken_for"] = call(row["taken_for"]) if row["times"] else ""
     return {
         "mistakes": mistakes(report, found, pictures, call),
         "wrong": int((~found.correct).sum()),
@@ -384,159 +380,183 @@ def answered(
     }
 
 
-def gates(parts: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """The minimums that the run was given: {"what", "least", "found", "good"}; what was not measured is not good."""
-    report, perf = parts["acc_report"], parts["perf"].get("rows") or []
+class Gate(NamedTuple):
+    """A minimum that the run was given."""
+
+    what: str
+    least: str  # the minimum, with its unit
+    measured: str  # with its unit
+    good: bool  # False too if it was not measured
+
+
+def measured_with_gates(parts: Parts) -> Dict[str, Tuple[str, Optional[float], str]]:
+    """{option of a gate: (what it is about, the value or None, unit)}."""
+    report = parts["acc_report"]
     images, hits = report["counts"]["evaluated"], report.get("hits") or []
-    known = {
-        f"min_top{k}": (
-            f"Top-{k} accuracy",
-            100 * hits[min(k, len(hits)) - 1] / images if hits else None,
-            " %",
-        )
-        for k in (1, 5)
+    throughputs = [row["throughput"] for row in parts["perf"].get("rows") or []]
+    cosine = parts["compare"].get("cosine") or {}
+    accuracies_of_k = {k: 100 * hits[min(k, len(hits)) - 1] / images for k in (1, 5) if hits}
+    return {
+        "min_top1": ("Top-1 accuracy", accuracies_of_k.get(1), " %"),
+        "min_top5": ("Top-5 accuracy", accuracies_of_k.get(5), " %"),
+        "min_throughput": ("throughput", max(throughputs, default=None), " images/s"),
+        "min_cosine": ("lowest cosine similarity", cosine.get("min"), ""),
     }
-    known["min_throughput"] = (
-        "throughput",
-        max((row["throughput"] for row in perf), default=None),
-        " images/s",
-    )
-    known["min_cosine"] = (
-        "lowest cosine similarity",
-        (parts["compare"].get("cosine") or {}).get("min"),
-        "",
-    )
+
+
+def gates(parts: Parts) -> List[Gate]:
+    """The minimums that the run was given, and what was measured."""
+    measured = measured_with_gates(parts)
     rows = []
     for name, least in (parts["run"].get("gates") or {}).items():
-        if name in known and least is not None:
-            what, value, unit = known[name]
-            good, text = value is not None and value >= least, "not measured"
-            if value is not None:
-                text = f"{value:.6g}" if (float(f"{value:.6g}") >= least) == good else repr(value)
-                text += unit
-            rows.append({"what": what, "least": f"{least:g}{unit}", "found": text, "good": good})
+        if name not in measured or least is None:
+            continue
+        what, value, unit = measured[name]
+        good, text = False, "not measured"
+        if value is not None:
+            good = value >= least
+            rounded = f"{value:.6g}"
+            rounding_misleads = (float(rounded) >= least) != good
+            text = (repr(value) if rounding_misleads else rounded) + unit
+        rows.append(Gate(what, f"{least:g}{unit}", text, good))
     return rows
 
 
-def verdict(page: Dict[str, Any], parts: Dict[str, Dict[str, Any]]) -> Tuple[str, str, List[str]]:
-    """(good, look or bad; the run in one sentence; what one should know of it)."""
-    report, images = parts["acc_report"], parts["acc_report"]["counts"]["evaluated"]
-    variant = str(parts["network"].get("variant") or "")
-    backend, chip = parts["run"].get("backend"), str(parts["perf"].get("chip") or "card")
-    chip = chip if "Ascend" in chip else f"Ascend {chip}"
-    where = {"cpu": " on the CPU", "ascend": f" on {chip}"}.get(str(backend), "")
-    name = (
-        "TResNet-" + variant[len("tresnet_") :].replace("_", "-").upper()
-        if variant.startswith("tresnet_")
-        else variant or "The network"
-    )
-    hits, compared, expect = report.get("hits"), page["comparison"], parts["expect"]
-    sentence = (
-        f"{name}{where} gives the right answer for {share(hits[0], images)} of {images:,} images"
-        if hits
-        else f"{name}{where} was evaluated on {images:,} images"
-    )
-    sentence += f" and classifies {figure(page['best'])} images a second" if page["best"] else ""
-    points, lineage_assumed = [], lineage_is_assumed(parts["network"])
+def network_name(variant: str) -> str:
+    """tresnet_v2_l -> TResNet-V2-L."""
+    if not variant.startswith("tresnet_"):
+        return variant or "The network"
+    return "TResNet-" + variant[len("tresnet_") :].replace("_", "-").upper()
+
+
+def headline(parts: Parts, best: float) -> str:
+    """The run in one sentence; best: the highest throughput, images/s, 0 if not measured."""
+    report = parts["acc_report"]
+    images, hits = report["counts"]["evaluated"], report.get("hits")
+    chip = str(parts["perf"].get("chip") or "card")
+    places = {"cpu": " on the CPU", "ascend": f" on Ascend {chip}"}
+    if "Ascend" in chip:
+        places["ascend"] = f" on {chip}"
+    subject = network_name(str(parts["network"].get("variant") or ""))
+    subject += places.get(str(parts["run"].get("backend")), "")
+    if hits:
+        text = f"{subject} gives the right answer for {share(hits[0], images)} of {images:,} images"
+    else:
+        text = f"{subject} was evaluated on {images:,} images"
+    if best:
+        text += f" and classifies {figure(best)} images a second"
+    return text + "."
+
+
+def remarks(page: Dict[str, Any], parts: Parts) -> List[str]:
+    """What one should know of the run."""
+    compared, expect = page["comparison"], parts["expect"]
+    points = []
     if compared:
+        same = share(compared["images"] - compared["differ"], compared["images"])
         points.append(
-            f"{compared['second']} and {compared['first']} give the same answer for "
-            f"{share(compared['images'] - compared['differ'], compared['images'])} of {compared['images']:,} "
-            "images"
+            f"{compared['second']} and {compared['first']} give the same answer for {same} of "
+            f"{compared['images']:,} images"
         )
     if expect:
+        position = "within" if expect.get("within") else "not within"
+        cause = f"; likely cause: {expect['cause']}" if expect.get("cause") else ""
         points.append(
-            f"Top-1 is {'' if expect.get('within') else 'not '}within the 95 % interval of the figure "
-            f"published for {expect.get('name')}"
-            + (f"; likely cause: {expect['cause']}" if expect.get("cause") else "")
+            f"Top-1 is {position} the 95 % interval of the figure published for "
+            f"{expect.get('name')}{cause}"
         )
-    if lineage_assumed:
+    if lineage_is_assumed(parts["network"]):
         points.append(
             "nothing in the checkpoint tells the lineage of its weights; "
             f"{parts['network']['lineage']} was assumed, and if that is wrong, so is every figure"
         )
-    points += report.get("notes") or []
+    points += parts["acc_report"].get("notes") or []
     points += [
-        f"{gate['what']}: {gate['found']}, the minimum is {gate['least']}" for gate in page["gates"]
+        f"{gate.what}: {gate.measured}, the minimum is {gate.least}" for gate in page["gates"]
     ]
+    return points
+
+
+def verdict(page: Dict[str, Any], parts: Parts) -> str:
+    """good, look or bad."""
+    if not all(gate.good for gate in page["gates"]):
+        return "bad"
+    compared, expect, report = page["comparison"], parts["expect"], parts["acc_report"]
     doubts = (
         compared and compared["agreement"] < CERTAIN,
         expect and not expect.get("within"),
-        lineage_assumed,
+        lineage_is_assumed(parts["network"]),
         report.get("left_out"),
         accuracy.near_chance(report),
     )
-    state = "look" if any(doubts) else "good"
-    return state if all(gate["good"] for gate in page["gates"]) else "bad", sentence + ".", points
+    return "look" if any(doubts) else "good"
+
+
+def listed(words: Dict[str, Any]) -> str:
+    """NAME VALUE, NAME VALUE, …"""
+    return ", ".join(f"{name} {value}" for name, value in words.items())
+
+
+def describe_network(parts: Parts, pictures: Pictures) -> str:
+    """Variant, lineage, classes, size and precision, as far as they are known."""
+    network, classes = parts["network"], parts["acc_report"]["classes"]
+    size, lineage = (
+        exported_size(network) or pictures.header.get("img_size"),
+        network.get("lineage"),
+    )
+    words = [
+        network.get("variant"),
+        lineage and f"{lineage} lineage",
+        f"{classes:,} classes",
+        size and f"{size}×{size} pixels",
+        parts["run"].get("precision"),
+    ]
+    return ", ".join(filter(None, words))
 
 
 def settings(
-    parts: Dict[str, Dict[str, Any]],
-    workdir: str,
-    results: List[str],
-    header: Dict[str, Any],
-    versions_of_images: Dict[str, Any],
+    parts: Parts, workdir: str, results: List[str], pictures: Pictures
 ) -> List[Tuple[str, str]]:
     """What was run with what: (term, words)."""
     run, network, report = parts["run"], parts["network"], parts["acc_report"]
-    made = record.read(results[0]).recipe if results else {}
-    exported = record.read(os.path.join(workdir, "tresnet.onnx")).recipe
-    size = exported_size(network) or header.get("img_size")
-    host = {key: value for key, value in (made.get("host") or {}).items() if value}
+    inferred = record.read(results[0]).recipe if results else {}
+    exported = record.read(os.path.join(workdir, EXPORTED)).recipe
     versions = {
         "this program": cli.VERSION,
         **(exported.get("versions") or {}),
-        **versions_of_images,
-        **(made.get("versions") or {}),
-        **host,
+        **pictures.versions,
+        **(inferred.get("versions") or {}),
+        **(inferred.get("host") or {}),
     }
-    extra = ("dtype", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+    counts = {key: count for key, count in report["counts"].items() if count is not None}
     rows = [
         ("checkpoint", run.get("checkpoint")),
         ("SHA-256", network.get("checkpoint_sha256")),
+        ("network", describe_network(parts, pictures)),
         (
-            "network",
-            ", ".join(
-                filter(
-                    None,
-                    [
-                        network.get("variant"),
-                        network.get("lineage") and f"{network['lineage']} lineage",
-                        f"{report['classes']:,} classes",
-                        size and f"{size}×{size} pixels",
-                        run.get("precision"),
-                    ],
-                )
-            ),
+            "preparation",
+            listed({key: pictures.header[key] for key in EVALUATION if key in pictures.header}),
         ),
-        ("preparation", ", ".join(f"{key} {header[key]}" for key in extra if key in header)),
         ("data", run.get("data")),
         ("labels", report.get("labels")),
         (
             "images",
-            ", ".join(
-                f"{count:,} {key.replace('_', ' ')}"
-                for key, count in report["counts"].items()
-                if count is not None
-            ),
+            ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in counts.items()),
         ),
         ("ran on", run.get("reason") and f"{run.get('backend')}: {run['reason']}"),
         ("chip", parts["perf"].get("chip")),
-        (
-            "versions",
-            ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        ),
+        ("versions", listed({name: version for name, version in versions.items() if version})),
         ("began", run.get("began")),
         ("took", run.get("seconds") and progress.duration(run["seconds"])),
     ]
     return [(term, str(words)) for term, words in rows if words]
 
 
-def draw(parts: Dict[str, Dict[str, Any]], found: Optional[figures.Predictions]) -> Dict[str, str]:
+def draw(parts: Parts, found: Optional[figures.Predictions]) -> Dict[str, str]:
     """{name: SVG} of all plots for which there are figures."""
     from common.results import plots
 
-    drawn = {}
+    drawn: Dict[str, str] = {}
     if parts["perf"].get("rows"):
         drawn.update(
             speed=plots.speed(parts["perf"]["rows"]), latency=plots.latency(parts["perf"]["rows"])
@@ -555,18 +575,15 @@ def draw(parts: Dict[str, Dict[str, Any]], found: Optional[figures.Predictions])
     return drawn
 
 
-def describe(
-    workdir: str, parts: Dict[str, Dict[str, Any]], given_names: Optional[str]
-) -> Dict[str, Any]:
+def describe(workdir: str, parts: Parts, names_file: Optional[str]) -> Dict[str, Any]:
     """Everything that the template shows."""
     report = parts["acc_report"]
     results = folders(report, workdir, "result")
     pictures, found = Pictures(folders(report, workdir, "prep")), predictions(report, results)
-    call = caller(
-        class_names.read(given_names, report["classes"])
-        if given_names
-        else report.get("class_names")
-    )
+    names = report.get("class_names")
+    if names_file:
+        names = class_names.read(names_file, report["classes"])
+    call = caller(names)
     best = max((row["throughput"] for row in parts["perf"].get("rows") or ()), default=0)
     page: Dict[str, Any] = {
         "parts": parts,
@@ -578,22 +595,28 @@ def describe(
         **answered(report, found, pictures, call),
         "plots": draw(parts, found),
         "left_out": (report.get("left_out") or [])[:LISTED],
-        "settings": settings(parts, workdir, results, pictures.header, pictures.versions),
+        "settings": settings(parts, workdir, results, pictures),
+        "sentence": headline(parts, best),
     }
-    page["state"], page["sentence"], page["points"] = verdict(page, parts)
+    page["state"], page["points"] = verdict(page, parts), remarks(page, parts)
     return page
 
 
-# ---- the page --------------------------------------------------------------------------------------------------------
+# ---- the page ------------------------------------------------------------------------------------
 
 
 def plain(name: Any, most: int = NAME_SHOWN) -> str:
-    """A name as text that is safe to read: what does not print is escaped, what is long is cut in its middle."""
+    """A name as text that is safe to read.
+
+    What does not print is escaped, and what is longer than `most` is cut in its middle.
+    """
     text = str(name)
-    text = text if text.isprintable() else shown(text)
-    return (
-        text if len(text) <= most else text[: most // 2] + "…" + text[len(text) - most // 2 + 1 :]
-    )
+    if not text.isprintable():
+        text = shown(text)
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return text[:half] + "…" + text[len(text) - half + 1 :]
 
 
 def sentence(text: Any) -> str:
@@ -621,15 +644,38 @@ def template() -> Any:
 
 
 def render(page: Dict[str, Any]) -> bytes:
-    """The page as HTML; its own policy forbids it to load anything."""
-    script = files.read_regular(SCRIPT)
+    """The page as HTML, style and script in it; its own policy forbids it to load anything."""
+    style, script = files.read_regular(STYLE), files.read_regular(SCRIPT)
     digest = base64.b64encode(hashlib.sha256(script).digest()).decode("ascii")
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
         f"script-src 'sha256-{digest}'"
     )
-    text: str = template().render(page, script=script.decode("utf-8"), policy=policy)
+    text: str = template().render(
+        page, style=style.decode("utf-8"), script=script.decode("utf-8"), policy=policy
+    )
     return text.encode("utf-8", "backslashreplace")
+
+
+def make_recipe(
+    workdir: str, parts: Parts, exported: str, names_file: Optional[str]
+) -> record.Recipe:
+    """All that the page depends on."""
+    results = folders(parts["acc_report"], workdir, "result")
+    images = folders(parts["acc_report"], workdir, "prep")
+    texts = [os.path.join(workdir, part.name) for part in PARTS if part is not RUN]
+    texts += [TEMPLATE, STYLE, SCRIPT]
+    texts += map(record.path_of, [*results, exported])
+    if names_file:
+        texts.append(names_file)
+    shown_of_run = ("backend", "gates", "made", "data", "commands")
+    run = {key: value for key, value in parts["run"].items() if key in shown_of_run}
+    return recipe.make(
+        __file__,
+        {"run": run, "results": bool(results), "pictures": bool(images)},
+        ("numpy", "Pillow", "matplotlib", "Jinja2"),
+        settings=filter(os.path.isfile, texts),
+    )
 
 
 def main() -> None:
@@ -647,24 +693,11 @@ def main() -> None:
         },
     )
     arguments = options.parse(parser)
-    workdir, product = arguments.workdir, os.path.join(arguments.workdir, PAGE)
-    parts, exported = read_parts(workdir), os.path.join(workdir, "tresnet.onnx")
+    workdir = arguments.workdir
+    product, exported = os.path.join(workdir, PAGE), os.path.join(workdir, EXPORTED)
+    parts = read_parts(workdir)
     parts["network"] = record.read(exported).notes
-    texts = [os.path.join(workdir, part.name) for part in PARTS if part is not RUN]
-    texts += [TEMPLATE, SCRIPT] + [arguments.class_names] * bool(arguments.class_names)
-    results, images = (folders(parts["acc_report"], workdir, key) for key in ("result", "prep"))
-    texts += map(record.path_of, [*results, exported])
-    run = {
-        key: value
-        for key, value in parts["run"].items()
-        if key in ("backend", "gates", "made", "data", "commands")
-    }
-    made_by = recipe.make(
-        __file__,
-        {"run": run, "results": bool(results), "pictures": bool(images)},
-        ("numpy", "Pillow", "matplotlib", "Jinja2"),
-        settings=filter(os.path.isfile, texts),
-    )
+    made_by = make_recipe(workdir, parts, exported, arguments.class_names)
     if record.is_up_to_date(product, made_by, force=arguments.force):
         print(f"{shown(product)} is up to date")
         return

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Let the card choose: compile every combination that may be fast, measure them in turns, rank them, refuse lossy ones.
+"""Find the fastest combination of options: compile and measure all, and refuse lossy ones.
 
-    python3 scripts/tune.py conv4.onnx conv12.onnx space-to-depth.onnx --input prep_dataset --output work
+    python3 scripts/tune.py conv4.onnx conv12.onnx --input prep_dataset --output work
     python3 scripts/tune.py --backend cpu tresnet_m.onnx --input prep_dataset --output work
-    bash scripts/pipeline.sh --tune              # exports the three stems first, and prints the command of the best
+    bash scripts/pipeline.sh --tune              # exports the three stems first
 
 In:  ONNX files, each named after its stem, and prepared images (with --aipp if they are bytes).
-Out: OUTPUT/tune.json, tune.md (a table), tune.png; what was compiled stays in OUTPUT/tune/.
+Out: OUTPUT/tune.json, tune.md (a table), tune.png; what was compiled stays in OUTPUT/tune/. The
+     combinations are measured in turns and ranked. pipeline.sh --tune prints the command of the
+     best one.
 docs/ascend.md says what is tried and what cannot win.
 """
 
@@ -15,7 +17,7 @@ import contextlib
 import os
 import sys
 from statistics import median
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from common.core import cli
 
@@ -38,14 +40,10 @@ from common.results.work_files import COMPARE, PERF
 import numpy as np
 
 TEMPORARY = Recipe({"tool": "tune.py"})  # of images that are for one run
-
 SCRIPTS = os.path.join(ROOT, "scripts")
 FIRST_SIZES = [8, 16]  # batch sizes at which the combinations are compared
 SMALL = "--enable_small_channel=1"
-FIRST_IS_CONVOLUTION = (
-    "conv4",
-    "conv12",
-)  # stems whose first operator is a convolution of the image
+FIRST_IS_CONVOLUTION = ("conv4", "conv12")  # stems that begin with a convolution of the image
 BYTE = 0.51 / 255  # how far a float32 pixel may be from a byte's value
 
 
@@ -59,42 +57,39 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "-".join(
-            [
-                self.stem,
-                "uint8" if self.uint8 else "float32",
-                *["small"] * self.small,
-                self.precision,
-            ]
-        )
+        pixels = "uint8" if self.uint8 else "float32"
+        small = ["small"] if self.small else []
+        return "-".join([self.stem, pixels, *small, self.precision])
 
     def options(self, batch_size: int, on_card: bool) -> List[str]:
         """The words that give this combination to pipeline.sh."""
-        words = ["--stem", self.stem] if on_card else []
-        words += ["--uint8"] * self.uint8 + ["--small-channel"] * self.small
-        words += ["--precision", "int8" if self.precision == "int8" else "float32"]
-        return words + ["--batch-size", str(batch_size)]
+        return options.words(
+            stem=self.stem if on_card else None,
+            uint8=self.uint8,
+            small_channel=self.small,
+            precision="int8" if self.precision == "int8" else "float32",
+            batch_size=batch_size,
+        )
 
 
 def variants(stems: List[str], on_card: bool, int8: bool) -> List[Variant]:
+    """All combinations that may be fast."""
     if not on_card:
         return [Variant(stems[0], False, False, precision) for precision in ("float32", "int8")]
-    precisions = ["float16", "int8"] if int8 else ["float16"]
-    inputs = [(False, False), (True, False), (True, True)]
-    return [
-        Variant(stem, uint8, small, precision)
-        for precision in precisions
-        for stem in stems
-        for uint8, small in inputs
-        if not small or stem in FIRST_IS_CONVOLUTION
-    ]
+    found = []
+    for precision in ("float16", "int8") if int8 else ("float16",):
+        for stem in stems:
+            found += [Variant(stem, uint8, False, precision) for uint8 in (False, True)]
+            if stem in FIRST_IS_CONVOLUTION:
+                found.append(Variant(stem, True, True, precision))
+    return found
 
 
-# ---- images ----------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 
 
 def write_inputs(paths: List[str], sample: Input, evaluation: Evaluation, folder: str) -> None:
-    """The same images twice: FOLDER/float32 and FOLDER/uint8, the latter with the settings FOLDER/aipp.cfg.
+    """The same images twice: FOLDER/float32 and FOLDER/uint8 (with the settings FOLDER/aipp.cfg).
 
     Raises: Refusal if float32 images are not those of bytes.
     """
@@ -121,21 +116,16 @@ def write_each(
     writers: Dict[str, Writer],
 ) -> None:
     """The images one by one, for write_inputs()."""
-    mean, std = (
-        np.array(values, np.float32).reshape(3, 1, 1)
-        for values in (evaluation.mean, evaluation.std)
-    )
+    mean = np.array(evaluation.mean, np.float32).reshape(3, 1, 1)
+    std = np.array(evaluation.std, np.float32).reshape(3, 1, 1)
     for path, name in zip(paths, names):
-        image = read_batch([path], sample)
-        pixels = np.rint((image * std + mean) * 255)
-        if (
-            np.abs(pixels / 255 - (image * std + mean)).max() > BYTE
-            or pixels.min() < 0
-            or pixels.max() > 255
-        ):
+        values = read_batch([path], sample) * std + mean  # 0 to 1
+        pixels = np.rint(values * 255)
+        are_bytes = np.abs(pixels / 255 - values).max() <= BYTE
+        if not are_bytes or pixels.min() < 0 or pixels.max() > 255:
             raise Refusal(
-                f"{shown(path)} does not hold what bytes become with mean {evaluation.mean} and std "
-                f"{evaluation.std}; prepare the images with TResNet_preprocess.py"
+                f"{shown(path)} does not hold what bytes become with mean {evaluation.mean} and "
+                f"std {evaluation.std}; prepare the images with TResNet_preprocess.py"
             )
         raw = np.ascontiguousarray(pixels.astype(np.uint8).transpose(0, 2, 3, 1))
         for kind, data in (("uint8", raw), ("float32", apply_aipp(raw, settings))):
@@ -143,7 +133,7 @@ def write_each(
             writers[kind].publish([Draft(name, [], [part])])
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------
+# ---- running -------------------------------------------------------------------------------------
 
 
 class Bench:
@@ -163,19 +153,17 @@ class Bench:
     def place(self, variant: Variant, *names: str) -> str:
         return os.path.join(self.folder, variant.name, *names)
 
-    def start(self, script: str, *words: str, **given: Any) -> None:
+    def start(self, script: str, *words: str, **values: Any) -> None:
         """Run one of our scripts. Raises: Refusal with the end of what it said."""
         log = os.path.join(self.folder, "tune.log")
-        command = [sys.executable, os.path.join(SCRIPTS, script), *words, *options.words(**given)]
+        command = [sys.executable, os.path.join(SCRIPTS, script), *words, *options.words(**values)]
         if host.run_tool(command, log):
             raise Refusal(f"{script} failed and said {complaint(log)!a}")
 
     def model(self, variant: Variant) -> str:
-        return (
-            self.place(variant, variant.stem + ".onnx")
-            if variant.precision == "int8"
-            else self.models[variant.stem]
-        )
+        if variant.precision == "int8":
+            return self.place(variant, variant.stem + ".onnx")
+        return self.models[variant.stem]
 
     def make(self, variant: Variant) -> None:
         """Quantise and compile. Raises: Refusal if that is not possible."""
@@ -199,7 +187,9 @@ class Bench:
             soc_version=self.arguments.soc_version,
             aipp=os.path.join(self.folder, AIPP) if variant.uint8 else None,
         )
-        self.start("onnx2om.py", self.model(variant), *words, *["--", SMALL] * variant.small)
+        if variant.small:
+            words += ["--", SMALL]
+        self.start("onnx2om.py", self.model(variant), *words)
 
     def infer_on_cpu(self, model: str, folder: str, name: str) -> str:
         """Results of ONNX Runtime for the float32 images; their folder FOLDER/NAME."""
@@ -238,49 +228,58 @@ class Bench:
 
     def speed(self, variant: Variant, sizes: List[int], repeat: int) -> List[Dict[str, Any]]:
         """perf_sweep.py's rows for these batch sizes."""
-        given = self.arguments
-        on_card = {"om_dir": self.place(variant), "device": given.device} if self.on_card else {}
+        arguments = self.arguments
+        card: Dict[str, Any] = {}
+        if self.on_card:
+            card = {"om_dir": self.place(variant), "device": arguments.device}
         self.start(
             "perf_sweep.py",
-            backend=given.backend,
+            backend=arguments.backend,
             model=self.model(variant),
             batch_sizes=sizes,
-            loop=given.loop,
+            loop=arguments.loop,
             repeat=repeat,
             output=self.place(variant),
             force=True,
             host_facts=self.host_facts,
-            **on_card,
+            **card,
         )
         return list(PERF.read_in(self.place(variant))["rows"])
 
 
+class Speed(NamedTuple):
+    """What was measured at one batch size."""
+
+    batch_size: int
+    throughput: float  # images/s
+    latency: float  # ms of a batch
+
+
 def measure(
     bench: Bench, tried: List[Variant], sizes: List[int], rounds: int
-) -> Dict[str, Dict[int, Dict[str, float]]]:
-    """{name: {batch size: {"throughput", "latency"}}}, medians of rounds in which the variants take turns."""
-    found: Dict[str, Dict[int, List[Dict[str, Any]]]] = {variant.name: {} for variant in tried}
+) -> Dict[str, List[Speed]]:
+    """{name: a Speed for each batch size}: medians of rounds in which the variants take turns."""
+    rows_of: Dict[Tuple[str, int], List[Dict[str, Any]]] = {}
     for number in range(1, rounds + 1):
         for variant in tried:
             rows = bench.speed(variant, sizes, 1)
             for row in rows:
-                found[variant.name].setdefault(row["batch_size"], []).append(row)
+                rows_of.setdefault((variant.name, row["batch_size"]), []).append(row)
             best = max(row["throughput"] for row in rows)
             print(f"round {number} of {rounds}, {variant.name}: {best:.1f} images/s", flush=True)
-    return {
-        name: {
-            size: {
-                "throughput": median(row["throughput"] for row in rows),
-                "latency": median(row["latency_mean"] for row in rows),
-            }
-            for size, rows in by_size.items()
-        }
-        for name, by_size in found.items()
-    }
+    speeds: Dict[str, List[Speed]] = {}
+    for (name, size), rows in rows_of.items():
+        throughput = median([row["throughput"] for row in rows])
+        latency = median([row["latency_mean"] for row in rows])
+        speeds.setdefault(name, []).append(Speed(size, throughput, latency))
+    return speeds
 
 
 def attempt(bench: Bench, variant: Variant, reference: str) -> Dict[str, Any]:
-    """Make a variant and compare it with float32: a row of the table without its speed, or with why it has none."""
+    """Make a variant and compare it with float32: a row of the table, without its speed.
+
+    A variant that cannot be made has the reason in "refused".
+    """
     row: Dict[str, Any] = {
         "name": variant.name,
         **variant._asdict(),
@@ -296,14 +295,10 @@ def attempt(bench: Bench, variant: Variant, reference: str) -> Dict[str, Any]:
         row.update(bench.compare(variant, reference))
     except Refusal as refusal:
         row["refused"] = refusal.sentence
-    print(
-        f"{variant.name}: "
-        + (
-            row["refused"]
-            or f"cosine {row['cosine']:.6f}, Top-1 agreement {row['agreement']:.2f} %"
-        ),
-        flush=True,
-    )
+    outcome = row["refused"]
+    if not outcome:
+        outcome = f"cosine {row['cosine']:.6f}, Top-1 agreement {row['agreement']:.2f} %"
+    print(f"{variant.name}: {outcome}", flush=True)
     return row
 
 
@@ -316,46 +311,53 @@ def refusal_of(row: Dict[str, Any], min_cosine: float, min_agreement: float) -> 
     return None
 
 
-def tune(arguments: argparse.Namespace, bench: Bench) -> Dict[str, Any]:
-    """All that tune.json holds. Raises: Refusal if no variant may win."""
-    tried = variants(list(bench.models), bench.on_card, arguments.precision == "int8")
+def rank(arguments: argparse.Namespace, bench: Bench, tried: List[Variant]) -> List[Dict[str, Any]]:
+    """Make, compare and measure all variants: the rows of the table, the fastest first."""
     reference = bench.infer_on_cpu(next(iter(bench.models.values())), bench.folder, "result_onnx")
     rows = {variant.name: attempt(bench, variant, reference) for variant in tried}
     running = [variant for variant in tried if not rows[variant.name]["refused"]]
     sizes = FIRST_SIZES if bench.on_card else arguments.batch_sizes
-    for name, by_size in measure(bench, running, sizes, arguments.repeat).items():
-        best = max(by_size, key=lambda size: by_size[size]["throughput"])
-        rows[name].update(by_size[best], batch_size=best)
-        rows[name]["refused"] = refusal_of(
-            rows[name], arguments.min_cosine, arguments.min_agreement
-        )
-    ranked = sorted(rows.values(), key=lambda row: -(row["throughput"] or 0))
-    fit = [row for row in ranked if row["throughput"] and not row["refused"]]
+    for name, speeds in measure(bench, running, sizes, arguments.repeat).items():
+        row = rows[name]
+        row.update(max(speeds, key=lambda speed: speed.throughput)._asdict())
+        row["refused"] = refusal_of(row, arguments.min_cosine, arguments.min_agreement)
+    return sorted(rows.values(), key=lambda row: -(row["throughput"] or 0))
+
+
+def measure_winner(arguments: argparse.Namespace, bench: Bench, winner: Variant) -> Dict[str, Any]:
+    """What tune.json says of the best variant, which is measured at all batch sizes."""
+    if bench.on_card:
+        bench.compile(winner, arguments.batch_sizes)
+    rows = bench.speed(winner, arguments.batch_sizes, arguments.repeat)
+    best = max(rows, key=lambda row: float(row["throughput"]))
+    return {
+        "batch_sizes": rows,
+        "options": winner.options(best["batch_size"], bench.on_card),
+        "best": {key: best[key] for key in ("batch_size", "throughput", "latency_mean")},
+    }
+
+
+def tune(arguments: argparse.Namespace, bench: Bench) -> Dict[str, Any]:
+    """All that tune.json holds; "winner" is None if no variant may win."""
+    tried = variants(list(bench.models), bench.on_card, arguments.precision == "int8")
+    ranked = rank(arguments, bench, tried)
+    fit = [row["name"] for row in ranked if row["throughput"] and not row["refused"]]
     report = {
         "tool": "tune.py",
         "version": cli.VERSION,
         "backend": arguments.backend,
         "rows": ranked,
-        "winner": None,
+        "winner": fit[0] if fit else None,
         "min_cosine": arguments.min_cosine,
         "min_agreement": arguments.min_agreement,
     }
-    if fit:
-        winner = next(variant for variant in tried if variant.name == fit[0]["name"])
-        if bench.on_card:
-            bench.compile(winner, arguments.batch_sizes)
-        final = bench.speed(winner, arguments.batch_sizes, arguments.repeat)
-        best_row = max(final, key=lambda row: row["throughput"])
-        report.update(
-            winner=winner.name,
-            batch_sizes=final,
-            options=winner.options(best_row["batch_size"], bench.on_card),
-            best={key: best_row[key] for key in ("batch_size", "throughput", "latency_mean")},
-        )
+    for variant in tried:
+        if variant.name == report["winner"]:
+            report.update(measure_winner(arguments, bench, variant))
     return report
 
 
-# ---- the report ------------------------------------------------------------------------------------------------------
+# ---- the report ----------------------------------------------------------------------------------
 
 
 def markdown(report: Dict[str, Any]) -> str:
@@ -364,26 +366,20 @@ def markdown(report: Dict[str, Any]) -> str:
         "| rank | combination | images/s | batch size | latency ms | cosine | agreement | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for rank, row in enumerate(report["rows"], 1):
-        cells = (
-            ["-"] * 5
-            if row["throughput"] is None
-            else [
+    for number, row in enumerate(report["rows"], 1):
+        cells = ["-"] * 5
+        if row["throughput"] is not None:
+            cells = [
                 f"{row['throughput']:.1f}",
                 str(row["batch_size"]),
                 f"{row['latency']:.3f}",
                 f"{row['cosine']:.6f}",
                 f"{row['agreement']:.2f} %",
             ]
-        )
-        said = (
-            f"refused: {row['refused']}"
-            if row["refused"]
-            else "best"
-            if row["name"] == report["winner"]
-            else ""
-        )
-        lines.append(f"| {rank} | {row['name']} | {' | '.join(cells)} | {said.replace('|', '/')} |")
+        remark = "best" if row["name"] == report["winner"] else ""
+        if row["refused"]:
+            remark = f"refused: {row['refused']}".replace("|", "/")
+        lines.append(f"| {number} | {row['name']} | {' | '.join(cells)} | {remark} |")
     text = "\n".join(lines) + "\n"
     if report["winner"]:
         sizes = ", ".join(
@@ -396,7 +392,7 @@ def markdown(report: Dict[str, Any]) -> str:
     return text
 
 
-# ---- command line ----------------------------------------------------------------------------------------------------
+# ---- command line --------------------------------------------------------------------------------
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -463,11 +459,12 @@ def main() -> None:
     contents = [json_file.encode(report), table.encode(), plots.ranking_png(report)]
     made_by = recipe.make(__file__, {"backend": arguments.backend}, (), arguments.models)
     record.write(product, made_by, dict(zip(targets, contents)))
-    print(f"\n{table}\ntune.json, tune.md, tune.png in {shown(output)}")
+    names = ", ".join(map(os.path.basename, targets))
+    print(f"\n{table}\n{names} in {shown(output)}")
     if not report["winner"]:
         raise Refusal(
-            "no combination runs and keeps the cosine and the agreement that are asked for; the table says "
-            "why each was refused",
+            "no combination runs and keeps the cosine and the agreement that are asked for; the "
+            "table says why each was refused",
             cli.BELOW_MINIMUM,
         )
 

@@ -1,19 +1,20 @@
 """Measure every speed that README states, side by side with what a user would otherwise run.
 
-    python3 test/bench.py                                              # all contests, 20 to 30 minutes on 2 cores
+    python3 test/bench.py                               # all contests, 20 to 30 minutes on 2 cores
     python3 test/bench.py preprocess postprocess --rounds 5 --json bench.json
     python3 test/bench.py chain --images 500 --workdir /fast/disk/bench
 
-preprocess   TResNet_preprocess.py against a torch DataLoader of 8 workers, decoding alone, and one process of its own
+preprocess   TResNet_preprocess.py against a torch DataLoader of 8 workers, decoding alone, and one
+             process of its own
 postprocess  TResNet_postprocess.py against float() per value and argsort per image
 inference    scripts/infer_onnx.py and ONNX Runtime against OpenVINO and PyTorch
 int8         the network quantised by scripts/quantize_onnx.py against float32
 chain        scripts/pipeline.sh on the CPU against the sum of its steps' own work
 
-Out: a Markdown table and, with --json, all figures. The contestants are processes of their own that take turns, one
-run each per round; a ratio is the median of the rounds' ratios, so that another program's load hits all alike. The data
-(JPEGs cut from the sample photos, random results) are made in --workdir, the same bytes every time, and kept for the
-next call.
+Out: a Markdown table and, with --json, all figures. The contestants are processes of their own that
+take turns, one run each per round; a ratio is the median of the rounds' ratios, so that another
+program's load hits all alike. The data (JPEGs cut from the sample photos, random results) are made
+in --workdir, the same bytes every time, and kept for the next call.
 Needs what requirements.txt and test/requirements.txt list.
 """
 
@@ -53,7 +54,8 @@ INFERENCE_IMAGES = 160  # per run: 20 batches
 CALIBRATION_IMAGES = 100
 TORCH_BATCHES = (1, 8, 16, 32)  # PyTorch runs the fastest of them
 
-# (width, height, gray) of every 50 images: mostly 500×375 as in ImageNet, and 110 KB on average as there.
+# (width, height, gray) of every 50 images: mostly 500×375 as in ImageNet, and 110 KB on average as
+# there.
 SIZES = (
     [(500, 375, False)] * 35
     + [(375, 500, False)] * 6
@@ -63,7 +65,8 @@ SIZES = (
     + [(1024, 768, False), (1600, 1200, False)]
 )
 FILE_SIZE = 100_000  # bytes that a 500×375 photo should have
-TILE = 500  # pixels; larger images are put together from pieces of several photos, so that they are as detailed
+# Pixels; larger images are put together from pieces of several photos, to be as detailed.
+TILE = 500
 
 
 class Ratio(NamedTuple):
@@ -84,7 +87,7 @@ class Contest(NamedTuple):
     notes: List[str]
 
 
-# ---- data ------------------------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------
 
 
 def encode(image: Image.Image, quality: int) -> bytes:
@@ -94,7 +97,9 @@ def encode(image: Image.Image, quality: int) -> bytes:
 
 
 def quality_for(photo: Image.Image) -> int:
-    """The JPEG quality at which the middle 500×375 pixels of a photo come nearest to FILE_SIZE bytes."""
+    """The JPEG quality at which the middle 500×375 pixels of a photo come nearest to FILE_SIZE
+    bytes.
+    """
     left, top = (photo.width - 500) // 2, (photo.height - 375) // 2
     middle = photo.crop((left, top, left + 500, top + 375))
     return min(range(60, 101, 2), key=lambda quality: abs(len(encode(middle, quality)) - FILE_SIZE))
@@ -103,7 +108,9 @@ def quality_for(photo: Image.Image) -> int:
 def make_image(
     index: int, photos: Sequence[Image.Image], qualities: Sequence[int]
 ) -> Tuple[bytes, int]:
-    """(JPEG file, index of the photo that it shows or that is at its top left) of image `index`, which alone decides."""
+    """(JPEG file, index of the photo that it shows or that is at its top left) of image `index`,
+    which alone decides.
+    """
     chance = random.Random(index)
     width, height, gray = SIZES[index % len(SIZES)]
     image = Image.new("RGB", (width, height))
@@ -115,13 +122,16 @@ def make_image(
             side = chance.randint(480, min(photo.size))
             x, y = chance.randint(0, photo.width - side), chance.randint(0, photo.height - side)
             image.paste(
-                photo.resize((TILE, TILE), Image.BICUBIC, (x, y, x + side, y + side)), (left, top)
+                photo.resize((TILE, TILE), Image.Resampling.BICUBIC, (x, y, x + side, y + side)),
+                (left, top),
             )
     return encode(image.convert("L") if gray else image, qualities[shown[0]]), shown[0]
 
 
 def make_images(folder: str, count: int, sample: str) -> str:
-    """Make FOLDER/val_union/*.jpg, whose path is returned, and FOLDER/val_label.txt from a sample data set's photos."""
+    """Make FOLDER/val_union/*.jpg, whose path is returned, and FOLDER/val_label.txt from a sample
+    data set's photos.
+    """
     target, labels_path = os.path.join(folder, "val_union"), os.path.join(folder, "val_label.txt")
     if os.path.exists(labels_path):  # written last, so the images are whole where it stands
         return target
@@ -142,7 +152,9 @@ def make_images(folder: str, count: int, sample: str) -> str:
 
 
 def make_results(folder: str, count: int) -> Tuple[str, str]:
-    """Make `count` TXT results as ais_bench writes them, and labels; returns (result folder, labels file)."""
+    """Make `count` TXT results as ais_bench writes them, and labels; returns (result folder, labels
+    file).
+    """
     result, labels_path = os.path.join(folder, "result"), os.path.join(folder, "val_label.txt")
     if os.path.exists(labels_path):
         return result, labels_path
@@ -162,11 +174,13 @@ def make_results(folder: str, count: int) -> Tuple[str, str]:
     return result, labels_path
 
 
-# ---- the rivals, each as a user would write it -----------------------------------------------------------------------
+# ---- the rivals, each as a user would write it ---------------------------------------------------
 
 
 class Images:
-    """A data set for torch's DataLoader: ([3, 224, 224] float32 in 0…1, name) of each image, by Pillow alone."""
+    """A data set for torch's DataLoader: ([3, 224, 224] float32 in 0…1, name) of each image, by
+    Pillow alone.
+    """
 
     def __init__(self, folder: str) -> None:
         self.paths = sorted(entry.path for entry in os.scandir(folder))
@@ -183,7 +197,7 @@ class Images:
             (256, int(256 * height / width)) if width < height else (int(256 * width / height), 256)
         )
         if min(width, height) != 256:
-            image = image.resize(size, Image.BILINEAR)
+            image = image.resize(size, Image.Resampling.BILINEAR)
         left, top = int(round((image.width - 224) / 2.0)), int(round((image.height - 224) / 2.0))
         pixels = np.asarray(image.crop((left, top, left + 224, top + 224)))
         return pixels.transpose(2, 0, 1).astype(np.float32) / 255, os.path.splitext(
@@ -287,7 +301,9 @@ LOADERS = {"onnxruntime": load_onnxruntime, "openvino": load_openvino, "torch": 
 
 
 def rival_infer(runtime: str, model: str, prepared: str) -> None:
-    """Load a model and all inputs; for each line on stdin, infer them all, and print the images/s."""
+    """Load a model and all inputs; for each line on stdin, infer them all, and print the
+    images/s.
+    """
     batch, run = LOADERS[runtime](model)
     paths = sorted(entry.path for entry in os.scandir(prepared) if entry.name.endswith(".bin"))
     images = np.stack([np.fromfile(path, "<f4").reshape(3, 224, 224) for path in paths])
@@ -317,7 +333,7 @@ RIVALS = {
 }
 
 
-# ---- measuring -------------------------------------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------
 
 
 def elapsed(function: Callable[..., Any], *arguments: Any) -> float:
@@ -335,7 +351,9 @@ def rival(name: str, *arguments: str) -> List[str]:
 
 
 def call(command: List[str]) -> Tuple[float, str]:
-    """Run a contestant to its end; (seconds, what it printed). Raises: Refusal with its own words if it fails."""
+    """Run a contestant to its end; (seconds, what it printed). Raises: Refusal with its own words
+    if it fails.
+    """
     start = time.perf_counter()
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
@@ -350,7 +368,9 @@ def call(command: List[str]) -> Tuple[float, str]:
 
 
 def images_per_second(printed: str) -> float:
-    """The figure that infer_onnx.py prints for reading, inference and writing together, without the model's loading."""
+    """The figure that infer_onnx.py prints for reading, inference and writing together, without the
+    model's loading.
+    """
     return float(re.findall(r"([0-9.]+) images/s", printed)[0])
 
 
@@ -358,7 +378,9 @@ def images_per_second(printed: str) -> float:
 def server(
     runtime: str, model: str, prepared: str
 ) -> Iterator[Tuple[Dict[str, Any], Callable[[], float]]]:
-    """A rival_infer process that waits: (what it says of itself, a function for one run that returns its images/s)."""
+    """A rival_infer process that waits: (what it says of itself, a function for one run that
+    returns its images/s).
+    """
     child = subprocess.Popen(
         rival("infer", runtime, model, prepared),
         stdin=subprocess.PIPE,
@@ -373,7 +395,7 @@ def server(
         line = child.stdout.readline()  # type: ignore[union-attr]
         if not line:
             raise Refusal(
-                f"the contestant {runtime} ended with exit status {child.wait()}; what it said stands above"
+                f"the contestant {runtime} ended with exit status {child.wait()} (see above)"
             )
         return json.loads(line)
 
@@ -414,7 +436,7 @@ def times_as_fast(
     return Ratio(ours, other, [a / b for a, b in pairs], goal)
 
 
-# ---- contests --------------------------------------------------------------------------------------------------------
+# ---- contests ------------------------------------------------------------------------------------
 
 
 def photos(workdir: str) -> str:
@@ -444,16 +466,23 @@ def prepared_images(workdir: str, count: int) -> str:
 
 def same_files(one: str, other: str) -> int:
     """How many .bin files two folders hold, all equal. Raises: Refusal if any differs."""
-    names = {
-        name for folder in (one, other) for name in os.listdir(folder) if name.endswith(".bin")
-    }
+    names = {name for name in os.listdir(one) + os.listdir(other) if name.endswith(".bin")}
     equal, *others = filecmp.cmpfiles(one, other, names, shallow=False)
     if len(equal) < max(1, len(names)):
         raise Refusal(
-            f"{len(names) - len(equal)} of {len(names)} files differ between {one} and {other}, such as "
-            f"{sorted(sum(others, []))[:3]}; times of different work cannot be compared"
+            f"{len(names) - len(equal)} of {len(names)} files differ between {one} and {other}, "
+            f"such as {sorted(sum(others, []))[:3]}; times of different work cannot be compared"
         )
     return len(equal)
+
+
+# {contestant: how many times as fast TResNet_preprocess.py should be}
+PREPROCESS_GOALS = {
+    "torch DataLoader, 8 workers": 2.5,
+    "torch DataLoader, its start not counted": None,
+    "decoding alone (Pillow)": 0.6,
+    "the same with one process": None,
+}
 
 
 def preprocess(workdir: str, rounds: int, count: int) -> Contest:
@@ -463,8 +492,9 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
     without_start = []  # type: List[float]
 
     def clear() -> None:
-        """Free the disk. Files are emptied and put aside, because ext4 takes 0.3 ms to make a file while it has to
-        step over thousands that were deleted in the last minutes; users seldom begin by deleting thousands."""
+        """Free the disk. Files are emptied and put aside, because ext4 takes 0.3 ms to make a file
+        while it has to step over thousands that were deleted in the last minutes; users seldom
+        begin by deleting thousands."""
         for folder in filter(os.path.isdir, made.values()):
             for entry in os.scandir(folder):
                 os.truncate(entry.path, 0)
@@ -498,30 +528,25 @@ def preprocess(workdir: str, rounds: int, count: int) -> Contest:
     clear()
     shutil.rmtree(emptied)
     first = next(iter(runs))
-    sizes = [entry.stat().st_size for entry in os.scandir(source)]
-    try:
-        fast_path(DEFAULT, "float32")
-        way = "the fast path is used"
-    except RuntimeError as error:
-        way = f"the fast path is not used: {error}"
+    size = statistics.mean(entry.stat().st_size for entry in os.scandir(source))
     return Contest(
         "s",
         runs,
+        [times_as_fast(runs, first, name, goal, True) for name, goal in PREPROCESS_GOALS.items()],
         [
-            times_as_fast(runs, first, name, goal, True)
-            for name, goal in (
-                ("torch DataLoader, 8 workers", 2.5),
-                ("torch DataLoader, its start not counted", None),
-                ("decoding alone (Pillow)", 0.6),
-                ("the same with one process", None),
-            )
-        ],
-        [
-            f"{count} JPEGs of {sum(sizes) / count / 1000:.0f} KB on average; "
+            f"{count} JPEGs of {size / 1000:.0f} KB on average; "
             f"the {equal} files of both are equal byte for byte",
-            way,
+            describe_fast_path(),
         ],
     )
+
+
+def describe_fast_path() -> str:
+    try:
+        fast_path(DEFAULT, "float32")
+    except RuntimeError as error:
+        return f"the fast path is not used: {error}"
+    return "the fast path is used"
 
 
 def postprocess(workdir: str, rounds: int, count: int) -> Contest:
@@ -548,7 +573,7 @@ def postprocess(workdir: str, rounds: int, count: int) -> Contest:
     return Contest(
         "s",
         runs,
-        [times_as_fast(runs, *list(runs)[:2], goal=12, seconds=True)],  # type: ignore[misc]
+        [times_as_fast(runs, "TResNet_postprocess.py", "float() and argsort", 12, True)],
         [
             f"{count} results of {CLASSES} values; "
             f"both count {', '.join(map(str, hits))} hits for Top-1 to Top-5"
@@ -598,15 +623,17 @@ def inference(workdir: str, rounds: int, count: int) -> Contest:
         ("ONNX Runtime", "PyTorch", 1.2),
     ]
     measured = [
-        times_as_fast(runs, *names, goal, False) for *names, goal in ratios if names[1] in runs
+        times_as_fast(runs, ours, other, goal, False)
+        for ours, other, goal in ratios
+        if other in runs
     ]
     return Contest(
         "images/s",
         runs,
         measured,
         [
-            f"TResNet-M, float32, {INFERENCE_IMAGES} images, {CORES} threads each; infer_onnx.py reads and writes files, "
-            "the others have all in memory",
+            f"TResNet-M, float32, {INFERENCE_IMAGES} images, {CORES} threads each; infer_onnx.py "
+            "reads and writes files, the others have all in memory",
             "batch: "
             + ", ".join(f"{name} {batch}" for name, batch in batches.items())
             + "; PyTorch channels-last at its fastest batch",
@@ -679,15 +706,18 @@ def int8(workdir: str, rounds: int, count: int) -> Contest:
         runs,
         ratios,
         [
-            f"calibrated on {CALIBRATION_IMAGES} of the prepared images; on the {compared['images']} whole sample photos "
-            f"int8 and float32 agree in {compared['top1_agreement']:.1f} % of the Top-1, "
+            f"calibrated on {CALIBRATION_IMAGES} of the prepared images; on the "
+            f"{compared['images']} whole sample photos int8 and float32 agree in "
+            f"{compared['top1_agreement']:.1f} % of the Top-1, "
             f"cosine similarity {compared['cosine']['min']:.4f} at least"
         ],
     )
 
 
 def timed_pipeline(command: List[str]) -> Tuple[float, Dict[str, float], str]:
-    """Run pipeline.sh; (seconds, {step: seconds between its header and the next}, what it printed)."""
+    """Run pipeline.sh; (seconds, {step: seconds between its header and the next}, what it
+    printed).
+    """
     start = began = time.perf_counter()
     steps, step, printed = {}, "Set-up", []  # type: Dict[str, float], str, List[str]
     with subprocess.Popen(
@@ -696,9 +726,10 @@ def timed_pipeline(command: List[str]) -> Tuple[float, Dict[str, float], str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=ROOT,
-        bufsize=0,
+        errors="replace",
     ) as child:
-        for line in io.TextIOWrapper(child.stdout, errors="replace"):  # type: ignore[arg-type]
+        assert child.stdout
+        for line in child.stdout:
             printed.append(line)
             header = re.fullmatch(r"== ([\w ]+?)(?: \(\d+ s\))? ==\n", line)
             if header:
@@ -708,27 +739,33 @@ def timed_pipeline(command: List[str]) -> Tuple[float, Dict[str, float], str]:
     steps[step] = time.perf_counter() - began
     if child.returncode:
         raise Refusal(
-            f"{' '.join(command)} failed with exit status {child.returncode}: {''.join(printed)[-500:]}"
+            f"{' '.join(command)} failed with exit status {child.returncode}: "
+            f"{''.join(printed)[-500:]}"
         )
     return time.perf_counter() - start, steps, "".join(printed)
+
+
+def own_work(data: str, work: str, printed: str) -> Dict[str, float]:
+    """{step: seconds that its own work takes} of a run of the pipeline, which printed this."""
+    with open(os.path.join(work, "result_summary.json"), encoding="utf-8") as file:
+        in_model = sum(json.load(file)["npu_compute_time_list"]) / 1000
+    paths = [os.path.join(work, "result"), os.path.join(data, "val_label.txt")]
+    counting = call(rival("evaluate", *paths, os.path.join(work, "prep_dataset")))[1]
+    return {
+        "Preprocess": float(re.findall(r" made in ([0-9.]+) s", printed)[0]),
+        "Export": float(re.findall(r" MB in ([0-9.]+) s", printed)[0]),
+        "Inference": in_model,
+        "Accuracy": float(counting),
+    }
 
 
 def chain(workdir: str, rounds: int, count: int) -> Contest:
     make_images(os.path.join(workdir, f"images-{count}"), count, photos(workdir))
     data, work = os.path.join(workdir, f"images-{count}"), os.path.join(workdir, "chain")
     checkpoint, _ = exported(workdir)
-    command = [
-        "bash",
-        os.path.join(ROOT, "scripts", "pipeline.sh"),
-        "--backend",
-        "cpu",
-        "--data",
-        data,
-        "--checkpoint",
-        checkpoint,
-        "--workdir",
-        work,
-    ]
+    pipeline = os.path.join(ROOT, "scripts", "pipeline.sh")
+    command = ["bash", pipeline, "--backend", "cpu", "--data", data]
+    command += ["--checkpoint", checkpoint, "--workdir", work]
     runs = {}  # type: Dict[str, List[float]]
 
     def record(name: str, seconds: float) -> None:
@@ -738,23 +775,7 @@ def chain(workdir: str, rounds: int, count: int) -> Contest:
         shutil.rmtree(work, ignore_errors=True)
         os.sync()
         wall, steps, printed = timed_pipeline(command)
-        with open(os.path.join(work, "result_summary.json"), encoding="utf-8") as file:
-            in_model = sum(json.load(file)["npu_compute_time_list"]) / 1000
-        ideal = {
-            "Preprocess": float(re.findall(r" made in ([0-9.]+) s", printed)[0]),
-            "Export": float(re.findall(r" MB in ([0-9.]+) s", printed)[0]),
-            "Inference": in_model,
-            "Accuracy": float(
-                call(
-                    rival(
-                        "evaluate",
-                        os.path.join(work, "result"),
-                        os.path.join(data, "val_label.txt"),
-                        os.path.join(work, "prep_dataset"),
-                    )
-                )[1]
-            ),
-        }
+        ideal = own_work(data, work, printed)
         record("pipeline.sh", wall)
         record("its steps' own work", sum(ideal.values()))
         for step, seconds in steps.items():
@@ -762,7 +783,8 @@ def chain(workdir: str, rounds: int, count: int) -> Contest:
             if step in ideal:
                 record(f"- {step}: own work", ideal[step])
         print(
-            f"chain, round {number + 1} of {rounds}: {wall:.1f} s, of which {sum(ideal.values()):.1f} s work",
+            f"chain, round {number + 1} of {rounds}: {wall:.1f} s, "
+            f"{sum(ideal.values()):.1f} s of them work",
             file=sys.stderr,
         )
     shutil.rmtree(work, ignore_errors=True)
@@ -774,9 +796,9 @@ def chain(workdir: str, rounds: int, count: int) -> Contest:
         runs,
         [took],
         [
-            f"{count} images; own work: what each step times after its imports (preprocess, export with its check, "
-            "counting), and the time inside ONNX Runtime for the inference; the ratio is time taken to work, "
-            "so less is better"
+            f"{count} images; own work: what each step times after its imports (preprocess, export "
+            "with its check, counting), and the time inside ONNX Runtime for the inference; the "
+            "ratio is time taken to work, so less is better"
         ],
     )
 
@@ -791,7 +813,7 @@ CONTESTS = {
 AT_MOST = ("chain",)  # contests whose goal is an upper limit
 
 
-# ---- what is said about it -------------------------------------------------------------------------------------------
+# ---- what is said about it -----------------------------------------------------------------------
 
 
 def machine() -> Dict[str, Any]:
@@ -814,7 +836,9 @@ def machine() -> Dict[str, Any]:
 
 
 def cpu_seconds() -> Tuple[float, float]:
-    """CPU time so far: (of all programs on this machine, of this one and the contestants that have ended)."""
+    """CPU time so far: (of all programs on this machine, of this one and the contestants that have
+    ended).
+    """
     with open("/proc/stat", encoding="ascii") as file:
         user, nice, system = map(int, file.readline().split()[1:4])
     times = os.times()
@@ -834,14 +858,10 @@ def met(contest: str, ratio: Ratio) -> Optional[bool]:
 
 def table(rows: List[List[str]]) -> str:
     """A Markdown table whose columns are also aligned as plain text."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
-        for row in rows
-    ]
-    return "\n".join(
-        [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
-    )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def show(results: Dict[str, Contest], about: Dict[str, Any]) -> None:
@@ -876,35 +896,35 @@ def show(results: Dict[str, Contest], about: Dict[str, Any]) -> None:
     print(table(figures) + "\n\n" + table(ratios) + "\n\n" + "\n".join(notes))
 
 
-def as_json(results: Dict[str, Contest], about: Dict[str, Any], rounds: int, count: int) -> bytes:
-    contests = {
-        name: {
-            "unit": contest.unit,
-            "notes": contest.notes,
-            "contestants": {
-                who: {
-                    "median": statistics.median(values),
-                    "min": min(values),
-                    "max": max(values),
-                    "runs": values,
-                }
-                for who, values in contest.runs.items()
-            },
-            "ratios": [
-                {
-                    "ours": ratio.ours,
-                    "rival": ratio.rival,
-                    "median": statistics.median(ratio.values),
-                    "min": min(ratio.values),
-                    "max": max(ratio.values),
-                    "goal": ratio.goal,
-                    "met": met(name, ratio),
-                }
-                for ratio in contest.ratios
-            ],
+def spread_of(values: List[float]) -> Dict[str, Any]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def contest_as_json(name: str, contest: Contest) -> Dict[str, Any]:
+    ratios = [
+        {
+            "ours": ratio.ours,
+            "rival": ratio.rival,
+            **spread_of(ratio.values),
+            "goal": ratio.goal,
+            "met": met(name, ratio),
         }
-        for name, contest in results.items()
+        for ratio in contest.ratios
+    ]
+    contestants = {
+        contestant: {**spread_of(values), "runs": values}
+        for contestant, values in contest.runs.items()
     }
+    return {
+        "unit": contest.unit,
+        "notes": contest.notes,
+        "contestants": contestants,
+        "ratios": ratios,
+    }
+
+
+def as_json(results: Dict[str, Contest], about: Dict[str, Any], rounds: int, count: int) -> bytes:
+    contests = {name: contest_as_json(name, contest) for name, contest in results.items()}
     figures = {"machine": about, "rounds": rounds, "images": count, "contests": contests}
     return json.dumps(figures, indent=2).encode() + b"\n"
 

@@ -17,7 +17,8 @@ from typing import Any, Dict, Iterator, List, Optional
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
-# No sandbox: root has none. What a browser does of its own accord is switched off, so that each request is the page's.
+# No sandbox: root has none. What a browser does of its own accord is switched off, so that each
+# request is the page's.
 OPTIONS = (
     "--headless",
     "--no-sandbox",
@@ -33,7 +34,9 @@ OPTIONS = (
 
 
 class Page:
-    """One page of the browser: commands of the DevTools protocol, and the events that came meanwhile."""
+    """One page of the browser: commands of the DevTools protocol, and the events that came
+    meanwhile.
+    """
 
     def __init__(self, send: int, receive: Any) -> None:
         self.send, self.receive, self.count, self.session = send, receive, 0, ""

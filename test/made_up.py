@@ -1,4 +1,6 @@
-"""A made-up run: results whose figures are known beforehand, drawn pictures, and what the other steps leave beside."""
+"""A made-up run: results whose figures are known beforehand, drawn pictures, and what the other
+steps leave beside.
+"""
 
 import json
 import os
@@ -31,7 +33,9 @@ CARD_ROWS = [
 
 
 def scores(true: np.ndarray, top1: int, top5: int, classes: int, seed: int = 0) -> np.ndarray:
-    """float32 [len(true), classes]: exactly the first `top1` images right, the first `top5` within five."""
+    """float32 [len(true), classes]: exactly the first `top1` images right, the first `top5` within
+    five.
+    """
     random = np.random.RandomState(seed)
     rows = np.arange(len(true))
     logits = random.normal(0, 1, (len(true), classes)).astype(np.float32)
@@ -62,7 +66,9 @@ def picture(place: int, side: int = SIDE) -> np.ndarray:
 
 
 def write_results(folder: Path, stems: List[str], logits: np.ndarray) -> None:
-    """One file for each stem; of more stems than logits the later ones are links to the same files again."""
+    """One file for each stem; of more stems than logits the later ones are links to the same files
+    again.
+    """
     folder.mkdir(mode=0o750)
     for place, stem in enumerate(stems):
         if place < len(logits):
@@ -74,7 +80,9 @@ def write_results(folder: Path, stems: List[str], logits: np.ndarray) -> None:
 
 
 def write_prepared(folder: Path, sources: Dict[str, str], different: int) -> None:
-    """The prepared folder of images, {stem: source}; of them so many differ, the others are links to them."""
+    """The prepared folder of images, {stem: source}; of them so many differ, the others are links
+    to them.
+    """
     folder.mkdir(mode=0o750)
     stems = list(sources)
     for place, stem in enumerate(stems):
@@ -85,7 +93,7 @@ def write_prepared(folder: Path, sources: Dict[str, str], different: int) -> Non
     records.write_prepared(folder, sources, img_size=SIDE, dtype="uint8")
 
 
-def run(
+def make_run(
     work: Path,
     images: int,
     classes: int,
@@ -95,7 +103,9 @@ def run(
     sources: Optional[List[str]] = None,
     copies: int = 1,
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """Results, prepared images, labels and acc_report.json in `work`, all `copies` times; (true classes, scores)."""
+    """Results, prepared images, labels and acc_report.json in `work`, all `copies` times; (true
+    classes, scores).
+    """
     from common.results.accuracy import statistics
 
     import TResNet_postprocess as post
@@ -150,7 +160,9 @@ def report(stems: List[str], true: List[int]) -> Dict[str, Any]:
 
 
 def on_card(work: Path, logits: np.ndarray, images: int = 64) -> None:
-    """Beside a run: a comparison with slightly other scores, a sweep of the card, what the pipeline says of itself."""
+    """Beside a run: a comparison with slightly other scores, a sweep of the card, what the pipeline
+    says of itself.
+    """
     import compare_results
 
     random = np.random.RandomState(2)

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Make README's picture, docs/report.png: the report of a run on pictures that are drawn here, seen by a browser.
+"""Make README's picture, docs/report.png: the report of a run on pictures that are drawn here, seen
+by a browser.
 
     .venv/bin/python test/readme_picture.py /tmp/drawn
 
-In:  nothing. A small data set of drawn things is made in the folder given, and a checkpoint whose head is fitted to
-     some of them, as that of the sample is; the whole chain runs on the others, in minutes. Chromium is needed.
+In:  nothing. A small data set of drawn things is made in the folder given, and a checkpoint whose
+     head is fitted to some of them, as that of the sample is; the whole chain runs on the others,
+     in minutes. Chromium is needed.
 Out: docs/report.png, under 200 kB.
 """
 
@@ -31,7 +33,8 @@ FITTED, TRIED = 6, 25  # pictures of each thing: to fit the head, and to be clas
 WIDTH, HEIGHT = 1100, 1560  # of the screenshot, pixels
 LARGEST = 200_000  # bytes
 Colour = Tuple[int, ...]
-# Above, below, and of the things that are strewn over it: a network of random weights knows colours and textures.
+# Above, below, and of the things that are strewn over it: a network of random weights knows colours
+# and textures.
 SCENES: Dict[str, Tuple[Colour, Colour, Colour]] = {
     "night sky": ((12, 14, 44), (36, 40, 92), (240, 240, 220)),
     "sunset": ((60, 40, 110), (240, 120, 50), (255, 220, 90)),
@@ -49,18 +52,23 @@ def near(colour: Colour, dice: random.Random, spread: int = 42) -> Colour:
 
 
 def draw(scene: str, dice: random.Random) -> Image.Image:
-    """A scene: a ground that goes from one colour to another, and things strewn over it; no two are alike."""
+    """A scene: a ground that goes from one colour to another, and things strewn over it; no two are
+    alike.
+    """
     above, below, thing = (near(colour, dice) for colour in SCENES[scene])
     ground = Image.new("RGB", (3, 8))
-    ground.putdata(
-        [
-            near(tuple(int(a + (b - a) * row / 7) for a, b in zip(above, below)), dice, 12)
-            for row in range(8)
-            for _ in range(3)
-        ]
-    )
-    picture = ground.resize((SIDE, SIDE), Image.BICUBIC)
-    pen = ImageDraw.Draw(picture)
+    colours = []
+    for row in range(8):
+        between = tuple(int(a + (b - a) * row / 7) for a, b in zip(above, below))
+        colours += [near(between, dice, 12) for _ in range(3)]
+    ground.putdata(colours)
+    picture = ground.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    strew(ImageDraw.Draw(picture), scene, thing, dice)
+    return picture.filter(ImageFilter.GaussianBlur(dice.uniform(0.3, 2.0)))
+
+
+def strew(pen: ImageDraw.ImageDraw, scene: str, thing: Colour, dice: random.Random) -> None:
+    """Draw the things of a scene."""
     for _ in range(dice.randint(8, 60)):
         x, y, size = dice.uniform(-20, SIDE), dice.uniform(0, SIDE), dice.uniform(3, 9)
         fill = near(thing, dice, 20)
@@ -85,7 +93,6 @@ def draw(scene: str, dice: random.Random) -> Image.Image:
     if scene == "sunset":
         x, y, size = dice.uniform(40, 200), dice.uniform(90, 190), dice.uniform(20, 40)
         pen.ellipse([x - size, y - size, x + size, y + size], fill=thing)
-    return picture.filter(ImageFilter.GaussianBlur(dice.uniform(0.3, 2.0)))
 
 
 def make_data(folder: Path) -> None:
@@ -111,7 +118,7 @@ def screenshot(page: Path) -> bytes:
         image = Image.open(io.BytesIO(shown.picture())).convert("RGB")
     for colours in (256, 128, 64, 32):
         data = io.BytesIO()
-        image.quantize(colours, method=Image.MEDIANCUT, dither=Image.NONE).save(
+        image.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
             data, "PNG", optimize=True
         )
         if data.tell() < LARGEST:
@@ -150,9 +157,8 @@ def main() -> None:
     )
     picture = screenshot(folder / "work" / "report.html")
     (ROOT / "docs" / "report.png").write_bytes(picture)
-    print(
-        f"docs/report.png: {len(picture) / 1e3:.0f} kB; of {os.path.join(str(folder), 'work', 'report.html')}"
-    )
+    page = os.path.join(str(folder), "work", "report.html")
+    print(f"docs/report.png: {len(picture) / 1e3:.0f} kB; of {page}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def write_results(folder: Path, scores: Dict[str, List[float]], suffix: str = "t
 
 
 def compare(*words: object) -> str:
-    """What the program prints, in this process; Refusal as it raises it, with what was printed before as `printed`."""
+    """What the program prints, in this process; Refusal as it raises it, with what was printed
+    before as `printed`.
+    """
     with unittest.mock.patch(
         "sys.argv", [SCRIPT] + list(map(str, words))
     ), contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -44,7 +46,7 @@ def compare(*words: object) -> str:
     return printed.getvalue()
 
 
-def refused(status: int, *words: object) -> str:
+def comparison_refusal(status: int, *words: object) -> str:
     """The sentence of its refusal with that exit status."""
     with pytest.raises(Refusal) as refusing:
         compare(*words)
@@ -103,7 +105,7 @@ def test_comparison_of_the_first_images_in_the_runners_order(tmp_path: Path) -> 
         write_results(tmp_path / "b", dict(scores, i10=[9, 1]), "bin"),
     )
     compare(a, b, "--first", 2, "--min-agreement", 100)
-    assert refused(3, a, b, "--min-agreement", 100) == (
+    assert comparison_refusal(3, a, b, "--min-agreement", 100) == (
         "the Top-1 agreement is 66.67 %, below --min-agreement 100.0"
     )
 
@@ -116,8 +118,8 @@ def test_comparison_below_a_minimum_is_status_3(tmp_path: Path) -> None:
     )
     minima = [a, b, "--min-cosine", 0.99, "--min-agreement", 99, "--json", tmp_path / "c.json"]
     assert refusal(SCRIPT, *minima, status=3) == (
-        "compare_results.py: the cosine similarity falls to 0.000000 (i0), below --min-cosine 0.99, and the Top-1 "
-        "agreement is 16.67 %, below --min-agreement 99.0\n"
+        "compare_results.py: the cosine similarity falls to 0.000000 (i0), below "
+        "--min-cosine 0.99, and the Top-1 agreement is 16.67 %, below --min-agreement 99.0\n"
     )
     assert len(json.loads((tmp_path / "c.json").read_text())["disagreements"]) == 25
     with pytest.raises(Refusal) as refusing:
@@ -133,7 +135,7 @@ def test_an_agreement_as_high_as_its_minimum_is_enough(tmp_path: Path) -> None:
         tmp_path / "b", {f"i{number}": [1, 0 if number > 10 else 2] for number in range(20)}
     )
     compare(a, b, "--min-agreement", 45)
-    assert "the Top-1 agreement is 45.00 %, below --min-agreement 45.5" in refused(
+    assert "the Top-1 agreement is 45.00 %, below --min-agreement 45.5" in comparison_refusal(
         3, a, b, "--min-agreement", 45.5
     )
 
@@ -173,8 +175,8 @@ def test_what_is_below_a_minimum_reads_as_lower(cosine: float, least: float, sai
 )
 def test_comparison_refuses(tmp_path: Path, b: Dict[str, List[float]], complaint: str) -> None:
     a = write_results(tmp_path / "a", {"i1": [1, 0]})
-    assert complaint in refused(1, a, write_results(tmp_path / "b", b))
-    assert "cannot read the result folder" in refused(1, a, tmp_path / "absent")
+    assert complaint in comparison_refusal(1, a, write_results(tmp_path / "b", b))
+    assert "cannot read the result folder" in comparison_refusal(1, a, tmp_path / "absent")
 
 
 def test_a_refusal_is_signed_once(tmp_path: Path) -> None:
@@ -186,8 +188,8 @@ def test_a_refusal_is_signed_once(tmp_path: Path) -> None:
         == f"compare_results.py: {tmp_path / 'b'} holds no results\n"
     )
     assert refusal(SCRIPT, a, a, "--json", tmp_path / "no" / "c.json") == (
-        f"compare_results.py: {tmp_path / 'no' / 'c.json'} cannot be written (No such file or directory); choose "
-        "another file for --json\n"
+        f"compare_results.py: {tmp_path / 'no' / 'c.json'} cannot be written (No such file or "
+        "directory); choose another file for --json\n"
     )
 
 

@@ -1,4 +1,6 @@
-"""A run's accuracy against the published one: the interval, and for each planted mistake its cause."""
+"""A run's accuracy against the published one: the interval, and for each planted mistake its
+cause.
+"""
 
 import json
 import sys
@@ -25,7 +27,7 @@ import TResNet_pth2onnx as export
 SIZE = 64
 
 
-# ---- the figure ------------------------------------------------------------------------------------------------------
+# ---- the figure ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hits, within", ((40408, True), (40580, False), (40200, False)))
@@ -35,7 +37,8 @@ def test_within_the_interval_or_not(hits: int, within: bool) -> None:
     assert found["within"] is within
     word = "within" if within else "not within"
     assert expect.sentences(found)[0] == (
-        f"Top-1: published 80.82 % (timm's results-imagenet.csv), measured {hits / 500:.2f} % on 50,000 images, "
+        f"Top-1: published 80.82 % (timm's results-imagenet.csv), measured {hits / 500:.2f} % on "
+        "50,000 images, "
         f"{hits / 500 - 80.816:+.2f} points: {word} the 95 % interval 80.47…81.16 %"
     )
 
@@ -54,7 +57,7 @@ def test_labels_in_an_unknown_order_are_seen_where_images_share_labels() -> None
     found = np.where(
         generator.uniform(0, 1, 200) < 0.8, order[truth], generator.randint(0, 40, 200)
     )
-    run = expect.Run("", {}, "", {}, [], truth, found)
+    run = expect.Run({}, "", {}, [], truth, found)
     ((what, value),) = expect.other_order(run)
     assert 70 < value < 95
     cause = expect.best_cause(
@@ -63,11 +66,11 @@ def test_labels_in_an_unknown_order_are_seen_where_images_share_labels() -> None
     assert cause is not None and cause.startswith(
         "labels in another order than the network's classes"
     )
-    shuffled = expect.Run("", {}, "", {}, [], truth, generator.permutation(found))
+    shuffled = expect.Run({}, "", {}, [], truth, generator.permutation(found))
     assert expect.other_order(shuffled)[0][1] < 30
 
 
-# ---- planted mistakes ------------------------------------------------------------------------------------------------
+# ---- planted mistakes ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -78,7 +81,9 @@ def judged(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> Iterator[Callable[..., Any]]:
-    """A function that prepares, infers and judges the sample, with a mistake or without: expect.json, what is said."""
+    """A function that prepares, infers and judges the sample, with a mistake or without:
+    expect.json, what is said.
+    """
     sample = published.EXPECTED["sample"]._replace(img_size=SIZE)
     monkeypatch.setitem(published.EXPECTED, "sample", sample)
     work = tmp_path / "work"
@@ -191,8 +196,10 @@ def test_swapped_channels_are_named(judged: Any, small_sample: Path, tmp_path: P
 
 
 def save_stripped(small_sample: Path, prepared: Path, target: Path) -> None:
-    """The sample's weights with a third of the batch-norm weights negative, as trained ones may be, its head fitted
-    again to the photos, and without the counters that tell the lineage: `ascend` weights that pass for official ones.
+    """The sample's weights with a third of the batch-norm weights negative, as trained ones may be,
+    its head fitted
+    again to the photos, and without the counters that tell the lineage: `ascend` weights that pass
+    for official ones.
     """
     torch = pytest.importorskip("torch")
     from common.model.checkpoint import find_state_dict, load_checkpoint
@@ -251,7 +258,7 @@ def test_a_wrong_evaluation_is_named(wrong: List[object], judged: Any) -> None:
     assert found["cause"].split(": ")[1].startswith("Top-1 is 100.0 % then, ")
 
 
-# ---- what cannot be judged -------------------------------------------------------------------------------------------
+# ---- what cannot be judged -----------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -273,7 +280,7 @@ def test_a_folder_without_a_judged_run_is_refused(tmp_path: Path, monkeypatch: A
     with pytest.raises(Refusal, match="cannot read .*acc_report.json"):
         expect.main()
     for change in ({"hits": [], "true": [], "mAP": 0.5}, {"prep": None}, {"result": None}):
-        report = dict(made_up.report(["a"], [0]), **change)  # type: ignore[arg-type]
+        report = dict(made_up.report(["a"], [0]), **change)
         (tmp_path / "acc_report.json").write_text(json.dumps(report))
         with pytest.raises(Refusal, match="should be of a run with --prep and one label an image"):
             expect.main()

@@ -1,4 +1,6 @@
-"""--shard and merge_reports.py: the shards of a run give what one run gives; what is not one run is not merged."""
+"""--shard and merge_reports.py: the shards of a run give what one run gives; what is not one run is
+not merged.
+"""
 
 import json
 import shutil
@@ -50,7 +52,9 @@ def chain(images: Path, labels: Path, model: Path, work: Path, *shard: str) -> N
 
 
 def make_runs(folder: Path) -> None:
-    """work (all images), work-1, work-2, work-3: eleven images in a folder and one that cannot be read, ten classes."""
+    """work (all images), work-1, work-2, work-3: eleven images in a folder and one that cannot be
+    read, ten classes.
+    """
     from PIL import Image
 
     images = folder / "images"
@@ -137,7 +141,7 @@ def other_record(runs: Path, key: str, value: Any) -> None:
     change_recipe(runs / "work-2" / "result.record.jsonl", **{key: value})
 
 
-REFUSED: List[Tuple[str, Callable[[Path], None], Tuple[str, ...], str]] = [
+REFUSED: List[Tuple[str, Callable[[Path], Any], Tuple[str, ...], str]] = [
     ("missing", lambda runs: None, ("work-1", "work-3"), "1 of 3 shards are missing: 2/3"),
     ("twice", lambda runs: None, ("work-1", "work-1", "work-2"), "shards are missing: 3/3"),
     ("whole", lambda runs: None, ("work", "work-1"), "is of a whole run, not of a shard"),
@@ -148,10 +152,10 @@ REFUSED: List[Tuple[str, Callable[[Path], None], Tuple[str, ...], str]] = [
         "are the same shard, 1/3",
     ),
     (
-        "of another whole",
+        "of another run",
         lambda runs: other_report(runs, lambda report: report.update(shard=[2, 4])),
         (),
-        "different wholes: I/3, I/4",
+        "parts of different runs: I/3, I/4",
     ),
     (
         "overlap",
@@ -188,13 +192,13 @@ REFUSED: List[Tuple[str, Callable[[Path], None], Tuple[str, ...], str]] = [
         "without preparation",
         lambda runs: other_report(runs, lambda report: report.update(prep=None)),
         (),
-        "is damaged (it is of a shard and does not say what was prepared); run TResNet_postprocess.py",
+        "is damaged (it is of a shard, but does not say what was prepared); run TResNet_post",
     ),
     (
         "mean average precision",
         lambda runs: other_report(runs, lambda report: report.update(mAP=0.5, hits=[], true=[])),
         (),
-        "the mean average precision of parts cannot be put together",
+        "the mean average precision of parts cannot be joined",
     ),
     (
         "no record",
@@ -222,7 +226,9 @@ def test_what_is_not_one_run_is_refused(
 
 @pytest.mark.slow
 def test_what_the_accuracy_does_not_cover_is_counted_over_all_shards(runs: Path) -> None:
-    """Images without a right class (of real.json) are left out as bad ones are; a shard may lack names of classes."""
+    """Images without a right class (of real.json) are left out as bad ones are; a shard may lack
+    names of classes.
+    """
     for shard in SHARDS:
         path = runs / f"work-{shard}" / "acc_report.json"
         report = read(path)

@@ -1,6 +1,9 @@
-"""TResNet_postprocess.py: the accuracy is exact, covers what it claims, and nothing doubtful is evaluated."""
+"""TResNet_postprocess.py: the accuracy is exact, covers what it claims, and nothing doubtful is
+evaluated.
+"""
 
 import contextlib
+import cProfile
 import io
 import json
 import math
@@ -15,14 +18,14 @@ import sys
 import time
 import unittest.mock
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from common.core import native
 from common.core.cli import Refusal, shown
 from common.core.names import hashed_stem
 from common.data.labels import Label, match_labels
 from common.results.accuracy import percentages
-from common.results.results import encode, read_result, result_files
+from common.results.results import encode, read_result
 
 import numpy as np
 import pytest
@@ -37,7 +40,7 @@ SCRIPT = "TResNet_postprocess.py"
 Fast = Callable[..., List[int]]
 
 
-def txt(values: Sequence[float]) -> bytes:
+def txt(values: Any) -> bytes:
     """A result as the inference writes it."""
     return ("".join("%f " % value for value in values) + "\n").encode()
 
@@ -56,11 +59,18 @@ FORMATS = {
 }
 
 
-def write(folder: Path, predictions: Dict[str, Sequence[float]], suffix: str = "txt") -> Path:
+def write(folder: Path, predictions: Mapping[str, Any], suffix: str = "txt") -> Path:
     folder.mkdir(exist_ok=True)
     for stem, values in predictions.items():
         (folder / f"{stem}_0.{suffix.split('.')[-1]}").write_bytes(FORMATS[suffix](values))
     return folder
+
+
+def stored(values: Sequence[float], suffix: str) -> List[float]:
+    """What a result file holds of these values."""
+    if suffix.endswith("txt"):
+        return [float("%f" % value) for value in values]
+    return [float(np.float32(value)) for value in values]
 
 
 def scores(classes: int, *order: int) -> List[float]:
@@ -73,7 +83,9 @@ def scores(classes: int, *order: int) -> List[float]:
 
 @pytest.fixture(scope="module", autouse=True)
 def library() -> Any:
-    """Compiled before the first test: all go the fast way. Where a C compiler is installed it must be there."""
+    """Compiled before the first test: all go the fast way. Where a C compiler is installed it must
+    be there.
+    """
     return native.load("results/ranks.c") if shutil.which("cc") or shutil.which("gcc") else None
 
 
@@ -89,7 +101,9 @@ def fast(library: Any) -> Fast:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Four predictions of ten classes: their labels are the first, first, second and sixth class."""
+    """Four predictions of ten classes: their labels are the first, first, second and sixth
+    class.
+    """
     write(
         tmp_path / "result",
         {
@@ -137,7 +151,7 @@ def evaluate(folder: Path, workers: int = 1) -> Any:
         return refusal.sentence
 
 
-def refused(folder: Path, *more: object) -> str:
+def postprocess_refusal(folder: Path, *more: object) -> str:
     """The one sentence with which main() refuses; nothing was written."""
     status, printed = call(folder, *more)
     assert isinstance(status, str), (status, printed)
@@ -146,8 +160,10 @@ def refused(folder: Path, *more: object) -> str:
     return status
 
 
-def prepare(folder: Path, sources: Dict[str, str], bad: Sequence[str] = ()) -> Path:
-    """A prepared folder with a .bin of long ago for each {stem: source}, and images that could not be read."""
+def prepare_long_ago(folder: Path, sources: Dict[str, str], bad: Sequence[str] = ()) -> Path:
+    """A prepared folder with a .bin of long ago for each {stem: source}, and images that could not
+    be read.
+    """
     prep = folder / "prep"
     prep.mkdir()
     for stem in sources:
@@ -169,7 +185,9 @@ def report(folder: Path) -> Dict[str, Any]:
 
 
 def plain_hits(predictions: List[Tuple[List[float], int]]) -> List[int]:
-    """Top-1 to Top-5 counts by the definition: sort the classes by falling score, equal ones by rising index."""
+    """Top-1 to Top-5 counts by the definition: sort the classes by falling score, equal ones by
+    rising index.
+    """
     classes = len(predictions[0][0])
     hits = [0] * min(5, classes)
     for values, label in predictions:
@@ -185,7 +203,8 @@ def plain_hits(predictions: List[Tuple[List[float], int]]) -> List[int]:
 def test_acc_json_and_output_to_the_letter(data: Path) -> None:
     done = succeed(SCRIPT, *arguments(data))
     assert (data / "acc.json").read_text() == (
-        '{"title": "Overall statistical evaluation", "value": [{"key": "Number of images", "value": "4"}, '
+        '{"title": "Overall statistical evaluation", "value": ['
+        '{"key": "Number of images", "value": "4"}, '
         '{"key": "Number of classes", "value": "10"}, {"key": "Top1 accuracy", "value": "50.0%"}, '
         '{"key": "Top2 accuracy", "value": "75.0%"}, {"key": "Top3 accuracy", "value": "75.0%"}, '
         '{"key": "Top4 accuracy", "value": "75.0%"}, {"key": "Top5 accuracy", "value": "75.0%"}]}'
@@ -238,10 +257,7 @@ def test_all_formats_give_the_same_counts(tmp_path: Path, suffix: str, classes: 
         "".join(f"i{i}.JPEG {label}\n" for i, label in enumerate(labels))
     )
     assert call(tmp_path)[0] == 0
-    read = [
-        [float("%f" % v) if suffix.endswith("txt") else v for v in values]
-        for values in predictions.values()
-    ]
+    read = [stored(values, suffix) for values in predictions.values()]
     assert report(tmp_path)["hits"] == plain_hits(list(zip(read, labels.tolist())))
     assert 10 < report(tmp_path)["hits"][0] < 60
 
@@ -320,7 +336,7 @@ def test_a_label_of_1000_says_that_all_1001_classes_are_meant(tmp_path: Path) ->
 def test_labels_counted_from_1_are_recognised(tmp_path: Path) -> None:
     write(tmp_path / "result", {name: scores(3, index) for index, name in enumerate("abc")})
     (tmp_path / "labels.txt").write_text("a 1\nb 2\nc 3\n")
-    assert refused(tmp_path).endswith(
+    assert postprocess_refusal(tmp_path).endswith(
         "label 3 is outside the classes 0 to 2 of the model; the labels seem to be "
         "counted from 1: --label-offset -1"
     )
@@ -465,14 +481,8 @@ def test_equals_the_plain_reference(
     )
     with unittest.mock.patch.object(post, "CHUNK_VALUES", chunk_values):
         found = evaluate(folder, workers)
-    stored = [
-        (
-            [float("%f" % v) if suffix.endswith("txt") else float(np.float32(v)) for v in values],
-            label,
-        )
-        for values, label in cases
-    ]
-    assert found["hits"] == plain_hits(stored)
+    read = [(stored(values, suffix), label) for values, label in cases]
+    assert found["hits"] == plain_hits(read)
 
 
 def rank(values: Sequence[float], label: int) -> int:
@@ -483,7 +493,9 @@ def rank(values: Sequence[float], label: int) -> int:
 def test_the_fast_way_takes_what_the_inference_writes_and_ranks_it_exactly(
     tmp_path: Path, fast: Fast
 ) -> None:
-    """Numbers of every width, equal and neighbouring ones, zeros of both signs: every one of them as the label."""
+    """Numbers of every width, equal and neighbouring ones, zeros of both signs: every one of them
+    as the label.
+    """
     rng = random.Random(5)
     numbers = [rng.uniform(-1, 1) * 10 ** rng.randint(-6, 9) for _ in range(3000)]
     numbers += [999999999.999999, -999999999.999999, 999999999.999998, 0.0, -0.0] * 3 + [
@@ -492,14 +504,15 @@ def test_the_fast_way_takes_what_the_inference_writes_and_ranks_it_exactly(
         -9.5,
     ] * 5
     rng.shuffle(numbers)
-    paths, labels, expected = [], [], []
+    paths: List[Path] = []
+    labels: List[int] = []
+    expected: List[int] = []
     for i in range(0, len(numbers) - 24, 25):
         paths += [tmp_path / f"{i}_0.txt"] * 25
         paths[-1].write_bytes(txt(numbers[i : i + 25]))
         labels += range(25)
-        expected += [
-            rank([float("%f" % v) for v in numbers[i : i + 25]], label) for label in range(25)
-        ]
+        values = stored(numbers[i : i + 25], "txt")
+        expected += [rank(values, label) for label in range(25)]
     assert fast(paths, labels, 25) == expected and len(paths) > 2500
     assert post.ranks(list(map(str, paths)), np.array(labels), 25, 2)[0].tolist() == expected
 
@@ -600,15 +613,10 @@ def test_float32_results_go_the_fast_way_with_pythons_ranks(
     tmp_path: Path, suffix: str, fast: Fast
 ) -> None:
     rng = random.Random(2)
-    predictions = {
-        f"i{n}": [float(rng.choice([-1, 0, 0.5, 2])) for _ in range(25)] for n in range(400)
-    }
+    predictions = {f"i{n}": rng.choices([-1.0, 0.0, 0.5, 2.0], k=25) for n in range(400)}
     labels = [rng.randrange(25) for _ in predictions]
     write(tmp_path, predictions, suffix)
-    expected = [
-        sum(value > values[label] for value in values) + values[:label].count(values[label])
-        for values, label in zip(predictions.values(), labels)
-    ]
+    expected = [rank(values, label) for values, label in zip(predictions.values(), labels)]
     paths = [tmp_path / f"{stem}_0.{suffix}" for stem in predictions]
     assert fast(paths, labels, 25) == expected and len(set(expected)) > 10
     whole = paths[1].read_bytes()
@@ -629,7 +637,9 @@ def test_float32_results_go_the_fast_way_with_pythons_ranks(
 
 
 def test_the_fast_way_finds_the_right_numbers_or_none(tmp_path: Path, fast: Fast) -> None:
-    """Characters put in, taken out and moved: the strict format is taken, with float()'s ranks, nothing else."""
+    """Characters put in, taken out and moved: the strict format is taken, with float()'s ranks,
+    nothing else.
+    """
     rng = random.Random(11)
     paths, labels, expected = [], [], []
     for number in range(6000):
@@ -706,7 +716,7 @@ def test_awkward_names_are_looked_up_in_the_manifest(
     data: Path, monkeypatch: pytest.MonkeyPatch, name: str, found_by: str
 ) -> None:
     write(data / "result", {hashed_stem(name): scores(10, 8)})
-    prep = prepare(
+    prep = prepare_long_ago(
         data, dict({stem: stem + ".JPEG" for stem in "abcd"}, **{hashed_stem(name): name})
     )
     with (data / "labels.txt").open("ab") as file:
@@ -732,11 +742,13 @@ def test_awkward_names_are_looked_up_in_the_manifest(
 def test_the_manifest_is_found_where_the_inference_read_its_inputs(
     data: Path, monkeypatch: pytest.MonkeyPatch, infile: Optional[str], current: str
 ) -> None:
-    """Relative to the current folder or to the result folder's parent, or absolute; the labels then know b by name."""
-    prep = prepare(data, {stem: f"photos/{stem}.b.JPEG" for stem in "abcd"}, ["e.b.JPEG"])
+    """Relative to the current folder or to the result folder's parent, or absolute; the labels then
+    know b by name.
+    """
+    prep = prepare_long_ago(data, {stem: f"photos/{stem}.b.JPEG" for stem in "abcd"}, ["e.b.JPEG"])
     lines = [f"photos/{stem}.b.JPEG {label}\n" for stem, label in zip("abcd", [3, 0, 2, 6])]
     (data / "labels.txt").write_text("".join(lines))
-    assert "4 of 4 images have no label" in refused(data)
+    assert "4 of 4 images have no label" in postprocess_refusal(data)
     (data / "result_summary.json").write_text(
         json.dumps(
             {"filesinfo": {"0": {"infiles": [infile or str(prep / "a.bin")], "outfiles": []}}},
@@ -834,8 +846,8 @@ def test_names_that_mean_an_image(source: str, names: List[str]) -> None:
 )
 def test_names_that_mean_another_image(name: str) -> None:
     assert matched({"s-1": "n1/x.jpg", "s-2": "y/z.jpg"}, f"{name} 7\ny/z.jpg 1") == (
-        "1 of 2 images have no label in labels.txt: n1/x.jpg; a line 'NAME INT' was expected for each; its first one "
-        f"is for {shown(name)}"
+        "1 of 2 images have no label in labels.txt: n1/x.jpg; a line 'NAME INT' was expected "
+        f"for each; its first one is for {shown(name)}"
     )
 
 
@@ -856,7 +868,10 @@ def test_a_name_that_may_mean_two_images_is_refused(
     """...the second may be one that could not be read; and both are named."""
     images = {f"s-{number}": source for number, source in enumerate(sources)}
     first, second = sources + others
-    said = f"labels.txt, line 2: {name} may be {first} or {second}; give each its path below the images' folder"
+    said = (
+        f"labels.txt, line 2: {name} may be {first} or {second}; give each its path below the "
+        "images' folder"
+    )
     assert matched(images, f"zz.jpg 1\n{name} 7", others) == said
     assert matched(images, f"{first} 1\n{second} 2\n{name} 7", others) == dict(
         zip(images, [1, 2])
@@ -887,7 +902,6 @@ def test_two_labels_for_one_image(lines: str) -> None:
     assert matched({"s-1": "x.jpg"}, lines.replace("2", "1").replace("n1", "n2")) == {"s-1": 1}
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     "source, name",
     [
@@ -897,20 +911,16 @@ def test_two_labels_for_one_image(lines: str) -> None:
         ("i{}.JPEG", "val/i{}"),
     ],
 )
-def test_many_labels_are_matched_quickly(source: str, name: str) -> None:
-    """Against making a dictionary of them; about 5 to 70 times as long."""
-    labels = [Label(name.format(i), (i % 1000,), i) for i in range(20000)]
-    images = {f"i{i}": source.format(i) for i in range(20000)}
-    ratios = []
-    for _ in range(3):
-        start = time.process_time()
-        {label[0].rpartition(".")[0]: label for label in labels}
-        middle = time.process_time()
-        assert len(match_labels(images, labels, "labels.txt")) == 20000
-        ratios.append((time.process_time() - middle) / (middle - start))
-    assert min(ratios) < 200, (
-        ratios
-    )  # looking through all images for each label takes thousands of times as long
+def test_ten_times_as_many_labels_take_ten_times_as_many_calls(source: str, name: str) -> None:
+    """Looking through all images for each label would take a hundred times as many."""
+    calls = []
+    for count in (300, 3000):
+        labels = [Label(name.format(i), (i % 1000,), i) for i in range(count)]
+        images = {f"i{i}": source.format(i) for i in range(count)}
+        profile = cProfile.Profile()
+        assert len(profile.runcall(match_labels, images, labels, "labels.txt")) == count
+        calls.append(sum(entry.callcount for entry in profile.getstats()))
+    assert calls[1] < 15 * calls[0], calls
 
 
 def test_a_stem_may_be_the_whole_name(data: Path) -> None:
@@ -921,10 +931,10 @@ def test_a_stem_may_be_the_whole_name(data: Path) -> None:
 
 def test_a_stem_with_two_labels_is_refused_and_both_lines_named(data: Path) -> None:
     (data / "labels.txt").write_text("a.JPEG 3\nb.JPEG 0\nc.JPEG 2\nd.JPEG 6\nb.png 4\n")
-    assert "b two labels: 0 in line 2 and 4 in line 5" in refused(data)
+    assert "b two labels: 0 in line 2 and 4 in line 5" in postprocess_refusal(data)
     stem = hashed_stem("b.png")
     (data / "result" / "b_0.txt").rename(data / "result" / f"{stem}_0.txt")
-    prepare(data, {"a": "a.JPEG", stem: "b.png", "c": "c.JPEG", "d": "d.JPEG"}, ["b.JPEG"])
+    prepare_long_ago(data, {"a": "a.JPEG", stem: "b.png", "c": "c.JPEG", "d": "d.JPEG"}, ["b.JPEG"])
     assert call(data, "--prep", data / "prep")[0] == 0, "each of the two has a name of its own"
     assert report(data)["hits"][0] == 1
 
@@ -950,18 +960,18 @@ def test_a_stem_with_two_labels_is_refused_and_both_lines_named(data: Path) -> N
 )
 def test_a_malformed_label_line_is_named(data: Path, line: str) -> None:
     (data / "labels.txt").write_bytes(f"a 3\n\nb 0\n{line}\nc 2\nd 6\n".encode())
-    assert "labels.txt, line 4: " in refused(data)
+    assert "labels.txt, line 4: " in postprocess_refusal(data)
 
 
 def test_a_label_outside_the_classes_is_named(data: Path) -> None:
     (data / "labels.txt").write_text("a 3\nb 0\nc 10\nd 6\n")
-    assert "line 3: label 10 is outside the classes 0 to 9" in refused(data)
+    assert "line 3: label 10 is outside the classes 0 to 9" in postprocess_refusal(data)
 
 
 def test_predictions_without_a_label_are_named(data: Path) -> None:
     (data / "labels.txt").write_text("a 3\nc 2\nb.txt 0\n")
-    assert "2 of 4 images have no label in" in refused(data)
-    assert ": b, d; a line 'NAME INT' was expected for each (or --prep" in refused(data)
+    assert "2 of 4 images have no label in" in postprocess_refusal(data)
+    assert ": b, d; a line 'NAME INT' was expected for each (or --prep" in postprocess_refusal(data)
 
 
 @pytest.mark.parametrize(
@@ -976,17 +986,17 @@ def test_predictions_without_a_label_are_named(data: Path) -> None:
 )
 def test_label_files_that_are_none(data: Path, content: bytes, said: str) -> None:
     (data / "labels.txt").write_bytes(content)
-    assert said in refused(data)
+    assert said in postprocess_refusal(data)
 
 
 def test_labels_missing_a_folder_or_a_pipe(data: Path) -> None:
     (data / "labels.txt").unlink()
-    assert "No such file or directory" in refused(data)
+    assert "No such file or directory" in postprocess_refusal(data)
     (data / "labels.txt").mkdir()
-    assert "labels.txt is not a regular file" in refused(data)
+    assert "labels.txt is not a regular file" in postprocess_refusal(data)
     (data / "labels.txt").rmdir()
     os.mkfifo(str(data / "labels.txt"))
-    assert "is not a regular file" in refused(data)
+    assert "is not a regular file" in postprocess_refusal(data)
 
 
 # ---- damaged and foreign results
@@ -1054,7 +1064,7 @@ def test_damaged_results_are_named(
     write(tmp_path / "result", {stem: scores(10, 1) for stem in "abcd"}, suffix)
     (tmp_path / "labels.txt").write_text("a 1\nb 1\nc 1\nd 1\n")
     (tmp_path / "result" / f"{place}_0.{suffix}").write_bytes(content)
-    sentence = refused(tmp_path)
+    sentence = postprocess_refusal(tmp_path)
     assert said in sentence or " values, but " in said and " values, but " in sentence
     assert f"/{place}_0.{suffix}" in sentence
     assert not (tmp_path / "unpickled").exists()
@@ -1063,20 +1073,23 @@ def test_damaged_results_are_named(
 def test_a_large_file_is_not_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (data / "result" / "b_0.txt").open("r+b") as file:
         file.truncate(1 << 40)  # sparse
-    assert "b_0.txt has 1,099,511,627,776 bytes; at most 268,435,456 were expected" in refused(data)
+    assert (
+        "b_0.txt has 1,099,511,627,776 bytes; at most 268,435,456 were expected"
+        in postprocess_refusal(data)
+    )
 
 
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("notes.txt", "what is not a result"),
-        ("result_summary.json", "what is not a result"),
+        ("notes.txt", "other files than results"),
+        ("result_summary.json", "other files than results"),
         ("a_0.txt.0123abcd.part", ".part is half a file of an interrupted run"),
-        (".b_0.txt", "what is not a result"),
-        ("_0.txt", "what is not a result"),
-        ("a_0.TXT", "what is not a result"),
-        ("a_00.txt", "what is not a result"),
-        ("a.txt", "what is not a result"),
+        (".b_0.txt", "other files than results"),
+        ("_0.txt", "other files than results"),
+        ("a_0.TXT", "other files than results"),
+        ("a_00.txt", "other files than results"),
+        ("a.txt", "other files than results"),
         ("a_1.txt", "several outputs per image"),
         ("e_12.txt", "several outputs per image"),
         ("e_0.bin", "several formats"),
@@ -1087,7 +1100,7 @@ def test_a_large_file_is_not_read(data: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_strangers_in_the_result_folder_are_named(data: Path, name: str, said: str) -> None:
     (data / "result" / name).write_bytes(b"\0\0\0\0")
-    sentence = refused(data)
+    sentence = postprocess_refusal(data)
     assert said in sentence and ascii(name)[1:-1] in sentence
 
 
@@ -1095,23 +1108,23 @@ def test_folders_links_and_pipes_named_like_results_are_refused(data: Path) -> N
     stranger = data / "result" / "c_0.txt"
     stranger.unlink()
     stranger.mkdir()
-    assert "c_0.txt is not a regular file" in refused(data)
+    assert "c_0.txt is not a regular file" in postprocess_refusal(data)
     stranger.rmdir()
     stranger.symlink_to("a_0.txt")
-    assert "c_0.txt: it is a symbolic link" in refused(data)
+    assert "c_0.txt: it is a symbolic link" in postprocess_refusal(data)
     stranger.unlink()
     os.mkfifo(str(stranger))
-    assert "c_0.txt is not a regular file" in refused(data)
+    assert "c_0.txt is not a regular file" in postprocess_refusal(data)
 
 
 def test_result_folder_empty_missing_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("a 1\n")
-    assert "No such file or directory" in refused(tmp_path)
+    assert "No such file or directory" in postprocess_refusal(tmp_path)
     (tmp_path / "result").mkdir()
-    assert "holds no results" in refused(tmp_path)
+    assert "holds no results" in postprocess_refusal(tmp_path)
     (tmp_path / "result").rmdir()
     (tmp_path / "result").write_text("")
-    assert "Not a directory" in refused(tmp_path)
+    assert "Not a directory" in postprocess_refusal(tmp_path)
 
 
 def test_a_refusal_on_the_command_line(data: Path) -> None:
@@ -1158,8 +1171,8 @@ def test_gates(data: Path) -> None:
     (data / "acc.json").unlink()
     done = refusal(SCRIPT, *arguments(data, "--min-top1", 50.01, "--min-top5", 75.5), status=3)
     assert (
-        done
-        == "TResNet_postprocess.py: Top-1 accuracy 50.0% is below 50.01%, Top-5 accuracy 75.0% is below 75.5%\n"
+        done == "TResNet_postprocess.py: Top-1 accuracy 50.0% is below 50.01%, "
+        "Top-5 accuracy 75.0% is below 75.5%\n"
     )
     assert accuracy(data)["Top1 accuracy"] == "50.0%"
     for least, said in ((76, "76.0"), ("75.00000001", "75.00000001"), ("1e2", "100.0")):
@@ -1202,7 +1215,7 @@ def test_wrong_usage_is_status_2(
 @pytest.fixture
 def prepared(data: Path) -> Path:
     """The four, prepared before they were inferred; a fifth image was bad."""
-    prepare(data, {stem: stem + ".JPEG" for stem in "abcd"}, ["e\n.JPEG"])
+    prepare_long_ago(data, {stem: stem + ".JPEG" for stem in "abcd"}, ["e\n.JPEG"])
     return data
 
 
@@ -1232,11 +1245,13 @@ def test_left_out_images_are_said(prepared: Path) -> None:
 
 def test_a_label_that_may_be_that_of_a_left_out_image(data: Path) -> None:
     write(data / "result", {"e": scores(10, 8)})
-    prep = prepare(
+    prep = prepare_long_ago(
         data, dict({stem: stem + ".JPEG" for stem in "abcd"}, e="p/e.JPEG"), ["q/e.JPEG"]
     )
     (data / "labels.txt").write_text("a 3\nb 0\nc 2\nd 6\ne.JPEG 8\n")
-    assert "line 5: e.JPEG may be p/e.JPEG or q/e.JPEG; " in refused(data, "--prep", prep)
+    assert "line 5: e.JPEG may be p/e.JPEG or q/e.JPEG; " in postprocess_refusal(
+        data, "--prep", prep
+    )
 
 
 def test_without_prep_the_report_says_what_can_be_known(data: Path) -> None:
@@ -1254,14 +1269,18 @@ def test_without_prep_the_report_says_what_can_be_known(data: Path) -> None:
 
 def test_an_incomplete_inference_is_refused(prepared: Path) -> None:
     (prepared / "result" / "b_0.txt").unlink()
-    assert "incomplete: 1 of 4 .bin files" in refused(prepared, "--prep", prepared / "prep")
-    assert "have no result: b" in refused(prepared, "--prep", prepared / "prep")
+    assert "incomplete: 1 of 4 .bin files" in postprocess_refusal(
+        prepared, "--prep", prepared / "prep"
+    )
+    assert "have no result: b" in postprocess_refusal(prepared, "--prep", prepared / "prep")
 
 
 def test_results_of_something_else_are_refused(prepared: Path) -> None:
     write(prepared / "result", {"z": scores(10, 1)})
     (prepared / "labels.txt").write_text("a 3\nb 0\nc 2\nd 6\nz 1\n")
-    assert "1 of 5 results belong to no .bin in" in refused(prepared, "--prep", prepared / "prep")
+    assert "1 of 5 results belong to no .bin in" in postprocess_refusal(
+        prepared, "--prep", prepared / "prep"
+    )
 
 
 def test_results_of_an_older_run_are_refused(prepared: Path) -> None:
@@ -1271,7 +1290,7 @@ def test_results_of_an_older_run_are_refused(prepared: Path) -> None:
     os.utime(result, ns=(10**18, 10**18 - 1))
     for path in prepared.glob("acc*"):
         path.unlink()
-    assert "1 of 4 results are older than their .bin in" in refused(
+    assert "1 of 4 results are older than their .bin in" in postprocess_refusal(
         prepared, "--prep", prepared / "prep"
     )
 
@@ -1279,19 +1298,23 @@ def test_results_of_an_older_run_are_refused(prepared: Path) -> None:
 def test_a_prepared_folder_that_its_manifest_does_not_describe(prepared: Path) -> None:
     for name in ("z.bin", "a.BIN"):  # a program that reads either would infer both
         (prepared / "prep" / name).write_bytes(b"")
-        assert f"are not those of its manifest ({name})" in refused(
+        assert f"are not those of its manifest ({name})" in postprocess_refusal(
             prepared, "--prep", prepared / "prep"
         )
         (prepared / "prep" / name).unlink()
     (prepared / "prep" / "a.bin").unlink()
-    assert "are not those of its manifest (a.bin)" in refused(prepared, "--prep", prepared / "prep")
+    assert "are not those of its manifest (a.bin)" in postprocess_refusal(
+        prepared, "--prep", prepared / "prep"
+    )
     (prepared / "prep" / "manifest.jsonl").unlink()
-    assert "holds no manifest.jsonl" in refused(prepared, "--prep", prepared / "prep")
-    assert "holds no manifest.jsonl" in refused(prepared, "--prep", prepared / "none")
+    assert "holds no manifest.jsonl" in postprocess_refusal(prepared, "--prep", prepared / "prep")
+    assert "holds no manifest.jsonl" in postprocess_refusal(prepared, "--prep", prepared / "none")
 
 
 def test_with_real_preprocessing(tmp_path: Path) -> None:
-    """Images with awkward names, one broken: prepared, 'inferred' for each .bin, evaluated by the user's own labels."""
+    """Images with awkward names, one broken: prepared, 'inferred' for each .bin, evaluated by the
+    user's own labels.
+    """
     images = tmp_path / "images"
     images.mkdir()
     names = [
@@ -1338,7 +1361,7 @@ def test_threads_count_the_same(many: Path, fast: Fast, monkeypatch: pytest.Monk
     assert call(many, "-j", 1)[0] == 0
     alone = report(many)
     read = [
-        ([float(v) for v in (many / "result" / f"i{i:04d}_0.txt").read_text().split()], i * 7 % 100)
+        (np.loadtxt(str(many / "result" / f"i{i:04d}_0.txt")).tolist(), i * 7 % 100)
         for i in range(100)
     ]
     assert alone["hits"] == [
@@ -1358,7 +1381,7 @@ def test_of_several_damaged_files_the_first_is_named(
     for i in (1900, 444, 451):
         (many / "result" / f"i{i:04d}_0.txt").write_bytes(b"1.0 nan \n")
     for _ in range(5):
-        assert "i0444_0.txt: value 2 is 'nan', not finite" in refused(many, "-j", 3)
+        assert "i0444_0.txt: value 2 is 'nan', not finite" in postprocess_refusal(many, "-j", 3)
 
 
 @pytest.mark.slow
@@ -1394,7 +1417,8 @@ def test_without_a_compiler_the_result_is_the_same_and_it_says_so(many: Path) ->
 
     said, *plain = run_copy(str(many))
     assert said == (
-        "note: the fast way is not used, Python reads all results: no C compiler (cc, gcc) is installed\n"
+        "note: the fast way is not used, Python reads all results: no C compiler (cc, gcc) is "
+        "installed\n"
     )
     assert not list((many / "program").rglob("*.so"))
     if shutil.which("cc") or shutil.which("gcc"):
@@ -1407,6 +1431,11 @@ def test_without_a_compiler_the_result_is_the_same_and_it_says_so(many: Path) ->
 
 
 @pytest.mark.slow
+def bytes_read_by(process: int) -> int:
+    """All that a process has read so far, from files and from Python's modules."""
+    return int(Path(f"/proc/{process}/io").read_text().split()[1])
+
+
 @pytest.mark.parametrize(
     "sent, status, said",
     [
@@ -1430,7 +1459,7 @@ def test_an_interrupted_run_ends_at_once(
     files: int,
     read: int,
 ) -> None:
-    """...wherever it is, with results so large that reading them all would take seconds."""
+    """...wherever it is: the rest of the results is not read any more."""
     (tmp_path / "result").mkdir()
     first = tmp_path / "result" / "i0_0.txt"
     first.write_bytes(number * 100000 + b"\n")
@@ -1444,16 +1473,15 @@ def test_an_interrupted_run_ends_at_once(
         stdout=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    bytes_read = (
-        0  # some 10 MB of them are Python's modules; Python begins when C has read and refused all
-    )
-    while bytes_read < read * len(number) * 100000 and process.poll() is None:
+    # Some 10 MB are Python's modules; Python begins when C has read and refused all results.
+    size = len(number) * 100000
+    while bytes_read_by(process.pid) < read * size and process.poll() is None:
         time.sleep(0.002)
-        bytes_read = int(Path(f"/proc/{process.pid}/io").read_text().split()[1])
     process.send_signal(sent)
-    start = time.monotonic()
-    _, stderr = process.communicate(timeout=20)
-    assert time.monotonic() - start < 1, "0.1 s on an idle machine"
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its counts are there until wait()
+    passes = 2 if number == b"1.25 " else 1
+    assert bytes_read_by(process.pid) < passes * files * size
+    _, stderr = process.communicate()
     assert (process.returncode, stderr.decode()) == (status, said)
     assert not list(tmp_path.glob("acc*"))
 
@@ -1483,39 +1511,11 @@ def test_memory_does_not_grow_with_the_results(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 4000
 
 
-@pytest.mark.alone
-def test_is_many_times_as_fast_as_float(tmp_path: Path, fast: Fast) -> None:
-    """Processor time of one thread against float() and argsort(), interleaved; about 40 times on an idle machine."""
-    rng = np.random.RandomState(0)
-    labels = rng.randint(0, 1000, 100)
-    write(tmp_path / "result", {f"i{i:03d}": rng.normal(0, 3, 1000) for i in range(100)})
-    paths = list(result_files(str(tmp_path / "result")).values())
-
-    def plainly() -> List[int]:
-        hits = np.zeros(5, int)
-        for path, label in zip(paths, labels):
-            with open(path) as file:
-                for line in file:
-                    order = np.argsort(-np.array([float(v) for v in line.split()]), kind="stable")
-                    hits += np.cumsum(order[:5] == label)
-        return hits.tolist()
-
-    ratios = []
-    for _ in range(5):
-        start = time.process_time()
-        expected = plainly()
-        middle = time.process_time()
-        found, _ = post.ranks(
-            paths * 20, np.tile(labels, 20), 1000, 1
-        )  # as many as make its start unimportant
-        ratios.append(20 * (middle - start) / (time.process_time() - middle))
-        assert [np.count_nonzero(found < k) for k in range(1, 6)] == [
-            20 * hits for hits in expected
-        ]
-    assert max(ratios) > 16, ratios
-
-
 # ---- fuzz
+
+
+def random_scores(rng: random.Random, classes: int) -> List[float]:
+    return [rng.uniform(-20, 20) for _ in range(classes)]
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
@@ -1599,7 +1599,7 @@ def test_fuzzed_results(tmp_path: Path, suffix: str, cases: int) -> None:
     for case in range(cases):
         classes = rng.choice([1, 2, 10, 10, 10, 33])
         (tmp_path / "labels.txt").write_text(f"a 0\nb {classes // 2}\nc {classes - 1}\n")
-        predictions = {stem: [rng.uniform(-20, 20) for _ in range(classes)] for stem in "abc"}
+        predictions = {stem: random_scores(rng, classes) for stem in "abc"}
         write(tmp_path / "result", predictions, suffix)
         victim = tmp_path / "result" / "{}_0.{}".format(rng.choice("abc"), suffix)
         victim.write_bytes(mutated(victim.read_bytes(), rng))
@@ -1619,7 +1619,7 @@ def test_fuzzed_labels(tmp_path: Path) -> None:
     """A sentence, or the labels that a plain reading of the lines gives; nothing else."""
     rng = random.Random(3)
     content = b"a.JPEG 3\nb.jpg 0\nc 2\nd.png 6\nsome name.JPEG 9\n"
-    predictions = {stem: [rng.uniform(-20, 20) for _ in range(10)] for stem in "abcd"}
+    predictions = {stem: random_scores(rng, 10) for stem in "abcd"}
     write(tmp_path / "result", predictions)
     accepted = 0
     for case in range(800):
@@ -1639,7 +1639,7 @@ def test_fuzzed_labels(tmp_path: Path) -> None:
                     }:
                         plain.setdefault(key, set()).add(int(label))
             labels = [plain[stem].pop() for stem in "abcd" if len(plain[stem]) == 1]
-            read = [[float("%f" % v) for v in predictions[stem]] for stem in "abcd"]
+            read = [stored(predictions[stem], "txt") for stem in "abcd"]
             assert len(labels) == 4 and found["hits"] == plain_hits(list(zip(read, labels))), case
     assert 0 < accepted < 800
 

@@ -1,4 +1,6 @@
-"""predict.py: the chain's own pixels and runners, names, what cannot be read, JSON; and the names of classes."""
+"""predict.py: the chain's own pixels and runners, names, what cannot be read, JSON; and the names
+of classes.
+"""
 
 import io
 import json
@@ -19,8 +21,10 @@ from conftest import ROOT
 from pictures import fill
 
 
-def run(capsys: Any, *words: object) -> Tuple[int, str, str]:
-    """(exit status, stdout, stderr) of predict.py in this process; a refusal's sentence counts as stderr."""
+def predict_images(capsys: Any, *words: object) -> Tuple[int, str, str]:
+    """(exit status, stdout, stderr) of predict.py in this process; a refusal's sentence counts as
+    stderr.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["predict.py", *map(str, words)])
         try:
@@ -32,7 +36,9 @@ def run(capsys: Any, *words: object) -> Tuple[int, str, str]:
 
 
 def probabilities(model: Path, images: List[Path], **fields: Any) -> np.ndarray:
-    """float64 [images, 10]: what ONNX Runtime gives for what the chain's own transform makes of the images."""
+    """float64 [images, 10]: what ONNX Runtime gives for what the chain's own transform makes of the
+    images.
+    """
     how = evaluation.Evaluation(img_size=SIZE, **fields)
     pixels = [
         np.frombuffer(convert(io.BytesIO(path.read_bytes()), how, "float32"), "<f4")
@@ -55,7 +61,7 @@ def test_files_folders_and_patterns_are_answered_by_the_chains_own_pixels(
     fill(tmp_path / "photos", ["b2.png", "b10.png", "a.png"])
     fill(tmp_path, ["one.png"])
     (tmp_path / "names.txt").write_text("".join(f"thing {label}\n" for label in range(10)))
-    status, out, err = run(
+    status, out, err = predict_images(
         capsys,
         model,
         tmp_path / "one.png",
@@ -96,7 +102,7 @@ def test_bad_images_cost_only_themselves_and_options_are_followed(
     (tmp_path / "acc_report.json").write_text(
         '{"class_names": 10}'
     )  # another program's: its names are not taken
-    status, out, err = run(
+    status, out, err = predict_images(
         capsys,
         model,
         tmp_path / "bad.jpg",
@@ -133,7 +139,9 @@ def test_bad_images_cost_only_themselves_and_options_are_followed(
 @pytest.mark.slow
 @pytest.mark.parametrize("aipp", (False, True))
 def test_an_om_is_run_by_ais_bench(aipp: bool, tmp_path: Path) -> None:
-    """The stand-in of the card computes by ONNX Runtime, so its answers are known; bytes where AIPP was compiled in."""
+    """The stand-in of the card computes by ONNX Runtime, so its answers are known; bytes where AIPP
+    was compiled in.
+    """
     environment, work = make_machine(tmp_path)
     fill(work, ["one.png", "two.png"])
     options = []
@@ -180,14 +188,14 @@ def test_what_cannot_be_meant_is_refused(model: Path, tmp_path: Path, capsys: An
         ((tmp_path / "no.onnx", model), "there is no model"),
         ((model, model, "--img-size", 64), "contradicts"),
     ):
-        status, out, err = run(capsys, *words)
+        status, out, err = predict_images(capsys, *words)
         assert status == 1 and out == "" and said in err, err
     with pytest.raises(SystemExit) as end:
-        run(capsys, "model.pth", "photo.jpg")
+        predict_images(capsys, "model.pth", "photo.jpg")
     assert end.value.code == 2
 
 
-# ---- names of classes ------------------------------------------------------------------------------------------------
+# ---- names of classes ----------------------------------------------------------------------------
 
 WNIDS = "n01443537 goldfish, Carassius auratus\nn01440764 tench\n"
 
@@ -202,7 +210,7 @@ def test_metadata_of_a_model_that_are_not_ours_are_refused(
     onnx.helper.set_model_props(changed, {"evaluation": metadata})
     onnx.save(changed, str(model))
     fill(tmp_path, ["one.png"])
-    status, _, err = run(capsys, model, tmp_path / "one.png")
+    status, _, err = predict_images(capsys, model, tmp_path / "one.png")
     assert status == 1 and "net.onnx should say how its images are prepared" in err
 
 

@@ -1,4 +1,4 @@
-"""Top-k accuracy as it is written: acc.json and the report beside it, and what is to be noted of them."""
+"""Top-k accuracy as it is written: acc.json, the report beside it, and notes about both."""
 
 import json
 from typing import Any, Dict, List
@@ -33,36 +33,36 @@ def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def near_chance(report: Dict[str, Any]) -> bool:
-    """Whether Top-1 is less than twice what guessing gives; of a few classes that would tell nothing."""
+    """Whether Top-1 is less than twice what guessing gives; few classes prove nothing."""
     hits, classes = report.get("hits"), report["classes"]
-    return (
-        bool(hits)
-        and classes >= CHANCE_CLASSES
-        and hits[0] * classes < 2 * report["counts"]["evaluated"]
-    )
+    if not hits or classes < CHANCE_CLASSES:
+        return False
+    return bool(hits[0] * classes < 2 * report["counts"]["evaluated"])
 
 
 def notes(report: Dict[str, Any]) -> List[str]:
     """What the accuracy does not cover and why it may be wrong, in sentences."""
     counts = report["counts"]
     unpredicted, left_out = len(report["labelled_without_prediction"]), len(report["left_out"])
-    found = []
+    sentences = []
     if counts["inferred"] >= CHANCE_IMAGES and near_chance(report):
-        found.append(
-            "Top-1 is no better than chance: usually the labels are numbered otherwise than the network's "
-            "classes (from 1, or in another order), or the images were prepared otherwise than in training"
+        sentences.append(
+            "Top-1 is no better than chance: usually the labels are numbered otherwise than the "
+            "network's classes (from 1, or in another order), or the images were prepared "
+            "otherwise than in training"
         )
     if unpredicted:
-        found.append(
-            f"{unpredicted} of {counts['labelled']} labelled names have no prediction: this is a subset"
+        sentences.append(
+            f"{unpredicted} of {counts['labelled']} labelled names have no prediction: this is a "
+            "subset"
         )
     if left_out:
-        found.append(f"{left_out} of {counts['evaluated'] + left_out} images were left out")
-    return found
+        sentences.append(f"{left_out} of {counts['evaluated'] + left_out} images were left out")
+    return sentences
 
 
 def claim(accuracy_path: str, report_path: str) -> None:
-    """Refuse to replace files under these names that are not such ones."""
+    """Refuse to replace files that this program did not write."""
     record.claim_like(accuracy_path, f'"title": "{TITLE}"')
     record.claim_like(report_path, f'"tool": "{TOOL}"')
 
@@ -71,7 +71,6 @@ def write(report: Dict[str, Any], accuracy_path: str, report_path: str) -> None:
     """Write acc.json and the report, and print what they say."""
     table = statistics(report)
     write_whole(report_path, json.dumps(report).encode("ascii"))
-    write_whole(
-        accuracy_path, json.dumps(table).encode("ascii")
-    )  # last: where it stands, its report does
-    print("\n".join([f"{row['key']}: {row['value']}" for row in table["value"]] + report["notes"]))
+    write_whole(accuracy_path, json.dumps(table).encode("ascii"))  # last: its report is there then
+    lines = [f"{row['key']}: {row['value']}" for row in table["value"]]
+    print("\n".join(lines + report["notes"]))

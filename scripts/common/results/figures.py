@@ -1,6 +1,7 @@
-"""What a report says about predictions, computed from them: intervals, classes, confusion, calibration, coverage.
+"""Figures about predictions: intervals, classes, confusion, calibration, coverage.
 
-Everything is computed from Predictions, which keep a few numbers for each image whatever the number of classes.
+All are computed from Predictions, which keep a few numbers for each image, however many classes
+there are.
 """
 
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
@@ -16,14 +17,12 @@ BINS = 15  # of the calibration error, as in Guo and others, 2017: https://arxiv
 class Predictions(NamedTuple):
     """What is kept of the scores of n images."""
 
-    top: (
-        np.ndarray
-    )  # int32 [n, up to 5]: classes by falling score; of equal scores the lower class comes first
+    # int32 [n, up to 5]: classes by falling score; of equal scores the lower class comes first
+    top: np.ndarray
     probability: np.ndarray  # float32 [n, up to 5]: their softmax probabilities, 0 to 1
-    true: (
-        np.ndarray
-    )  # int32 [n]: the right class; where several are right, the one with the highest score
-    rank: np.ndarray  # int32 [n]: how many classes come before it
+    # int32 [n]: the right class; where several are right, the one with the highest score
+    true: np.ndarray
+    rank: np.ndarray  # int32 [n]: how many classes come before the right one
 
     @property
     def correct(self) -> np.ndarray:
@@ -36,35 +35,42 @@ class Predictions(NamedTuple):
         return self.probability[:, 0]
 
 
+def top_classes(scores: np.ndarray) -> np.ndarray:
+    """int32 [n, up to 5]: the classes of the highest scores, float64 [n, classes]."""
+    images = np.arange(len(scores))
+    rest = scores.copy()
+    top = np.empty((len(scores), min(TOP, scores.shape[1])), np.int32)
+    for place in range(top.shape[1]):  # a few searches are quicker than sorting all classes
+        top[:, place] = rest.argmax(1)
+        rest[images, top[:, place]] = -np.inf
+    return top
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """float64 [n, classes]: probabilities, 0 to 1, from logits of the same shape."""
+    shifted = np.exp(scores - scores.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def preferred(scores: np.ndarray, classes: Sequence[int]) -> int:
+    """Of several classes the one with the highest score; of equal scores the lower class."""
+    return max(classes, key=lambda label: (scores[label], -label))
+
+
 def summarise(scores: np.ndarray, right: Sequence[Sequence[int]]) -> Predictions:
     """Predictions of a few images.
 
     scores: float [n, classes], logits; right: the right classes of each image, one or more.
     """
-    rows = np.arange(len(scores))
-    order = np.empty((len(scores), min(TOP, scores.shape[1])), np.int32)
-    rest = scores.astype(np.float64)  # a copy
-    shifted = np.exp(rest - rest.max(1, keepdims=True))
-    shares = shifted / shifted.sum(1, keepdims=True)
-    for place in range(order.shape[1]):  # a few searches are quicker than sorting all classes
-        order[:, place] = rest.argmax(1)
-        rest[rows, order[:, place]] = -np.inf
-    true = np.array(
-        [
-            max(classes, key=lambda label: (row[label], -label))
-            for row, classes in zip(scores, right)
-        ]
-    )
-    own = scores[rows, true][:, None]
-    before = (scores > own).sum(1) + (
-        (scores == own) & (np.arange(scores.shape[1]) < true[:, None])
-    ).sum(1)
-    return Predictions(
-        order,
-        shares[rows[:, None], order].astype(np.float32),
-        true.astype(np.int32),
-        before.astype(np.int32),
-    )
+    images = np.arange(len(scores))[:, None]
+    exact = scores.astype(np.float64)
+    top = top_classes(exact)
+    probability = softmax(exact)[images, top].astype(np.float32)
+    true = np.array([[preferred(row, classes)] for row, classes in zip(scores, right)], np.int32)
+    own = scores[images, true]
+    lower_class = np.arange(scores.shape[1]) < true
+    rank = (scores > own).sum(1) + ((scores == own) & lower_class).sum(1)
+    return Predictions(top, probability, true[:, 0], rank.astype(np.int32))
 
 
 def join(parts: Sequence[Predictions]) -> Predictions:
@@ -78,43 +84,43 @@ def share(hits: Any) -> float:
 
 
 def interval(hits: float, images: int) -> Tuple[float, float]:
-    """Wilson's 95 % interval of a share, in per cent: honest for few images and near 0 and 100 % too.
+    """Wilson's 95 % interval of a share, in per cent.
 
+    It is honest for few images too, and near 0 and 100 %.
     Source: https://doi.org/10.1080/01621459.1927.10502953
     """
     share, square = hits / images, NORMAL_95**2
-    middle = (share + square / (2 * images)) / (1 + square / images)
-    half = (
-        NORMAL_95
-        / (1 + square / images)
-        * (share * (1 - share) / images + square / (4 * images**2)) ** 0.5
-    )
-    return max(0.0, round(100 * (middle - half), 9)), round(
-        100 * (middle + half), 9
-    )  # exactly 100 for all of them
+    scale = 1 + square / images
+    middle = (share + square / (2 * images)) / scale
+    spread = (share * (1 - share) / images + square / (4 * images**2)) ** 0.5
+    half = NORMAL_95 / scale * spread
+    # rounded: exactly 100 for all of them
+    return max(0.0, round(100 * (middle - half), 9)), round(100 * (middle + half), 9)
 
 
-def confused(found: Predictions) -> List[Tuple[int, int, int]]:
+def confused(predictions: Predictions) -> List[Tuple[int, int, int]]:
     """(right class, class of the answer, images) of the wrong answers, the most frequent first."""
-    wrong = ~found.correct
+    wrong = ~predictions.correct
     pairs, counts = np.unique(
-        np.stack([found.true[wrong], found.top[wrong, 0]], 1), axis=0, return_counts=True
+        np.stack([predictions.true[wrong], predictions.top[wrong, 0]], 1),
+        axis=0,
+        return_counts=True,
     )
     rows = [(int(true), int(answer), int(count)) for (true, answer), count in zip(pairs, counts)]
     return sorted(rows, key=lambda row: (-row[2], row[:2]))
 
 
-def by_class(found: Predictions) -> List[Dict[str, Any]]:
-    """{"class", "images", "top1", "top5" (counts), "taken_for" (class or None), "times"} of each class with images,
+def by_class(predictions: Predictions) -> List[Dict[str, Any]]:
+    """The classes with images, the one with the lowest Top-1 accuracy first.
 
-    the class with the lowest Top-1 accuracy first.
+    Each: {"class", "images", "top1", "top5" (counts), "taken_for" (class or None), "times"}.
     """
     most: Dict[int, Tuple[int, int]] = {}
-    for true, answer, count in confused(found):
+    for true, answer, count in confused(predictions):
         most.setdefault(true, (answer, count))
-    classes, places = np.unique(found.true, return_inverse=True)
+    classes, places = np.unique(predictions.true, return_inverse=True)
     images = np.bincount(places)
-    top1, top5 = (np.bincount(places, weights=found.rank < k).astype(int) for k in (1, TOP))
+    top1, top5 = (np.bincount(places, weights=predictions.rank < k).astype(int) for k in (1, TOP))
     rows = [
         {
             "class": int(label),
@@ -129,17 +135,18 @@ def by_class(found: Predictions) -> List[Dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["top1"] / row["images"], -row["images"], row["class"]))
 
 
-def calibration(found: Predictions) -> Dict[str, Any]:
-    """{"error": the expected calibration error, 0 to 1, "bins": [{"low", "high", "images", "confidence", "accuracy"}]}.
+def calibration(predictions: Predictions) -> Dict[str, Any]:
+    """The expected calibration error and what it is made of.
 
-    A bin holds the images with low < confidence <= high; the means of an empty one are None.
+    {"error": 0 to 1, "bins": [{"low", "high", "images", "confidence", "accuracy"}]}.
+    A bin holds the images with low < confidence <= high; the means of an empty bin are None.
     """
     edges = np.linspace(0, 1, BINS + 1)
-    place = np.searchsorted(edges[1:-1], found.confidence)
+    place = np.searchsorted(edges[1:-1], predictions.confidence)
     images = np.bincount(place, minlength=BINS)
     confidence, right = (
         np.bincount(place, weights=values, minlength=BINS)
-        for values in (found.confidence, found.correct)
+        for values in (predictions.confidence, predictions.correct)
     )
     bins = [
         {
@@ -154,17 +161,19 @@ def calibration(found: Predictions) -> Dict[str, Any]:
     return {"error": float(np.abs(right - confidence).sum() / len(place)), "bins": bins}
 
 
-def coverage(found: Predictions) -> List[Tuple[float, float]]:
-    """(share of the images that are answered, Top-1 accuracy on them) if only the most confident are; each 0 to 1."""
-    order = np.argsort(-found.confidence, kind="stable")
-    right = np.cumsum(found.correct[order])
+def coverage(predictions: Predictions) -> List[Tuple[float, float]]:
+    """What is right if only the most confident answers are given.
+
+    [(share of the images that are answered, Top-1 accuracy on them)], each 0 to 1.
+    """
+    order = np.argsort(-predictions.confidence, kind="stable")
+    right = np.cumsum(predictions.correct[order])
     counts = np.unique(np.ceil(np.linspace(0.01, 1, 100) * len(order)).astype(int))
     return [(float(count / len(order)), float(right[count - 1] / count)) for count in counts]
 
 
-def most_confident_mistakes(found: Predictions, most: int) -> List[int]:
+def most_confident_mistakes(predictions: Predictions, most: int) -> List[int]:
     """Places of the wrong answers that the network was surest of, the surest first."""
-    wrong = np.flatnonzero(~found.correct)
-    return [
-        int(place) for place in wrong[np.argsort(-found.confidence[wrong], kind="stable")][:most]
-    ]
+    wrong = np.flatnonzero(~predictions.correct)
+    surest_first = np.argsort(-predictions.confidence[wrong], kind="stable")
+    return [int(place) for place in wrong[surest_first][:most]]

@@ -19,7 +19,7 @@ PNG_WIDTH, DPI = 9.6, 100  # inches, pixels an inch
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6673", "#dfe3e8", "#ffffff"
 FIRST, SECOND = "#1f6cb0", "#d9731a"
 NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "card", FIRST: "first", SECOND: "second"}
-STYLE = {
+STYLE: Dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 12,
     "axes.edgecolor": MUTED,
@@ -44,7 +44,7 @@ STYLE = {
     "path.simplify": True,
     "axes.formatter.useoffset": False,
 }
-ON_PAPER = {"font.size": 10, "legend.fontsize": 10, "savefig.facecolor": PAPER}
+ON_PAPER: Dict[Any, Any] = {"font.size": 10, "legend.fontsize": 10, "savefig.facecolor": PAPER}
 
 
 # ---- PNG files -----------------------------------------------------------------------------------
@@ -82,9 +82,8 @@ def draw_speed(figure: Figure, report: Dict[str, Any]) -> None:
     left = figure.add_subplot()
     right = left.twinx()
     right.grid(False)
-    left.bar(
-        places, [row["throughput"] for row in rows], width=0.6, color=FIRST, label="throughput"
-    )
+    speeds = [row["throughput"] for row in rows]
+    left.bar(places, speeds, width=0.6, color=FIRST, label="throughput")
     marks = [
         (row["reference"], place - 0.36, place + 0.36)
         for place, row in zip(places, rows)
@@ -190,9 +189,8 @@ def svg(figure: Figure, words: str) -> str:
     text = re.sub(
         r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL
     )
-    text = re.sub(
-        r' id="[a-z]+[a-z0-9.]*_\d+"', "", text
-    )  # figure_1, axes_1, …: the same in every plot
+    # figure_1, axes_1, …: the same in every plot
+    text = re.sub(r' id="[a-z]+[a-z0-9.]*_\d+"', "", text)
     text = re.sub(r"font: [^;\"]*?([0-9.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)  # a hundredth of a pixel is enough
     for colour, word in NAMES.items():
@@ -212,9 +210,9 @@ def plot(words: str, height: float = HEIGHT) -> Callable[[Callable[..., None]], 
     def decorate(draw: Callable[..., None]) -> Callable[..., str]:
         @functools.wraps(draw)
         def drawn(*data: Any) -> str:
-            with matplotlib.rc_context(
-                {**STYLE, "svg.hashsalt": draw.__name__}
-            ):  # unique in a page
+            style = dict(STYLE)
+            style["svg.hashsalt"] = draw.__name__  # unique in a page
+            with matplotlib.rc_context(style):
                 figure = Figure(figsize=(WIDTH, height), layout="constrained")
                 draw(figure.add_subplot(), *data)
                 return svg(figure, words)
@@ -267,7 +265,7 @@ def latency(axes: Any, rows: List[Dict[str, Any]]) -> None:
 
 @plot("Histogram of the cosine similarity of each image's scores.")
 def cosines(axes: Any, values: Sequence[float], forecast: Sequence[float]) -> None:
-    """Histogram of 1 - cosine on a logarithmic axis; forecast: the same of a forecast, which may be missing."""
+    """Histogram of 1 - cosine on a logarithmic axis; forecast: the same of a forecast, or []."""
     floor = 1e-9  # equal scores have 0, which a logarithm does not know
     losses = [max(1 - value, floor) for value in values]
     expected = [max(1 - value, floor) for value in forecast]
@@ -338,7 +336,8 @@ def confidences(axes: Any, right: Sequence[float], wrong: Sequence[float]) -> No
 @plot("Accuracy if only the most confident answers are given, over their share.")
 def coverage(axes: Any, points: List[Tuple[float, float]]) -> None:
     """Accuracy on the most confident images over their share. points: figures.coverage()'s."""
-    shares, accuracies = ([100 * point[place] for point in points] for place in (0, 1))
+    shares = [100 * share for share, _ in points]
+    accuracies = [100 * accuracy for _, accuracy in points]
     axes.plot(shares, accuracies, color=FIRST, linewidth=2.5)
     axes.set(
         xlabel="% of the images that are answered",

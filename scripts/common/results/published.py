@@ -7,7 +7,7 @@ from typing import Dict, NamedTuple, Optional
 
 
 class Weights(NamedTuple):
-    """A published set of weights and its figures on the 50,000 images of ImageNet-1k's validation set."""
+    """Published weights and their figures on ImageNet-1k's 50,000 validation images."""
 
     variant: str
     lineage: str
@@ -32,16 +32,12 @@ VALIDATION_IMAGES = 50_000
 
 # Published for TResNet-M at 224 pixels, `ascend` lineage, on one Ascend 310P3: README, "On Ascend".
 CARD_CASE = ("310P3", "tresnet_m", 224)  # chip, variant, image size
-CARD_SPEED: Dict[int, float] = {
-    1: 1154.0,
-    4: 2552.0,
-    8: 3158.0,
-    16: 3249.0,
-    32: 2756.0,
-}  # {batch size: images/s}
+# {batch size: images/s}
+CARD_SPEED: Dict[int, float] = {1: 1154.0, 4: 2552.0, 8: 3158.0, 16: 3249.0, 32: 2756.0}
 CARD_TOP5 = 94.43  # per cent
 
-# What --expect takes: published weights, the card's figure, and the sample, whose head is fitted to its photos.
+# What --expect takes: published weights, the card's figure, and the sample, whose head is fitted to
+# its photos.
 EXPECTED: Dict[str, Weights] = {
     **WEIGHTS,
     "tresnet_m.ascend_310P3": Weights(

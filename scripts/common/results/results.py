@@ -1,4 +1,4 @@
-"""One result file, as ais_bench writes it, a folder of them, and how alike two results are."""
+"""One result file, as ais_bench writes it, and a folder of such files."""
 
 import contextlib
 import io
@@ -18,11 +18,14 @@ ENDING = len("_0.txt")
 CHUNK = 256  # results that are read at once
 
 
-# ---- one result file -------------------------------------------------------------------------------------------------
+# ---- one result file -----------------------------------------------------------------------------
 
 
 def encode(sample: np.ndarray, outfmt: str) -> bytes:
-    """The content of the result file of one sample, float32 [classes] or of any other shape, in one of FORMATS."""
+    """The content of the result file of one sample.
+
+    sample: float32 [classes], or of any other shape; outfmt: one of FORMATS.
+    """
     if outfmt == "TXT":
         values = sample.reshape(-1).tolist()
         return ("%f " * len(values) % tuple(values)).encode() + b"\n"
@@ -42,24 +45,20 @@ def parse_txt(data: bytes, path: str) -> np.ndarray:
     lines = data.count(b"\n")
     if lines > 1:
         raise Refusal(
-            f"{shown(path)} holds {lines} lines; one sample per file was expected, because the lines of a "
-            "batch cannot be told apart"
+            f"{shown(path)} holds {lines} lines; one sample per file was expected, because nothing "
+            "says which line of a batch is which image"
         )
     words = data.split()
-    if not data.translate(
-        None, b"0123456789+-.eE \n"
-    ):  # then float() takes exactly what NUMBER does, and is quicker
+    plain = not data.translate(None, b"0123456789+-.eE \n")
+    if plain:  # then float() takes exactly what NUMBER does, and is quicker
         with contextlib.suppress(ValueError):
             return np.array(list(map(float, words)), np.float64)
     for place, word in enumerate(words, 1):
         if not NUMBER.fullmatch(word):
-            what = (
-                "not finite"
-                if word.lstrip(b"-+").lower() in (b"nan", b"inf", b"infinity")
-                else "not a number"
-            )
+            infinite = word.lstrip(b"-+").lower() in (b"nan", b"inf", b"infinity")
+            problem = "not finite" if infinite else "not a number"
             raise Refusal(
-                f"{shown(path)}: value {place} is {word[:40].decode('latin-1')!a}, {what}"
+                f"{shown(path)}: value {place} is {word[:40].decode('latin-1')!a}, {problem}"
             )
     return np.array([float(word) for word in words], np.float64)
 
@@ -74,7 +73,10 @@ def parse_bin(data: bytes, path: str) -> np.ndarray:
 
 
 def parse_npy(data: bytes, path: str) -> np.ndarray:
-    """float32 or float64 [classes] from a NumPy file, shaped [classes] or [1, classes]. No pickled objects."""
+    """float32 or float64 [classes] from a NumPy file, shaped [classes] or [1, classes].
+
+    Pickled objects are not read.
+    """
     stream = io.BytesIO(data)
     try:
         read_header = {
@@ -82,9 +84,7 @@ def parse_npy(data: bytes, path: str) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[np.lib.format.read_magic(stream)]
         shape, _, dtype = read_header(stream)
-    except (
-        Exception
-    ) as error:  # the header is a Python literal: its parser raises a dozen types on a damaged one
+    except Exception as error:  # the parser of the header, a Python literal, raises many types
         raise Refusal(
             f"{shown(path)} is not a whole NumPy file ({type(error).__name__}: "
             f"{ascii(str(error)[:80])})"
@@ -97,30 +97,30 @@ def parse_npy(data: bytes, path: str) -> np.ndarray:
     rest = data[stream.tell() :]
     if min(shape, default=1) < 0 or len(rest) != values * dtype.itemsize:
         raise Refusal(
-            f"{shown(path)} is half a file: {len(rest)} bytes follow its header, {values * dtype.itemsize} "
-            "were expected"
+            f"{shown(path)} is half a file: {len(rest)} bytes follow its header, "
+            f"{values * dtype.itemsize} were expected"
         )
     if len(shape) == 0 or values != shape[-1]:
         raise Refusal(
             f"{shown(path)} has the shape {shape}; one sample per file was expected, [classes] or "
             "[1, classes]"
         )
-    return np.frombuffer(rest, dtype).astype(
-        np.float32 if dtype.itemsize <= 4 and dtype.kind == "f" else np.float64
-    )
+    fits_float32 = dtype.itemsize <= 4 and dtype.kind == "f"
+    return np.frombuffer(rest, dtype).astype(np.float32 if fits_float32 else np.float64)
 
 
 def read_result(path: str) -> np.ndarray:
-    """The prediction in one result file (.txt, .bin, .npy): float32 or float64 [classes], all finite.
+    """The prediction in one result file (.txt, .bin, .npy).
 
-    Raises: Refusal if the file is damaged, a link or no file, holds NaN or infinity, or more than one sample.
+    Returns float32 or float64 [classes], all finite.
+    Raises: Refusal if the file is damaged, a link or not a file, holds NaN or infinity, or more
+    than one sample.
     """
     data = read_regular(path, follow_links=False)
     if not data:
         raise Refusal(f"{shown(path)} is empty; run the inference again")
-    values = {".txt": parse_txt, ".bin": parse_bin, ".npy": parse_npy}[os.path.splitext(path)[1]](
-        data, path
-    )
+    parsers = {".txt": parse_txt, ".bin": parse_bin, ".npy": parse_npy}
+    values = parsers[os.path.splitext(path)[1]](data, path)
     if not len(values):
         raise Refusal(f"{shown(path)} holds no values")
     if not np.isfinite(values).all():
@@ -135,41 +135,38 @@ def percent(part: float, total: float) -> float:
     return value if part == total else min(value, 99.99)
 
 
-# ---- a folder of them ------------------------------------------------------------------------------------------------
+# ---- a folder of them ----------------------------------------------------------------------------
 
 
 def refuse_foreign(folder: str, names: Sequence[str]) -> NoReturn:
-    """Say which files in the result folder are no results, or not of one kind."""
+    """Say which files in the result folder are not results, or not of one kind."""
     matches = {name: RESULT.fullmatch(name) for name in names}
     foreign = [name for name, match in matches.items() if not match]
     if foreign:
-        half = (
-            "; .part is half a file of an interrupted run"
-            if any(n.endswith(".part") for n in foreign)
-            else ""
-        )
+        unfinished = any(name.endswith(".part") for name in foreign)
+        half = "; .part is half a file of an interrupted run" if unfinished else ""
         raise Refusal(
-            f"{shown(folder)} holds what is not a result (STEM_0.txt, .bin or .npy): {some(foreign)}{half}; "
-            "move it away"
+            f"{shown(folder)} holds other files than results (STEM_0.txt, .bin or .npy): "
+            f"{some(foreign)}{half}; move them away"
         )
     outputs = [name for name, match in matches.items() if match and match.group(2) != "0"]
     if outputs:
         raise Refusal(
-            f"{shown(folder)} holds several outputs per image ({some(outputs)}); one, the class scores "
-            "STEM_0, was expected"
+            f"{shown(folder)} holds several outputs per image ({some(outputs)}); one, the class "
+            "scores STEM_0, was expected"
         )
     formats = {match.group(3): name for name, match in matches.items() if match}
     raise Refusal(
-        f"{shown(folder)} holds results in several formats ({some(formats.values())}); are some from another "
-        "run?"
+        f"{shown(folder)} holds results in several formats ({some(formats.values())}); move those "
+        "of another run away"
     )
 
 
 def result_files(folder: str) -> Dict[str, str]:
     """{stem: path} of the results STEM_0.txt (or .bin, .npy) in a folder, sorted by name.
 
-    Raises: Refusal if the folder is missing or empty, or holds anything else: names that are no result's, several
-    formats, several outputs per image. (Links, folders and so on under such names: see read_result.)
+    Raises: Refusal if the folder is missing or empty, or holds anything else: other names, several
+    formats, several outputs per image. read_result() refuses links and folders with such names.
     """
     try:
         names = sorted(os.listdir(folder))
@@ -178,12 +175,10 @@ def result_files(folder: str) -> Dict[str, str]:
     if not names:
         raise Refusal(f"{shown(folder)} holds no results")
     endings = {name[-ENDING:] for name in names}
-    if (
-        len(endings) > 1
-        or not endings <= ENDINGS
-        or "." in {name[0] for name in names}
-        or (min(map(len, names)) == ENDING)
-    ):
+    of_one_kind = len(endings) == 1 and endings <= ENDINGS
+    without_stem = min(map(len, names)) == ENDING
+    hidden = "." in {name[0] for name in names}
+    if not of_one_kind or without_stem or hidden:
         refuse_foreign(folder, names)
     start = os.path.join(folder, "")
     return {name[:-ENDING]: start + name for name in names}

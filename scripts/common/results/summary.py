@@ -5,15 +5,16 @@ from typing import Dict, List, Optional, Tuple
 
 from common.core import record
 from common.model.network import lineage_is_assumed
-from common.results.work_files import ACCURACY, COMPARE, INT8, REPORT, SUMMARY
+from common.results.work_files import ACCURACY, BEFORE_INT8, COMPARE, INT8, PAGE, REPORT, SUMMARY
 
+COUNTS = ("images", "labelled", "preprocessed", "inferred", "evaluated", "left_out")
 SAMPLE_NOTE = (
-    "The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is right, and "
-    "says nothing about TResNet's."
+    "The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is "
+    "right, and says nothing about TResNet's."
 )
 PREPARED_OTHERWISE = (
-    "The sample checkpoint was fitted to these 20 photos as it says they are prepared, and this run "
-    "prepares them otherwise: the accuracy proves nothing."
+    "The sample checkpoint was fitted to these 20 photos as it says they are prepared, and this "
+    "run prepares them otherwise: the accuracy proves nothing."
 )
 
 
@@ -29,7 +30,7 @@ def precision_before(backend: str) -> str:
 
 
 def put_back(model: str) -> List[Tuple[str, str]]:
-    """(what, value) of the line about layers that --max-drop put back to float, if it was asked for."""
+    """The lines about layers that --max-drop put back to float; [] if it was not asked for."""
     report = INT8.read(model[: -len(".onnx")] + ".json")
     if "held" not in report:
         return []
@@ -54,18 +55,17 @@ def against_float32(workdir: str, result: str, float32: str, backend: str) -> Li
         SUMMARY.read(folder + "_summary.json")["throughput"] for folder in (float32, result)
     )
     comparison = COMPARE.read_in(workdir)
-    speed = f"{now:.1f} images/s, {precision_before(backend)} {before:.1f}: {now / max(before, 1e-9):.2f} times as fast"
-    if (
-        not now or not before
-    ):  # a run was stopped after its last image and had nothing left to measure
+    before_precision = precision_before(backend)
+    if now and before:
+        speed = (
+            f"{now:.1f} images/s, {before_precision} {before:.1f}: {now / before:.2f} times as fast"
+        )
+    else:  # a run was stopped after its last image and had nothing left to measure
         speed = (
             "not measured: nothing was left to infer after an interrupted run; --force measures it"
         )
-    other = (
-        "float32"
-        if os.path.basename(comparison["a"]) == "result_onnx"
-        else precision_before(backend)
-    )
+    with_float32 = os.path.basename(comparison["a"]) == "result_onnx"
+    other = "float32" if with_float32 else before_precision
     return [
         ("speed", speed),
         (
@@ -87,55 +87,47 @@ def show(
     measured: bool,
     note: str,
 ) -> None:
-    """Print the summary. exported: the ONNX file; model: it, or the int8 one; result: the folder that was evaluated;
+    """Print the summary.
 
-    float32: the float32 model's results, if this one is quantised; compared, measured: what this run did (an earlier
-    run's files are not named); note: the last line, if there is one.
+    exported: the ONNX file; model: it, or the int8 one; result: the folder that was evaluated;
+    float32: the float32 model's results, if this one is quantised.
+    compared, measured: what this run did (an earlier run's files are not named).
+    note: the last line, if there is one.
     """
     about = record.read(exported).notes
     counts = REPORT.read_in(workdir)["counts"]
-    size, kind = about["evaluation"]["img_size"], ", int8" if float32 else ""
+    size, classes = about["evaluation"]["img_size"], about["num_classes"]
+    network = f"{about['variant']}, {classes} classes, {size}×{size}, {about['lineage']} lineage"
+    known = [
+        f"{counts[key]} {key.replace('_', ' ')}" for key in COUNTS if counts.get(key) is not None
+    ]
     lines = [
         ("backend", backend),
-        (
-            "network",
-            f"{about['variant']}, {about['num_classes']} classes, {size}×{size}, {about['lineage']} "
-            f"lineage{kind}",
-        ),
-        (
-            "images",
-            ", ".join(
-                f"{counts[key]} {key.replace('_', ' ')}"
-                for key in (
-                    "images",
-                    "labelled",
-                    "preprocessed",
-                    "inferred",
-                    "evaluated",
-                    "left_out",
-                )
-                if counts.get(key) is not None
-            ),
-        ),
+        ("network", network + ", int8" if float32 else network),
+        ("images", ", ".join(known)),
     ]
     if lineage_is_assumed(about):
         lines.append(
             (
                 "WARNING",
-                f"nothing in the checkpoint tells its lineage: {about['lineage']} is assumed. If it "
-                "was trained with the patched timm, every figure here is wrong: --lineage ascend",
+                f"nothing in the checkpoint tells its lineage: {about['lineage']} is assumed. If "
+                "it was trained with the patched timm, every figure here is wrong: "
+                "--lineage ascend",
             )
         )
-    other = precision_before(backend)
-    before = accuracy(workdir, f"acc_{other}.json") if float32 else {}
-    lines += [
-        (key, value + (f", {other} {before[key]}" if float32 else ""))
-        for key, value in accuracy(workdir, ACCURACY.name).items()
-    ]
-    lines += against_float32(workdir, result, float32, backend) + put_back(model) if float32 else []
-    names = [("report", "report.html"), ("accuracy", ACCURACY.name), ("each image", REPORT.name)]
-    names += [("comparison", COMPARE.name)] if compared else []
-    names += [("throughput", "perf.md"), ("its plot", "perf.png")] if measured else []
+    now = accuracy(workdir, ACCURACY.name)
+    if float32:
+        other = precision_before(backend)
+        before = accuracy(workdir, BEFORE_INT8[other].name)
+        lines += [(key, f"{value}, {other} {before[key]}") for key, value in now.items()]
+        lines += against_float32(workdir, result, float32, backend) + put_back(model)
+    else:
+        lines += now.items()
+    names = [("report", PAGE), ("accuracy", ACCURACY.name), ("each image", REPORT.name)]
+    if compared:
+        names.append(("comparison", COMPARE.name))
+    if measured:
+        names += [("throughput", "perf.md"), ("its plot", "perf.png")]
     lines += [(what, os.path.join(workdir, name)) for what, name in names]
     lines += [("predictions", result), ("model", model)]
     width = max(len(what) for what, _ in lines)

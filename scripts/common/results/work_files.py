@@ -9,6 +9,9 @@ from typing import Any, Callable, Dict, NamedTuple
 from common.core import json_file
 from common.core.json_file import COUNT, FIGURE, SIZE, Number
 
+EXPORTED = "tresnet.onnx"  # the model
+PAGE = "report.html"
+
 PER_CENT = Number(0, 100)
 SHARD = Number(1, 999_999, True)  # as cli.shard takes it
 COSINE = {"min": FIGURE, "mean": FIGURE, "image": str}
@@ -32,12 +35,12 @@ def check_report(report: Dict[str, Any]) -> None:
     images, names = counts["evaluated"], report["class_names"]
     if len(report["evaluated"]) != images:
         raise ValueError(
-            f"it counts {images} evaluated images and lists {len(report['evaluated'])}"
+            f"it counts {images} evaluated images, but lists {len(report['evaluated'])}"
         )
     if names is not None and len(names) != report["classes"]:
-        raise ValueError(f"it has {len(names)} names of {report['classes']} classes")
+        raise ValueError(f"it names {len(names)} of {report['classes']} classes")
     if "shard" in report and (report["prep"] is None or None in counts.values()):
-        raise ValueError("it is of a shard and does not say what was prepared")
+        raise ValueError("it is of a shard, but does not say what was prepared")
     if "mAP" in report and not hits:
         return
     if not hits or hits != sorted(hits) or hits[-1] > images:
@@ -50,7 +53,7 @@ def check_pairs(figures: Dict[str, Any]) -> None:
     """Raises: ValueError if a comparison's or a forecast's names are not as many as its cosines."""
     names, cosines = len(figures["names"]), len(figures["cosines"])
     if names != cosines:
-        raise ValueError(f"it has {cosines} cosines of {names} images")
+        raise ValueError(f"its cosines are {cosines}, its names are {names}")
 
 
 def check_promise(report: Dict[str, Any]) -> None:
@@ -85,6 +88,10 @@ class WorkFile(NamedTuple):
 
 
 ACCURACY = WorkFile("acc.json", "TResNet_postprocess.py", {"value": [{"key": str, "value": str}]})
+BEFORE_INT8 = {  # the accuracy of the model that was quantised, by what it computes in
+    precision: ACCURACY._replace(name=f"acc_{precision}.json")
+    for precision in ("float32", "float16")
+}
 REPORT = WorkFile(
     "acc_report.json",
     "TResNet_postprocess.py",
