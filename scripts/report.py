@@ -27,6 +27,7 @@ if __name__ == "__main__":
 from common.core import files, options, progress, recipe, record
 from common.core.cli import ROOT, Refusal, shown, some
 from common.data import class_names, evaluation, prepared
+from common.model.network import lineage_is_assumed
 from common.results import accuracy, figures, published
 from common.results.results import chunks, percent, result_files
 from common.results.work_files import (
