@@ -304,7 +304,7 @@ def load(workdir: str) -> Run:
     missing = [stem for stem in stems if stem not in results]
     if missing:
         raise Refusal(
-            f"{shown(report['result'])} lacks {len(missing)} results of {shown(path)}: "
+            f"{shown(report['result'])} lacks results that {shown(path)} names: "
             f"{some(missing)}; run the pipeline again"
         )
     truth = np.array([report["true"][place] for place in places])

@@ -273,7 +273,7 @@ def test_kept_figures_get_the_accuracy_and_data_set_of_today(
 def test_aipp_settings_count_by_what_they_say(
     machine: Machine, compiled: Path, backend: str
 ) -> None:
-    """The pipeline writes them anew in each run."""
+    """The pipeline writes them again in each run."""
     if backend == "ascend":
         put_model_and_images(machine, compiled)
     settings = machine[1] / "aipp.cfg"

@@ -481,7 +481,7 @@ def page() -> Iterator[Page]:
 
 
 def complaints(page: Page) -> List[Any]:
-    """What the browser found amiss, and every request beside the file's own."""
+    """What the browser found wrong, and every request beside the file's own."""
     asked = [event["request"]["url"] for event in page.told("Network.requestWillBeSent")]
     assert asked and asked[0].startswith("file:")
     others = [url for url in asked[1:] if not url.startswith("data:")]

@@ -138,7 +138,7 @@ def test_a_real_json_of_another_form_is_refused(
         ("[]", r"acc_report.json is damaged \(it is a list, an object was expected"),
         (
             json.dumps(made_up.report(["a", "b"], [0, 1])),
-            "tells of results that .*result does not hold: b; run the pipeline again",
+            "result lacks results that .* names: b; run the pipeline again",
         ),
     ),
 )
@@ -273,7 +273,7 @@ def test_a_perfect_order_has_a_mean_average_precision_of_100_percent(
             "".join(f"{stem} 1 10\n" for stem in STEMS),
             "line 1: label 10 is outside the classes 0 to 9",
         ),
-        ("".join(f"{stem}\n" for stem in STEMS) + "other 3\n", "no image has a label of any class"),
+        ("".join(f"{stem}\n" for stem in STEMS) + "other 3\n", "none of the 6 images has a class"),
         (
             f"{STEMS[0]} 1\n{STEMS[0]} 1 2\n",
             "gives ILSVRC2012_val_00000001 two labels: 1 in line 1 and 1 2 in line 2",
