@@ -66,7 +66,7 @@ class Ranked(NamedTuple):
     """Where the label of each of n results stands among the classes, and what was read for it."""
 
     ranks: np.ndarray  # int32 [n]: how many classes come before the label; -1 if not known
-    checksums: np.ndarray  # uint32 [n]: CRC-32 of each file
+    checksums: np.ndarray  # uint32 [n]: CRC-32 of each file; [0] where no record needs them
 
 
 def load_kernel(values: int) -> Any:
@@ -84,13 +84,20 @@ def load_kernel(values: int) -> Any:
     return kernel
 
 
+def has_record(paths: Sequence[str]) -> bool:
+    """Whether a record beside their folder says what the results should be."""
+    return os.path.lexists(record.path_of(os.path.dirname(paths[0])))
+
+
 def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Ranked:
     """ranks() by compiled C, for results exactly as ais_bench writes them.
 
     The rank is -1 where a file is anything else. A NumPy file must hold float32 and have the header
     of the first one.
     """
-    ranked = Ranked(np.full(len(paths), -1, np.int32), np.zeros(len(paths), np.uint32))
+    compared = has_record(paths)  # otherwise checksums would cost time for nothing
+    checksums = np.zeros(len(paths) if compared else 0, np.uint32)
+    ranked = Ranked(np.full(len(paths), -1, np.int32), checksums)
     header: Optional[bytes] = b""
     if paths[0].endswith(".txt"):
         header = None
@@ -115,7 +122,7 @@ def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: 
                 len(header or b""),
                 labels[start:].ctypes.data,
                 ranked.ranks[start:].ctypes.data,
-                ranked.checksums[start:].ctypes.data,
+                ranked.checksums[start:].ctypes.data if compared else None,
             )
 
     with ThreadPoolExecutor(workers) as threads:  # ctypes lets them run at the same time
@@ -148,7 +155,8 @@ def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) 
         higher = np.count_nonzero(scores > scores[label])
         equal_before = np.count_nonzero(scores[:label] == scores[label])
         ranked.ranks[i] = higher + equal_before
-        ranked.checksums[i] = int(checksum_of(paths[i]) or "0", 16)
+        if len(ranked.checksums):
+            ranked.checksums[i] = int(checksum_of(paths[i]) or "0", 16)
     return ranked
 
 
@@ -207,7 +215,7 @@ def top_hits(paths: Dict[str, str], label: Labels, classes: int, workers: int) -
 
 
 def named_checksums(paths: Sequence[str], checksums: np.ndarray) -> Dict[str, str]:
-    """{file name: its checksum as a record has it}; checksums: uint32 [n]."""
+    """{file name: its checksum as a record has it}; checksums: uint32 [n], or [0] for none."""
     start = len(os.path.dirname(paths[0])) + 1
     return {path[start:]: "%08x" % value for path, value in zip(paths, checksums.tolist())}
 

@@ -257,10 +257,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> Optio
         return None  # let others decide
     text, marks = collection_path.read_text(encoding="utf-8"), str(config.option.markexpr)
     all_slow = "\npytestmark = pytest.mark.slow\n" in text
-    only_alone = marks.split()[-2:] in (["alone"], ["and", "alone"])
-    if ("not slow" in marks and all_slow) or (only_alone and "mark.alone" not in text):
-        return True
-    return None
+    return True if "not slow" in marks and all_slow else None
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:

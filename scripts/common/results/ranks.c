@@ -10,7 +10,7 @@
  * header     [before] how files of float32 values begin, or NULL for text
  * labels     [files] the class of each, 0 <= label < classes
  * ranks      [files] out: how many classes come before the label (greater, or equal and of lower index), or -1
- * checksums  [files] out: the CRC-32 of each file's content, as zlib computes it, where there is a rank
+ * checksums  [files] out: the CRC-32 of each file's content, as zlib computes it, where there is a rank; or NULL
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -150,7 +150,8 @@ void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const ch
         for (ptrdiff_t i = 0; i < labels[f]; i++)
             first += values[i] == own;
         ranks[f] = first;
-        checksums[f] = crc32((const uint32_t (*)[256])tables, data, size);
+        if (checksums)
+            checksums[f] = crc32((const uint32_t (*)[256])tables, data, size);
     }
     free(values);
     free(data);
