@@ -12,6 +12,7 @@ already is not made again.
 """
 
 import argparse
+import io
 import os
 import re
 import tempfile
@@ -25,9 +26,9 @@ if __name__ == "__main__":
     cli.start()  # before the imports of packages that may be missing
 
 from common.core import files, options, progress, recipe, record
-from common.core.cli import ROOT, Refusal, shown, why
+from common.core.cli import ROOT, Refusal, shown
 from common.core.environment import download
-from common.core.record import Draft, Part
+from common.core.record import Draft
 from common.data.evaluation import DEFAULT
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ def fit_head(network: Any, images: Any, labels: List[int]) -> None:
         )
 
 
-def make_checkpoint(labels: Dict[str, int], path: str) -> None:
-    """Write a checkpoint, as timm's training script does, that gives each photo its label.
+def make_checkpoint(labels: Dict[str, int]) -> memoryview:
+    """A checkpoint, as timm's training script writes it, that gives each photo its label.
 
     labels: {path of a photo: its label}.
     """
@@ -164,13 +165,9 @@ def make_checkpoint(labels: Dict[str, int], path: str) -> None:
         "args": settings,
         "metric": np.float64(100.0),
     }
-    try:
-        torch.save(checkpoint, path)
-    except RuntimeError as error:  # PyTorch's writer raises it if the disk is full
-        raise Refusal(
-            f"{shown(CHECKPOINT)} cannot be written ({why(error)}); if the disk is full, free some "
-            "space and run the same command again"
-        ) from None
+    content = io.BytesIO()  # into a file, PyTorch would also write that file's name
+    torch.save(checkpoint, content)
+    return content.getbuffer()
 
 
 def make_sample(folder: str, before: record.Record, made_by: record.Recipe) -> None:
@@ -186,14 +183,10 @@ def make_sample(folder: str, before: record.Record, made_by: record.Recipe) -> N
     with record.begin(before, made_by, [*contents, CHECKPOINT]) as writer:
         parts = [writer.part(name, content) for name, content in contents.items()]
         writer.publish([Draft("photos", [], parts)])
-        part = files.part_path(os.path.join(folder, CHECKPOINT))
-        bar = progress.watched("fitting the sample's checkpoint", 0, "", None)
-        with files.removed_on_error(part, CHECKPOINT), bar:
+        with progress.watched("fitting the sample's checkpoint", 0, "", None):
             labels = {os.path.join(folder, IMAGES, name): label_of[name] for name in photos}
-            make_checkpoint(labels, part)
-            files.sync(part)
-            size, checksum = os.path.getsize(part), files.checksum_of(part)
-            writer.publish([Draft(CHECKPOINT, [], [Part(CHECKPOINT, part, size, checksum)])])
+            checkpoint = writer.part(CHECKPOINT, make_checkpoint(labels))
+        writer.publish([Draft(CHECKPOINT, [], [checkpoint])])
         writer.finish(synced=True)
 
 

@@ -108,7 +108,8 @@ def make_data(folder: Path) -> None:
                 if kind == "fitted":
                     labels[str(path)] = label
     make_sample.CLASSES = len(SCENES)
-    make_sample.make_checkpoint(labels, str(folder / "model_best.pth.tar"))
+    checkpoint = make_sample.make_checkpoint(labels)
+    (folder / "model_best.pth.tar").write_bytes(checkpoint)
 
 
 def screenshot(page: Path) -> bytes:

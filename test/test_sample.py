@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Shared, copy_products, listed_sha256, sha256, succeed
+from conftest import Shared, copy_products, listed_sha256, make_small_sample, sha256, succeed
 from test_pipeline import accuracy, chain_output
 
 pytestmark = pytest.mark.slow
@@ -24,6 +24,14 @@ def sample_work(shared: Shared, sample: Path) -> Path:
         ]
 
     return shared("finished", make) / "work"
+
+
+def test_the_sample_has_the_same_bytes_wherever_it_is_made(
+    small_sample: Path, tmp_path: Path
+) -> None:
+    make_small_sample(tmp_path)
+    for name in ("model_best.pth.tar", "val_label.txt"):
+        assert sha256(tmp_path / name) == sha256(small_sample / name)
 
 
 def test_the_sample_reaches_100_percent_and_every_image_is_accounted_for(sample_work: Path) -> None:
