@@ -31,7 +31,7 @@ SUMMED = ("images", "preprocessed", "bad", "inferred", "evaluated", "left_out")
 
 
 def read_report(workdir: str) -> Dict[str, Any]:
-    """A shard's report. Raises: Refusal if there is none, or if it is of a whole run."""
+    """A shard's report. Raises: Refusal if it is missing, or if it is of a whole run."""
     path = os.path.join(workdir, REPORT.name)
     if not os.path.lexists(path):
         raise Refusal(f"there is no {shown(path)}; name the work folders of pipeline.sh")

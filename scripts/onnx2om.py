@@ -198,7 +198,7 @@ def printable(line: str) -> str:
 
 
 def find_om(folder: str, name: str) -> str:
-    """The model that atc wrote, "" if there is none."""
+    """The model that atc wrote, "" if it is missing."""
     for pattern in (f"{name}.om", f"{name}_linux_*.om"):
         for path in glob.glob(os.path.join(folder, pattern)):
             if os.path.isfile(path) and not os.path.islink(path) and os.path.getsize(path):

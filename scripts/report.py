@@ -55,7 +55,7 @@ CHANGED = 12  # pictures of answers that differ between two runtimes
 PAIRS = 15  # most confused pairs of classes
 ROWS = 1000  # of the table of classes
 LISTED = 20  # images that were left out, operators of a forecast
-NAME_SHOWN = 60  # characters of a name; the page stays small whatever the names are
+NAME_SHOWN = 60  # characters of a name; the page stays small for names of any length
 CLASS_SHOWN = 32  # of a class's, without its number
 PICTURE = 120  # pixels, each side of a thumbnail
 QUALITY = 70  # of its JPEG: about 5 kB
@@ -468,7 +468,7 @@ def remarks(page: Dict[str, Any], parts: Parts) -> List[str]:
         )
     if lineage_is_assumed(parts["network"]):
         points.append(
-            "nothing in the checkpoint tells the lineage of its weights; "
+            "nothing in the checkpoint says the lineage of its weights; "
             f"{parts['network']['lineage']} was assumed, and if that is wrong, so is every figure"
         )
     points += parts["acc_report"].get("notes") or []

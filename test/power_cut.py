@@ -153,7 +153,7 @@ def mount(image: Path, mounted: Path) -> None:
 
 
 def make_disk(data: str, image: Path) -> None:
-    """An image of a file system with room for a run."""
+    """An image of a file system with space for a run."""
     size = "2G" if data == "sample" else "300M"
     if image.exists():
         image.unlink()

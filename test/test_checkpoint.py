@@ -159,7 +159,7 @@ def test_a_tensor_under_a_number_is_named() -> None:
     )
 
 
-# ---- what may stand beside the weights -----------------------------------------------------------
+# ---- what may lie beside the weights -----------------------------------------------------------
 
 
 def test_harmless_extras_are_read_by_name_and_nothing_runs(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_finished_slice_is_never_inferred_again(
     environment, work = machine
     put_model_and_images(
         machine, compiled, 28
-    )  # seven slices, of which each killed run may finish two
+    )  # seven slices; each killed run may finish two
     infer_well(machine)
     whole = results_of(machine)
     for path in [

@@ -202,7 +202,7 @@ def test_after_a_restart_an_unfinished_record_is_believed_where_content_agrees(
     overwrite(tmp_path / "result" / "b", bytes(7))
     change_file(
         path, "result/b", ctime_ns=(tmp_path / "result" / "b").stat().st_ctime_ns
-    )  # only the content tells it
+    )  # only the content shows it
     (tmp_path / "result" / "c").write_bytes(b"")
     restart(path)
     said = record.read(str(tmp_path / "result"))

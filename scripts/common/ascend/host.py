@@ -35,7 +35,7 @@ LAST_PYTHON = ((8, 0), (3, 11, 4))  # the newest Python that this CANN and older
 
 
 def version_in(paths: List[str]) -> str:
-    """The first `version=…` in the files, "" if there is none."""
+    """The first `version=…` in the files, "" if it is missing."""
     for path in paths:
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
             match = re.search(r"^\s*[Vv]ersion\s*=\s*\[?([\w.+-]+)", file.read(), re.MULTILINE)
@@ -53,7 +53,7 @@ def cann_folders() -> List[str]:
 
 
 def cann_version() -> str:
-    """The version of the first CANN that says one, "" if there is none."""
+    """The version of the first CANN that says one, "" if it is missing."""
     paths = []
     for folder in cann_folders():
         paths.append(f"{folder}/version.cfg")
@@ -62,7 +62,7 @@ def cann_version() -> str:
 
 
 def set_env() -> str:
-    """The script of an installed CANN that puts atc on the PATH, "" if there is none."""
+    """The script of an installed CANN that puts atc on the PATH, "" if it is missing."""
     scripts = (os.path.join(os.path.dirname(folder), "set_env.sh") for folder in cann_folders())
     return next(filter(os.path.isfile, scripts), "")
 
@@ -86,7 +86,7 @@ print(json.dumps({"python": sys.version.split()[0], "versions": found, "errors":
 
 @functools.lru_cache(maxsize=None)
 def host_facts(known: str = "") -> Facts:
-    """What the host's own python3 is and has; {} if there is none.
+    """What the host's own python3 is and has; {} if it is missing.
 
     "python": its version; "versions" and "errors" of ais_bench and aclruntime: for each, one of
     them is ""; "packages": the versions of ATC_NEEDS, "" for what is not installed.

@@ -7,7 +7,7 @@ prepared folder lies in the folder as manifest.jsonl. Each row of a record is a 
     {"recipe": {…}, "about": {…}, "boot_id": …}
         The first row: what every piece depends on, and what else is known of the product.
     {"expected": [name, …]}
-        Files that the run will make, whatever their content will be.
+        Files that the run will make, with any content.
     {"announced": [[name, size, checksum], …]}
         Files that will get their names next, or that may be removed.
     {"key": …, "inputs": […], "files": […], "notes": {…}}

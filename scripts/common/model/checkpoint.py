@@ -336,7 +336,7 @@ def find_state_dict(
 
     checkpoint: as load_checkpoint() returns it; path: what messages call it.
     ema: take the averaged weights; key: take the dict under this key.
-    Raises: Refusal if there is none, if several fit, or if a tensor in it cannot be a weight.
+    Raises: Refusal if nothing fits, if several do, or if a tensor in it cannot be a weight.
     """
     candidates = dict(state_dicts(checkpoint))
     most = max(map(len, candidates.values()), default=0)

@@ -47,7 +47,7 @@ def notes(report: Dict[str, Any]) -> List[str]:
     sentences = []
     if counts["inferred"] >= CHANCE_IMAGES and near_chance(report):
         sentences.append(
-            "Top-1 is no better than chance: usually the labels are numbered otherwise than the "
+            "Top-1 is at the level of chance: usually the labels are numbered otherwise than the "
             "network's classes (from 1, or in another order), or the images were prepared "
             "otherwise than in training"
         )

@@ -316,7 +316,7 @@ def reliability(axes: Any, bins: List[Dict[str, Any]]) -> None:
 
 @plot("Histogram of the confidence of right and of wrong answers.")
 def confidences(axes: Any, right: Sequence[float], wrong: Sequence[float]) -> None:
-    """Histogram of the confidence of right and of wrong answers, one upon the other."""
+    """Histogram of the confidence of right and of wrong answers, in one plot."""
     axes.hist(
         [right, wrong],
         25,

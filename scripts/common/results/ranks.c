@@ -3,7 +3,7 @@
  * Text is read strictly: per class a number as printf("%f ") writes it, up to 999999999.999999, then one newline. Numbers
  * with six decimals and at most fifteen digits are compared as their millionths, which a double holds exactly. Other
  * files begin with a header that all of them share (of NumPy files; none of raw arrays), and then hold finite
- * little-endian float32 values. TResNet_postprocess.py reads whatever is refused here (rank -1) itself.
+ * little-endian float32 values. TResNet_postprocess.py reads the files itself that are refused here (rank -1).
  * No state is shared: several threads may call this at once.
  *
  * paths      [files] each ended by a NUL, one behind the other
@@ -59,8 +59,8 @@ static uint32_t crc32(const uint32_t tables[8][256], const char *data, ptrdiff_t
     return ~crc;
 }
 
-/* The number of bytes of a regular file that were read, at most `room`; or -1. Nothing else is opened. */
-static ptrdiff_t read_file(const char *path, char *text, ptrdiff_t room)
+/* The number of bytes of a regular file that were read, at most `limit`; or -1. Nothing else is opened. */
+static ptrdiff_t read_file(const char *path, char *text, ptrdiff_t limit)
 {
     struct stat status;
     ptrdiff_t size = 0, more = -1;
@@ -71,11 +71,11 @@ static ptrdiff_t read_file(const char *path, char *text, ptrdiff_t room)
     if (file < 0)
         return -1;
     if (fstat(file, &status) == 0 && S_ISREG(status.st_mode)) {
-        room = status.st_size < room ? status.st_size : room;   /* saves the read that only finds the end */
+        limit = status.st_size < limit ? status.st_size : limit;   /* saves the read that only finds the end */
         do {
-            more = read(file, text + size, room - size);
+            more = read(file, text + size, limit - size);
             size += more > 0 ? more : 0;
-        } while (size < room && (more > 0 || (more < 0 && errno == EINTR)));
+        } while (size < limit && (more > 0 || (more < 0 && errno == EINTR)));
     }
     close(file);
     return more < 0 ? -1 : size;
@@ -128,14 +128,14 @@ static int parse_float32(const char *data, ptrdiff_t size, ptrdiff_t classes, do
 void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const char *header, ptrdiff_t before,
                  const int64_t *labels, int32_t *ranks, uint32_t *checksums)
 {
-    const ptrdiff_t room = before + LONGEST * classes + 2;  /* a byte more than any good file has */
+    const ptrdiff_t limit = before + LONGEST * classes + 2;  /* a byte more than any good file has */
     double *values = malloc(sizeof *values * classes);
-    char *data = malloc(room + PADDING);
+    char *data = malloc(limit + PADDING);
     uint32_t tables[8][256];
 
     make_tables(tables);
     for (ptrdiff_t f = 0; f < files; f++, paths += strlen(paths) + 1) {
-        const ptrdiff_t size = values && data ? read_file(paths, data, room) : -1;
+        const ptrdiff_t size = values && data ? read_file(paths, data, limit) : -1;
         ranks[f] = -1;
         if (size < before || (header && memcmp(data, header, before)))
             continue;

@@ -110,7 +110,7 @@ def show(
         lines.append(
             (
                 "WARNING",
-                f"nothing in the checkpoint tells its lineage: {about['lineage']} is assumed. If "
+                f"nothing in the checkpoint says its lineage: {about['lineage']} is assumed. If "
                 "it was trained with the patched timm, every figure here is wrong: "
                 "--lineage ascend",
             )
