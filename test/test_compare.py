@@ -180,7 +180,7 @@ def test_comparison_refuses(tmp_path: Path, b: Dict[str, List[float]], complaint
 
 
 def test_a_refusal_is_signed_once(tmp_path: Path) -> None:
-    """...with this program's name, also where another room found what is wrong."""
+    """...with this program's name, also where another module found what is wrong."""
     a = write_results(tmp_path / "a", {"i1": [1, 0]})
     (tmp_path / "b").mkdir()
     assert (

@@ -213,11 +213,11 @@ def test_what_cannot_be_done_is_refused_unless_an_option_replaces_it() -> None:
 @pytest.mark.parametrize(
     "words, sentence",
     (
-        (["--crop-pct", "0"], "--crop-pct: a number of more than 0 and at most 1"),
-        (["--crop-pct", "87.5"], "--crop-pct: a number of more than 0 and at most 1"),
+        (["--crop-pct", "0"], "--crop-pct: '0' is not a number of more than 0 and at most 1"),
+        (["--crop-pct", "87.5"], "--crop-pct: '87.5' is not a number of more than 0 and at most 1"),
         (["--mean", "0.5"], "--mean: expected 3 arguments"),
-        (["--mean", "1", "2", "3"], "--mean: a number of at least 0"),
-        (["--std", "0", "1", "1"], "--std: a number of more than 0"),
+        (["--mean", "1", "2", "3"], "--mean: '2' is not a number of at least 0"),
+        (["--std", "0", "1", "1"], "--std: '0' is not a number of more than 0"),
         (["--crop-mode", "border"], "invalid choice"),
         (["--interpolation", "lanczos"], "invalid choice"),
     ),

@@ -328,7 +328,7 @@ OTHER: Dict[str, Any] = {
         pytest.param("[" * 100_000, "f.json is damaged (it is nested too deeply)", id="deep"),
         (
             json.dumps(dict(OTHER, cosines=[1.0, 1.0])),
-            "f.json is damaged (it has 2 cosines of 1 images)",
+            "f.json is damaged (its cosines are 2, its names are 1)",
         ),
         (json.dumps(OTHER), "is about other images than these, such as a"),
     ),

@@ -169,9 +169,7 @@ def test_a_finished_slice_is_never_inferred_again(
 ) -> None:
     """After each of three SIGKILLs the next run begins with the first slice that did not end."""
     environment, work = machine
-    put_model_and_images(
-        machine, compiled, 28
-    )  # seven slices; each killed run may finish two
+    put_model_and_images(machine, compiled, 28)  # seven slices; each killed run may finish two
     infer_well(machine)
     whole = results_of(machine)
     for path in [

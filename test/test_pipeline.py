@@ -341,7 +341,7 @@ def test_gates_end_with_status_3_and_one_sentence(
             2,
             "--small-channel is for a first convolution behind AIPP on the card",
         ),
-        (("--data", "/nowhere"), 1, "should hold a folder val_union/"),
+        (("--data", "/nowhere"), 1, "/nowhere does not exist; give the folder or the archive"),
         (("--workdir", "/proc/work"), 1, "cannot be made or written"),
     ),
 )

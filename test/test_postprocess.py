@@ -381,7 +381,7 @@ def test_outputs_replace_only_outputs(data: Path) -> None:
         (data / name).write_bytes(b"")  # a power loss may leave that
     assert call(data)[0] == call(data)[0] == 0
     (data / "acc_report.json").write_text('{"mine": 1}')
-    assert "acc_report.json is there already" in str(call(data)[0])
+    assert "acc_report.json exists and is not from this program" in str(call(data)[0])
 
 
 def test_results_among_those_of_another_run_are_named(tmp_path: Path) -> None:

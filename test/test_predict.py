@@ -241,7 +241,7 @@ def test_names_are_read_in_the_order_of_the_classes(
 @pytest.mark.parametrize(
     "text, said",
     (
-        ("a\nb\n", "the names of the network's 3 classes, .*, each folder once, but it holds 2"),
+        ("a\nb\n", "the names of the network's 3 classes, .*, each folder once, but it has 2"),
         ("a\n\nb", "line 2 is empty"),
         ("", "line 1 is empty"),
         ("x 1\ny 2\nz 3", "should name the folder y of class 0"),

@@ -260,10 +260,10 @@ def check_prepared(model: str, folder: str) -> None:
 
     What was given to the preprocessing as an option stays: a note said that it contradicts.
     """
+    about = prepared.read(folder)  # first: what cannot be read is refused before anything is made
     exported = of_record(model)
     if not exported:
         return
-    about = prepared.read(folder)
     made, deliberate = from_json(about.settings), about.about.get("given") or []
     for name in exported.said:
         value = getattr(exported.evaluation, name)
