@@ -36,7 +36,7 @@ from common.core import options, progress, recipe, record
 from common.core.cli import Refusal, shown
 from common.core.names import STEMS
 from common.data import evaluation
-from common.model import onnx_file, operators
+from common.model import onnx_file
 from common.model.checkpoint import AVERAGED, StateDict, find_state_dict, load_checkpoint
 from common.model.network import (
     FAMILY,
@@ -71,7 +71,9 @@ def verify(model: bytes, network: Any, img_size: int, batch_sizes: Tuple[int, ..
     Returns the largest difference, relative to the largest logit of the batch.
     Raises: Refusal if it exceeds TOLERANCE.
     """
-    import numpy as np  # here, as onnx in export(): an up-to-date product needs none of them
+    from common.model import operators  # here, as onnx in export(): it needs numpy
+
+    import numpy as np
     import onnxruntime
     import torch
 
