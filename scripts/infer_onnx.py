@@ -100,8 +100,7 @@ def load_session(path: str) -> "Tuple[onnxruntime.InferenceSession, str]":
     except Exception as error:  # onnxruntime has a type of its own for each kind of broken file
         raise Refusal(
             f"{shown(path)} is not an ONNX model that onnxruntime {onnxruntime.__version__} can "
-            f"run: "
-            f"{cli.why(error)}"
+            f"run: {cli.why(error)}"
         )
 
 
@@ -118,23 +117,19 @@ def open_model(path: str, batch_size: Optional[int], aipp: Dict[str, str]) -> Op
         listed = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
         raise Refusal(
             f"{shown(path)} should have one input, float32 [batch, 3, height, width] with only the "
-            f"batch "
-            f"open, but has {listed or 'none'}; export it with TResNet_pth2onnx.py"
+            f"batch open, but has {listed or 'none'}; export it with TResNet_pth2onnx.py"
         )
     fixed = shape[0] if isinstance(shape[0], int) else None
     if fixed and batch_size and batch_size != fixed:
         raise Refusal(
             f"--batchsize {batch_size} was given, but the batch of {shown(path)} is fixed at "
-            f"{fixed}; leave "
-            "it out or export an open batch"
+            f"{fixed}; leave it out or export an open batch"
         )
     if aipp and [int(aipp["crop_size_h"]), int(aipp["crop_size_w"])] != shape[2:]:
         raise Refusal(
             f"the AIPP configuration yields images of {aipp['crop_size_w']}×{aipp['crop_size_h']}, "
-            f"but "
-            f"{shown(path)} takes {shape[3]}×{shape[2]}; set src_image_size_w and src_image_size_h "
-            f"(or the "
-            "crop) to the model's size"
+            f"but {shown(path)} takes {shape[3]}×{shape[2]}; set src_image_size_w and "
+            "src_image_size_h (or the crop) to the model's size"
         )
     image = Input(inputs[0].name, tuple(shape[1:]), fixed or batch_size or 1, aipp)
     return Opened(session, image, sha256)
@@ -388,9 +383,8 @@ def main() -> None:
     paths = list_inputs(arguments.input)[: arguments.first] if arguments.input else []
     if not os.path.isfile(arguments.model):
         raise Refusal(
-            f"the model {shown(arguments.model)} is not there; make it: python3 "
-            f"TResNet_pth2onnx.py "
-            "model_best.pth.tar tresnet_m.onnx"
+            f"the model {shown(arguments.model)} does not exist; make it: python3 "
+            "TResNet_pth2onnx.py model_best.pth.tar tresnet_m.onnx"
         )
     if arguments.input:
         evaluation.check_prepared(arguments.model, arguments.input)

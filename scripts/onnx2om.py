@@ -102,8 +102,7 @@ def check_paths(arguments: argparse.Namespace) -> None:
         if flag.startswith("--") and is_relative and os.path.exists(value):
             raise Refusal(
                 f"{shown(word)} names a file by a relative path, but atc runs in a folder of its "
-                f"own; "
-                "give the absolute path"
+                "own; give the absolute path"
             )
 
 

@@ -171,8 +171,7 @@ def safe_path(path: str) -> str:
     if not SAFE_PATH.fullmatch(path):
         raise Refusal(
             "atc and ais_bench accept only letters, digits, '_', '.', '-' and '/' in a path, so "
-            "move or "
-            f"rename {shown(path)}, or name another"
+            f"move or rename {shown(path)}, or name another"
         )
     return path
 
