@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, List
 from common.core import cli
 
 import numpy as np
+import pytest
 from conftest import ROOT, sha256
 from PIL import Image
 
@@ -141,7 +142,8 @@ def until(condition: Callable[[], Any]) -> None:
     """Wait until the condition is true. The limit only keeps a hang from lasting for ever."""
     end = time.monotonic() + 300
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        if time.monotonic() > end:
+            pytest.fail("waited in vain")
         time.sleep(0.005)
 
 
