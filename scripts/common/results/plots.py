@@ -345,3 +345,40 @@ def coverage(axes: Any, points: List[Tuple[float, float]]) -> None:
         xlim=(0, 100),
         ylim=(max(0, min(accuracies) - 3), 100.5),
     )
+
+
+# ---- the forecast of the speed -------------------------------------------------------------------
+
+PARTS_OF_TIME = {"compute": FIRST, "memory": SECOND, "overhead": GRID, "input": MUTED}
+
+
+def forecast_speed_png(report: Dict[str, Any]) -> bytes:
+    """Images/s at each batch size with the 80 % range, and below it what the time is spent on.
+
+    report: speed.json's content.
+    """
+    return png(draw_forecast_speed, 6.0, report)
+
+
+def draw_forecast_speed(figure: Figure, report: Dict[str, Any]) -> None:
+    rows = report["rows"]
+    places = list(range(len(rows)))
+    speeds = [row["images_per_s"] for row in rows]
+    below = [row["images_per_s"] - row["low_80"] for row in rows]
+    above = [row["high_80"] - row["images_per_s"] for row in rows]
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    upper.bar(places, speeds, width=0.6, color=FIRST)
+    upper.errorbar(places, speeds, yerr=[below, above], fmt="none", ecolor=INK, capsize=6)
+    upper.set(ylabel="images/s, with 80 %")
+    bottom = [0.0] * len(rows)
+    for part, colour in PARTS_OF_TIME.items():
+        shares = [100 * row["shares"][part] for row in rows]
+        lower.bar(places, shares, width=0.6, bottom=bottom, color=colour, label=part)
+        bottom = [start + share for start, share in zip(bottom, shares)]
+    lower.set(xlabel="batch size", ylabel="time, %", ylim=(0, 100))
+    lower.set_xticks(places)
+    lower.set_xticklabels([str(row["batch_size"]) for row in rows])
+    lower.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    title = f"{plain(report['model'], 60)}: forecast for one {report['chip']}, not measured"
+    figure.suptitle(title, fontsize=12)
+    figure.tight_layout(rect=(0, 0, 1, 0.96))

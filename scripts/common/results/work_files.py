@@ -214,3 +214,32 @@ INT8 = WorkFile(
     check_promise,
 )
 SUMMARY = WorkFile("result_summary.json", "the inference", {"throughput": FIGURE})
+SHARES = {
+    "compute": Number(0, 1),
+    "memory": Number(0, 1),
+    "overhead": Number(0, 1),
+    "input": Number(0, 1),
+}
+SPEED = WorkFile(
+    "speed.json",
+    "scripts/forecast_speed.py",
+    {
+        "chip": str,
+        "model": str,
+        "size": [SIZE, SIZE],
+        "limits": [str],
+        "best_batch_size": SIZE,
+        "rows": [
+            {
+                "batch_size": SIZE,
+                "images_per_s": FIGURE,
+                "low_80": FIGURE,
+                "high_80": FIGURE,
+                "ms_per_batch": FIGURE,
+                "shares": SHARES,
+            },
+            ...,
+        ],
+        "kernels": [{"name": str, "operators": [str], "us": FIGURE, "mostly": str}, ...],
+    },
+)
