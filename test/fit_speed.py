@@ -1,25 +1,24 @@
-"""The forecast of speed, fitted again: what the constants in speed_310p3.json rest on, and how far
-it is off.
+"""Fits the forecast of the speed again: what speed_310p3.json rests on, and how far it is off.
 
     python3 -m venv fit && fit/bin/pip install torch timm torchvision scipy onnx
     fit/bin/python test/fit_speed.py --networks networks        # about ten minutes on 2 cores
 
-For quiet hours, in an environment of its own: timm and torchvision build the 51 networks of
-test/data/speed_310p3.csv, whose source docs/speed.md names. Their graphs go to the folder
---networks without their weights, and are kept there. Then the kernels are counted by the product's
-own code (common/model/speed.py), the constants are fitted, each family is left out once, and everything
-that docs/speed.md and speed_310p3.json say is printed. The time of a kernel is computed here a
-second time, over arrays; both ways must agree.
+It needs an environment of its own. timm and torchvision build the 51 networks of
+test/data/speed_310p3.csv; docs/speed.md names the source of the table. Their graphs go to the
+folder --networks without their weights, and are kept there. The product's own code
+(common/model/speed.py) counts the kernels. Then the constants are fitted, each family is left out
+once, and all that docs/speed.md and speed_310p3.json say is printed. The time of a kernel is
+computed here a second time, over arrays; both ways must agree.
 """
 
 import argparse
 import csv
-import io
 import itertools
 import json
 import math
 import os
 import sys
+import tempfile
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from unittest import mock
 
@@ -83,9 +82,8 @@ class Entry(NamedTuple):
 
     name: str
     family: str
-    kernels: Dict[
-        str, np.ndarray
-    ]  # {field of speed.Kernel: float64 [kernels]}; "kind": place in speed.KINDS
+    # {field of speed.Kernel: float64 [kernels]}; "kind": its index in speed.KINDS
+    kernels: Dict[str, np.ndarray]
     input_bytes: int  # of one image
     published: Dict[int, float]  # {batch size: images/s}
 
@@ -104,16 +102,16 @@ def build(builder: str) -> Any:
     if kind == "v":
         options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
         return getattr(torchvision.models, name)(weights=None, **options)
-    network = timm.create_model(
-        "resnet50", num_classes=0
-    )  # for re-identification of persons: a last stage of stride 1
+    # for re-identification of persons: a last stage of stride 1
+    network = timm.create_model("resnet50", num_classes=0)
     network.layer4[0].conv2.stride = network.layer4[0].downsample[0].stride = (1, 1)
     return network
 
 
 def same_padding(*numbers: Any) -> int:
-    """timm's get_same_padding(), but never traced: the graph gets a number instead of operators
-    that compute it.
+    """timm's get_same_padding(), but never traced.
+
+    So the graph gets a number instead of operators that compute it.
     """
     size, kernel, stride, dilation = map(int, numbers)
     return max((math.ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
@@ -124,18 +122,19 @@ def trace(row: Dict[str, str], path: str) -> None:
     import onnx
     import torch
 
-    content = io.BytesIO()
     image = torch.zeros(1, 3, int(row["height"]), int(row["width"]))
-    with torch.no_grad(), mock.patch("timm.layers.padding.get_same_padding", same_padding):
-        torch.onnx.export(
-            build(row["builder"]).eval(),
-            image,
-            content,
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=["image"],
-        )
-    model = fold_constants(onnx.load_from_string(content.getvalue()))
+    with tempfile.TemporaryDirectory() as folder:
+        traced = os.path.join(folder, "traced.onnx")
+        with torch.no_grad(), mock.patch("timm.layers.padding.get_same_padding", same_padding):
+            torch.onnx.export(
+                build(row["builder"]).eval(),
+                (image,),
+                traced,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["image"],
+            )
+        model = fold_constants(onnx.load(traced))
     for tensor in model.graph.initializer:
         if speed.product(tensor.dims) > speed.SMALL_TENSOR:
             tensor.ClearField("raw_data")
@@ -143,15 +142,18 @@ def trace(row: Dict[str, str], path: str) -> None:
 
 
 def fold_constants(model: Any) -> Any:
-    """The model without operators on constants and sizes: PyTorch writes the borders of a Pad so."""
+    """The model without operators on constants and sizes.
+
+    PyTorch writes the borders of a Pad with such operators.
+    """
     import onnx
     from onnx import numpy_helper, reference
 
     while True:
-        shapes = {
-            value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
-            for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info
-        }
+        shapes: Dict[str, List[int]] = {}
+        for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info:
+            sizes = value.type.tensor_type.shape.dim
+            shapes[value.name] = [size.dim_value for size in sizes]
         known = {
             tensor.name: numpy_helper.to_array(tensor)
             for tensor in model.graph.initializer
@@ -160,11 +162,8 @@ def fold_constants(model: Any) -> Any:
         left = []
         for node in model.graph.node:
             names = [name for name in node.input if name]
-            if (
-                node.op_type == "Shape"
-                and min(shapes.get(names[0], [0])) > 0
-                and not node.attribute
-            ):
+            is_plain_shape = node.op_type == "Shape" and not node.attribute
+            if is_plain_shape and min(shapes.get(names[0], [0])) > 0:
                 known[node.output[0]] = np.array(shapes[names[0]], np.int64)
             elif node.op_type != "Identity" and all(name in known for name in names):
                 values = reference.ReferenceEvaluator(node).run(
@@ -187,7 +186,7 @@ def read_entries(networks: str) -> List[Entry]:
     """The table's networks, traced where the folder does not have them yet."""
     entries = []
     with open(FIGURES, encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
     for row in rows:
         path = os.path.join(networks, row["network"] + ".onnx")
         if not os.path.exists(path):
@@ -211,10 +210,9 @@ def read_entries(networks: str) -> List[Entry]:
 
 def arrays(kernels: Sequence[speed.Kernel]) -> Dict[str, np.ndarray]:
     """The kernels' numbers as arrays, float64 [kernels]."""
-    fields = {
-        name: np.array([getattr(kernel, name) for kernel in kernels], np.float64)
-        for name in ("work", "reduction", "channels", "pixels", "weights", "activations")
-    }
+    fields: Dict[str, np.ndarray] = {}
+    for name in ("work", "reduction", "channels", "pixels", "weights", "activations"):
+        fields[name] = np.array([getattr(kernel, name) for kernel in kernels], np.float64)
     return dict(fields, kind=np.array([speed.KINDS.index(kernel.kind) for kernel in kernels]))
 
 
@@ -222,9 +220,7 @@ def arrays(kernels: Sequence[speed.Kernel]) -> Dict[str, np.ndarray]:
 
 
 class Figures(NamedTuple):
-    """Each published figure with each kernel of its network, one after the other: n pairs of m
-    figures.
-    """
+    """Each published figure with each kernel of its network: n pairs of m figures."""
 
     names: List[Tuple[str, int]]  # (network, batch size) of each figure
     published: np.ndarray  # images/s, float64 [m]
@@ -235,12 +231,13 @@ class Figures(NamedTuple):
 
 
 def figures_of(entries: Sequence[Entry]) -> Figures:
-    pairs = [(entry, size) for entry in entries for size in entry.published]
+    pairs: List[Tuple[Entry, int]] = []
+    for entry in entries:
+        pairs += [(entry, size) for size in entry.published]
     counts = [len(entry.kernels["kind"]) for entry, _ in pairs]
-    kernels = {
-        field: np.concatenate([entry.kernels[field] for entry, _ in pairs])
-        for field in pairs[0][0].kernels
-    }
+    kernels: Dict[str, np.ndarray] = {}
+    for field in entries[0].kernels:
+        kernels[field] = np.concatenate([entry.kernels[field] for entry, _ in pairs])
     return Figures(
         [(entry.name, size) for entry, size in pairs],
         np.array([entry.published[size] for entry, size in pairs]),
@@ -260,7 +257,7 @@ def seconds(figures: Figures, constants: Dict[str, float]) -> np.ndarray:
     per_byte = in_l2 / constants["l2"] + (1 - in_l2) / constants["ddr"]
     memory = kernels["weights"] / constants["ddr"] + moved * per_byte
     rows = np.ceil(batch * kernels["pixels"] / 16) * 16
-    with np.errstate(divide="ignore", invalid="ignore"):  # of kernels that are no convolutions
+    with np.errstate(divide="ignore", invalid="ignore"):  # where it is not a convolution
         ramp = 1 + constants["ramp"] / (rows / 16 * kernels["channels"] / 16 / 8)
         short_sum = 1 + constants["short_sum"] / kernels["reduction"]
         cube = kernels["work"] * rows / constants["multiply_adds"] * ramp * short_sum
@@ -330,14 +327,9 @@ def baseline(entries: Sequence[Entry]) -> Errors:
         own = [entry for entry in entries if entry.family == family and size in entry.published]
         goal = np.log([entry.published[size] for entry in known])
         line, *_ = np.linalg.lstsq(np.array([features(entry) for entry in known]), goal, rcond=None)
-        errors.update(
-            {
-                (entry.name, size): float(
-                    np.dot(features(entry), line) - np.log(entry.published[size])
-                )
-                for entry in own
-            }
-        )
+        for entry in own:
+            error = np.dot(features(entry), line) - np.log(entry.published[size])
+            errors[entry.name, size] = float(error)
     return errors
 
 
@@ -351,10 +343,10 @@ def from_relatives(entries: Sequence[Entry], errors: Errors) -> Dict[int, Dict[s
         known = [errors[relative.name, size] for size in moved if (relative.name, size) in errors]
         if relative.family != entry.family or not known:
             continue
-        for size, found in moved.items():
+        for size, moved_errors in moved.items():
             if (entry.name, size) in errors:
-                found.append(errors[entry.name, size] - float(np.median(known)) / 2)
-    return {size: quantiles(found) for size, found in moved.items()}
+                moved_errors.append(errors[entry.name, size] - float(np.median(known)) / 2)
+    return {size: quantiles(moved_errors) for size, moved_errors in moved.items()}
 
 
 # ---- what is printed -----------------------------------------------------------------------------
@@ -373,31 +365,27 @@ def quantiles(errors: Sequence[float]) -> Dict[str, float]:
 
 def table(errors: Errors, names: Optional[Sequence[str]] = None) -> Dict[int, Dict[str, float]]:
     """{batch size: quantiles() of the errors there}."""
-    return {
-        size: quantiles(
-            [
-                error
-                for (name, batch), error in errors.items()
-                if batch == size and (names is None or name in names)
-            ]
-        )
-        for size in BATCH_SIZES
-    }
+    of_size: Dict[int, List[float]] = {size: [] for size in BATCH_SIZES}
+    for (name, size), error in errors.items():
+        if names is None or name in names:
+            of_size[size].append(error)
+    return {size: quantiles(its_errors) for size, its_errors in of_size.items()}
 
 
 def from_one(errors: Errors) -> Dict[int, Dict[int, Dict[str, float]]]:
-    """{measured batch size: {other one: quantiles() of the error after moving the forecast by what
-    was measured}}.
+    """{measured batch size: {other one: quantiles()}}.
+
+    The errors are those after moving the forecast by what was measured.
     """
-    found: Dict[int, Dict[int, Dict[str, float]]] = {}
+    rows: Dict[int, Dict[int, Dict[str, float]]] = {}
     for measured, other in itertools.permutations(BATCH_SIZES, 2):
         moved = [
             error - errors[name, measured]
             for (name, batch), error in errors.items()
             if batch == other and (name, measured) in errors
         ]
-        found.setdefault(measured, {})[other] = quantiles(moved)
-    return found
+        rows.setdefault(measured, {})[other] = quantiles(moved)
+    return rows
 
 
 def show(title: str, rows: Dict[int, Dict[str, float]]) -> None:

@@ -1,5 +1,6 @@
-"""forecast_speed.py: kernels of a graph, their time, images/s with their range; what is refused;
-the card beside it.
+"""forecast_speed.py: kernels of a graph, their time, images/s with their range, what is refused.
+
+Also what a measurement beside the forecast says.
 """
 
 import csv
@@ -24,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 BATCH_SIZES = (1, 4, 8, 16, 32)
 PUBLISHED_M = {1: 1154, 4: 2552, 8: 3158, 16: 3249, 32: 2756}  # README, "On Ascend"
 
-# What the first work on this method forecast for TResNet-M with the same constants before it saw
+# What the first work on this method forecast for TResNet-M, with the same constants, before it saw
 # the figures above.
 PREDICTED_ONCE = {1: 948, 4: 2257, 8: 2775, 16: 2890, 32: 2739}
 # The same for other networks, moved by half of M's median error.
@@ -96,8 +97,9 @@ def node(operator: str, inputs: str, output: str, **attributes: Any) -> Any:
 
 
 def small_graph(folder: Path) -> Path:
-    """Every kind of kernel but a move: 3 → 20 channels, 8×8, then half of that, a residual sum, a
-    head.
+    """Every kind of kernel but a move.
+
+    3 → 20 channels, 8×8 pixels, then half of that, a residual sum, a head.
     """
     nodes = [
         node("Conv", "image w1 b1", "conv1", pads=[1] * 4),
@@ -126,8 +128,9 @@ def small_graph(folder: Path) -> Path:
 
 
 def test_the_kernels_of_a_graph_with_their_sizes(tmp_path: Path) -> None:
-    """Channels padded to 16: 3 and 10 → 16, 20 → 32; float16 has 2 bytes; the image's 4·3·3 = 36
-    products → 48.
+    """Channels are padded to 16: 3 and 10 → 16, 20 → 32. float16 has 2 bytes.
+
+    The image's 4·3·3 = 36 products → 48.
     """
     network = speed.read_network(str(small_graph(tmp_path)))
     assert (network.input_elements, network.height, network.width) == (3 * 8 * 8, 8, 8)
@@ -145,7 +148,7 @@ def test_the_kernels_of_a_graph_with_their_sizes(tmp_path: Path) -> None:
             2 * 48 * 32,
             2 * (image + large),
         ),
-        kernel("pool", ("MaxPool",), "pool", large, 0, 0, 0, 0, 2 * (large + half)),
+        kernel("pool", ("MaxPool",), "pool", large, activations=2 * (large + half)),
         kernel(
             "depth", ("Conv",), "depthwise", 20 * 9 * 16, 0, 0, 16, 2 * 32 * 9, 2 * (half + half)
         ),
@@ -160,10 +163,10 @@ def test_the_kernels_of_a_graph_with_their_sizes(tmp_path: Path) -> None:
             2 * 32 * 32,
             2 * 3 * half,
         ),
-        kernel("squeezed", ("GlobalAveragePool",), "pool", half, 0, 0, 0, 0, 2 * (half + one)),
-        kernel("gate", ("Sigmoid",), "vector", one, 0, 0, 0, 0, 2 * (one + one)),
-        kernel("mul", ("Mul",), "vector", half, 0, 0, 0, 0, 2 * (half + one + half)),
-        kernel("mean", ("GlobalAveragePool",), "pool", half, 0, 0, 0, 0, 2 * (half + one)),
+        kernel("squeezed", ("GlobalAveragePool",), "pool", half, activations=2 * (half + one)),
+        kernel("gate", ("Sigmoid",), "vector", one, activations=2 * (one + one)),
+        kernel("mul", ("Mul",), "vector", half, activations=2 * (half + one + half)),
+        kernel("mean", ("GlobalAveragePool",), "pool", half, activations=2 * (half + one)),
         kernel("class", ("Gemm",), "dense", 32 * 16, 32, 16, 1, 2 * 32 * 16, 2 * (one + 16)),
     )
 
@@ -208,7 +211,7 @@ FUSIONS = {
         [node("Conv", "image w", "a"), node("Sigmoid", "a", "b"), node("Mul", "b a", "class")],
         ["Conv", "Sigmoid Mul"],
     ),
-    "a gate is no swish": (
+    "a gate is not a swish": (
         [node("Sigmoid", "image", "a"), node("Conv", "image w", "b"), node("Mul", "b a", "class")],
         ["Sigmoid", "Conv", "Mul"],
     ),
@@ -267,9 +270,9 @@ def test_a_result_that_the_graph_hands_out_is_not_fused(tmp_path: Path) -> None:
         ((256, 256), 32, 16 * 9, 256),  # 8 + 8: two of them
         ((64, 128), 2, 32 * 9, 128),  # 32 + 64: they fill 16 alone
         ((96, 48), 4, 48 * 9, 64),  # 24 + 12: two together, 48 + 24 → 48 + 32
-        ((24, 24), 3, 16 * 9, 32),
+        ((24, 24), 3, 16 * 9, 32),  # 8 + 8: two together, and the third alone
     ),
-)  # 8 + 8: two together, and the third alone
+)
 def test_groups_are_merged_until_they_fill_the_matrix_unit(
     channels: Tuple[int, int], groups: int, reduction: int, padded_out: int, tmp_path: Path
 ) -> None:
@@ -290,8 +293,10 @@ def test_groups_are_merged_until_they_fill_the_matrix_unit(
 
 
 def test_moves_and_what_only_computes_sizes(tmp_path: Path) -> None:
-    """A Slice reads what it hands on; what computes a shape is no kernel; SpaceToDepth and a
-    reflecting Pad are converted before and behind: their own formats hold no padding.
+    """A Slice reads what it hands on; what computes a shape is not a kernel.
+
+    The data of SpaceToDepth and a reflecting Pad are converted before and behind. Their own
+    formats hold no padding.
     """
     nodes = [
         node("SpaceToDepth", "image", "deep", blocksize=2),
@@ -302,9 +307,6 @@ def test_moves_and_what_only_computes_sizes(tmp_path: Path) -> None:
         node("Reshape", "tall shape", "same"),
         node("Relu", "same", "class"),
     ]
-    whole = {
-        name: np.array([value], np.int64) for name, value in (("start", 1), ("end", 2), ("axis", 2))
-    }
     path = save(
         tmp_path / "net.onnx",
         nodes,
@@ -312,7 +314,9 @@ def test_moves_and_what_only_computes_sizes(tmp_path: Path) -> None:
         ["batch", 12, 6, 5],
         opset=14,
         pads=np.array([0, 0, 1, 1, 0, 0, 0, 0], np.int64),
-        **whole,
+        start=np.array([1], np.int64),
+        end=np.array([2], np.int64),
+        axis=np.array([2], np.int64),
     )
     kernels = speed.read_network(str(path)).kernels
     assert [
@@ -334,12 +338,11 @@ def test_moves_and_what_only_computes_sizes(tmp_path: Path) -> None:
 # ---- the time of a kernel ------------------------------------------------------------------------
 
 
-def test_a_convolution_takes_its_multiply_adds_and_the_part_of_memory_that_is_not_hidden() -> None:
-    """10 pixels × batch 3 = 30 → 32 rows, two tiles; 32 channels, two tiles: 4 tiles for 8 cores,
-    0.5 each.
+def test_a_convolution_takes_its_multiply_adds_and_what_of_memory_is_not_hidden() -> None:
+    """10 pixels × batch 3 = 30 → 32 rows, two tiles; 32 channels, two tiles.
 
-    compute = 48·32·32 / 1e12 · (1 + 2/0.5) · (1 + 16/48); memory: 3e5 · 3 = 9e5 bytes, of which
-    1/(1 + 0.81) from L2.
+    These are 4 tiles for 8 cores, 0.5 each. compute = 48·32·32 / 1e12 · (1 + 2/0.5) · (1 + 16/48).
+    memory: 3e5 · 3 = 9e5 bytes; L2 has 1/(1 + 0.81) of them.
     """
     kernel = speed.Kernel("c", ("Conv",), "convolution", 48 * 32, 48, 32, 10, 3072, 300_000)
     time = speed.kernel_time(kernel, 3, SIMPLE)
@@ -445,11 +448,10 @@ def speeds(network: speed.Network) -> Dict[int, speed.Forecast]:
 
 @pytest.mark.slow
 def test_the_kernels_of_tresnet_m(graphs: Graphs) -> None:
-    """100 Conv: 36 of 18 squeeze-and-excitation modules (on 1×1), 3 blurs, 61 others; one Gemm on
-    1×1.
+    """100 Conv: 36 of 18 squeeze-and-excitation modules (on 1×1), 3 blurs, 61 others.
 
-    19 + 3 poolings. 18 Sigmoid, 18 Mul; of 7 blocks that end in the Mul, one has a downsample that
-    takes its sum and ReLU along, the six others launch them alone: 12.
+    One Gemm on 1×1. 19 + 3 poolings. 18 Sigmoid, 18 Mul. 7 blocks end in the Mul. One of them has
+    a downsample that takes its sum and ReLU along. The six others launch them alone: 12.
     """
     kinds = [kernel.kind for kernel in graphs["tresnet_m_224", "conv4", "ascend", "slice"].kernels]
     counted = {kind: kinds.count(kind) for kind in speed.KINDS}
@@ -517,7 +519,7 @@ def forecast(folder: Path, *words: object) -> Any:
 
 
 IMAGE = ["batch", 3, 8, 8]
-W = {"w": (3, 3, 1, 1)}
+W: Dict[str, Tuple[int, ...]] = {"w": (3, 3, 1, 1)}
 REFUSED: Dict[str, Tuple[List[Any], Dict[str, Tuple[int, ...]], str]] = {
     "quantised": (
         [node("QuantizeLinear", "image scale", "q"), node("DequantizeLinear", "q scale", "class")],
@@ -537,7 +539,7 @@ REFUSED: Dict[str, Tuple[List[Any], Dict[str, Tuple[int, ...]], str]] = {
     "unknown": (
         [node("Erf", "image", "class")],
         {},
-        "Erf (class): no measured network tells how long it takes",
+        "Erf (class): no measured network shows how long it takes",
     ),
     "control flow": (
         [node("NonMaxSuppression", "image image", "class")],
@@ -636,12 +638,12 @@ def test_an_open_image_size_is_refused(image: List[Any], complaint: str, tmp_pat
     (
         (
             ["--soc-version", "Ascend910B4"],
-            "for the chip Ascend910B4: the published figures are of the 310P3 alone",
+            "for the chip Ascend910B4: the published figures are only of the 310P3",
         ),
         (["--soc-version", "310P1"], "for the chip 310P1"),
         (
             ["--batch-sizes", "8,64"],
-            "at batch size 64: it is above 32, the largest that the forecast was checked at",
+            "at batch size 64: the forecast was checked up to 32; give --batch-sizes up to that",
         ),
     ),
 )
@@ -654,12 +656,12 @@ def test_other_chips_and_larger_batches_are_refused(
     assert not (tmp_path / "speed.json").exists()
 
 
-def test_files_that_are_no_onnx_file_are_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_what_is_not_an_onnx_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
     content = small_graph(tmp_path).read_bytes()
     generator = np.random.RandomState(0)
     hostile = {
         "empty": b"",
-        "text": b"this is no model\n",
+        "text": b"this is not a model\n",
         "half": content[: len(content) // 2],
         "short": content[:-1],
         "noise": generator.bytes(4096),
@@ -672,7 +674,7 @@ def test_files_that_are_no_onnx_file_are_refused_in_one_sentence(tmp_path: Path)
 
 
 def test_a_changed_byte_is_refused_or_changes_a_finite_forecast(tmp_path: Path) -> None:
-    """Anything but a Refusal would be told as a defect of the program."""
+    """Any other exception than a Refusal is a defect of the program."""
     content = small_graph(tmp_path).read_bytes()
     generator, data, refused = np.random.RandomState(0), speed.read_data(), 0
     for _ in range(400):
@@ -819,7 +821,7 @@ def test_half_of_the_speed_is_named_as_slow_with_what_to_look_at(tmp_path: Path)
     ] == ([True] * 5)
 
 
-def test_a_speed_inside_the_range_is_no_reason_to_look(tmp_path: Path) -> None:
+def test_a_speed_inside_the_range_is_not_named_as_slow(tmp_path: Path) -> None:
     network = speed.read_network(str(small_graph(tmp_path)))
     verdicts = speed.judge({8: 1760, 16: 4000}, rows_of((8, 2800, 1.6), (16, 2900, 1.6)))
     assert not any(verdict.is_slow for verdict in verdicts)
@@ -851,12 +853,15 @@ def test_what_cannot_win_need_not_be_measured() -> None:
 def test_the_figures_that_the_constants_rest_on() -> None:
     with open(str(ROOT / "test" / "data" / "speed_310p3.csv"), encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    figures = [row[f"images/s at {size}"] for row in rows for size in (*BATCH_SIZES, 64)]
-    assert (len(rows), sum(map(bool, figures))) == (51, 296)
+    columns = [f"images/s at {size}" for size in (*BATCH_SIZES, 64)]
+    figures: List[str] = []
+    for row in rows:
+        figures += [row[column] for column in columns if row[column]]
+    assert (len(rows), len(figures)) == (51, 296)
     assert not any("tresnet" in row["network"] for row in rows), "it was held out"
 
 
-def test_a_measurement_is_worth_more_near_by_and_every_range_is_wider_with_90_percent() -> None:
+def test_a_near_measurement_is_worth_more_and_a_range_is_wider_with_90_percent() -> None:
     data = speed.read_data()
     assert all(data.factor_80[size] < data.factor_90[size] for size in BATCH_SIZES)
     for measured, row in data.from_one_80.items():
@@ -867,9 +872,7 @@ def test_a_measurement_is_worth_more_near_by_and_every_range_is_wider_with_90_pe
 
 
 def tables() -> Dict[str, List[List[str]]]:
-    """{first cell of a row: its other cells}, of each row in the tables of docs/speed.md with that
-    first cell.
-    """
+    """{first cell of a row: its other cells}, of docs/speed.md; several rows may begin equally."""
     rows: Dict[str, List[List[str]]] = {}
     for line in (ROOT / "docs" / "speed.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("|"):

@@ -21,6 +21,7 @@ NEEDED = {  # all pages but CHANGELOG and CONTRIBUTING
     "performance",
     "report",
     "scale",
+    "speed",
     "weights",
 }
 CODE = "`[^`]+`"

@@ -36,7 +36,7 @@ AVOID: Dict[str, str] = {  # {pattern: what to write}; case does not count
     r"whence|thereof|therein|herein|hitherto|amongst": "today's word",
     r"rooms?": "space (on a disk), memory, module",
     r"houses?": "code base",
-    r"floors?(?!\()": "layer, package",
+    r"(?-i:floors?)(?!\()": "layer, package",  # Floor is an operator
 }
 WORDS = re.compile(
     "|".join(rf"(?P<w{place}>\b(?:{words})\b)" for place, words in enumerate(AVOID)), re.IGNORECASE

@@ -19,6 +19,7 @@ from common.results import summary, work_files
 
 import compare_results
 import expect
+import forecast_speed
 import made_up
 import merge_reports
 import perf_sweep
@@ -77,6 +78,22 @@ OPERATOR = {
     "cosine": 1.0,
     "loss": 0.0,
 }
+SPEED_ROW = {
+    "batch_size": 8,
+    "images_per_s": 2803.0,
+    "low_80": 1947.0,
+    "high_80": 4037.0,
+    "ms_per_batch": 2.85,
+    "shares": {"compute": 0.5, "memory": 0.25, "overhead": 0.125, "input": 0.125},
+}
+SPEED = {
+    "chip": "310P3",
+    "model": "tresnet.onnx",
+    "size": [224, 224],
+    "best_batch_size": 8,
+    "rows": [SPEED_ROW],
+    "kernels": [{"name": "Conv_0", "operators": ["Conv", "Relu"], "us": 28.5, "mostly": "compute"}],
+}
 
 
 # ---- a finished work folder, and who reads what in it --------------------------------------------
@@ -101,6 +118,7 @@ def fill(work: Path) -> None:
             compared, operators=[OPERATOR], overflow=["Conv_0"], worst=["Conv_0"], top1=50.0
         ),
         "tune": {"rows": [], "options": ["--stem", "conv4"]},
+        "speed": SPEED,
         "tresnet_int8": {
             "put_back": [{"name": "Conv_0", "cost": 0.1}],
             "held": True,
@@ -155,6 +173,12 @@ def tuned(work: Path) -> None:
     print(" ".join(work_files.TUNE.read_in(str(work))["options"]))
 
 
+def forecast_of_speed(work: Path) -> None:
+    """What forecast_speed.py says of a forecast that is up to date."""
+    words = forecast_speed.describe(work_files.SPEED.read_in(str(work)))
+    assert words.replace("\n", "").isprintable()
+
+
 def make_page(work: Path) -> None:
     run_here(report.main, work, "--force")
 
@@ -173,6 +197,7 @@ READERS: Dict[str, Tuple[Callable[[Path], None], ...]] = {
     "expect.json": (make_page,),
     "forecast.json": (make_page, judge),
     "tune.json": (tuned,),
+    "speed.json": (forecast_of_speed,),
     "tresnet_int8.json": (tell_speed,),
     "result_summary.json": (tell_speed,),
 }
@@ -279,6 +304,7 @@ def test_any_other_value_in_any_place_is_no_defect(name: str, work: Path) -> Non
         ("acc_report", {"true": [0]}, "its right classes cannot be those of 12 images"),
         ("acc_report", {"prep": None}, "it is of a shard, but does not say what was prepared"),
         ("compare", {"names": ["a"]}, "its cosines are 8, its names are 1"),
+        ("speed", {"best_batch_size": 4}, "it lacks the row of its best batch size, 4"),
     ),
 )
 def test_values_that_contradict_each_other_are_a_damage(
@@ -286,7 +312,8 @@ def test_values_that_contradict_each_other_are_a_damage(
 ) -> None:
     path = work / f"{name}.json"
     path.write_text(json.dumps(dict(json.loads(path.read_text()), **change)))
-    assert f"{name}.json is damaged ({reason}); run " in outcome(make_page, work)
+    (reader, *_) = READERS[path.name]
+    assert f"{name}.json is damaged ({reason}); run " in outcome(reader, work)
 
 
 @pytest.mark.parametrize("name", READERS)

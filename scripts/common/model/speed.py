@@ -125,23 +125,24 @@ REASONS = {
     **dict.fromkeys(NORMS, "a network with layer norms was off by a factor of 2 to 2.6"),
     **dict.fromkeys(ATTENTION, "attention was in none of the measured networks"),
 }
-UNKNOWN = "no measured network tells how long it takes"
+UNKNOWN = "no measured network shows how long it takes"
 
 
 class Kernel(NamedTuple):
-    """One program that the card runs: an operator with those that are fused into it. Sizes are for
-    one image.
+    """One program that the card runs: an operator with those that are fused into it.
+
+    Sizes are for one image.
     """
 
     name: str  # of its first operator
     operators: Tuple[str, ...]  # types of all operators in it, in the order in which they run
     kind: str  # one of KINDS
     work: int  # padded multiply-adds of one pixel; depthwise: multiply-adds; else elements
-    reduction: int  # products that are summed for one result, padded; 0 unless convolution or dense
-    channels: int  # of the result, padded; 0 unless convolution or dense
-    pixels: int  # height × width of the result
-    weights: int  # bytes
-    activations: int  # bytes that are read and written, without the weights
+    reduction: int = 0  # products that are summed for one result, padded; convolution, dense
+    channels: int = 0  # of the result, padded; convolution, dense
+    pixels: int = 0  # height × width of the result; convolution, dense, depthwise
+    weights: int = 0  # bytes; convolution, dense, depthwise
+    activations: int = 0  # bytes that are read and written, without the weights
 
 
 class Network(NamedTuple):
@@ -154,9 +155,7 @@ class Network(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """The 20 constants of the model; speed_310p3.json has their values, docs/speed.md their
-    meaning.
-    """
+    """The 20 constants: speed_310p3.json has their values, docs/speed.md their meaning."""
 
     multiply_adds: float  # per s, matrix unit
     ddr: float  # bytes per s
@@ -181,8 +180,9 @@ class Constants(NamedTuple):
 
 
 class Data(NamedTuple):
-    """speed_310p3.json: the constants and how far forecasts were off, as factors that hold 80 % and
-    90 % of them.
+    """speed_310p3.json: the constants, and how far forecasts were off.
+
+    The factors are those within which 80 % and 90 % of the forecasts were.
     """
 
     constants: Constants
@@ -235,16 +235,20 @@ class Verdict(NamedTuple):
 
 
 def read_data(path: str = DATA) -> Data:
-    """The constants and error factors. Raises: Refusal if the file is damaged."""
+    """The constants and error factors.
+
+    Raises: Refusal if the file is damaged.
+    """
     try:
         content = json.loads(files.read_regular(path))
         values = {name: float(entry["value"]) for name, entry in content["constants"].items()}
-        tables = [by_batch_size(content[name]) for name in ("factor_80", "factor_90")]
-        from_one = [
-            {int(size): by_batch_size(row) for size, row in content[name].items()}
-            for name in ("from_one_80", "from_one_90")
-        ]
-        return Data(Constants(**values), tables[0], tables[1], from_one[0], from_one[1])
+        return Data(
+            Constants(**values),
+            by_batch_size(content["factor_80"]),
+            by_batch_size(content["factor_90"]),
+            by_measured(content["from_one_80"]),
+            by_measured(content["from_one_90"]),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refusal(
             f"{shown(path)} is damaged ({type(error).__name__}: {why(error)}); "
@@ -258,16 +262,21 @@ def by_batch_size(row: Dict[str, float]) -> Dict[int, float]:
     return dict(pairs)
 
 
+def by_measured(table: Dict[str, Dict[str, float]]) -> Dict[int, Dict[int, float]]:
+    """A row for each batch size that was measured."""
+    return {int(size): by_batch_size(row) for size, row in table.items()}
+
+
 def largest_batch(data: Data) -> int:
     """The largest batch size that figures were published for."""
     return max(data.factor_80)
 
 
 def factor_at(factors: Dict[int, float], batch_size: int) -> float:
-    """The factor at a batch size between those of the table: on a straight line over the logarithm
-    of the batch size.
+    """The factor at a batch size, also between those of the table.
 
-    Beyond the table's ends it is that of the end.
+    There it is on a straight line over the logarithm of the batch size. Beyond the table's ends it
+    is that of the end.
     """
     sizes = sorted(factors)
     if batch_size in factors:
@@ -289,29 +298,17 @@ def padded(channels: int) -> int:
 
 
 def read_network(path: str) -> Network:
-    """The kernels of an ONNX file. Raises: Refusal if it cannot be read, or has what the forecast
-    is not for.
+    """The kernels of an ONNX file.
+
+    Raises: Refusal if it cannot be read, or has what the forecast is not for.
     """
     model = onnx_file.load(path, external_data=False)
-    refuse_damaged_names(model, path)
     image = onnx_file.describe(path)["input"]
     refuse_unknown(model, path)
     refuse_wild_sizes(model, path)
     weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     without_values(model)
     return Reader(model, weights, infer_shapes(model, path, image), image, path).network()
-
-
-def refuse_damaged_names(model: onnx.ModelProto, path: str) -> None:
-    """Raises: Refusal if a name is not UTF-8; protobuf hands it on as bytes."""
-    graph = model.graph
-    names = [entry.name for entry in (*graph.input, *graph.output, *graph.initializer)]
-    for node in graph.node:
-        names += [*node.input, *node.output, node.name, node.op_type]
-    if not all(isinstance(name, str) for name in names):
-        raise Refusal(
-            f"{shown(path)} has names that are not UTF-8, so it is damaged; {onnx_file.MAKE_IT}"
-        )
 
 
 def refuse_unknown(model: onnx.ModelProto, path: str) -> None:
@@ -332,15 +329,18 @@ def operator_refusal(node: onnx.NodeProto, path: str, reason: str) -> Refusal:
     )
 
 
-# What computes sizes out of sizes; it is known when atc compiles, so it is no work of the card.
+# These compute sizes from sizes when atc compiles: the card does not run them.
 SHAPE_WORK = ("Constant", "ConstantOfShape", "Shape", "Gather", "Cast", "Ceil", "Floor", "Range")
 
 
 def refuse_wild_sizes(model: onnx.ModelProto, path: str) -> None:
-    """Raises: Refusal for sizes that no graph of images has: some end onnx itself, and this program
-    with it.
+    """Raises: Refusal for sizes that no graph of images has.
+
+    Some of them end onnx itself, and this program with it.
     """
-    sizes = [size for tensor in model.graph.initializer for size in tensor.dims]
+    sizes: List[int] = []
+    for tensor in model.graph.initializer:
+        sizes += tensor.dims
     for value in model.graph.input:
         sizes += [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -348,7 +348,7 @@ def refuse_wild_sizes(model: onnx.ModelProto, path: str) -> None:
         for entry in node.attribute:
             sizes += entry.ints
         if node.op_type == "Pad" and len(node.input) > 1 and node.input[1] in constants:
-            sizes += whole_numbers(constants[node.input[1]], path)
+            sizes += integers(constants[node.input[1]], path)
     if sizes and not -1 <= min(sizes) <= max(sizes) <= LARGEST_DIMENSION:
         raise Refusal(
             f"{shown(path)} is not a valid ONNX graph (it has a size of {max(sizes, key=abs):,}); "
@@ -356,8 +356,11 @@ def refuse_wild_sizes(model: onnx.ModelProto, path: str) -> None:
         )
 
 
-def whole_numbers(tensor: onnx.TensorProto, path: str) -> List[int]:
-    """The values of a constant that says sizes. Raises: Refusal if it is damaged."""
+def integers(tensor: onnx.TensorProto, path: str) -> List[int]:
+    """The values of a constant that says sizes.
+
+    Raises: Refusal if it is damaged.
+    """
     from onnx import numpy_helper
 
     try:
@@ -369,8 +372,9 @@ def whole_numbers(tensor: onnx.TensorProto, path: str) -> List[int]:
 
 
 def without_values(model: onnx.ModelProto) -> None:
-    """Make inputs of the weights: only their shapes are needed, and they may be large or lie in
-    another file.
+    """Make inputs of the weights.
+
+    Only their shapes are needed, and they may be large or in another file.
     """
     from onnx import TensorProto, helper
 
@@ -431,35 +435,33 @@ class Reader:
     ) -> None:
         self.nodes, self.shapes, self.image, self.path = list(model.graph.node), shapes, image, path
         self.weights = dict(weights)  # {name: shape}
-        self.readers: Dict[str, List[int]] = {}
-        for place, node in enumerate(self.nodes):
+        self.readers: Dict[str, List[int]] = {}  # {tensor: indices of the nodes that read it}
+        for index, node in enumerate(self.nodes):
             for name in node.input:
-                self.readers.setdefault(name, []).append(place)
-            if (
-                node.op_type == "Identity" and node.input[0] in self.weights
-            ):  # weights that two layers share
+                self.readers.setdefault(name, []).append(index)
+            # Two layers share weights through an Identity.
+            if node.op_type == "Identity" and node.input[0] in self.weights:
                 self.weights[node.output[0]] = self.weights[node.input[0]]
         self.outputs = {value.name for value in model.graph.output}
         self.data = self.data_tensors()
-        self.fused: Set[int] = set()  # places of nodes that are in a kernel of an earlier one
+        self.fused: Set[int] = set()  # indices of nodes that are in a kernel of an earlier one
 
     def data_tensors(self) -> Set[str]:
         """The tensors that are computed from the image, sizes excepted."""
-        found = {self.image}
+        data = {self.image}
         for node in self.nodes:
-            if node.op_type != "Shape" and found.intersection(node.input):
-                found.update(node.output)
-        return found
+            if node.op_type != "Shape" and data.intersection(node.input):
+                data.update(node.output)
+        return data
 
     def network(self) -> Network:
         """Raises: Refusal if a size is not fixed, or weights are computed."""
         kernels = []
-        for place, node in enumerate(self.nodes):
-            works = node.op_type not in (*WITHOUT_WORK, "Shape") and self.data.intersection(
-                node.input
-            )
-            if works and place not in self.fused:
-                kernels += self.with_conversions(node, self.kernel(place, node))
+        for index, node in enumerate(self.nodes):
+            if index in self.fused or node.op_type in (*WITHOUT_WORK, "Shape"):
+                continue
+            if self.data.intersection(node.input):
+                kernels += self.with_conversions(node, self.kernel(node))
         if not kernels:
             raise Refusal(
                 f"no speed can be forecast for {shown(self.path)}: "
@@ -469,36 +471,27 @@ class Reader:
         return Network(tuple(kernels), product(shape[1:]), shape[2], shape[3])
 
     def with_conversions(self, node: onnx.NodeProto, kernel: Kernel) -> List[Kernel]:
-        """The kernel, and where it leaves the card's own format those that convert its data before
-        and behind it.
+        """The kernel, and where it leaves the card's own format those that convert its data.
 
-        SpaceToDepth runs in NHWC alone, a reflecting Pad in ND alone: docs/graph.md. What is
-        converted is not padded.
+        SpaceToDepth runs only in NHWC, a reflecting Pad only in ND: docs/graph.md. The converted
+        data are not padded.
         """
         reflects = node.op_type == "Pad" and attribute(node, "mode", b"constant") == b"reflect"
         if node.op_type != "SpaceToDepth" and not reflects:
             return [kernel]
-        sizes = [product(self.shape(name)[1:]) for name in (node.input[0], node.output[0])]
-        before, behind = (
-            Kernel(
-                f"{kernel.name} ({place} it)",
-                ("TransData",),
-                MOVE,
-                size,
-                0,
-                0,
-                0,
-                0,
-                2 * FLOAT16 * size,
-            )
-            for place, size in zip(("before", "behind"), sizes)
-        )
+        before = self.conversion(f"{kernel.name} (before it)", node.input[0])
+        behind = self.conversion(f"{kernel.name} (behind it)", node.output[0])
         return [before, kernel, behind]
 
-    def kernel(self, place: int, node: onnx.NodeProto) -> Kernel:
+    def conversion(self, name: str, tensor: str) -> Kernel:
+        """The kernel that converts a tensor to another format."""
+        size = product(self.shape(tensor)[1:])
+        return Kernel(name, ("TransData",), MOVE, size, activations=2 * FLOAT16 * size)
+
+    def kernel(self, node: onnx.NodeProto) -> Kernel:
         """The kernel that begins with a node."""
         if node.op_type in MULTIPLIERS:
-            return self.multiplier(place, node)
+            return self.multiplier(node)
         if node.op_type not in KIND_OF:  # work on sizes, but of the image's values
             raise self.refusal(node, UNKNOWN)
         kind = KIND_OF[node.op_type]
@@ -508,22 +501,16 @@ class Reader:
         if node.op_type == "Slice":  # it reads no more than it hands on
             read = list(node.output)
         written = [result, *node.output[1:]]
-        elements = sum(map(self.elements, counted))
         return Kernel(
             operators.name_of(node),
             types,
             kind,
-            elements,
-            0,
-            0,
-            0,
-            0,
-            FLOAT16 * (sum(map(self.elements, read)) + sum(map(self.elements, written))),
+            sum(map(self.elements, counted)),
+            activations=FLOAT16 * sum(map(self.elements, [*read, *written])),
         )
 
     def fuse_vector(self, node: onnx.NodeProto) -> Tuple[Tuple[str, ...], str]:
-        """Swish, x · Sigmoid(x), is one kernel, and so is a BatchNormalization with the activation
-        behind it.
+        """Take along the Mul of a Swish, x · Sigmoid(x), or the activation of a BatchNormalization.
 
         Returns (types of all operators, the result's name).
         """
@@ -532,9 +519,8 @@ class Reader:
         if reader is None:
             return tuple(types), result
         behind = self.nodes[reader]
-        is_swish = (
-            node.op_type in SWITCHES and behind.op_type == "Mul" and node.input[0] in behind.input
-        )
+        multiplies_input = behind.op_type == "Mul" and node.input[0] in behind.input
+        is_swish = node.op_type in SWITCHES and multiplies_input
         is_norm = node.op_type == "BatchNormalization" and behind.op_type in ACTIVATIONS
         if is_swish or is_norm:
             types, result = self.take(types, reader)
@@ -542,10 +528,10 @@ class Reader:
 
     # ---- convolutions and what is fused into them ----
 
-    def multiplier(self, place: int, node: onnx.NodeProto) -> Kernel:
+    def multiplier(self, node: onnx.NodeProto) -> Kernel:
         """A Conv, Gemm or MatMul with the operators that atc fuses into it."""
         weight = self.weight_of(node)
-        types, result, added = self.fuse(place, node)
+        types, result, added = self.fuse(node)
         groups = attribute(node, "group", 1)
         shape, before = self.shape(node.output[0]), self.shape(node.input[0])
         pixels = product(shape[2:])
@@ -566,11 +552,9 @@ class Reader:
                 types,
                 DEPTHWISE,
                 channels_out * taps * pixels,
-                0,
-                0,
-                pixels,
-                FLOAT16 * padded(channels_out) * taps,
-                activations,
+                pixels=pixels,
+                weights=FLOAT16 * padded(channels_out) * taps,
+                activations=activations,
             )
         in_group, out_group, merged = merge_groups(channels_in, channels_out, groups)
         reduction, channels = padded(in_group) * taps, padded(out_group) * merged
@@ -590,8 +574,9 @@ class Reader:
         )
 
     def weight_of(self, node: onnx.NodeProto) -> List[int]:
-        """The shape of its weights. Raises: Refusal if they are computed, or if it is not a 2-D
-        convolution.
+        """The shape of its weights.
+
+        Raises: Refusal if they are computed, or if it is not a 2-D convolution.
         """
         weight = self.weights.get(node.input[1])
         if weight is None or node.input[0] not in self.data:
@@ -608,13 +593,13 @@ class Reader:
     def refusal(self, node: onnx.NodeProto, reason: str) -> Refusal:
         return operator_refusal(node, self.path, reason)
 
-    def fuse(self, place: int, node: onnx.NodeProto) -> Tuple[Tuple[str, ...], str, List[str]]:
-        """Take along BatchNormalization, then an activation, or an Add and the activation behind
-        it.
+    def fuse(self, node: onnx.NodeProto) -> Tuple[Tuple[str, ...], str, List[str]]:
+        """Take along a BatchNormalization, then an Add (of a Conv), then an activation.
 
         Returns (types of all operators, the result's name, tensors that are added).
         """
-        types, result, added = [node.op_type], node.output[0], []  # type: List[str], str, List[str]
+        types, result = [node.op_type], node.output[0]
+        added: List[str] = []
         reader = self.only_reader(result)
         if reader is not None and self.nodes[reader].op_type == "BatchNormalization":
             types, result = self.take(types, reader)
@@ -629,34 +614,37 @@ class Reader:
             types, result = self.take(types, reader)
         return tuple(types), result, added
 
-    def take(self, types: List[str], place: int) -> Tuple[List[str], str]:
-        self.fused.add(place)
-        return [*types, self.nodes[place].op_type], self.nodes[place].output[0]
+    def take(self, types: List[str], index: int) -> Tuple[List[str], str]:
+        """Add a node to a kernel; returns (types of all operators, the result's name)."""
+        self.fused.add(index)
+        return [*types, self.nodes[index].op_type], self.nodes[index].output[0]
 
     def only_reader(self, tensor: str) -> Optional[int]:
-        """The place of the node that alone reads a tensor, unless it belongs to another kernel
-        already.
-        """
-        places = self.readers.get(tensor, [])
-        alone = len(places) == 1 and tensor not in self.outputs
-        return places[0] if alone and places[0] not in self.fused else None
+        """The index of the node that alone reads a tensor; None if it is in another kernel."""
+        indices = self.readers.get(tensor, [])
+        if len(indices) != 1 or tensor in self.outputs or indices[0] in self.fused:
+            return None
+        return indices[0]
 
     # ---- sizes ----
 
     def shape(self, tensor: str) -> List[int]:
-        """Raises: Refusal if a size of it is open."""
+        """The shape of a tensor.
+
+        Raises: Refusal if a size of it is open.
+        """
         shape = self.shapes.get(tensor)
         if not shape or min(shape) < 1:
             raise Refusal(
-                f"no speed can be forecast for {shown(self.path)}: "
-                f"the size of {shown(tensor)} is not fixed; "
-                f"{onnx_file.MAKE_IT}"
+                f"no speed can be forecast for {shown(self.path)}: the size of {shown(tensor)} is "
+                f"not fixed; {onnx_file.MAKE_IT}"
             )
         return shape
 
     def elements(self, tensor: str) -> int:
-        """Values of one image in a tensor, as the card holds them: the channels of a map are padded
-        to 16.
+        """Values of one image in a tensor, as the card holds them.
+
+        The channels of a map are padded to 16.
         """
         shape = self.shape(tensor)
         is_map = len(shape) in (2, 4)
@@ -664,11 +652,11 @@ class Reader:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """The value of a node's attribute: a whole number or bytes, as `default` is."""
-    found = next((entry for entry in node.attribute if entry.name == name), None)
-    if found is None:
-        return default
-    return found.s if isinstance(default, bytes) else found.i
+    """The value of a node's attribute: an integer or bytes, as `default` is."""
+    for entry in node.attribute:
+        if entry.name == name:
+            return entry.s if isinstance(default, bytes) else entry.i
+    return default
 
 
 def product(numbers: Iterable[int]) -> int:
@@ -679,8 +667,9 @@ def product(numbers: Iterable[int]) -> int:
 
 
 def merge_groups(channels_in: int, channels_out: int, groups: int) -> Tuple[int, int, int]:
-    """(input channels, output channels, groups) after merging groups until both sides of each fill
-    16, if they can.
+    """(input channels, output channels, groups) after merging groups.
+
+    Groups are merged until both sides of each fill 16, if they can.
     """
     in_group, out_group = channels_in // groups, channels_out // groups
     together = min(groups, max(-(-CUBE // in_group), -(-CUBE // out_group)))
@@ -693,8 +682,8 @@ def merge_groups(channels_in: int, channels_out: int, groups: int) -> Tuple[int,
 def kernel_time(kernel: Kernel, batch_size: int, constants: Constants) -> Time:
     """How long a kernel takes for one batch, by what the time is spent on.
 
-    The longer one of compute and memory counts in full, the shorter one with the share that is not
-    hidden behind it.
+    The longer one of compute and memory counts in full. Of the shorter one counts the share that
+    is not hidden behind it.
     """
     memory = memory_time(kernel, batch_size, constants)
     compute = compute_time(kernel, batch_size, constants)
@@ -706,7 +695,7 @@ def kernel_time(kernel: Kernel, batch_size: int, constants: Constants) -> Time:
 
 
 def memory_time(kernel: Kernel, batch_size: int, constants: Constants) -> float:
-    """Seconds for weights (always from DDR) and activations (from L2, as far as they fit into it)."""
+    """Seconds for weights, always from DDR, and for activations, from L2 as far as they fit."""
     activations = kernel.activations * batch_size
     in_l2 = 1 / (1 + (activations / constants.l2_size) ** constants.l2_steepness)
     per_byte = in_l2 / constants.l2 + (1 - in_l2) / constants.ddr
@@ -734,7 +723,7 @@ def compute_time(kernel: Kernel, batch_size: int, constants: Constants) -> float
 
 
 def overhead_of(kind: str, constants: Constants) -> float:
-    """Seconds that launching a kernel costs, whatever it computes."""
+    """Seconds that launching a kernel of this kind costs."""
     overheads = {
         CONVOLUTION: constants.convolution_overhead,
         DENSE: constants.dense_overhead,
@@ -749,7 +738,10 @@ def overhead_of(kind: str, constants: Constants) -> float:
 def network_time(
     network: Network, batch_size: int, constants: Constants, uint8: bool = False
 ) -> Time:
-    """How long one batch takes; uint8: whether the images come as bytes (AIPP) instead of float32."""
+    """How long one batch takes.
+
+    uint8: whether the images come as bytes (AIPP) instead of float32.
+    """
     times = [kernel_time(kernel, batch_size, constants) for kernel in network.kernels]
     image = network.input_elements * (UINT8 if uint8 else FLOAT32)
     return Time(
@@ -766,13 +758,14 @@ def network_time(
 def forecast(
     network: Network, batch_sizes: Sequence[int], data: Data, uint8: bool = False
 ) -> List[Forecast]:
-    """Images/s at each batch size. Raises: Refusal for a batch size above those of the published
-    figures.
+    """Images/s at each batch size.
+
+    Raises: Refusal for a batch size above those of the published figures.
     """
     if max(batch_sizes) > largest_batch(data):
         raise Refusal(
-            f"no speed can be forecast at batch size {max(batch_sizes)}: "
-            f"it is above {largest_batch(data)}, the largest that the forecast was checked at"
+            f"no speed can be forecast at batch size {max(batch_sizes)}: the forecast was checked "
+            f"up to {largest_batch(data)}; give --batch-sizes up to that"
         )
     rows = []
     for batch_size in batch_sizes:
@@ -804,20 +797,22 @@ def with_ranges(
 
 
 def refuse_chip(name: str) -> None:
-    """Raises: Refusal for a chip other than the 310P3; a name as npu-smi or atc has it."""
+    """Raises: Refusal for a chip other than the 310P3. name: as npu-smi or atc has it."""
     plain = name[len("Ascend") :] if name.startswith("Ascend") else name
     if plain != CHIP:
         raise Refusal(
-            f"no speed can be forecast for the chip {shown(name)}: "
-            f"the published figures are of the {CHIP} alone"
+            f"no speed can be forecast for the chip {shown(name)}: the published figures are only "
+            f"of the {CHIP}"
         )
 
 
-def limits(network: Network) -> List[str]:
-    """What must be said wherever a number is shown: parts of a sentence that begins with "This is a
-    forecast".
+def limits(height: int, width: int) -> List[str]:
+    """What must be said wherever a number is shown.
+
+    height, width: of an image, pixels.
+    Returns parts of a sentence that begins with "This is a forecast".
     """
-    if max(network.height, network.width) <= LARGEST_SIZE:
+    if max(height, width) <= LARGEST_SIZE:
         return list(LIMITS)
     return [
         *LIMITS,
@@ -854,34 +849,39 @@ LOOK_AT = {
 
 
 def judge(measured: Dict[int, float], forecasts: Sequence[Forecast]) -> List[Verdict]:
-    """A verdict for each batch size that was both measured and forecast. measured: {batch size:
-    images/s}.
+    """A verdict for each batch size that was both measured and forecast.
+
+    measured: {batch size: images/s}.
     """
-    by_size = {row.batch_size: row for row in forecasts}
-    return [
-        Verdict(size, images_per_s, by_size[size], images_per_s < by_size[size].low_90)
-        for size, images_per_s in sorted(measured.items())
-        if size in by_size
-    ]
+    verdicts = []
+    for row in sorted(forecasts, key=lambda row: row.batch_size):
+        if row.batch_size in measured:
+            images_per_s = measured[row.batch_size]
+            is_slow = images_per_s < row.low_90
+            verdicts.append(Verdict(row.batch_size, images_per_s, row, is_slow))
+    return verdicts
 
 
 def look_at(network: Network) -> List[str]:
-    """What to look at where a card is slower than the forecast, the most likely first: keys of
-    LOOK_AT.
+    """What to look at where a card is slower than the forecast, the most likely first.
+
+    Returns keys of LOOK_AT.
     """
-    found = ["graph"] if costly_moves(network) else []
-    return [*found, *(key for key in LOOK_AT if key != "graph")]
+    return [key for key in LOOK_AT if key != "graph" or costly_moves(network)]
 
 
 def costly_moves(network: Network) -> List[str]:
     """The operators of the graph that the card runs slowly, each once."""
-    types = {name for kernel in network.kernels for name in kernel.operators}
+    types: Set[str] = set()
+    for kernel in network.kernels:
+        types.update(kernel.operators)
     return [name for name in COSTLY_MOVES if name in types]
 
 
 def describe(verdicts: Sequence[Verdict], network: Network) -> str:
-    """The verdicts in words: a line if all is well, otherwise what is slow and what to look at, a
-    line each.
+    """The verdicts in words: a line if all is well.
+
+    Otherwise a line says what is slow, and a line each what to look at.
     """
     slow = [verdict for verdict in verdicts if verdict.is_slow]
     if not slow:
@@ -892,9 +892,8 @@ def describe(verdicts: Sequence[Verdict], network: Network) -> str:
         )
     worst = min(slow, key=lambda verdict: verdict.ratio)
     lines = [
-        "slower than networks of this kind run there: "
-        f"{worst.measured:,.0f} images/s at batch size "
-        f"{worst.batch_size}, and 95 % of them reach {worst.forecast.low_90:,.0f}; look at"
+        f"slower than networks of this kind run there: {worst.measured:,.0f} images/s at batch "
+        f"size {worst.batch_size}, and 95 % of them reach {worst.forecast.low_90:,.0f}; look at"
     ]
     names = " and ".join(costly_moves(network))
     return "\n".join([*lines, *(f"    {LOOK_AT[key].format(names)}" for key in look_at(network))])
@@ -903,10 +902,11 @@ def describe(verdicts: Sequence[Verdict], network: Network) -> str:
 def from_measured(
     batch_size: int, images_per_s: float, forecasts: Sequence[Forecast], data: Data
 ) -> List[Forecast]:
-    """The other batch sizes from one that was measured: each forecast moved by the factor that was
-    seen there.
+    """The other batch sizes from one that was measured.
 
-    batch_size: the measured one, which must be among the forecasts. Raises: KeyError if it is not.
+    Each forecast is moved by the factor that was seen there.
+    batch_size: the measured one, which must be among the forecasts.
+    Raises: KeyError if it is not.
     """
     own = {row.batch_size: row for row in forecasts}[batch_size]
     moved_by = images_per_s / own.images_per_s
@@ -925,7 +925,5 @@ def from_measured(
 
 
 def cannot_win(others: Sequence[Forecast], best_measured: float) -> bool:
-    """Whether no other batch size will beat `best_measured`, images/s: even the 90 % ranges end
-    below it.
-    """
+    """Whether all 90 % ranges of the other batch sizes end below `best_measured`, images/s."""
     return all(row.high_90 < best_measured for row in others)

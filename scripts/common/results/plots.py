@@ -369,7 +369,7 @@ def draw_forecast_speed(figure: Figure, report: Dict[str, Any]) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.bar(places, speeds, width=0.6, color=FIRST)
     upper.errorbar(places, speeds, yerr=[below, above], fmt="none", ecolor=INK, capsize=6)
-    upper.set(ylabel="images/s, with 80 %")
+    upper.set(ylabel="images/s, 80 % range")
     bottom = [0.0] * len(rows)
     for part, colour in PARTS_OF_TIME.items():
         shares = [100 * row["shares"][part] for row in rows]

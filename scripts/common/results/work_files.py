@@ -13,6 +13,8 @@ EXPORTED = "tresnet.onnx"  # the model
 PAGE = "report.html"
 
 PER_CENT = Number(0, 100)
+SHARES = dict.fromkeys(("compute", "memory", "overhead", "input"), Number(0, 1))
+DURATION = Number(1e-9, 1e9)  # ms; a share is divided by it
 SHARD = Number(1, 999_999, True)  # as cli.shard takes it
 COSINE = {"min": FIGURE, "mean": FIGURE, "image": str}
 MEASURED = {
@@ -61,6 +63,13 @@ def check_promise(report: Dict[str, Any]) -> None:
     lacking = {"drop", "max_drop", "interval"} - report.keys()
     if "held" in report and lacking:
         raise ValueError(f"it lacks {min(lacking)!a}")
+
+
+def check_speed(report: Dict[str, Any]) -> None:
+    """Raises: ValueError if a forecast of the speed lacks the row of its best batch size."""
+    best = report["best_batch_size"]
+    if all(row["batch_size"] != best for row in report["rows"]):
+        raise ValueError(f"it lacks the row of its best batch size, {best}")
 
 
 # ---- the files -----------------------------------------------------------------------------------
@@ -214,12 +223,6 @@ INT8 = WorkFile(
     check_promise,
 )
 SUMMARY = WorkFile("result_summary.json", "the inference", {"throughput": FIGURE})
-SHARES = {
-    "compute": Number(0, 1),
-    "memory": Number(0, 1),
-    "overhead": Number(0, 1),
-    "input": Number(0, 1),
-}
 SPEED = WorkFile(
     "speed.json",
     "scripts/forecast_speed.py",
@@ -227,7 +230,6 @@ SPEED = WorkFile(
         "chip": str,
         "model": str,
         "size": [SIZE, SIZE],
-        "limits": [str],
         "best_batch_size": SIZE,
         "rows": [
             {
@@ -235,11 +237,12 @@ SPEED = WorkFile(
                 "images_per_s": FIGURE,
                 "low_80": FIGURE,
                 "high_80": FIGURE,
-                "ms_per_batch": FIGURE,
+                "ms_per_batch": DURATION,
                 "shares": SHARES,
             },
             ...,
         ],
         "kernels": [{"name": str, "operators": [str], "us": FIGURE, "mostly": str}, ...],
     },
+    check_speed,
 )
