@@ -1015,7 +1015,7 @@ def test_every_module_that_a_program_really_loads_is_in_its_recipe(program: str)
         "import os, runpy, sys; sys.path.insert(0, os.path.dirname(sys.argv[1]));"
         "runpy.run_path(sys.argv[1], run_name='other');"
         "names = [name for name in sys.modules if name.split('.')[0] == 'common'];"
-        "print(*(sys.modules[name].__file__ for name in names))"
+        "print(*(sys.modules[name].__file__ for name in names), sep='\\n')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(ROOT / program)],
@@ -1023,7 +1023,7 @@ def test_every_module_that_a_program_really_loads_is_in_its_recipe(program: str)
         check=True,
         env=dict(os.environ, PYTHONPATH=str(ROOT / "scripts")),
     )
-    loaded = {os.path.realpath(path) for path in done.stdout.decode().split()}
+    loaded = {os.path.realpath(path) for path in done.stdout.decode().splitlines()}
     counted = set(map(os.path.realpath, recipe.closure(str(ROOT / program))))
     assert len(loaded) >= 3
     assert {
