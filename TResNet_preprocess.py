@@ -164,7 +164,7 @@ def check_folders(source: str, target: str) -> None:
     if os.path.islink(target.rstrip("/")):
         raise Refusal(
             f"DST, {shown(target)}, is a symbolic link, and nothing is made or removed through a "
-            f"link; name {shown(os.path.realpath(target))} itself"
+            f"link; name {shown(os.path.realpath(target))} itself, or remove the link"
         )
     if not os.path.isdir(source):
         state = "is not a folder" if os.path.lexists(source) else "does not exist"

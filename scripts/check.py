@@ -345,8 +345,11 @@ def read_labels(data: Data) -> List[Label]:
 
 
 def check_checkpoint(data: Data) -> str:
-    if not os.path.isfile(evaluation.weights_file(data.checkpoint)):
+    weights = evaluation.weights_file(data.checkpoint)
+    if not os.path.lexists(weights):
         raise Refusal(f"the checkpoint {shown(data.checkpoint)} does not exist")
+    if not os.path.isfile(weights):
+        raise Refusal(f"the checkpoint {shown(data.checkpoint)} is not a regular file")
     return data.checkpoint
 
 

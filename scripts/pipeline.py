@@ -107,7 +107,7 @@ class Runner:
             signal.signal(ignored, signal.SIG_IGN)
         raise Refusal(
             f"stopped during {self.name}; the same command goes on from there",
-            130 if number == signal.SIGINT else 143,
+            128 + number,
         )
 
     def header(self, name: str, number: int = 0, total: int = 0) -> None:
@@ -678,7 +678,6 @@ def main() -> int:
         return check.print_table(given)
     if given.class_names:
         files.read_regular(given.class_names)  # can it be read? its lines are checked later
-    os.umask(0o027)  # later versions of ais_bench refuse folders that others can enter
     runner, data = Runner(given.dry_run), check.locate(given)
     findings = check.examine(given, data)
     backend = findings.backend
@@ -693,6 +692,9 @@ def main() -> int:
         files.make_folder(given.workdir, "--workdir")
         runner.lock = files.hold(os.path.join(given.workdir, ".lock"))
     python = prepare(runner)
+    # Only now: the environment is for all users of the checkout. Later versions of ais_bench refuse
+    # folders that others can enter; what the user's own umask takes away stays away.
+    os.umask(os.umask(0o077) | 0o027)
     print(f"backend: {backend}: {findings.reason}", flush=True)
     run = describe(given, data, backend, findings.reason, python)
     with known_host(run, runner):

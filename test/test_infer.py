@@ -326,7 +326,7 @@ def test_wrong_usage(options: Any, status: int, sentence: str, model: Path) -> N
 
 
 def test_models_that_are_not_there_broken_or_of_another_kind(tmp_path: Path) -> None:
-    assert "is not there" in refuses("--model", tmp_path / "nowhere.onnx")
+    assert "does not exist" in refuses("--model", tmp_path / "nowhere.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     assert "broken.onnx is not an ONNX file, or it is damaged" in refuses(
         "--model", tmp_path / "broken.onnx"

@@ -657,7 +657,9 @@ def test_killed_while_the_sample_is_made_it_makes_the_same_sample(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("number, status", ((signal.SIGINT, 130), (signal.SIGTERM, 143)))
+@pytest.mark.parametrize(
+    "number, status", ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129))
+)
 @pytest.mark.parametrize("step", ("Preprocess", "Export", "Inference"))
 def test_a_signal_ends_all_processes_with_one_line(
     step: str,

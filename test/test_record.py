@@ -1031,6 +1031,14 @@ def test_every_module_that_a_program_really_loads_is_in_its_recipe(program: str)
     } == set()
 
 
+def test_several_files_of_others_are_named_in_the_plural(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("mine")
+    before = record.read(str(tmp_path / "a"))
+    with pytest.raises(Refusal, match="a, .*b: no record says .* made them; move them away, or"):
+        before.refuse_others(["a", "b"])
+
+
 def test_the_recipe_names_inputs_and_settings_by_content(tmp_path: Path) -> None:
     for name in ("in", "settings"):
         (tmp_path / name).write_text(name)

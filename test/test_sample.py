@@ -1,6 +1,7 @@
 """The chain on the sample at the network's own size: right on photos, wrong when it should be."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def sample_work(shared: Shared, sample: Path) -> Path:
     return shared("finished", make) / "work"
 
 
+@pytest.mark.skipif(sys.version_info < (3, 8), reason="PyTorch 1.6 writes addresses into a file")
 def test_the_sample_has_the_same_bytes_wherever_it_is_made(
     small_sample: Path, tmp_path: Path
 ) -> None:

@@ -466,3 +466,18 @@ def test_an_environment_that_somebody_else_made_is_not_removed(clone: Path) -> N
         and "exists, and this program did not make it; move it away" in done.stderr
     )
     assert (clone / ".venv" / "mine.txt").read_text() == "mine"
+
+
+def test_a_checkout_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write anywhere, so the question for the right to write is answered here."""
+    from common.core import environment
+    from common.core.cli import Refusal
+
+    monkeypatch.setattr(environment, "ROOT", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(Refusal, match="this user cannot write there; use a checkout of your own"):
+        with environment.one_at_a_time():
+            raise AssertionError("the block must not run")
+    assert not list(tmp_path.iterdir())

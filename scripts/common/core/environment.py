@@ -51,15 +51,17 @@ def say(message: str) -> None:
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Wait until no other set-up of this checkout runs; no other one starts during the block."""
-    held = -1
     lock = os.path.join(ROOT, ".venv.lock")
-    with contextlib.suppress(OSError):  # a read-only checkout, where nothing can be made
-        held = files.hold(lock, "waiting for another set-up of this checkout")
+    if not os.access(lock if os.path.lexists(lock) else ROOT, os.W_OK):
+        raise Refusal(
+            f"the environment cannot be set up in {shown(ROOT)}: this user cannot write there; use "
+            "a checkout of your own, or let its owner run python3 scripts/setup_env.py"
+        )
+    held = files.hold(lock, "waiting for another set-up of this checkout")
     try:
         yield
     finally:
-        if held >= 0:
-            os.close(held)
+        os.close(held)
 
 
 def pip_environment() -> Dict[str, str]:

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import re
 import shutil
 import stat
@@ -29,7 +28,7 @@ COMPILE_SECONDS = 60  # a compiler that takes longer is stopped
 
 def has_avx2() -> bool:
     """Whether this CPU is an x86-64 with 256-bit integer instructions."""
-    if platform.machine() != "x86_64":  # under emulation /proc/cpuinfo may describe the host
+    if os.uname().machine != "x86_64":  # under emulation /proc/cpuinfo may describe the host
         return False
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         return bool(re.search(r"^flags\s*:.* avx2( |$)", file.read(), re.MULTILINE))
@@ -145,7 +144,7 @@ def load(name: str) -> ctypes.CDLL:
         flags = ["-std=gnu99", "-O3", "-shared", "-fPIC"]
         if has_avx2():
             flags.append("-mavx2")
-        made_from = repr((text, flags, platform.machine()))
+        made_from = repr((text, flags, os.uname().machine))
         key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
         library = os.path.join(CACHE, f"{os.path.basename(name)[: -len('.c')]}-{key}.so")
         return load_or_compile(source, tuple(flags), library)

@@ -369,10 +369,10 @@ class Record:
         paths = [self.file_path(name) for name in names if name not in known]
         taken = list(filter(os.path.lexists, paths))
         if taken:
-            raise Refusal(
-                f"{some(taken, 5)}: no record says that this program made it; move it away, or "
-                "name another file or folder"
-            )
+            problem = "no record says that this program made it; move it away"
+            if len(taken) > 1:
+                problem = "no record says that this program made them; move them away"
+            raise Refusal(f"{some(taken, 5)}: {problem}, or name another file or folder")
 
     def clear(self, keep: Set[str]) -> None:
         """Remove our files whose names are not in `keep`; set aside those with another content."""

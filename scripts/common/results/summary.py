@@ -4,6 +4,7 @@ import os
 from typing import Dict, List, Optional, Tuple
 
 from common.core import record
+from common.core.cli import shown
 from common.model.network import lineage_is_assumed
 from common.results.work_files import ACCURACY, BEFORE_INT8, COMPARE, INT8, PAGE, REPORT, SUMMARY
 
@@ -132,6 +133,6 @@ def show(
     lines += [("predictions", result), ("model", model)]
     width = max(len(what) for what, _ in lines)
     for what, value in lines:
-        print(f"{what:<{width}}  {value}")
+        print(f"{what:<{width}}  {value if value.isprintable() else shown(value)}")
     if note:
         print(note)
