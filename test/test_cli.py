@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -306,9 +305,9 @@ def test_argument_types(kind: Any, good: Dict[str, Any], bad: Any) -> None:
 
 def test_avx2_is_asked_for_only_on_x86_64(monkeypatch: pytest.MonkeyPatch) -> None:
     """In an emulated ARM root /proc/cpuinfo is the host's."""
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(os, "uname", lambda: argparse.Namespace(machine="aarch64"))
     assert not native.has_avx2()
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(os, "uname", lambda: argparse.Namespace(machine="x86_64"))
     assert native.has_avx2() == bool(
         re.search(r"^flags\s*:.* avx2( |$)", Path("/proc/cpuinfo").read_text(), re.M)
     )
