@@ -1,8 +1,8 @@
 """ais_bench in each of its generations: how it is spelled and started, and what it says.
 
-Three generations are known. 0.0.2 and later ones write option words with an underscore, the newest
-with a hyphen. The newest also calls the percentile P99. So the program looks: for the spelling at
---help, for the key at the summary itself.
+Three generations are known. 0.0.2 and later ones write option words with an underscore, the fork
+0.1.0 with a hyphen. The fork also calls the percentile P99. So the program looks: for the spelling
+at --help, for the key at the summary itself.
 """
 
 import functools
@@ -46,7 +46,7 @@ def spelling() -> str:
 
     Raises: Refusal if there is no ais_bench.
     """
-    # The newest fits its help to the terminal: it cuts long words in a narrow one, and on some it
+    # The fork fits its help to the terminal: it cuts long words in a narrow one, and on some it
     # puts colours into them.
     wide = dict(os.environ, COLUMNS="200", NO_COLOR="1", TERM="dumb")
     try:
@@ -63,7 +63,7 @@ def spelling() -> str:
             f"ais_bench cannot be started: {why(error)}; see: python3 -m ais_bench --help"
         ) from None
     output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout.decode(errors="replace"))
-    for joint in ("-", "_"):  # the newest still writes underscores in its examples
+    for joint in ("-", "_"):  # the fork still writes underscores in its examples
         if f"--output{joint}dirname" in output:
             return joint
     raise Refusal(
