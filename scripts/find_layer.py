@@ -439,7 +439,7 @@ def main() -> None:
     began = time.monotonic()
     sample = input_of(onnx_file.describe(arguments.model), arguments.aipp)
     paths = list_inputs(arguments.input)[: arguments.images]
-    os.umask(0o027)  # ais_bench refuses files that others can write
+    files.limit_rights()
     folder = arguments.output = host.safe_path(arguments.output)
     files.make_folder(folder, "--output")
     model = onnx_file.load(arguments.model)

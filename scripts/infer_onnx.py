@@ -225,13 +225,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def report(
     arguments: argparse.Namespace,
-    batch_size: int,
+    images: float,
     times: List[float],
     folder: str,
     results: Dict[str, List[str]],
 ) -> bytes:
     """Print ais_bench's lines; the content of its summary file.
 
+    images: how many a batch had on average, without what only filled it up.
     times: milliseconds of each batch; results: {path of an input: names of its results in
     `folder`}.
     """
@@ -240,7 +241,7 @@ def report(
         folder,
         results,
         times,
-        batch_size,
+        images,
         args=vars(arguments),
         H2D_latency=copies,
         D2H_latency=copies,
@@ -255,7 +256,7 @@ def report(
             ]
             print(f"[INFO] {title} (ms): {', '.join(figures)}")
         print(
-            f"[INFO] throughput 1000*batchsize.mean({batch_size})/NPU_compute_time.mean("
+            f"[INFO] throughput 1000*batchsize.mean({images:g})/NPU_compute_time.mean("
             f"{summary['NPU_compute_time']['mean']}): {summary['throughput']}"
         )
     return json.dumps(summary, indent=4).encode()
@@ -266,6 +267,11 @@ def report(
 
 def split(paths: List[str], batch_size: int) -> List[List[str]]:
     return [paths[index : index + batch_size] for index in range(0, len(paths), batch_size)]
+
+
+def images_each(batches: List[List[str]], batch_size: int) -> float:
+    """How many images a batch has on average; made-up batches, which have no paths, are full."""
+    return sum(map(len, batches)) / len(batches) if batches else batch_size
 
 
 def key_of(paths: List[str]) -> str:
@@ -342,7 +348,7 @@ def infer_files(
         times = infer_batches(arguments, opened, todo, states, writer, prefix)
         seconds = max(time.time() - start, 1e-9)
         say_speed(sum(map(len, todo)), len(paths), seconds, prefix)
-        folder.end(writer, report(arguments, batch_size, times, prefix, names))
+        folder.end(writer, report(arguments, images_each(todo, batch_size), times, prefix, names))
 
 
 def say_speed(inferred: int, images: int, seconds: float, prefix: str) -> None:
@@ -364,14 +370,16 @@ def infer_without_files(
     if arguments.pure_data_type == "random":
         made_up = np.random.RandomState(0).uniform(0, 1, made_up.shape).astype(np.float32)
     warm_up(opened, arguments.warmup_count)
+    batches = split(paths, batch_size)
     times = infer(
         opened,
         arguments.loop,
-        split(paths, batch_size) or [[]],
+        batches or [[]],
         lambda batch: read_batch(batch, opened.input) if batch else made_up,
         None,
     )
-    summary = report(arguments, batch_size, times, prefix, {path: [] for path in paths})
+    images = images_each(batches, batch_size)
+    summary = report(arguments, images, times, prefix, {path: [] for path in paths})
     if prefix:
         record.claim_like(prefix + "_summary.json", '"filesinfo"')
         files.write_whole(prefix + "_summary.json", summary)

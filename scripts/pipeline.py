@@ -692,9 +692,7 @@ def main() -> int:
         files.make_folder(given.workdir, "--workdir")
         runner.lock = files.hold(os.path.join(given.workdir, ".lock"))
     python = prepare(runner)
-    # Only now: the environment is for all users of the checkout. Later versions of ais_bench refuse
-    # folders that others can enter; what the user's own umask takes away stays away.
-    os.umask(os.umask(0o077) | 0o027)
+    files.limit_rights()  # only now: the environment is for all users of the checkout
     print(f"backend: {backend}: {findings.reason}", flush=True)
     run = describe(given, data, backend, findings.reason, python)
     with known_host(run, runner):

@@ -173,7 +173,7 @@ def main() -> None:
     arguments = parse_arguments()
     start = time.time()
     check_tools(arguments.model)
-    os.umask(0o027)  # ais_bench refuses files that others can write
+    files.limit_rights()
     arguments.output = host.safe_path(arguments.output)
     amct = os.path.realpath(shutil.which("amct_onnx") or "amct_onnx")
     task = quantisation.Task(

@@ -446,7 +446,7 @@ def main() -> None:
     arguments = parse_arguments()
     sample = input_of(onnx_file.describe(arguments.models[0]), arguments.aipp)
     paths = list_inputs(arguments.input)[: arguments.images]
-    os.umask(0o027)  # ais_bench refuses what others can write
+    files.limit_rights()
     output = host.safe_path(arguments.output)
     product = folder = os.path.join(output, "tune")
     targets = [f"{product}.{suffix}" for suffix in ("json", "md", "png")]

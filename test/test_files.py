@@ -9,7 +9,7 @@ from common.core import files
 from common.core.cli import Refusal
 
 import pytest
-from conftest import run_pipeline
+from conftest import ROOT, run_pipeline
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +96,21 @@ def test_labels_that_cannot_serve_are_seen_before_anything_is_made(
     assert done.returncode == 1 and said in done.stderr and not (tmp_path / "work").exists(), (
         done.stderr
     )
+
+
+@pytest.mark.parametrize("before, after", ((0o022, 0o027), (0, 0o027), (0o077, 0o077)))
+def test_rights_are_only_taken_away(before: int, after: int) -> None:
+    mask = os.umask(before)
+    try:
+        files.limit_rights()
+        assert os.umask(0) == after
+    finally:
+        os.umask(mask)
+
+
+def test_no_program_sets_a_umask_of_its_own() -> None:
+    setting = [path for path in (ROOT / "scripts").rglob("*.py") if "os.umask(" in path.read_text()]
+    assert [path.name for path in setting] == ["files.py"]
 
 
 def test_the_pipeline_starts_where_python_does_not_look_beside_programs() -> None:

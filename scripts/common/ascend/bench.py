@@ -147,11 +147,12 @@ def figures(times: Sequence[float]) -> Dict[str, float]:
 
 
 def summary(
-    folder: str, results: Dict[str, List[str]], times: List[float], batch_size: float, **more: Any
+    folder: str, results: Dict[str, List[str]], times: List[float], images: float, **more: Any
 ) -> Dict[str, Any]:
     """The content of a _summary.json.
 
     results: {path of an input: names of its results in `folder`}; times: ms of each batch.
+    images: how many a batch had on average; what only fills up the last batch does not count.
     """
     compute = figures(times or [0.0])
     rows: Dict[int, Dict[str, List[str]]] = {}
@@ -161,7 +162,7 @@ def summary(
     return {
         "filesinfo": rows,
         "NPU_compute_time": compute,
-        "throughput": 1000 * batch_size / compute["mean"] if compute["mean"] else 0.0,
+        "throughput": 1000 * images / compute["mean"] if compute["mean"] else 0.0,
         "npu_compute_time_list": times,
         "pid": os.getpid(),
         **more,

@@ -135,6 +135,15 @@ def sync(path: str) -> None:
         os.close(file)
 
 
+def limit_rights() -> None:
+    """From now on nobody else may write, or see at all, what this process makes.
+
+    Later versions of ais_bench refuse files that others can write and folders that others can
+    enter. What the user's own umask takes away stays away.
+    """
+    os.umask(os.umask(0o077) | 0o027)
+
+
 # ---- reading -------------------------------------------------------------------------------------
 
 
