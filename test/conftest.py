@@ -15,6 +15,7 @@ from unittest import mock
 
 import pytest
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # the tests import ONNX Runtime themselves
 pytest_plugins = ["ascend.fixtures"]
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "test" / "data"

@@ -24,6 +24,9 @@ USAGE, BELOW_MINIMUM = 2, 3  # exit statuses, beside 0 good, 1 failure, 128 + nu
 CLOSED_PIPE = 128 + signal.SIGPIPE
 ALIKE = 0.75  # how similar a mistyped option and the one that it is taken for must be
 INSTALLED_AS = {"PIL": "Pillow"}  # {package as it is imported: as it is installed}
+# ONNX Runtime reads it when it is imported. Without it 1.32 sends paths, names, times and error
+# texts to its maker. It keeps a device's number and the queue of such events in the user's cache.
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 # The signals that ended this process. PyTorch 1.6, and an import that is interrupted, turn a signal
 # into another error; without this list that error would blame a file or a package.
@@ -92,11 +95,13 @@ def interrupt(number: int, _: Any) -> None:
 def start(name: str = "") -> None:
     """Prepare signals and streams; make one sentence of an uncaught error or a missing package.
 
-    Only a program calls this, before it imports a package that may be missing.
+    Only a program calls this, before it imports a package that may be missing. Neither the program
+    nor what it starts sends telemetry from here on.
     name: what the program's user typed, if that is not the file's name.
     """
     if name:
         NAMED[:] = [name]
+    os.environ[NO_TELEMETRY] = "1"
     sys.excepthook = end_uncaught
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)  # in the background it is ignored, and that stays
