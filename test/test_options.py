@@ -305,12 +305,16 @@ def test_a_problem_with_chips_has_a_code(names: List[str], wanted: Any, code: st
 
 
 def test_steps_do_not_talk_through_the_environment() -> None:
-    """Nothing is put into os.environ, which every later step would inherit unseen."""
+    """Nothing is put into os.environ, which every later step would inherit unseen.
+
+    Except for the switch that tells ONNX Runtime to send nothing.
+    """
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.Assign, ast.Delete)):
                 written = [target for target in node.targets if is_in_environment(target)]
-                assert not written, f"{path.name}:{node.lineno}"
+                key = ast.dump(written[0].slice) if written else ""  # type: ignore[attr-defined]
+                assert not written or "id='NO_TELEMETRY'" in key, f"{path.name}:{node.lineno}"
 
 
 def is_in_environment(target: ast.expr) -> bool:
