@@ -307,7 +307,7 @@ def test_a_problem_with_chips_has_a_code(names: List[str], wanted: Any, code: st
 def test_steps_do_not_talk_through_the_environment() -> None:
     """Nothing is put into os.environ, which every later step would inherit unseen.
 
-    Except for the switch that tells ONNX Runtime to send nothing.
+    Except for the switch of ONNX Runtime's telemetry.
     """
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
