@@ -14,7 +14,8 @@ In:  RESULT, one file per image as the inference writes it: STEM_0.txt (each val
      --multi-label the lines are "NAME INT INT …", and the figure is the mean average precision.
 Out: OUT_DIR/OUT_NAME, the accuracy as strings, and beside it ..._report.json, which accounts for
      every image: what the accuracy covers, what was left out and why. With --prep DIR this is
-     checked against DIR/manifest.jsonl.
+     checked against DIR/manifest.jsonl. The number of classes is checked against the record of the
+     model that RESULT_summary.json names, or of --model.
 Exit status: 0 good, 1 something is wrong with the data, 2 wrong usage, 3 the accuracy is below
      --min-top1 or --min-top5.
 """
@@ -27,6 +28,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import chain, repeat
@@ -41,10 +43,11 @@ if __name__ == "__main__":
 from common.core import native, options, record
 from common.core.cli import Refusal, shown, some
 from common.core.files import checksum_of, make_folder, read_regular
-from common.data import class_names, prepared
+from common.core.names import ordered, other_order
+from common.data import class_names, evaluation, prepared
 from common.data.labels import check_folders, label_offset, match_labels, read_label_file
-from common.results import accuracy
-from common.results.results import chunks, percent, read_result, result_files
+from common.results import accuracy, result_folder
+from common.results.results import are_all_equal, chunks, percent, read_result, result_files
 from common.results.work_files import ACCURACY
 
 import numpy as np
@@ -146,7 +149,7 @@ def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) 
     """
     ranked = fast_ranks(paths, labels, classes, workers)
     for i in np.flatnonzero(ranked.ranks < 0).tolist():
-        scores, label = read_result(paths[i]), labels[i]
+        scores, label = read_result(paths[i], classes), labels[i]
         if len(scores) != classes:
             raise Refusal(
                 f"{shown(paths[i])} holds {len(scores)} values, but {shown(paths[0])} holds "
@@ -172,10 +175,27 @@ class Labels(NamedTuple):
     without_prediction: Set[str]  # the names that belong to no result
 
 
+class FolderOrder(NamedTuple):
+    """Class folders that are numbered by their order."""
+
+    source: str  # the folder that they lie in
+    names: List[str] = []  # in the order of the classes; [] if the labels come from elsewhere
+    order: str = ""  # of names.CLASS_ORDERS
+
+    def other_numbers(self) -> Dict[int, int]:
+        """{class: its number in the other order}; {} if both orders are the same."""
+        if not self.names:
+            return {}
+        others = ordered(self.names, other_order(self.order))
+        place = {name: number for number, name in enumerate(others)}
+        numbers = {label: place[name] for label, name in enumerate(self.names)}
+        return {} if others == self.names else numbers
+
+
 class Score(NamedTuple):
     """How right the predictions of n images are."""
 
-    figures: Dict[str, Any]  # of acc_report.json: "hits", or "mAP" and "average_precision" too
+    figures: Dict[str, Any]  # of acc_report.json: "classes", "hits"; or "average_precision" too
     true: List[int]  # [n]: the right class of each image; [] where an image has several labels
     checksums: Dict[str, str]  # {file name: files.checksum() of its content}
 
@@ -210,8 +230,28 @@ def top_hits(paths: Dict[str, str], label: Labels, classes: int, workers: int) -
             f"a rank is not in 0…{classes - 1}, it is {ranks_of_images.min()} or "
             f"{ranks_of_images.max()}; this is a defect of the program"
         )
-    figures = {"hits": count_hits(ranks_of_images, classes)}
+    figures = {"classes": classes, "hits": count_hits(ranks_of_images, classes)}
     return Score(figures, labels[best].tolist(), named_checksums(repeated, ranked.checksums))
+
+
+def try_orders(
+    paths: Dict[str, str], label: Labels, folders: FolderOrder, score: Score, workers: int
+) -> Dict[str, Any]:
+    """What both orders of the class folders give, if they differ.
+
+    paths: {stem: path} of the evaluated results; score: of the order that is used.
+    Returns {"class_order": that order, "class_orders": {order: Top-1 as a count}}, or {}.
+    """
+    other = folders.other_numbers()
+    if not other or not score.true:
+        return {}
+    labels = np.array([other[true - label.offset] + label.offset for true in score.true], np.int64)
+    ranked = ranks(list(paths.values()), labels, score.figures["classes"], workers)
+    hits = {
+        folders.order: score.figures["hits"][0],
+        other_order(folders.order): int(np.count_nonzero(ranked.ranks == 0)),
+    }
+    return {"class_order": folders.order, "class_orders": hits}
 
 
 def named_checksums(paths: Sequence[str], checksums: np.ndarray) -> Dict[str, str]:
@@ -248,7 +288,7 @@ def mean_average_precision(paths: Dict[str, str], label: Labels, classes: int) -
     scores = np.empty((len(paths), classes), np.float32)
     shows = np.zeros((len(paths), classes), bool)
     row = 0
-    for rows in chunks(paths, list(paths)):
+    for rows in chunks(paths, list(paths), classes=classes):
         scores[row : row + len(rows)] = rows
         row += len(rows)
     for row, stem in enumerate(paths):
@@ -261,7 +301,8 @@ def mean_average_precision(paths: Dict[str, str], label: Labels, classes: int) -
     values = [average_precision(scores[:, i], shows[:, i]) for i in range(classes)]
     mean = float(np.mean([value for value in values if value is not None]))
     checksums = {os.path.basename(path): str(checksum_of(path)) for path in paths.values()}
-    return Score({"hits": [], "mAP": mean, "average_precision": values}, [], checksums)
+    figures = {"classes": classes, "hits": [], "mAP": mean, "average_precision": values}
+    return Score(figures, [], checksums)
 
 
 # ---- every image accounted for -------------------------------------------------------------------
@@ -273,6 +314,7 @@ class Images(NamedTuple):
     sources: Dict[str, str] = {}  # {stem of a result: path of its image below the data set}
     bad: Dict[str, str] = {}  # {path of an image that was not prepared: why}
     shard: Any = None  # [I, N] if this is one part of N
+    clipped: Dict[str, prepared.Clipped] = {}  # by the path of the image
 
 
 def images_beside(result: str) -> Images:
@@ -290,7 +332,7 @@ def images_beside(result: str) -> Images:
         for folder in (os.path.abspath(prep), os.path.join(os.path.dirname(result), prep)):
             about = prepared.read(folder)
             if about.sources:
-                return Images(about.sources, about.bad)
+                return Images(about.sources, about.bad, clipped=about.clipped)
     return Images()
 
 
@@ -334,7 +376,8 @@ def account(prep: str, results: Dict[str, str]) -> Images:
             f"{some(older)}; run the inference again"
         )
     shard = about.settings.get("shard")
-    return Images(about.sources, about.bad, None if shard == prepared.ALL_IMAGES else shard)
+    shard = None if shard == prepared.ALL_IMAGES else shard
+    return Images(about.sources, about.bad, shard, about.clipped)
 
 
 def older_results(prep: str, results: Dict[str, str], written: Dict[str, int]) -> List[str]:
@@ -357,12 +400,30 @@ def older_results(prep: str, results: Dict[str, str], written: Dict[str, int]) -
     return [stem for stem in older if states[stem] not in made_from]
 
 
-def check_class_folders(labels: str, classes: int) -> None:
-    """Refuse labels from the order of class folders if the folders are not those of all classes."""
+def folder_order(labels: str) -> FolderOrder:
+    """The class folders whose order numbers these labels, as the prepared folder knows them."""
     about = prepared.read(os.path.dirname(os.path.abspath(labels)))
-    names = about.about.get("class_folders")
-    if os.path.basename(labels) == prepared.LABELS and names:
-        check_folders(str(about.settings.get("source")), names, classes)
+    source, names = str(about.settings.get("source")), about.about.get("class_folders")
+    if os.path.basename(labels) != prepared.LABELS or not names:
+        return FolderOrder(source)
+    return FolderOrder(source, names, str(about.about.get("class_order")))
+
+
+def number_of_classes(result: str, path: str, model: Optional[str]) -> int:
+    """How many classes the results have; path: of the first one; model: the value of --model.
+
+    Raises: Refusal if the record of the model says another number.
+    """
+    model = model or result_folder.model_of(result)
+    known = evaluation.known_classes(model) if model else 0
+    classes = len(read_result(path, known))
+    if known and classes != known:
+        raise Refusal(
+            f"{shown(path)} holds {classes:,} values, but {shown(model)} has {known:,} classes; "
+            "one image a file was expected: run the inference again, or name the --model that "
+            "these results are of"
+        )
+    return classes
 
 
 def find_labels(
@@ -379,7 +440,9 @@ def find_labels(
     """
     lines = read_label_file(path, multi_label)
     offset = label_offset(lines, classes, path, multi_label, asked_offset)
-    check_class_folders(path, classes)
+    folders = folder_order(path)
+    if folders.names:
+        check_folders(folders.source, folders.names, classes)
     label_of = match_labels(sources, lines, path, [*images.sources.values(), *images.bad])
     names = {label.name for label in lines}
     predicted = {label.name for label in label_of.values()}
@@ -398,10 +461,11 @@ def evaluate(
     names: Optional[str] = None,
     asked_offset: Optional[int] = None,
     multi_label: bool = False,
+    model: Optional[str] = None,
 ) -> Dict[str, Any]:
     """Compare all predictions in a result folder with their labels.
 
-    result, labels, prep: paths; names: a file of class names; asked_offset: --label-offset.
+    result, labels, prep, model: paths; names: a file of class names; asked_offset: --label-offset.
     Returns the content of acc_report.json (work_files.REPORT):
       classes, label_offset: int
       hits: [Top-1, Top-2, … Top-5] as counts, fewer for fewer classes; [] for multi_label, which
@@ -409,6 +473,8 @@ def evaluate(
       counts: see count_images()
       evaluated: the stems
       true: the right class of each stem; of several the one that the network prefers
+      class_order, class_orders: see try_orders(); clipped: see clipped_images()
+      all_equal: whether several results are all the same
       class_names: of all classes, None if nobody knows them; see class_names.find()
       left_out: [{"source", "error"}]; labelled_without_prediction: names; notes: sentences
     Raises: Refusal if results, labels and images do not fit together.
@@ -416,7 +482,7 @@ def evaluate(
     results = result_files(result)
     images = account(prep, results) if prep is not None else images_beside(result)
     sources = {stem: images.sources.get(stem, stem) for stem in results}
-    classes = len(read_result(next(iter(results.values()))))
+    classes = number_of_classes(result, next(iter(results.values())), model)
     label = find_labels(labels, classes, sources, images, multi_label, asked_offset)
 
     paths = {stem: path for stem, path in results.items() if multi_label or label.right[stem]}
@@ -431,9 +497,11 @@ def evaluate(
     evaluated = [sources[stem] for stem in paths]
     report = {
         **describe_inputs(result, labels, prep),
-        "classes": classes,
         "label_offset": label.offset,
         **score.figures,
+        **try_orders(paths, label, folder_order(labels), score, workers),
+        "clipped": clipped_images(sources, images),
+        "all_equal": are_all_equal(list(results.values())),
         "counts": count_images(label, len(results), len(paths), images, prep is not None),
         "notes": [],
         "left_out": reasons(sources, paths, labels, images.bad if prep is not None else {}),
@@ -459,6 +527,17 @@ def describe_inputs(result: str, labels: str, prep: Optional[str]) -> Dict[str, 
         "labels": os.path.abspath(labels),
         "prep": None if prep is None else os.path.abspath(prep),
     }
+
+
+def clipped_images(sources: Dict[str, str], images: Images) -> List[Dict[str, Any]]:
+    """[{"mode", "to", "images"}]: images {stem: source} that lost their content, see prepared."""
+    counts = Counter(
+        images.clipped[source] for source in sources.values() if source in images.clipped
+    )
+    return [
+        {"mode": clipped.mode, "to": clipped.to, "images": count}
+        for clipped, count in sorted(counts.items())
+    ]
 
 
 def reasons(
@@ -550,11 +629,14 @@ def parse_arguments() -> argparse.Namespace:
         "workers",
         "label_offset",
         "class_names",
+        "model",
         "min_top1",
         "min_top5",
         help={
             "multi_label": 'LABELS has lines "NAME INT INT …"; the figure is the mean '
-            "average precision"
+            "average precision",
+            "model": "the model that was run: its record says how many classes it has (default: "
+            "the one that RESULT_summary.json names)",
         },
     )
     return options.parse(parser)
@@ -575,6 +657,7 @@ def main() -> None:
         arguments.class_names,
         arguments.label_offset,
         arguments.multi_label,
+        arguments.model,
     )
     make_folder(arguments.out_dir, "OUT_DIR")
     accuracy.write(report, accuracy_path, report_path)

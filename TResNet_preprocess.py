@@ -25,6 +25,7 @@ import os
 import sys
 import time
 import warnings
+from collections import Counter
 from typing import Callable, Dict, Generator, List, NamedTuple, Optional, Union
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
@@ -35,13 +36,19 @@ if __name__ == "__main__":
 
 from common.core import files, options, progress, record
 from common.core.cli import Refusal, counted, shown
-from common.core.names import INPUT_SUFFIXES, SUFFIXES, name_bins
+from common.core.names import (
+    CLASS_ORDERS,
+    COMMON_SUFFIXES,
+    INPUT_SUFFIXES,
+    SUFFIXES,
+    name_bins,
+)
 from common.core.record import MANIFEST, Draft, Made, Part, Piece, Recipe, Record
 from common.core.workers import run_workers
 from common.data import evaluation, prepared
 from common.data.evaluation import AIPP, Evaluation
-from common.data.images import class_folders, find_images
-from common.data.labels import class_labels
+from common.data.images import class_folders, describe_others, find_images
+from common.data.labels import class_labels, note_on_order
 from common.data.pixels import BYTES, convert_file, fast_path, reason
 from common.data.prepared import BESIDE, LABELS
 
@@ -59,6 +66,7 @@ class Sources(NamedTuple):
     stems: Dict[str, str]  # the stem of each .bin, also for other shards
     labels: Optional[bytes]  # content of val_label.txt, if all images lie in class folders
     class_folders: List[str]  # in the order of the classes, if their order numbers them
+    others: List[str]  # what was passed over, see Listing
 
 
 class Target(NamedTuple):
@@ -129,6 +137,7 @@ def parse_arguments() -> argparse.Namespace:
         "force",
         "shard",
         "class_map",
+        "class_order",
         "timeout",
         default={"dtype": "float32", "timeout": TIMEOUT},
         help={
@@ -187,17 +196,15 @@ def check_folders(source: str, target: str) -> None:
 
 def find_sources(args: argparse.Namespace) -> Sources:
     """The images of SRC that this run prepares. Raises: Refusal if there are none."""
-    images, bad = find_images(args.src)
+    images, bad, others = find_images(args.src)
     if "." in bad:
         raise Refusal(f"SRC, {shown(args.src)}: {bad['.']}")
     if not images and not bad:
-        raise Refusal(
-            f"no images in {shown(args.src)}: no file there ends in {', '.join(SUFFIXES)}"
-        )
+        raise Refusal(f"no images in {shown(args.src)}: no file there ends in {COMMON_SUFFIXES}")
     stems = name_bins(source for source in [*images, *bad] if source.lower().endswith(SUFFIXES))
-    labels = class_labels(args.src, images, stems, args.class_map)
+    labels = class_labels(args.src, images, stems, args.class_map, args.class_order)
     by_order = labels is not None and not args.class_map
-    folders = class_folders(args.src) if by_order else []
+    folders = class_folders(args.src, class_order(args)) if by_order else []
 
     number, shards = args.shard  # names and labels are those of all shards together
     mine = set(sorted([*images, *bad])[number - 1 :: shards])
@@ -207,7 +214,12 @@ def find_sources(args: argparse.Namespace) -> Sources:
         )
     images = {source: stamp for source, stamp in images.items() if source in mine}
     bad = {source: why for source, why in bad.items() if source in mine}
-    return Sources(images, bad, stems, labels, folders)
+    return Sources(images, bad, stems, labels, folders, others)
+
+
+def class_order(args: argparse.Namespace) -> str:
+    """The order of the class folders, one of names.CLASS_ORDERS."""
+    return str(args.class_order or CLASS_ORDERS[0])
 
 
 def describe_target(args: argparse.Namespace, how: Evaluation, sources: Sources) -> Target:
@@ -221,7 +233,11 @@ def describe_target(args: argparse.Namespace, how: Evaluation, sources: Sources)
         "given": sorted(evaluation.given(args)),
         "labels": sources.labels is not None,
         "class_folders": sources.class_folders,
+        "class_order": class_order(args),
     }
+    classes = evaluation.known_classes(args.model) if args.model else 0
+    if classes:
+        about["num_classes"] = classes
     beside = {}
     if sources.labels is not None:
         beside[LABELS] = sources.labels
@@ -342,18 +358,21 @@ def make_work(args: argparse.Namespace, target: Target) -> Callable[[Job], Outco
     def work(job: Job) -> Outcome:
         path, name = os.path.join(args.src, job.source), job.stem + ".bin"
         try:
-            data, status = convert_file(path, target.evaluation, target.dtype, fast)
+            converted, status = convert_file(path, target.evaluation, target.dtype, fast)
         except Exception as error:  # Pillow raises a dozen kinds for broken files, even SyntaxError
             return bad_image(job.source, reason(error))
+        data, notes = converted.data, {}
+        if converted.clipped:
+            notes = {"mode": converted.mode, "clipped": converted.clipped}
         inputs, checksum = [image_state(job.source, files.stamp(status))], files.checksum(data)
         if job.earlier and job.earlier.checksum == checksum:
-            return Draft(job.source, inputs, [], stay=[job.earlier])  # its result may stay, too
+            return Draft(job.source, inputs, [], notes, [job.earlier])  # its result may stay, too
         try:
             part = files.write_part(os.path.join(args.dst, name), data)
         except OSError as error:
             return Failed(error.errno or errno.EIO)
         size = memoryview(data).nbytes
-        return Draft(job.source, inputs, [Part(name, part, size, checksum)])
+        return Draft(job.source, inputs, [Part(name, part, size, checksum)], notes)
 
     return work
 
@@ -435,14 +454,28 @@ def list_bad(bad: Dict[str, str]) -> None:
         print(f"... and {more}, all in {MANIFEST}", file=sys.stderr)
 
 
-def print_labels(folder: str, sources: Sources) -> None:
-    """Print where the labels come from, if the folder has labels."""
+def print_labels(folder: str, sources: Sources, order: str) -> None:
+    """Print where the labels come from, if the folder has labels.
+
+    order: of the class folders, one of names.CLASS_ORDERS.
+    """
     if sources.labels is None:
         return
     origin, count = "--class-map", len(sources.class_folders)
     if count:
         origin = f"{counted(count, 'class folder')}, 0 to {count - 1} by their order"
     print(f"labels from {origin}, in {shown(os.path.join(folder, LABELS))}")
+    note = note_on_order(sources.class_folders, order)
+    if note:
+        print(f"note: {note}")
+
+
+def print_clipped(folder: str) -> None:
+    """Print how many images of the folder lost their content, see prepared.Clipped."""
+    counts = Counter(prepared.read(folder).clipped.values())
+    rows = [{**clipped._asdict(), "images": count} for clipped, count in sorted(counts.items())]
+    for sentence in prepared.describe_clipped(rows):
+        print(f"note: {sentence}")
 
 
 def print_counts(folder: str, kept: int, made: int, bad: int, seconds: float) -> None:
@@ -489,7 +522,10 @@ def main() -> int:
 
     kept, made = len(planned.kept), sum(job.source not in bad for job in planned.todo)
     list_bad(bad)
-    print_labels(args.dst, sources)
+    if sources.others:
+        print(describe_others(sources.others))
+    print_labels(args.dst, sources, class_order(args))
+    print_clipped(args.dst)
     print_counts(args.dst, kept, made, len(bad), time.monotonic() - started)
     accepted = args.skip_bad and kept + made > 0
     if not bad or accepted:

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 from common.ascend import chips, host
 from common.core import environment, files, options
 from common.core.cli import ROOT, Refusal, counted, shown, some
-from common.core.names import SUFFIXES, name_bins
+from common.core.names import COMMON_SUFFIXES, name_bins
 from common.data import dataset, evaluation, prepared
 from common.data.images import class_folders, find_images
 from common.data.labels import (
@@ -67,6 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "multi_label",
         "checkpoint",
         "class_map",
+        "class_order",
         "label_offset",
         "img_size",
         *options.EVALUATION,
@@ -199,8 +200,9 @@ class Data(NamedTuple):
         if not self.form or self.form.native:
             return False
         has_other_labels = self.given.labels and not self.packed
-        has_class_map = self.given.class_map and self.form.labels in CLASS_FOLDERS
-        return not (has_other_labels or has_class_map)
+        numbers_folders = self.given.class_map or self.given.class_order
+        has_own_numbers = numbers_folders and self.form.labels in CLASS_FOLDERS
+        return not (has_other_labels or has_own_numbers)
 
     @property
     def from_folders(self) -> bool:
@@ -237,7 +239,7 @@ def locate(given: argparse.Namespace) -> Data:
     if data.to_prepare and data.packed:
         data = data._replace(images=os.path.join(data.unpacked, "val_union"))
     if form and not data.packed and not data.workdir_is_inside:
-        data = data._replace(sources=find_images(data.images)[0])
+        data = data._replace(sources=find_images(data.images).images)
     return choose_prepared(data)
 
 
@@ -278,8 +280,7 @@ def check_images(data: Data) -> str:
         )
     if not data.sources:
         raise Refusal(
-            f"there are no images in {shown(data.images)}: no file there ends in "
-            f"{', '.join(SUFFIXES)}"
+            f"there are no images in {shown(data.images)}: no file there ends in {COMMON_SUFFIXES}"
         )
     return f"{len(data.sources)} in {shown(data.images)}"
 
@@ -300,14 +301,16 @@ def check_labels(data: Data) -> str:
 
     Raises: Refusal if an image has no label, as far as the images exist already.
     """
-    class_map = data.given.class_map
-    if class_map and not data.from_folders:
+    given = data.given
+    if (given.class_map or given.class_order) and not data.from_folders:
         if not data.sources:
+            option = "--class-map" if given.class_map else "--class-order"
             raise Refusal(
-                "--class-map is for images in class folders, and these images are not in class "
+                f"{option} is for images in class folders, and these images are not in class "
                 "folders; leave it out"
             )
-        class_labels(data.images, data.sources, name_bins(data.sources), class_map)
+        stems = name_bins(data.sources)
+        class_labels(data.images, data.sources, stems, given.class_map, given.class_order)
     if data.given.labels or not data.to_prepare:
         return check_lines(data)
     return dataset.describe(dataset.find(data.folder))
@@ -321,7 +324,8 @@ def check_lines(data: Data) -> str:
         raise Refusal("there are no images for the labels")
     stems = name_bins(data.sources)
     if data.from_folders:
-        text = class_labels(data.images, data.sources, stems, data.given.class_map)
+        given = data.given
+        text = class_labels(data.images, data.sources, stems, given.class_map, given.class_order)
         if text is None:
             expected = os.path.join(data.folder, "val_label.txt")
             raise Refusal(
@@ -444,7 +448,7 @@ def data_rows(data: Data, on_ascend: bool) -> List[Row]:
     else:
         images = shown(os.path.join(data.folder, "val_union"))
         rows.append(data_row("images", check_images, data, f"put the images into {images}"))
-    if not data.is_sample or given.labels or given.class_map:
+    if not data.is_sample or given.labels or given.class_map or given.class_order:
         rows.append(data_row("labels", check_labels, data, "one line per image: NAME INT"))
     if not data.is_sample or given.checkpoint:
         advice = "name it: --checkpoint FILE"

@@ -29,7 +29,9 @@ from common.core import json_file, options, progress, record
 from common.core.cli import Refusal, shown
 from common.core.files import write_whole
 from common.core.names import natural_key
+from common.data import evaluation
 from common.model.statistics import cosine_similarity
+from common.results import result_folder
 from common.results.results import chunks, percent, read_result, result_files
 from common.results.work_files import FORECAST
 
@@ -52,15 +54,24 @@ class Pairs(NamedTuple):
     disagreements: List[Dict[str, Any]]  # {"image", "a", "b"}: the images of another Top-1 class
 
 
+def known_classes(path: str) -> int:
+    """How many classes the model has that wrote a result file; 0 if nobody knows."""
+    model = result_folder.model_of(os.path.dirname(path))
+    return evaluation.known_classes(model) if model else 0
+
+
 def compare_pairs(files_a: Dict[str, str], files_b: Dict[str, str], images: List[str]) -> Pairs:
     """Compare the results {image: path} of the images.
 
     Raises: Refusal if a file is unreadable or the numbers of classes differ.
     """
-    pairs = Pairs(len(read_result(files_a[images[0]])), [], [], [])
+    first = images[0]
+    known = known_classes(files_a[first]) or known_classes(files_b[first])
+    pairs = Pairs(len(read_result(files_a[first], known)), [], [], [])
     names = iter(images)
     with progress.Bar("comparing", len(images), "images") as bar:
-        for chunk_a, chunk_b in zip(chunks(files_a, images), chunks(files_b, images)):
+        rows_a, rows_b = (chunks(files, images, classes=known) for files in (files_a, files_b))
+        for chunk_a, chunk_b in zip(rows_a, rows_b):
             if chunk_a.shape != chunk_b.shape:
                 raise Refusal(
                     f"{shown(files_a[images[0]])} has {count(pairs.classes, 'class', 'classes')}, "

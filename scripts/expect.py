@@ -192,10 +192,9 @@ def source_reader(run: Run, setting: Evaluation) -> Reader:
     def read(stems: List[str]) -> np.ndarray:
         images = []
         for stem in stems:
-            data, _ = convert_file(
-                os.path.join(about.settings["source"], about.sources[stem]), setting, "float32"
-            )
-            images.append(np.frombuffer(data, "<f4"))
+            path = os.path.join(about.settings["source"], about.sources[stem])
+            converted, _ = convert_file(path, setting, "float32")
+            images.append(np.frombuffer(converted.data, "<f4"))
         return np.stack(images).reshape(len(stems), 3, setting.img_size, setting.img_size)
 
     return read
@@ -309,7 +308,8 @@ def load(workdir: str) -> Run:
         )
     truth = np.array([report["true"][place] for place in places])
     notes = record.read(model).notes
-    return Run(report, model, notes, stems, truth, answers(results, stems))
+    scored = answers(results, stems, report["classes"])
+    return Run(report, model, notes, stems, truth, scored)
 
 
 def explain(

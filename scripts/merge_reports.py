@@ -140,6 +140,18 @@ def join_class_names(reports: List[Dict[str, Any]]) -> Optional[List[str]]:
     return joined
 
 
+def join_clipped(reports: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """How many images of all shards lost their content, by mode."""
+    counts: Dict[Tuple[str, str], int] = {}
+    for report in reports:
+        for row in report.get("clipped", ()):
+            key = row["mode"], row["to"]
+            counts[key] = counts.get(key, 0) + row["images"]
+    return [
+        {"mode": mode, "to": to, "images": images} for (mode, to), images in sorted(counts.items())
+    ]
+
+
 def order_of_run(image: Tuple[str, int]) -> str:
     """The key that sorts (stem, class) as one run lists them: by the names of their results."""
     return image[0] + "_0."
@@ -177,6 +189,13 @@ def merge(folders: List[str], reports: List[Dict[str, Any]]) -> Dict[str, Any]:
         class_names=join_class_names(reports),
         shards=[describe_shard(folder, report) for folder, report in zip(folders, reports)],
     )
+    if all("class_orders" in report for report in reports):
+        orders = [report["class_orders"] for report in reports]
+        merged["class_orders"] = {
+            order: sum(of_shard[order] for of_shard in orders) for order in orders[0]
+        }
+    merged["clipped"] = join_clipped(reports)
+    merged["all_equal"] = all(report.get("all_equal") for report in reports)
     own = [note for note in first["notes"] if note not in accuracy.notes(first)]
     merged["notes"] = own + accuracy.notes(merged)
     del merged["shard"]

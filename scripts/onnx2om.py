@@ -254,8 +254,8 @@ def compile_model(arguments: argparse.Namespace, target: Target, bar: progress.B
     started = time.monotonic()
     with host.run_folder(os.path.join(arguments.output_dir, "atc-run")) as private:
         made = run_atc(target, private)
-        exported = evaluation.of_record(arguments.model)  # infer_om.py compares the images with it
-        record.adopt(om, target.recipe, made, **(exported.notes() if exported else {}))
+        notes = evaluation.notes_of(arguments.model)  # infer_om.py compares the images with them
+        record.adopt(om, target.recipe, made, **notes)
     seconds = time.monotonic() - started
     bar.say(f"{om}: compiled in {seconds:.0f} s, {os.path.getsize(om) / 1e6:.1f} MB")
 

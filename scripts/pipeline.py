@@ -273,7 +273,16 @@ def export_command(run: Run, model: str, **stem: Any) -> Command:
 
 
 def preprocess(run: Run) -> List[Command]:
-    names = ("img_size", *options.EVALUATION, "dtype", "shard", "class_map", "skip_bad", "force")
+    names = (
+        "img_size",
+        *options.EVALUATION,
+        "dtype",
+        "shard",
+        "class_map",
+        "class_order",
+        "skip_bad",
+        "force",
+    )
     return [
         run.command(
             "TResNet_preprocess.py",
@@ -387,17 +396,19 @@ def judge(run: Run) -> List[Command]:
     commands = []
     if run.quantised:
         name = f"acc_{summary.precision_before(run.backend)}.json"
-        commands.append(evaluate(run, run.result, name))
-    return [*commands, evaluate(run, run.judged_result, "acc.json", "min_top1", "min_top5")]
+        commands.append(evaluate(run, run.result, run.model, name))
+    judged = run.judged_result, run.judged_model
+    return [*commands, evaluate(run, *judged, "acc.json", "min_top1", "min_top5")]
 
 
-def evaluate(run: Run, result: str, name: str, *gates: str) -> Command:
+def evaluate(run: Run, result: str, model: str, name: str, *gates: str) -> Command:
     return run.command(
         "TResNet_postprocess.py",
         result + "/",
         run.data.labels,
         run.given.workdir,
         name,
+        *run.words(model=model),
         *run.words("prep", "class_names", "multi_label", "label_offset", *gates),
     )
 

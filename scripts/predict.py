@@ -88,7 +88,7 @@ def find_all(words: List[str]) -> List[str]:
     image_paths: Dict[str, None] = {}
     for word in words:
         if os.path.isdir(word):
-            good, bad = images.find_images(word)
+            good, bad, _ = images.find_images(word)
             paths = [os.path.join(word, name) for name in sorted([*good, *bad], key=natural_key)]
         elif os.path.lexists(word):
             paths = [word]
@@ -165,7 +165,7 @@ def prepare(
     bad = {}
     for place, path in enumerate(paths):
         try:
-            data, _ = convert_file(path, how, dtype)
+            data = convert_file(path, how, dtype)[0].data
         except Exception as error:  # Pillow raises a dozen kinds for broken files
             bad[path] = reason(error)
         else:

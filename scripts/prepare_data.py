@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 from common.core import files, options, progress, recipe, record
 from common.core.cli import Refusal, counted, shown, some
-from common.core.names import SUFFIXES, natural_key
+from common.core.names import COMMON_SUFFIXES, SUFFIXES, natural_key
 from common.core.record import Draft, Recipe
 from common.data import dataset
 from common.data.dataset import Form
@@ -134,7 +134,7 @@ def list_members(form: Form) -> List[Member]:
     members = list_parquet(form.files) if form.images == "parquet" else list_tar(form.path)
     path = shown(form.path)
     if not members:
-        raise Refusal(f"{path} has no images: nothing in it ends in {', '.join(SUFFIXES)}")
+        raise Refusal(f"{path} has no images: nothing in it ends in {COMMON_SUFFIXES}")
     names = Counter(member.name for member in members)
     repeated = [name for name, count in names.items() if count > 1]
     large = [member.name for member in members if member.size > LARGEST]
@@ -198,10 +198,10 @@ def label_lines(form: Form, source: str, members: List[Member]) -> Dict[str, int
     Raises: Refusal if there are no images, or if one has no label.
     """
     if form.images == "folder":
-        images, _ = find_images(form.path)
+        images = find_images(form.path).images
         if not images:
             raise Refusal(
-                f"no images in {shown(form.path)}: no file there ends in {', '.join(SUFFIXES)}"
+                f"no images in {shown(form.path)}: no file there ends in {COMMON_SUFFIXES}"
             )
         names = dataset.plain_names(images)
     else:

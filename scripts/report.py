@@ -134,7 +134,7 @@ def predictions(report: Dict[str, Any], results: List[str]) -> Optional[figures.
     summaries: List[figures.Predictions] = []
     done = 0
     with progress.Bar("report", len(stems), "images") as bar:
-        for scores in chunks(paths, stems):
+        for scores in chunks(paths, stems, classes=report["classes"]):
             if scores.shape[1] != report["classes"]:
                 raise other_results
             summaries.append(figures.summarise(scores, right[done : done + len(scores)]))
@@ -489,6 +489,9 @@ def verdict(page: Dict[str, Any], parts: Parts) -> str:
         lineage_is_assumed(parts["network"]),
         report.get("left_out"),
         accuracy.near_chance(report),
+        accuracy.other_order_is_better(report),
+        report.get("all_equal"),
+        report.get("clipped"),
     )
     return "look" if any(doubts) else "good"
 

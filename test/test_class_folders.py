@@ -29,7 +29,7 @@ def without_hashes(text: str) -> Dict[str, str]:
 
 
 def folder_numbers(folder: Path) -> Dict[str, str]:
-    images, _ = find_images(str(folder))
+    images = find_images(str(folder)).images
     text = labels.class_labels(str(folder), images, name_bins(images), None)
     assert text is not None
     return without_hashes(text.decode())
@@ -65,13 +65,50 @@ def test_a_link_to_nowhere_is_refused_and_hidden_folders_do_not_count(
     (tmp_path / "map").write_bytes(
         b"\xef\xbb\xbfn1 4\nn3 3\nn9 2\nn10 1\n"
     )  # with a byte order mark
-    prepare(five_folders, tmp_path / "prep", "--img-size", 32, "--class-map", tmp_path / "map")
+    mapped = (five_folders, tmp_path / "prep", "--img-size", 32, "--class-map", tmp_path / "map")
+    broken = "bad image n2: broken link; it may have led to a folder of images\n"
+    assert prepare_refused(*mapped).startswith(broken)
+    assert prepare(*mapped, "--skip-bad").stderr == broken
     assert without_hashes((tmp_path / "prep" / "val_label.txt").read_text()) == {
         "x1": "4",
         "x3": "3",
         "x9": "2",
         "x10": "1",
     }
+
+
+def test_text_order_numbers_folders_by_their_letters_as_torchvision_does(
+    five_folders: Path, tmp_path: Path
+) -> None:
+    text = prepare(
+        five_folders, tmp_path / "prep", "--img-size", 32, "--class-order", "text"
+    ).stdout
+    folders = sorted(path.name for path in five_folders.iterdir())  # as ImageFolder does
+    assert folders == ["n1", "n10", "n2", "n3", "n9"]
+    expected = {f"x{folder[1:]}": str(place) for place, folder in enumerate(folders)}
+    assert without_hashes((tmp_path / "prep" / "val_label.txt").read_text()) == expected
+    assert (
+        "note: class 1 is n10 in text order (torchvision's), which is used, and n2 in natural "
+        "order (timm's); if the network was trained so: --class-order natural\n"
+    ) in text
+    again = prepare(five_folders, tmp_path / "prep", "--img-size", 32).stdout
+    assert "note: class 1 is n2 in natural order (timm's), which is used, and n10 in text" in again
+    assert folder_numbers(five_folders) == without_hashes(
+        (tmp_path / "prep" / "val_label.txt").read_text()
+    )
+    assert "5 images in" in again and "(5 already there)" in again
+
+
+def test_orders_that_are_the_same_are_not_mentioned_and_flat_images_have_none(
+    tmp_path: Path,
+) -> None:
+    same = fill(tmp_path / "val", ["bolt/a.png", "nut/b.png"])
+    assert "--class-order" not in prepare(same, tmp_path / "prep", "--img-size", 32).stdout
+    flat = fill(tmp_path / "flat", ["a.png"])
+    assert (
+        "--class-order is for images in class folders (SRC/CLASS/IMAGE), but a.png is not in one"
+        in prepare_refused(flat, tmp_path / "prep2", "--class-order", "text")
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import pytest
 from conftest import ROOT, refusal
 
 import TResNet_postprocess
+import TResNet_preprocess
 
 SOURCES = sorted(
     [*ROOT.glob("TResNet_*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/common/**/*.py")]
@@ -108,6 +109,7 @@ Parse = Callable[[], argparse.Namespace]
 PARSERS: Dict[str, Tuple[Parse, List[str]]] = {  # {program: (its parser, words that it needs)}
     "pipeline": (pipeline.parse_arguments, []),
     "postprocess": (TResNet_postprocess.parse_arguments, ["a", "b", "c", "d"]),
+    "preprocess": (TResNet_preprocess.parse_arguments, ["a", "b"]),
     "infer": (infer_onnx.parse_arguments, ["--model", "m.onnx"]),
 }
 
@@ -149,6 +151,9 @@ CASES: Tuple[
     ("", "pipeline", ["--min-cosine", "0", *INT8], {"backend": "cpu"}),
     ("", "pipeline", ["--min-cosine", "0", "--tune"], {"backend": "cpu"}),
     ("", "pipeline", ["--min-cosine", "0"], CARD),
+    ("class-order-map", "pipeline", ["--class-order", "text", "--class-map", "m"], CARD),
+    ("class-order-map", "preprocess", ["--class-order", "text", "--class-map", "m"], {}),
+    ("", "preprocess", ["--class-order", "text"], {}),
     ("output-dirname", "infer", ["--output_dirname", "r"], {}),
     ("", "infer", ["--output_dirname", "r", "--output", "."], {}),
 )

@@ -264,12 +264,17 @@ def test_the_recipe_says_what_decides_over_the_bytes(prepared: Path) -> None:
             "shard": [1, 1],
         },
     }
-    assert about.about == {"given": [], "labels": False, "class_folders": []}
+    assert about.about == {
+        "given": [],
+        "labels": False,
+        "class_folders": [],
+        "class_order": "natural",
+    }
     assert about.recipe["versions"]["numpy"] and about.recipe["versions"]["Pillow"]
 
 
 def test_of_a_manifest_of_another_program_nothing_is_believed(tmp_path: Path) -> None:
-    nothing = Prepared({}, {}, {}, {}, {}, {})
+    nothing = Prepared({}, {}, {}, {}, {}, {}, {})
     assert read(str(tmp_path)) == read(str(tmp_path / "gone")) == nothing
     write_finished(tmp_path / "manifest.jsonl", {"tool": "another"}, {"a.png": []})
     assert read(str(tmp_path)) == nothing

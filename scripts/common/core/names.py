@@ -11,13 +11,25 @@ from typing import Any, Dict, Iterable, List, Tuple
 
 from common.core.cli import Refusal, shown
 
-# Suffixes of images and of a network's inputs, in any case; ais_bench reads the same inputs.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+# Suffixes of photos, in any case. Pillow reads the first ones, AVIF since 11.3; it does not read
+# the last ones, but such a file is an image, and one that cannot be read must not vanish.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".pbm"),
+    *(".pgm", ".ppm", ".pnm", ".pfm", ".tif", ".tiff", ".webp", ".jp2", ".j2k", ".j2c", ".jpc"),
+    *(".jpf", ".jpx", ".avif", ".avifs", ".tga"),
+    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef"),
+    *(".nrw", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"),
+)
+COMMON_SUFFIXES = ".jpg, .png, .tif, .webp or another suffix of images"  # for messages
+# Suffixes of a network's inputs; ais_bench reads the same ones.
 INPUT_SUFFIXES = (".bin", ".npy")
 # Ways to write the first operators, and reflect padding; the first of each is the default.
 STEMS = ("conv4", "conv12", "space-to-depth")
 REFLECTIONS = ("slice", "pad")
 FORMATS = ("TXT", "BIN", "NPY")  # of results
+# How class folders are numbered: class9 before class10, as timm does, or by their letters, as
+# torchvision's ImageFolder does; the first is the default.
+CLASS_ORDERS = ("natural", "text")
 RESULT = re.compile(r"([^.].*)_(0|[1-9][0-9]*)\.(txt|bin|npy)", re.DOTALL)
 SAFE_PATH = re.compile(r"[_A-Za-z0-9/.-]+")  # what atc and later versions of ais_bench accept
 PLAIN_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,199}")  # file systems allow 255 with suffixes
@@ -32,6 +44,16 @@ def natural_key(name: str) -> Tuple[List[Any], str]:
     parts: List[Any] = re.split("([0-9]+)", name.lower())
     parts[1::2] = map(int, parts[1::2])  # every other part is a number
     return parts, name
+
+
+def ordered(names: Iterable[str], class_order: str) -> List[str]:
+    """The names of class folders in the order of their classes; class_order: of CLASS_ORDERS."""
+    return sorted(names, key=natural_key) if class_order == "natural" else sorted(names)
+
+
+def other_order(class_order: str) -> str:
+    """The other one of CLASS_ORDERS."""
+    return CLASS_ORDERS[1 - CLASS_ORDERS.index(class_order)]
 
 
 def without_suffix(name: str) -> str:

@@ -12,7 +12,7 @@ from argparse import ArgumentTypeError as Wrong
 from types import SimpleNamespace
 from typing import Any, Callable, Container, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from common.core.names import FORMATS, REFLECTIONS, STEMS
+from common.core.names import CLASS_ORDERS, FORMATS, REFLECTIONS, STEMS
 
 MULTIPLE = 32  # pixels: the network halves the image five times
 CROP_MODES = ("center", "squash")
@@ -199,6 +199,12 @@ TABLE = (
         path,
         "numbers of the class folders: `CLASS_FOLDER INT` lines, or one class folder a line "
         "(default: their natural order)",
+    ),
+    option(
+        "--class-order",
+        CLASS_ORDERS,
+        "how class folders are numbered: natural, class9 before class10, as timm does; text, by "
+        "their letters, as torchvision's ImageFolder does (default: natural)",
     ),
     option(
         "--class-names FILE",
@@ -663,6 +669,12 @@ RULES = (
         min_cosine_has_no_comparison,
         "--min-cosine needs a comparison, which this run does not make: on the CPU it takes "
         "--precision int8, on ascend --compare with 1 image or more",
+    ),
+    Rule(
+        "class-order-map",
+        ("class_order", "class_map"),
+        lambda given: given.class_order is not None and given.class_map is not None,
+        "--class-order and --class-map both number the class folders; give one of them",
     ),
     Rule(
         "output-dirname",

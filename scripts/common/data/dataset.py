@@ -17,6 +17,7 @@ from common.core import record
 from common.core.cli import ROOT, Refusal, counted, shown, some, why
 from common.core.files import read_regular
 from common.core.names import natural_key
+from common.data.images import is_foreign
 from common.data.labels import IMAGENET_CLASSES, read_labels
 
 KNOWN = (
@@ -98,10 +99,10 @@ def existing_in(folders: Iterable[str], *names: str) -> str:
 
 
 def subfolders(folder: str) -> List[str]:
-    """The names of the folders in a folder; hidden ones do not count."""
+    """The names of the folders in a folder, without those that is_foreign()."""
     with os.scandir(folder) as entries:
         folders = [entry.name for entry in entries if entry.is_dir()]
-    return sorted(name for name in folders if not name.startswith("."))
+    return sorted(name for name in folders if not is_foreign(name))
 
 
 def parquet_files(path: str) -> List[str]:

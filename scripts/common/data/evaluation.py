@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from common.core import files, json_file, record
@@ -206,6 +207,16 @@ def of_record(model: str) -> Optional[Exported]:
     return of_notes(record.read(model).notes)
 
 
+def notes_of(model: str) -> Dict[str, Any]:
+    """The notes for the record of what is made from a model: its evaluation and classes."""
+    exported = of_record(model)
+    notes = exported.notes() if exported else {}
+    classes = known_classes(model)
+    if classes:
+        notes["num_classes"] = str(classes)
+    return notes
+
+
 def of_model(model: str) -> Optional[Exported]:
     """What the record of a model says, else an ONNX file's metadata; None if neither does.
 
@@ -230,6 +241,23 @@ def of_model(model: str) -> Optional[Exported]:
             "TResNet_pth2onnx.py writes it, but cannot be read; export it again"
         ) from None
     return of_notes(notes)
+
+
+def known_classes(model: str) -> int:
+    """How many classes a model has: its record, or that of its ONNX file, says; 0 if neither does.
+
+    An ONNX file without a record has metadata. A .om that was compiled by hand has no record: the
+    ONNX file beside it, of the same name, counts. Raises: Refusal for a damaged record.
+    """
+    onnx_path = re.sub(r"(_bs[0-9]+)?\.om$", ".onnx", model)
+    for path in dict.fromkeys([model, onnx_path]):
+        noted = str(record.read(path).notes.get("num_classes", ""))
+        if noted.isdecimal():
+            return int(noted)
+    if not os.path.isfile(onnx_path) or os.path.lexists(record.path_of(onnx_path)):
+        return 0
+    noted = metadata_of(onnx_path).get("num_classes", "")
+    return int(noted) if noted.isdecimal() else 0
 
 
 def metadata_of(model: str) -> Dict[str, str]:

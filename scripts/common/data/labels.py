@@ -11,7 +11,13 @@ from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequenc
 from common.core import files, json_file
 from common.core.cli import Refusal, counted, shown, some
 from common.core.files import read_regular
-from common.core.names import natural_key, without_suffix
+from common.core.names import (
+    CLASS_ORDERS,
+    natural_key,
+    ordered,
+    other_order,
+    without_suffix,
+)
 from common.data.images import class_folders
 
 LARGEST = 1 << 32  # bytes of a labels file
@@ -146,20 +152,25 @@ def read_class_map(path: str) -> Dict[str, int]:
 
 
 def class_labels(
-    folder: str, images: Iterable[str], stems: Dict[str, str], class_map: Optional[str]
+    folder: str,
+    images: Iterable[str],
+    stems: Dict[str, str],
+    class_map: Optional[str],
+    class_order: Optional[str] = None,
 ) -> Optional[bytes]:
     """The text of val_label.txt if every image lies in a class folder, otherwise None.
 
     folder: where the images are; images: their paths below it; stems: {source: stem of its .bin}.
     class_map: a file for read_class_map(). Without one, all folders are numbered, even those
-    without a good image.
-    Raises: Refusal for a class map without class folders, or one that lacks a folder.
+    without a good image, in the class_order of names.CLASS_ORDERS (None: natural).
+    Raises: Refusal for a class map or an order without class folders, or a map that lacks a folder.
     """
     folders = {source: os.path.dirname(source) for source in images}
     outside = [source for source, name in folders.items() if not name or "/" in name]
-    if outside and class_map:
+    if outside and (class_map or class_order):
+        option = "--class-map" if class_map else "--class-order"
         raise Refusal(
-            "--class-map is for images in class folders (SRC/CLASS/IMAGE), but "
+            f"{option} is for images in class folders (SRC/CLASS/IMAGE), but "
             f"{shown(outside[0])} is not in one"
         )
     if outside:
@@ -167,13 +178,32 @@ def class_labels(
     if class_map:
         classes, lacking = read_class_map(class_map), f"{shown(class_map)} has no line"
     else:
-        classes = {name: index for index, name in enumerate(class_folders(folder))}
+        names = class_folders(folder, class_order or CLASS_ORDERS[0])
+        classes = {name: index for index, name in enumerate(names)}
         lacking = f"{shown(folder)} has no number"
     for name in sorted(set(folders.values()), key=natural_key):
         if name not in classes:
             raise Refusal(f"{lacking} for the class folder {shown(name)}")
     lines = [f"{stems[source]} {classes[name]}\n" for source, name in folders.items()]
     return "".join(lines).encode("ascii")
+
+
+def note_on_order(names: List[str], class_order: str) -> str:
+    """A sentence about the order of class folders; "" if both orders are the same.
+
+    names: of the folders in the class_order that is used.
+    """
+    other = other_order(class_order)
+    others = ordered(names, other)
+    if others == names:
+        return ""
+    first = next(at for at, pair in enumerate(zip(names, others)) if pair[0] != pair[1])
+    who = {"natural": "timm", "text": "torchvision"}
+    return (
+        f"class {first} is {shown(names[first])} in {class_order} order ({who[class_order]}'s), "
+        f"which is used, and {shown(others[first])} in {other} order ({who[other]}'s); if the "
+        f"network was trained so: --class-order {other}"
+    )
 
 
 def check_folders(folder: str, names: List[str], classes: int) -> None:

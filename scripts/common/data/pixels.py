@@ -9,22 +9,37 @@ import functools
 import io
 import os
 import stat
-from typing import Any, BinaryIO, Callable, List, Optional, Tuple
+from typing import Any, BinaryIO, Callable, List, NamedTuple, Optional, Tuple
 
 from common.core import native
 from common.core.cli import why
+from common.core.names import SUFFIXES
 from common.data.evaluation import Evaluation
 
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError
 
-# Only these: for EPS, Pillow would run Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+# Formats of photos, as far as the installed Pillow reads them. Only these: for EPS, Pillow would
+# run Ghostscript. HEIF and JXL are there for a Pillow that reads them one day.
+FORMATS = (
+    *("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF", "TGA"),
+    *("HEIF", "JXL"),
+)
+WIDE = ("I", "F")  # how the modes begin whose values do not fit 8 bits
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 BYTES = {"float32": 4, "uint8": 1}  # of one value
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # of an image, before or after the resize
 FAST_LIMIT = 1 << 24  # pixels, or bytes of a file; Pillow reads larger files piece by piece
 Convert = Callable[[bytes, int, int], Optional[np.ndarray]]  # JPEG bytes, width, height -> .bin
+
+
+class Converted(NamedTuple):
+    """An image as a network takes it."""
+
+    data: Any  # the content of its .bin, bytes or an array
+    mode: str  # Pillow's mode of the image, such as RGB or I;16
+    clipped: str  # see clipped_to()
 
 
 # ---- the reference -------------------------------------------------------------------------------
@@ -86,10 +101,37 @@ def network_input(pixels: np.ndarray, dtype: str, evaluation: Evaluation) -> byt
     return normalise(planes, evaluation).tobytes()
 
 
+@functools.lru_cache(maxsize=1)
+def known_formats() -> Tuple[str, ...]:
+    """Those of FORMATS that the installed Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def clipped_to(image: Image.Image) -> str:
+    """What an image becomes if its values do not fit 8 bits: "white", "black"; "" if they fit.
+
+    Pillow cuts the values of 16 and 32 bits at 0 and 255 when it converts to RGB, and so does timm.
+    """
+    if not image.mode.startswith(WIDE):
+        return ""
+    low, high = np.ravel(image.getextrema()).tolist()
+    if high > 255:
+        return "white"
+    return "black" if low < 0 or 0 < high <= 1 else ""
+
+
 def convert(
     file: BinaryIO, evaluation: Evaluation, dtype: str, fast: Optional[Convert] = None
 ) -> Any:
-    """The content of an image's .bin, as bytes or as an array.
+    """The content of an image's .bin, as bytes or as an array. Arguments: see convert_image()."""
+    return convert_image(file, evaluation, dtype, fast).data
+
+
+def convert_image(
+    file: BinaryIO, evaluation: Evaluation, dtype: str, fast: Optional[Convert] = None
+) -> Converted:
+    """An image as the content of its .bin.
 
     fast: see fast_path(); takes a JPEG if it can.
     Raises: any exception of Pillow for a bad image; ValueError for one of too many pixels.
@@ -97,7 +139,8 @@ def convert(
     is_small = file.seek(0, os.SEEK_END) < FAST_LIMIT
     file.seek(0)
     data = file.read() if is_small else b""
-    image = Image.open(io.BytesIO(data) if is_small else file, formats=FORMATS)  # only the header
+    stream = io.BytesIO(data) if is_small else file
+    image = Image.open(stream, formats=known_formats())  # only the header
     width, height = resized_size(image.width, image.height, evaluation)
     after_first_pass = width * image.height
     if max(image.width * image.height, after_first_pass, width * height) > MOST_PIXELS:
@@ -109,17 +152,27 @@ def convert(
     if fast and is_small and is_jpeg:
         result = fast(data, image.width, image.height)
         if result is not None:
-            return result
-    return network_input(reference_crop(image, evaluation), dtype, evaluation)
+            return Converted(result, image.mode, "")
+    mode, clipped = image.mode, clipped_to(image)
+    return Converted(
+        network_input(reference_crop(image, evaluation), dtype, evaluation), mode, clipped
+    )
 
 
 def convert_file(
     path: str, evaluation: Evaluation, dtype: str, fast: Optional[Convert] = None
-) -> Tuple[Any, os.stat_result]:
-    """convert() for a path; also gives the status of the file that was read.
+) -> Tuple[Converted, os.stat_result]:
+    """convert_image() for a path; also gives the status of the file that was read.
 
-    Raises: as convert(); ValueError for a file that is empty or not a regular one.
+    Raises: as convert_image(); ValueError for a file that is empty or not a regular one, and for
+    one with the suffix of a photo that the installed Pillow does not read: in a camera's raw file
+    it would find the preview.
     """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in SUFFIXES and suffix not in Image.registered_extensions():
+        raise ValueError(
+            f"Pillow {PIL.__version__} does not read {suffix} images; make a JPEG or PNG of it"
+        )
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not block
     with open(descriptor, "rb", buffering=0) as file:
         status = os.fstat(descriptor)
@@ -127,7 +180,7 @@ def convert_file(
             raise ValueError("not a regular file")
         if status.st_size == 0:
             raise ValueError("empty")
-        return convert(file, evaluation, dtype, fast), status
+        return convert_image(file, evaluation, dtype, fast), status
 
 
 def reason(error: Exception) -> str:

@@ -10,10 +10,10 @@ import functools
 import hashlib
 import json
 import os
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
 from common.core import recipe, record
-from common.core.cli import shown
+from common.core.cli import counted, shown
 from common.core.names import result_stem
 from common.core.record import MANIFEST, Recipe, Record, Row
 from common.data.labels import label_offset, match_labels, read_labels
@@ -23,6 +23,13 @@ ALL_IMAGES = [1, 1]  # the shard that is all images
 LABELS = "val_label.txt"
 BESIDE = ""  # the key of the piece that holds the files beside the .bin files
 PACKAGES = ("numpy", "Pillow", "simplejpeg")  # the bytes depend on their versions
+
+
+class Clipped(NamedTuple):
+    """What became of an image whose values do not fit 8 bits. Pillow and timm cut them."""
+
+    mode: str  # Pillow's, such as I;16
+    to: str  # "white": values above 255 became 255; "black": values up to 1, or below 0, became 0
 
 
 class Prepared(NamedTuple):
@@ -38,6 +45,7 @@ class Prepared(NamedTuple):
     sources: Dict[str, str]  # {stem of a .bin: its image's path below the source}
     bad: Dict[str, str]  # {an image's path below the source: why it has no .bin}
     checksums: Dict[str, str]  # {name of a .bin: files.checksum() of its content}
+    clipped: Dict[str, Clipped]  # by an image's path below the source
 
 
 def open_record(folder: str) -> Record:
@@ -48,8 +56,8 @@ def open_record(folder: str) -> Record:
 @functools.lru_cache(maxsize=8)
 def described(about: Record) -> Prepared:
     if about.recipe.get("tool") != TOOL:
-        return Prepared({}, {}, {}, {}, {}, {})
-    sources, bad, checksums = {}, {}, {}
+        return Prepared({}, {}, {}, {}, {}, {}, {})
+    sources, bad, checksums, clipped = {}, {}, {}, {}
     for key, piece in about.pieces.items():
         if key == BESIDE:
             continue
@@ -59,9 +67,28 @@ def described(about: Record) -> Prepared:
                 sources[result_stem(made.name)] = key
         if "error" in piece.notes and about.believed:
             bad[key] = str(piece.notes["error"])
+        if "clipped" in piece.notes and about.believed:
+            clipped[key] = Clipped(str(piece.notes.get("mode")), str(piece.notes["clipped"]))
     settings = dictionary(about.recipe.get("options"))
     versions = dictionary(about.recipe.get("versions"))
-    return Prepared(settings, about.about, versions, sources, bad, checksums)
+    return Prepared(settings, about.about, versions, sources, bad, checksums, clipped)
+
+
+def describe_clipped(rows: Iterable[Row]) -> List[str]:
+    """Sentences about clipped images; rows: {"mode", "to", "images": how many}."""
+    sentences = []
+    for row in rows:
+        verb, owner = ("is", "its") if row["images"] == 1 else ("are", "their")
+        values = {
+            "white": f"{owner} values above 255 become 255",
+            "black": f"{owner} values of at most 1, or below 0, become 0 or 1 of 255",
+        }.get(row["to"], "")
+        sentences.append(
+            f"{counted(row['images'], 'image')} of mode {row['mode']} {verb} clipped to "
+            f"{row['to']}: {values}, as in Pillow and timm; make 8-bit images of them if the "
+            "training had such"
+        )
+    return sentences
 
 
 def dictionary(value: Any) -> Row:

@@ -407,7 +407,6 @@ class Task:
         onnx.helper.set_model_props(quantised_model, dict(metadata, precision="int8"))
         data = quantised_model.SerializeToString()
         contents = {self.report_path: json_file.encode(report), self.arguments.output: data}
-        exported = evaluation.of_record(self.arguments.model)
-        notes = exported.notes() if exported else {}
+        notes = evaluation.notes_of(self.arguments.model)
         record.write(self.arguments.output, self.made_by, contents, **notes)
         return len(data)

@@ -5,6 +5,8 @@ from typing import Any, Dict, List
 
 from common.core import record
 from common.core.files import write_whole
+from common.core.names import other_order
+from common.data import prepared
 from common.results.results import percent
 
 TITLE = "Overall statistical evaluation"  # how acc.json begins
@@ -33,11 +35,11 @@ def statistics(report: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def near_chance(report: Dict[str, Any]) -> bool:
-    """Whether Top-1 is less than twice what guessing gives; few classes prove nothing."""
+    """Whether Top-1 is at most twice what guessing gives; few classes prove nothing."""
     hits, classes = report.get("hits"), report["classes"]
     if not hits or classes < CHANCE_CLASSES:
         return False
-    return bool(hits[0] * classes < 2 * report["counts"]["evaluated"])
+    return bool(hits[0] * classes <= 2 * report["counts"]["evaluated"])
 
 
 def notes(report: Dict[str, Any]) -> List[str]:
@@ -45,6 +47,12 @@ def notes(report: Dict[str, Any]) -> List[str]:
     counts = report["counts"]
     unpredicted, left_out = len(report["labelled_without_prediction"]), len(report["left_out"])
     sentences = []
+    if report.get("all_equal"):
+        sentences.append(
+            f"all {counts['inferred']} results are the same: the network's answer does not depend "
+            "on the image, so the inference is wrong, or all images are one"
+        )
+    sentences += note_on_orders(report) + prepared.describe_clipped(report.get("clipped", ()))
     if counts["inferred"] >= CHANCE_IMAGES and near_chance(report):
         sentences.append(
             "Top-1 is at the level of chance: usually the labels are numbered otherwise than the "
@@ -59,6 +67,27 @@ def notes(report: Dict[str, Any]) -> List[str]:
     if left_out:
         sentences.append(f"{left_out} of {counts['evaluated'] + left_out} images were left out")
     return sentences
+
+
+def note_on_orders(report: Dict[str, Any]) -> List[str]:
+    """What the two orders of the class folders give, where they differ; [] where they do not."""
+    top1_hits = report.get("class_orders")
+    if not top1_hits:
+        return []
+    images, used = report["counts"]["evaluated"], report["class_order"]
+    other = other_order(used)
+    top1 = {order: percent(hits, images) for order, hits in top1_hits.items()}
+    who = {"natural": "timm", "text": "torchvision"}
+    return [
+        f"Top-1 is {top1[used]}% with the class folders in {used} order, as {who[used]} numbers "
+        f"them, and {top1[other]}% in {other} order, as {who[other]} does (--class-order {other})"
+    ]
+
+
+def other_order_is_better(report: Dict[str, Any]) -> bool:
+    """Whether the order of the class folders that was not used gives a higher Top-1."""
+    top1_hits: Dict[str, int] = report.get("class_orders") or {}
+    return max(top1_hits.values(), default=0) > top1_hits.get(report.get("class_order", ""), 0)
 
 
 def claim(accuracy_path: str, report_path: str) -> None:

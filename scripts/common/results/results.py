@@ -15,6 +15,7 @@ import numpy as np
 NUMBER = re.compile(rb"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 ENDINGS = {f"_0.{outfmt.lower()}" for outfmt in FORMATS}  # of results, all of one length
 ENDING = len("_0.txt")
+FLOAT16_BYTES = 2  # of one value
 CHUNK = 256  # results that are read at once
 
 
@@ -63,8 +64,14 @@ def parse_txt(data: bytes, path: str) -> np.ndarray:
     return np.array([float(word) for word in words], np.float64)
 
 
-def parse_bin(data: bytes, path: str) -> np.ndarray:
-    """float32 [classes] from the raw little-endian array."""
+def parse_bin(data: bytes, path: str, classes: int = 0) -> np.ndarray:
+    """float32 [classes] from the raw little-endian array.
+
+    A model that was compiled with atc's --output_type=FP16 writes float16. Only the number of
+    classes shows that.
+    """
+    if classes and len(data) == FLOAT16_BYTES * classes:
+        return np.frombuffer(data, "<f2").astype(np.float32)
     if len(data) % 4:
         raise Refusal(
             f"{shown(path)} is half a file: its {len(data)} bytes are not a multiple of 4 (float32)"
@@ -109,9 +116,10 @@ def parse_npy(data: bytes, path: str) -> np.ndarray:
     return np.frombuffer(rest, dtype).astype(np.float32 if fits_float32 else np.float64)
 
 
-def read_result(path: str) -> np.ndarray:
+def read_result(path: str, classes: int = 0) -> np.ndarray:
     """The prediction in one result file (.txt, .bin, .npy).
 
+    classes: of the model, 0 if nobody knows; see parse_bin().
     Returns float32 or float64 [classes], all finite.
     Raises: Refusal if the file is damaged, a link or not a file, holds NaN or infinity, or more
     than one sample.
@@ -119,8 +127,11 @@ def read_result(path: str) -> np.ndarray:
     data = read_regular(path, follow_links=False)
     if not data:
         raise Refusal(f"{shown(path)} is empty; run the inference again")
-    parsers = {".txt": parse_txt, ".bin": parse_bin, ".npy": parse_npy}
-    values = parsers[os.path.splitext(path)[1]](data, path)
+    suffix = os.path.splitext(path)[1]
+    if suffix == ".bin":
+        values = parse_bin(data, path, classes)
+    else:
+        values = {".txt": parse_txt, ".npy": parse_npy}[suffix](data, path)
     if not len(values):
         raise Refusal(f"{shown(path)} holds no values")
     if not np.isfinite(values).all():
@@ -184,32 +195,45 @@ def result_files(folder: str) -> Dict[str, str]:
     return {name[:-ENDING]: start + name for name in names}
 
 
-def chunks(paths: Dict[str, str], stems: Sequence[str], size: int = CHUNK) -> Iterator[np.ndarray]:
+def chunks(
+    paths: Dict[str, str], stems: Sequence[str], size: int = CHUNK, classes: int = 0
+) -> Iterator[np.ndarray]:
     """The results of the stems in their order: arrays [up to `size`, classes].
 
     They are float32, or float64 where the files hold more digits (TXT is read as float64).
-    paths: {stem: path}, as result_files() gives them.
+    paths: {stem: path}, as result_files() gives them; classes: see read_result().
     Raises: Refusal as read_result() does, and for a result with another number of classes than the
     first one has.
     """
-    classes = 0
+    expected = 0
     for start in range(0, len(stems), size):
         rows = []
         for stem in stems[start : start + size]:
-            row = read_result(paths[stem])
-            classes = classes or len(row)
-            if len(row) != classes:
+            row = read_result(paths[stem], classes)
+            expected = expected or len(row)
+            if len(row) != expected:
                 raise Refusal(
                     f"{shown(paths[stem])} holds {len(row)} values, but "
-                    f"{shown(paths[stems[0]])} holds {classes}"
+                    f"{shown(paths[stems[0]])} holds {expected}"
                 )
             rows.append(row)
         yield np.stack(rows)
 
 
-def answers(paths: Dict[str, str], stems: Sequence[str]) -> np.ndarray:
+def answers(paths: Dict[str, str], stems: Sequence[str], classes: int = 0) -> np.ndarray:
     """int64 [stems]: the network's answer for each image, the class of the highest score.
 
     Of equal scores the lower class counts. Arguments and errors: as for chunks().
     """
-    return np.concatenate([scores.argmax(1) for scores in chunks(paths, stems)])
+    rows = chunks(paths, stems, classes=classes)
+    return np.concatenate([scores.argmax(1) for scores in rows])
+
+
+def are_all_equal(paths: Sequence[str]) -> bool:
+    """Whether several result files have the same content; the first that differs ends the search.
+
+    Raises: Refusal for a file that cannot be read.
+    """
+    contents = (read_regular(path, follow_links=False) for path in paths)
+    first = next(contents, b"")
+    return len(paths) > 1 and all(content == first for content in contents)

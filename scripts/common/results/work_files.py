@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, NamedTuple
 
 from common.core import json_file
 from common.core.json_file import COUNT, FIGURE, SIZE, Number
+from common.core.names import CLASS_ORDERS
 
 EXPORTED = "tresnet.onnx"  # the model
 PAGE = "report.html"
@@ -41,6 +42,9 @@ def check_report(report: Dict[str, Any]) -> None:
         )
     if names is not None and len(names) != report["classes"]:
         raise ValueError(f"it names {len(names)} of {report['classes']} classes")
+    orders = report.get("class_orders")
+    if orders and (set(orders) != set(CLASS_ORDERS) or report.get("class_order") not in orders):
+        raise ValueError("it does not say in which order the class folders are numbered")
     if "shard" in report and (report["prep"] is None or None in counts.values()):
         raise ValueError("it is of a shard, but does not say what was prepared")
     if "mAP" in report and not hits:
@@ -130,6 +134,10 @@ REPORT = WorkFile(
         "evaluated": [str],
         "labelled_without_prediction": [str],
         "class_names": ([str], None),
+        "class_order?": str,
+        "class_orders?": {str: COUNT},
+        "clipped?": [{"mode": str, "to": str, "images": SIZE}],
+        "all_equal?": bool,
         "shard?": [SHARD, SHARD],
         "shards?": [{"shard": [SHARD, SHARD], "folder": str, "images": COUNT}],
     },

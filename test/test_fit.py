@@ -1,0 +1,133 @@
+"""Results that do not fit the model, and figures that are in doubt, are named."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List
+
+from common.core import record
+
+import numpy as np
+import pytest
+from pictures import fill, prepare
+from test_postprocess import (
+    accuracy,
+    call,
+    main,
+    postprocess_refusal,
+    report,
+    scores,
+    write,
+)
+
+
+def write_model(folder: Path, classes: int, name: str = "tresnet.onnx") -> Path:
+    """A file in place of a model, with a record that says how many classes it has."""
+    model = folder / name
+    recipe = record.Recipe({"tool": "TResNet_pth2onnx.py"})
+    record.write(str(model), recipe, {str(model): b"model"}, num_classes=str(classes))
+    return model
+
+
+def write_summary(folder: Path, model: Path, option: str = "--model") -> None:
+    """The summary of the results, as ais_bench writes it."""
+    words = [option, str(model)] if not option.endswith("=") else [option + str(model)]
+    about = {"args": ["ais_bench", *words, "--outfmt", "BIN"], "filesinfo": {}}
+    (folder / "result_summary.json").write_text(json.dumps(about))
+
+
+def write_bins(folder: Path, rows: List[List[float]], dtype: str) -> None:
+    (folder / "result").mkdir()
+    for number, row in enumerate(rows):
+        (folder / "result" / f"i{number}_0.bin").write_bytes(np.array(row, dtype).tobytes())
+    lines = [f"i{number} {number % 12}\n" for number in range(len(rows))]
+    (folder / "labels.txt").write_text("".join(lines))
+
+
+# ---- the number of classes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", ["--model", "-m", "--model="])
+def test_results_longer_than_the_models_classes_are_refused(named: str, tmp_path: Path) -> None:
+    write_bins(tmp_path, [scores(48, number) for number in range(4)], "<f4")
+    write_summary(tmp_path, write_model(tmp_path, 12), named)
+    assert postprocess_refusal(tmp_path) == (
+        f"{tmp_path}/result/i0_0.bin holds 48 values, but {tmp_path}/tresnet.onnx has 12 classes; "
+        "one image a file was expected: run the inference again, or name the --model that these "
+        "results are of"
+    )
+
+
+def test_without_a_summary_the_model_can_be_named(tmp_path: Path) -> None:
+    write_bins(tmp_path, [scores(48, number) for number in range(4)], "<f4")
+    model = write_model(tmp_path, 12)
+    assert "holds 48 values" in postprocess_refusal(tmp_path, "--model", model)
+    assert call(tmp_path)[0] == 0, "nothing says how many classes there are"
+
+
+def test_a_compiled_model_without_a_record_has_the_classes_of_its_onnx_file(
+    tmp_path: Path,
+) -> None:
+    write_bins(tmp_path, [scores(48, number) for number in range(4)], "<f4")
+    write_model(tmp_path, 12)
+    (tmp_path / "tresnet_bs4.om").write_bytes(b"om")
+    write_summary(tmp_path, Path("elsewhere/tresnet_bs4.om"))
+    assert "tresnet_bs4.om has 12 classes" in postprocess_refusal(tmp_path)
+
+
+def test_results_of_float16_are_read_as_the_models_classes_say(tmp_path: Path) -> None:
+    rows = [scores(12, number % 12) for number in range(24)]
+    rows[5] = scores(12, 0, 5)  # wrong, but in the first two
+    write_bins(tmp_path, rows, "<f2")
+    write_summary(tmp_path, write_model(tmp_path, 12))
+    assert call(tmp_path)[0] == 0
+    assert accuracy(tmp_path)["Number of classes"] == "12"
+    assert report(tmp_path)["hits"] == [23, 24, 24, 24, 24]
+
+
+# ---- all the same --------------------------------------------------------------------------------
+
+
+def test_results_that_are_all_the_same_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "result", {f"i{number}": scores(5, 2) for number in range(250)})
+    lines = [f"i{number} {number % 5}\n" for number in range(250)]
+    (tmp_path / "labels.txt").write_text("".join(lines))
+    assert "all 250 results are the same: the network's answer does not" in call(tmp_path)[1]
+    assert report(tmp_path)["all_equal"] is True
+    write(tmp_path / "result", {"i249": scores(5, 3)})
+    assert "are the same" not in call(tmp_path)[1] and report(tmp_path)["all_equal"] is False
+
+
+# ---- two orders of class folders -----------------------------------------------------------------
+
+
+def folders_and_results(tmp_path: Path, trained: List[str]) -> Path:
+    """Twelve class folders c1 … c12 with two images each; the network knows them as `trained`."""
+    names = [f"c{number}/x{number}_{copy}.png" for number in range(1, 13) for copy in "ab"]
+    source, prep = fill(tmp_path / "val", names), tmp_path / "prep"
+    prepare(source, prep, "--img-size", 32)
+    results: Dict[str, Any] = {}
+    for line in (prep / "val_label.txt").read_text().splitlines():
+        folder = "c" + line[1:].partition("_")[0]
+        results[line.split()[0]] = scores(12, trained.index(folder))
+    write(tmp_path / "result", results)
+    return prep
+
+
+def test_both_orders_of_the_class_folders_are_tried_on_the_results(tmp_path: Path) -> None:
+    trained = sorted(f"c{number}" for number in range(1, 13))  # by letters, as torchvision does
+    natural = [f"c{number}" for number in range(1, 13)]
+    right = sum(trained.index(name) == natural.index(name) for name in natural)
+    assert right == 1, "only c1 has the same number in both orders"
+    prep = folders_and_results(tmp_path, trained)
+    words = (tmp_path / "result", prep / "val_label.txt", tmp_path, "acc.json", "--prep", prep)
+    main(*words)
+    assert report(tmp_path)["class_orders"] == {"natural": 2, "text": 24}
+    assert report(tmp_path)["notes"][0] == (
+        "Top-1 is 8.33% with the class folders in natural order, as timm numbers them, and 100.0% "
+        "in text order, as torchvision does (--class-order text)"
+    )
+    prepare(tmp_path / "val", prep, "--img-size", 32, "--class-order", "text")
+    main(*words)
+    assert accuracy(tmp_path)["Top1 accuracy"] == "100.0%"
+    assert report(tmp_path)["class_orders"] == {"natural": 2, "text": 24}
+    assert "in natural order, as timm does (--class-order natural)" in report(tmp_path)["notes"][0]
