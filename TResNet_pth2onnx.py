@@ -24,7 +24,7 @@ import os
 import sys
 import time
 from collections import Counter
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "scripts"))
 from common.core import cli
@@ -34,9 +34,9 @@ if __name__ == "__main__":
 
 from common.core import options, progress, recipe, record
 from common.core.cli import Refusal, shown
-from common.core.names import STEMS
+from common.core.names import POOLS, STEMS
 from common.data import evaluation
-from common.model import onnx_file
+from common.model import claims, onnx_file
 from common.model.checkpoint import AVERAGED, StateDict, find_state_dict, load_checkpoint
 from common.model.network import (
     FAMILY,
@@ -46,6 +46,7 @@ from common.model.network import (
     lineage_is_assumed,
     load_network,
     recognise,
+    signs_of_replacement,
 )
 
 OPSETS = range(11, 19)  # the graph is the same in all of them
@@ -61,7 +62,8 @@ class Source(NamedTuple):
 
     network: Any  # torch.nn.Module with the weights, in evaluation mode
     seen: Recognised
-    said: Dict[str, Any]  # what it says of the evaluation: {field: value}
+    claims: claims.Claims  # what it says of itself
+    state: StateDict
     img_size: int  # pixels
 
 
@@ -120,6 +122,7 @@ def parse_arguments() -> argparse.Namespace:
         "lineage",
         "ema",
         "key",
+        "gp",
         "img_size",
         "opset",
         "batch_size",
@@ -143,22 +146,12 @@ def make_recipe(arguments: argparse.Namespace) -> record.Recipe:
     """What the ONNX file depends on; the checkpoint by its content."""
     names = "model lineage ema key img_size opset batch_size stem reflect".split()
     values = {name: getattr(arguments, name) for name in names}
+    if arguments.gp:
+        values["gp"] = arguments.gp
     config = evaluation.config_path(arguments.checkpoint)
     settings = [arguments.checkpoint, PATCH, *([config] if config else [])]
     packages = ("torch", "onnx", "onnxruntime", "numpy", "safetensors")
     return recipe.make(__file__, values, packages, settings=settings)
-
-
-def said_by(checkpoint: Any, config: Dict[str, Any]) -> Dict[str, Any]:
-    """What the checkpoint says of the evaluation: {field: value}.
-
-    config.json goes before the `args` of a training checkpoint.
-    """
-    if config:
-        return evaluation.of_config(config)
-    own = checkpoint.get("args") if isinstance(checkpoint, dict) else None
-    own = vars(own) if isinstance(own, argparse.Namespace) else own
-    return evaluation.said_by(own) if isinstance(own, dict) else {}
 
 
 def choose_size(given: Optional[int], said: Dict[str, Any], path: str) -> int:
@@ -179,37 +172,66 @@ def choose_size(given: Optional[int], said: Dict[str, Any], path: str) -> int:
 
 def warn_of_lineage(about: Dict[str, Any], path: str) -> None:
     """Say that the lineage is a guess, if it is one; about: the notes of the model's record."""
-    if lineage_is_assumed(about):
+    if not lineage_is_assumed(about):
+        return
+    signs = about.get("lineage_doubts")
+    if isinstance(signs, list) and signs:
         cli.say(
-            f"nothing in {shown(path)} shows the lineage of its weights; {about['lineage']} is "
-            "assumed, and if that is wrong, every figure is wrong. If they were trained with the "
-            "patched timm, give --lineage ascend, else --lineage miil"
+            f"{shown(path)} may be of another lineage than {about['lineage']}, which is assumed: "
+            f"{'; '.join(map(str, signs))}. If BatchNorm and LeakyReLU replaced InplaceABN in the "
+            "official network, give --lineage miil-bn, else --lineage ascend"
         )
+        return
+    cli.say(
+        f"nothing in {shown(path)} shows the lineage of its weights; {about['lineage']} is "
+        "assumed, and if that is wrong, every figure is wrong. If they were trained with the "
+        "patched timm, give --lineage ascend, else --lineage miil"
+    )
 
 
-def check_classes(config: Dict[str, Any], num_classes: int, checkpoint: str) -> None:
-    """Raises: Refusal if config.json says another number of classes than the weights have."""
-    claimed = config.get("num_classes", num_classes)
-    if claimed != num_classes:
+def check_classes(said: claims.Claims, num_classes: int, checkpoint: str) -> List[str]:
+    """A sentence if the training's options say another number of classes than the weights have.
+
+    Raises: Refusal if config.json does.
+    """
+    claimed, config = said.num_classes, evaluation.config_path(checkpoint)
+    if claimed is None or claimed == num_classes:
+        return []
+    if config:
         raise Refusal(
-            f"{shown(evaluation.config_path(checkpoint))} says num_classes = {claimed!r}, but the "
-            f"head of {shown(checkpoint)} has {num_classes}; find out which file this is"
+            f"{shown(config)} says num_classes = {claimed!r}, but the head of {shown(checkpoint)} "
+            f"has {num_classes}; find out which file this is"
         )
+    return [f"num_classes = {claimed!a}: its head has {num_classes}, which is what counts"]
 
 
-def print_checkpoint(seen: Recognised, state: StateDict, ema: bool) -> None:
+def say_remarks(notes: Dict[str, Any], path: str) -> None:
+    """Print what the record of a model says of its checkpoint; notes: of that record."""
+    for remark in claims.remarks_of(notes):
+        print(f"note: {shown(path)} says {remark}")
+    for row in claims.rows_of(notes):
+        print(f"it says that it had Top-{row['top']} {row['value']:.2f} % ({row['said']})")
+
+
+def print_checkpoint(seen: Recognised, state: StateDict, averaged: bool) -> None:
     """Print what was recognised in the checkpoint, and where its state dict was."""
-    averaged = ", averaged weights" if ema else ""
+    kind = ", averaged weights" if averaged else ""
+    pool = f", global pooling {seen.pool}" if seen.pool != POOLS[0] else ""
     print(
         f"checkpoint: {seen.variant}, {seen.num_classes} classes, {seen.lineage} lineage, named as "
-        f"by {seen.naming}{averaged}"
+        f"by {seen.naming}{kind}{pool}"
     )
     if state.key or state.prefix:
         key = f" under {shown(state.key)}" if state.key else ""
         prefix = f", their names without {shown(state.prefix)}" if state.prefix else ""
         print(f"its state dict: {len(state.tensors)} tensors{key}{prefix}")
+    if seen.lineage == "ascend":
+        print(
+            f"its lineage: ascend, because it has {TRACKED} (if BatchNorm replaced InplaceABN in "
+            "the official network: --lineage miil-bn)"
+        )
     others = [key for key in state.others if AVERAGED.search(key)]
-    if others and not AVERAGED.search(state.key):
+    if others and not averaged:
         print(
             f"it also holds averaged weights ({shown(others[0])}), which are often better: "
             "--ema takes them"
@@ -224,17 +246,29 @@ def read_source(arguments: argparse.Namespace) -> Source:
     path = arguments.checkpoint
     checkpoint = load_checkpoint(path)
     state = find_state_dict(checkpoint, path, arguments.ema, arguments.key)
-    config = evaluation.read_config(path)
-    arch = config.get("architecture")
-    if not arch and isinstance(checkpoint, dict):
-        arch = checkpoint.get("arch")
-    arch = arch if isinstance(arch, str) else None
-    seen = recognise(state.tensors, path, arch, arguments.model, arguments.lineage)
-    check_classes(config, seen.num_classes, path)
-    said = said_by(checkpoint, config)
-    img_size = choose_size(arguments.img_size, said, path)
-    print_checkpoint(seen, state, arguments.ema)
-    return Source(load_network(state.tensors, path, seen), seen, said, img_size)
+    said = claims.read(checkpoint, evaluation.read_config(path), path, arguments.gp)
+    seen = recognise(state.tensors, path, said.arch, arguments.model, arguments.lineage, said.pool)
+    remarks = check_classes(said, seen.num_classes, path)
+    said = said._replace(notes=said.notes + remarks)
+    img_size = choose_size(arguments.img_size, said.evaluation, path)
+    print_checkpoint(seen, state, state.averaged)
+    return Source(load_network(state.tensors, path, seen), seen, said, state, img_size)
+
+
+def describe_source(source: Source) -> Dict[str, Any]:
+    """What the model's record says of the checkpoint, beside its metadata."""
+    said = source.claims
+    accuracies = claims.to_notes(said.accuracies, source.state.averaged)
+    doubts = []
+    if not source.seen.lineage_is_known:
+        doubts = signs_of_replacement(source.state.tensors)
+    values = {
+        "claimed": accuracies,
+        "remarks": said.notes,
+        "lineage_doubts": doubts,
+        "background": said.background,
+    }
+    return {name: value for name, value in values.items() if value not in ([], None)}
 
 
 def export(arguments: argparse.Namespace, made_by: record.Recipe) -> int:
@@ -246,7 +280,8 @@ def export(arguments: argparse.Namespace, made_by: record.Recipe) -> int:
 
     import onnx
 
-    network, seen, said, img_size = read_source(arguments)
+    source = read_source(arguments)
+    network, seen, img_size = source.network, source.seen, source.img_size
     model = build_model(
         network, img_size, arguments.opset, arguments.batch_size, arguments.stem, arguments.reflect
     )
@@ -257,8 +292,13 @@ def export(arguments: argparse.Namespace, made_by: record.Recipe) -> int:
         "lineage_told": seen.lineage_is_known,
         "checkpoint_sha256": recipe.sha256(arguments.checkpoint),
     }
-    warn_of_lineage(about, arguments.checkpoint)
-    how = evaluation.of_fields(dict(said, img_size=img_size)).notes()  # for the size of this file
+    if seen.pool != POOLS[0]:
+        about["global_pool"] = seen.pool
+    beside = describe_source(source)
+    warn_of_lineage({**about, **beside}, arguments.checkpoint)
+    say_remarks(beside, arguments.checkpoint)
+    # for the size of this file
+    how = evaluation.of_fields(dict(source.claims.evaluation, img_size=img_size)).notes()
     properties = dict(
         about,
         lineage_told=str(seen.lineage_is_known),  # all metadata of an ONNX file are texts
@@ -287,6 +327,7 @@ def export(arguments: argparse.Namespace, made_by: record.Recipe) -> int:
             made_by,
             {arguments.output: serialized},
             **about,
+            **beside,
             **how,
             described=described,
         )
@@ -320,6 +361,7 @@ def main() -> None:
             f"classes, {notes['lineage']} lineage; --force exports again"
         )
         warn_of_lineage(notes, arguments.checkpoint)
+        say_remarks(notes, arguments.checkpoint)
         return
     size = export(arguments, made_by)
     print(f"{shown(arguments.output)}: {size / 1e6:.1f} MB in {time.time() - start:.1f} s")

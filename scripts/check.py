@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import os
 import shutil
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from common.core import cli
 
@@ -26,6 +26,7 @@ from common.core.names import COMMON_SUFFIXES, name_bins
 from common.data import dataset, evaluation, prepared
 from common.data.images import class_folders, find_images
 from common.data.labels import (
+    IMAGENET_CLASSES,
     Label,
     check_folders,
     class_labels,
@@ -354,6 +355,10 @@ def check_checkpoint(data: Data) -> str:
         raise Refusal(f"the checkpoint {shown(data.checkpoint)} does not exist")
     if not os.path.isfile(weights):
         raise Refusal(f"the checkpoint {shown(data.checkpoint)} is not a regular file")
+    if data.is_sample and not data.given.labels:
+        classes = evaluation.read_config(weights).get("num_classes")
+        if classes is not None:  # elsewhere the export knows it first
+            check_sample(classes)
     return data.checkpoint
 
 
@@ -366,6 +371,15 @@ def img_size(data: Data) -> int:
     return evaluation.DEFAULT.img_size
 
 
+def check_sample(classes: Any) -> None:
+    """Raises: Refusal if a network with so many classes cannot know the sample photos' classes."""
+    if classes not in (IMAGENET_CLASSES, IMAGENET_CLASSES + 1):
+        raise Refusal(
+            f"the checkpoint has {classes!a} classes, but the sample photos have classes of "
+            f"ImageNet's {IMAGENET_CLASSES:,}; give images of its own classes: --data DIR"
+        )
+
+
 def check_classes(data: Data, classes: int) -> None:
     """Check that labels are classes of the network; class folders without a map must be all.
 
@@ -373,6 +387,7 @@ def check_classes(data: Data, classes: int) -> None:
     """
     given = data.given
     if data.is_sample and not given.labels:
+        check_sample(classes)
         return
     if not data.from_folders:
         label_offset(read_labels(data), classes, data.labels, given.multi_label, given.label_offset)

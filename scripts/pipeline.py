@@ -51,6 +51,7 @@ def parse_arguments() -> argparse.Namespace:
         "lineage",
         "ema",
         "key",
+        "gp",
         "skip_bad",
         "class_names",
         "batch_size",
@@ -266,7 +267,7 @@ def export(run: Run) -> List[Command]:
 
 
 def export_command(run: Run, model: str, **stem: Any) -> Command:
-    names = ("img_size", "lineage", "key", "stem", "ema", "force")
+    names = ("img_size", "lineage", "key", "gp", "stem", "ema", "force")
     return run.command(
         "TResNet_pth2onnx.py", run.data.checkpoint, model, *run.words(*names, **stem)
     )

@@ -27,8 +27,10 @@ if __name__ == "__main__":
 from common.core import files, options, progress, recipe, record
 from common.core.cli import ROOT, Refusal, shown, some
 from common.data import class_names, evaluation, prepared
+from common.model import claims
 from common.model.network import lineage_is_assumed
-from common.results import accuracy, figures, published
+from common.model.statistics import interval
+from common.results import accuracy, claimed, figures, published
 from common.results.results import chunks, percent, result_files
 from common.results.work_files import (
     ACCURACY,
@@ -215,9 +217,14 @@ def accuracies(parts: Parts) -> List[Dict[str, Any]]:
     before = {row["key"]: row["value"] for row in parts[f"acc_{other}"].get("value", ())}
     cards = []
     for k in dict.fromkeys((1, min(figures.TOP, len(hits)))):
-        low, high = figures.interval(hits[k - 1], images)
+        low, high = interval(hits[k - 1], images)
         about = [f"95 % interval {low:.2f} to {high:.2f} %"]
         about += [f"{other}: {value}" for key, value in before.items() if key == f"Top{k} accuracy"]
+        about += [
+            f"the checkpoint says {row.claimed:.2f} %"
+            for row in claimed.compare(parts["network"], report)
+            if row.top == k
+        ]
         cards.append(
             {
                 "title": f"Top-{k}",
@@ -468,9 +475,11 @@ def remarks(page: Dict[str, Any], parts: Parts) -> List[str]:
         )
     if lineage_is_assumed(parts["network"]):
         points.append(
-            "nothing in the checkpoint says the lineage of its weights; "
+            "the checkpoint does not show the lineage of its weights clearly; "
             f"{parts['network']['lineage']} was assumed, and if that is wrong, so is every figure"
         )
+    points += [row.words for row in claimed.compare(parts["network"], parts["acc_report"])]
+    points += [f"the checkpoint says {remark}" for remark in claims.remarks_of(parts["network"])]
     points += parts["acc_report"].get("notes") or []
     points += [
         f"{gate.what}: {gate.measured}, the minimum is {gate.least}" for gate in page["gates"]
@@ -492,6 +501,7 @@ def verdict(page: Dict[str, Any], parts: Parts) -> str:
         accuracy.other_order_is_better(report),
         report.get("all_equal"),
         report.get("clipped"),
+        not all(row.within for row in claimed.compare(parts["network"], report)),
     )
     return "look" if any(doubts) else "good"
 

@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List
 
 from common.core import cli
 from common.core.cli import Refusal
+from common.model.statistics import interval
 from common.results import figures
 
 import made_up
@@ -151,7 +152,7 @@ def test_intervals_are_scipys(hits: int, images: int) -> None:
     from scipy.stats import binomtest
 
     expected = binomtest(hits, images).proportion_ci(method="wilson")
-    assert figures.interval(hits, images) == pytest.approx(
+    assert interval(hits, images) == pytest.approx(
         (100 * expected.low, 100 * expected.high), abs=1e-4
     )
 

@@ -26,6 +26,8 @@ INPUT_SUFFIXES = (".bin", ".npy")
 # Ways to write the first operators, and reflect padding; the first of each is the default.
 STEMS = ("conv4", "conv12", "space-to-depth")
 REFLECTIONS = ("slice", "pad")
+# How the last map becomes one number a channel: timm's names (--gp).
+POOLS = ("avg", "max", "avgmax", "catavgmax")
 FORMATS = ("TXT", "BIN", "NPY")  # of results
 # How class folders are numbered: class9 before class10, as timm does, or by their letters, as
 # torchvision's ImageFolder does; the first is the default.

@@ -12,12 +12,12 @@ from argparse import ArgumentTypeError as Wrong
 from types import SimpleNamespace
 from typing import Any, Callable, Container, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from common.core.names import CLASS_ORDERS, FORMATS, REFLECTIONS, STEMS
+from common.core.names import CLASS_ORDERS, FORMATS, POOLS, REFLECTIONS, STEMS
 
 MULTIPLE = 32  # pixels: the network halves the image five times
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("bilinear", "bicubic")
-LINEAGES = ("ascend", "miil")
+LINEAGES = ("ascend", "miil", "miil-bn")
 BATCH_SIZES = "1,4,8,16,32"  # those of the published figures
 ALL_IMAGES = [1, 1]  # --shard 1/1, as shard() gives it
 CORES = len(os.sched_getaffinity(0))
@@ -328,7 +328,17 @@ TABLE = (
         default=4,
     ),
     # the network
-    option("--lineage", LINEAGES, "of the weights, where the checkpoint does not say it"),
+    option(
+        "--lineage",
+        LINEAGES,
+        "of the weights, where the checkpoint does not say it; miil-bn: the official network, "
+        "trained with BatchNorm and LeakyReLU in place of InplaceABN",
+    ),
+    option(
+        "--gp",
+        POOLS,
+        "the global pooling, where the checkpoint does not say it (default: avg)",
+    ),
     option("--ema", FLAG, "take the checkpoint's averaged weights, such as state_dict_ema"),
     option(
         "--key NAME",

@@ -103,14 +103,15 @@ def resolve(options: Dict[str, Any], exported: Exported, who: str) -> Tuple[Eval
 def said_by(source: Dict[str, Any]) -> Dict[str, Any]:
     """{field: value} that a checkpoint's `args` or a `pretrained_cfg` give.
 
-    timm's `input_size` is [channels, height, width]; one mean serves all channels. None says
-    nothing, and so does an interpolation of "", which timm's train.py leaves where nobody chose
-    one (timm/data/config.py). A value that cannot be used becomes its repr().
+    timm's `input_size` is [channels, height, width] and goes before `img_size`; one mean serves all
+    channels. None says nothing, and so does an interpolation of "", which timm's train.py leaves
+    where nobody chose one (timm/data/config.py). A value that cannot be used becomes its repr().
     """
     said = {name: source.get(name) for name in Evaluation._fields}
     size = source.get("input_size")
-    if said["img_size"] is None and isinstance(size, (list, tuple)) and size:
-        said["img_size"] = size[-1]
+    if isinstance(size, (list, tuple)) and size:
+        height, width = size[-2:] if len(size) > 1 else size * 2
+        said["img_size"] = width if width == height else [height, width]
     if said["interpolation"] == "":
         said["interpolation"] = None
     for name in ("mean", "std"):
@@ -129,6 +130,8 @@ def problem(name: str, value: Any) -> str:
     """What is wrong with a field's value; "" if nothing is."""
     if name == "img_size":
         fits = is_number(value) and isinstance(value, int) and 1 <= value <= 4096
+        if str(value).startswith("["):
+            return "these are height and width, and only square images are supported"
         return "" if fits else "a whole number is expected"
     if name == "crop_pct":
         fits = is_number(value) and 0 < value <= 1

@@ -22,6 +22,8 @@ DEPTH = 3  # of dicts in dicts that are searched for a state dict
 # it belongs to an optimizer, for instance.
 FEW = 10
 AVERAGED = re.compile(r"ema|averaged|swa", re.IGNORECASE)  # in the key of averaged weights
+# How many times an AveragedModel (torch.optim.swa_utils) took the average; beside its tensors.
+TIMES_AVERAGED = "n_averaged"
 FIRST = ("state_dict", "model")  # keys that go before all others
 # What wrappers put before names, in any order.
 PREFIX = re.compile(r"^((module|_orig_mod|model|net|backbone)\.)+")
@@ -48,6 +50,7 @@ class StateDict(NamedTuple):
     key: str  # where it was: "" for a bare one, "state_dict", "checkpoint.model", …
     prefix: str  # what was taken off the names, of the first one
     others: List[str]  # keys of further state dicts that were not taken
+    averaged: bool = False  # whether these are averaged weights
 
 
 # ---- reading without running ---------------------------------------------------------------------
@@ -75,6 +78,8 @@ def harmless_globals() -> Globals:
     allowed["argparse.Namespace"] = argparse.Namespace
     allowed["types.SimpleNamespace"] = types.SimpleNamespace
     allowed["collections.defaultdict"] = empty_dict
+    allowed["torch_npu.utils.storage._rebuild_npu_tensor"] = rebuild_npu_tensor
+    allowed["torch_npu.npu._format.Format"] = npu_format
     for name in ("datetime", "date", "time", "timedelta", "timezone"):
         allowed[f"datetime.{name}"] = getattr(datetime, name)
     for module in ("pathlib", "pathlib._local"):  # the latter in Python 3.13
@@ -86,6 +91,30 @@ def harmless_globals() -> Globals:
         for name in PLAIN_TYPES:
             allowed[f"{module}.{name}"] = getattr(builtins, name)
     return allowed
+
+
+def rebuild_npu_tensor(
+    storage: Any,
+    offset: int,
+    size: Any,
+    stride: Any,
+    requires_grad: bool,
+    hooks: Any,
+    storage_format: Any,
+) -> Any:
+    """A tensor that was saved on an NPU, on the CPU.
+
+    torch_npu saves the values in their plain order, so the NPU's own format does not matter.
+    Source: torch_npu/utils/storage.py.
+    """
+    import torch
+
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)
+
+
+def npu_format(number: int) -> int:
+    """What torch_npu pickles for an NPU's format of a tensor; nothing here needs it."""
+    return number
 
 
 def empty_dict(*_: Any) -> Any:
@@ -239,10 +268,16 @@ def unreadable(path: str, error: Exception, is_archive: bool) -> str:
     text = str(error) or type(error).__name__
     forbidden = re.search(r"GLOBAL ([\w.]+)", text)
     if forbidden:
+        name, plain_form = forbidden.group(1), "torch.save(model.state_dict(), ...)"
+        if name.startswith("torch_npu."):
+            plain_form = (
+                "torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, "
+                "...)"
+            )
         return (
-            f"{shown(path)} refers to the Python object {forbidden.group(1)}, which weights do not "
-            "need and which could run code, so nothing was loaded from it; save only the state "
-            "dict: torch.save(model.state_dict(), ...)"
+            f"{shown(path)} refers to the Python object {name}, which weights do not need and "
+            "which could run code, so nothing was loaded from it; save only the state dict: "
+            f"{plain_form}"
         )
     no_memory = re.search("allocate memory|not enough memory|bad alloc", text)
     if isinstance(error, MemoryError) or no_memory:
@@ -354,6 +389,12 @@ def find_state_dict(
     chosen = choose(candidates, path, ema, key)
     tensors = candidates.pop(chosen)
     check_tensors(tensors, path)
+    times = tensors.pop(TIMES_AVERAGED, None)
+    if times is not None and times.numel() == 1 and not times.item():
+        raise Refusal(
+            f"the averaged weights in {shown(path)} were never updated ({TIMES_AVERAGED} is 0), so "
+            "they are those of the start; give the trained ones"
+        )
     prefixes = [match.group() for match in map(PREFIX.match, tensors) if match]
     renamed = OrderedDict((PREFIX.sub("", name), tensor) for name, tensor in tensors.items())
     if len(renamed) != len(tensors):
@@ -361,7 +402,8 @@ def find_state_dict(
             f"{shown(path)} holds some tensors twice, with and without a prefix such as 'module.'; "
             "save it again with one of the two"
         )
-    return StateDict(renamed, chosen, prefixes[0] if prefixes else "", list(candidates))
+    averaged = times is not None or bool(AVERAGED.search(chosen))
+    return StateDict(renamed, chosen, prefixes[0] if prefixes else "", list(candidates), averaged)
 
 
 def stored_values(tensor: Any) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LARGEST = 65504.0  # of float16
 # Operators that make rounded numbers of rounded numbers.
-EXACT = {"Slice", "Concat", "Flatten", "Relu", "SpaceToDepth", "Pad", "MaxPool"}
+EXACT = {"Slice", "Concat", "Flatten", "Relu", "SpaceToDepth", "Pad", "MaxPool", "GlobalMaxPool"}
 BIASED = {"Conv", "Gemm"}  # their third input, if there is one, is a bias
 # Operators whose kernels on the 310P3 also take float32. Source: CANN's sources,
 # tbe/op_info_cfg/ai_core/ascend310p (Conv2D, DepthwiseConv2D, MatMulV2, AvgPoolV2 and the reflect

@@ -3,7 +3,7 @@
 from typing import Any, List, Optional, Tuple
 
 from common.core import cli
-from common.core.names import REFLECTIONS, STEMS
+from common.core.names import POOLS, REFLECTIONS, STEMS
 
 import numpy as np
 import onnx
@@ -229,6 +229,22 @@ def add_stem(graph: Graph, body: Any, stem: str, x: str) -> str:
     return add_module(graph, body.conv1, "body.conv1", x)
 
 
+def add_global_pool(graph: Graph, pool: str, x: str) -> str:
+    """Add the global pooling, one of POOLS, as timm's SelectAdaptivePool2d computes it."""
+    name = "head.global_pool"
+    if pool == "avg":
+        return graph.node("GlobalAveragePool", name, x)
+    if pool == "max":
+        return graph.node("GlobalMaxPool", name, x)
+    average = graph.node("GlobalAveragePool", name + ".avg", x)
+    largest = graph.node("GlobalMaxPool", name + ".max", x)
+    if pool == "catavgmax":
+        return graph.node("Concat", name, average, largest, axis=1)
+    half = graph.weight(name + ".half", np.array([0.5], np.float32))
+    total = graph.node("Add", name + ".add", average, largest)
+    return graph.node("Mul", name, total, half)
+
+
 def build_model(
     network: Any,
     img_size: int,
@@ -248,7 +264,8 @@ def build_model(
     x = add_stem(graph, network.body, stem, "image")
     for name, layer in list(network.body.named_children())[2:]:
         x = add_module(graph, layer, "body." + name, x)
-    x = graph.node("GlobalAveragePool", "head.global_pool", x)
+    kind = network.head.global_pool.pool_type
+    x = add_global_pool(graph, POOLS[0] if kind == "fast" else kind, x)
     x = graph.node("Flatten", "head.flatten", x, axis=1)
     fc = network.head.fc
     weight = graph.weight("head.fc.weight", fc.weight.detach().numpy())

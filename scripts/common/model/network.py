@@ -7,6 +7,7 @@ import sys
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from common.core.cli import ROOT, Refusal, say, shown
+from common.core.names import POOLS
 from common.model.checkpoint import Tensors
 
 TIMM = os.path.join(ROOT, "pytorch-image-models")
@@ -26,12 +27,39 @@ BOTTLENECK = re.compile(r"body\.layer1\.0\.conv3\.")  # what only V2_L's first s
 FAMILY = tuple(BLOCKS)
 STEM = "body.conv1.0.weight"
 STEM_TODAY = "body.conv1.conv.weight"  # the same in timm 0.8 and newer
+HEAD = "head.fc.weight"
+BODY = re.compile(r"body\.layer4\.")  # what every TResNet has
 TRACKED = "num_batches_tracked"
-# The slope of LeakyReLU inside the blocks of the `miil` lineage. It is 1e-2 behind the stem, and
-# everywhere in the `ascend` lineage.
-MIIL_SLOPE = 1e-3
 INPLACE_ABN_EPS = 1e-5  # InplaceABN multiplies by |weight| + eps
 SHOWN = 5  # tensors that a message names before it counts the rest
+# What timm's --split-bn saves beside each BatchNorm. Evaluation does not use it.
+# Source: timm/models/layers/split_batchnorm.py.
+AUXILIARY = re.compile(r"\.aux_bn\.\d+\.")
+# {what a head that cannot be exported is called: a name of its tensors}
+OTHER_HEADS = {
+    "ML-Decoder": re.compile(r"head\.(decoder\.layers\.|embed_standart|duplicate_pooling)"),
+    "ASL's bottleneck head": re.compile(r"head\.fc\.(embedding_generator|FC)\."),
+}
+LAST = re.compile(r"body\.layer4\.0\.conv3\.(0|conv)\.weight")  # [channels of the last map, …]
+# So many weights of BatchNorm are never all positive by chance.
+MANY_CHANNELS = 1000
+
+
+class Lineage(NamedTuple):
+    """How networks with the same shapes and names differ."""
+
+    slope: float  # of LeakyReLU inside the blocks; behind the stem it is 1e-2
+    pad_mode: str  # of the blur: "constant" (zeros) or "reflect"
+    absolute: bool  # whether the network multiplies by |weight| + eps, as InplaceABN does
+
+
+# ascend: trained with the patched timm. miil: the official weights. miil-bn: trained with the
+# official network, in which BatchNorm and LeakyReLU replaced InplaceABN.
+LINEAGES = {
+    "ascend": Lineage(1e-2, "constant", False),
+    "miil": Lineage(1e-3, "reflect", True),
+    "miil-bn": Lineage(1e-3, "reflect", False),
+}
 
 
 class Recognised(NamedTuple):
@@ -39,9 +67,10 @@ class Recognised(NamedTuple):
 
     variant: str  # one of FAMILY
     num_classes: int
-    lineage: str  # ascend: trained with the patched timm; miil: the official weights
+    lineage: str  # one of LINEAGES
     naming: str
     lineage_is_known: bool = True  # from the file or the user; otherwise it is a guess
+    pool: str = POOLS[0]  # the global pooling, one of POOLS
 
 
 def lineage_is_assumed(notes: Dict[str, Any]) -> bool:
@@ -75,38 +104,118 @@ def has_counters(tensors: Tensors) -> bool:
 
 
 def recognise(
-    tensors: Tensors, path: str, arch: Optional[str], model: Optional[str], lineage: Optional[str]
+    tensors: Tensors,
+    path: str,
+    arch: Optional[str],
+    model: Optional[str],
+    lineage: Optional[str],
+    pool: Optional[str] = None,
 ) -> Recognised:
-    """Read variant, classes, lineage and naming from the tensors.
+    """Read variant, classes, lineage, naming and pooling from the tensors.
 
-    arch: what the checkpoint says; model, lineage: what the user says.
+    arch, pool: what the checkpoint or the user says; model, lineage: what the user says.
     Raises: Refusal if it is not a TResNet, or if two of these contradict each other.
     """
     today = STEM_TODAY in tensors
-    stem, head = tensors.get(STEM_TODAY if today else STEM), tensors.get("head.fc.weight")
-    if stem is None or head is None or stem.dim() != 4 or head.dim() != 2:
+    stem, head = tensors.get(STEM_TODAY if today else STEM), tensors.get(HEAD)
+    if stem is None or stem.dim() != 4 or not any(map(BODY.match, tensors)):
         raise Refusal(
             f"{shown(path)} is not a TResNet: a first convolution {STEM} or {STEM_TODAY} and a "
-            f"head head.fc.weight are expected, but it holds {len(tensors)} tensors such as "
+            f"head {HEAD} are expected, but it holds {len(tensors)} tensors such as "
             f"{', '.join(list(tensors)[:3])}; give another file"
         )
+    if head is None or head.dim() != 2:
+        raise Refusal(other_head(tensors, path))
     variant = variant_of(tensors, stem.shape[0], path)
     check_claim(arch, "the checkpoint's own 'arch'", variant, path)
     check_claim(model, "--model", variant, path)
-    tracked = has_counters(tensors)
-    seen = "ascend" if tracked and not today else "miil"
-    is_evident = tracked or today  # without the counters only training, so the user, can say
-    if lineage and lineage != seen and is_evident:
-        evidence = f"{TRACKED}, which InplaceABN does not keep"
-        if today:
-            evidence = "timm 0.8's names, which only the official lineage has"
-        raise Refusal(
-            f"--lineage {lineage} contradicts {shown(path)}: it has {evidence}, so it is {seen}; "
-            "leave out --lineage"
-        )
+    seen, is_known = lineage_of(tensors, path, lineage)
     naming = "timm 0.8 or newer" if today else "timm 0.4.5 and MIIL"
-    is_known = bool(lineage) or is_evident
-    return Recognised(variant, head.shape[0], lineage or seen, naming, is_known)
+    pooling = pooling_of(tensors, pool, path)
+    return Recognised(variant, head.shape[0], seen, naming, is_known, pooling)
+
+
+def other_head(tensors: Tensors, path: str) -> str:
+    """The sentence for a TResNet whose head is not a linear layer behind a global pooling."""
+    names = [name for name in tensors if not name.startswith("body.")]
+    kinds = [kind for kind, name in OTHER_HEADS.items() if any(map(name.match, names))]
+    kind = kinds[0] if kinds else "a head of another kind"
+    if not names:
+        return (
+            f"{shown(path)} holds the body of a TResNet without its head ({HEAD}), so there are "
+            "no classes; give the file of the whole network"
+        )
+    return (
+        f"the body in {shown(path)} is a TResNet, but the head is not supported: {kind} "
+        f"({', '.join(names[:3])}); only one linear layer {HEAD} of shape [classes, channels] is"
+    )
+
+
+def lineage_of(tensors: Tensors, path: str, asked: Optional[str]) -> Tuple[str, bool]:
+    """(lineage, whether it is known) of the tensors; asked: the user's --lineage.
+
+    Raises: Refusal if the user contradicts the tensors.
+    """
+    tracked, today = has_counters(tensors), STEM_TODAY in tensors
+    if today and asked == "ascend":
+        raise Refusal(
+            f"--lineage {asked} contradicts {shown(path)}: it has timm 0.8's names, which only the "
+            "official lineage has, so it is miil; leave out --lineage"
+        )
+    if tracked and not today and asked == "miil":
+        raise Refusal(
+            f"--lineage {asked} contradicts {shown(path)}: it has {TRACKED}, which InplaceABN does "
+            "not keep, so it is ascend; leave out --lineage. If BatchNorm and LeakyReLU replaced "
+            "InplaceABN in the official network, give --lineage miil-bn"
+        )
+    if asked:
+        return asked, True
+    if today:  # timm 0.8's network is that of miil-bn, with the weights of miil
+        return "miil", True
+    if tracked:
+        return "ascend", not signs_of_replacement(tensors)
+    return "miil", False  # without the counters only training, so the user, can say
+
+
+def signs_of_replacement(tensors: Tensors) -> List[str]:
+    """Why weights with counters may be of the miil-bn lineage rather than ascend, in words.
+
+    [] if nothing shows it. Only for timm 0.4.5's names.
+    """
+    signs = []
+    if any(name.endswith(".filt") for name in tensors):
+        signs.append("it holds the blur's filters, which the patched timm does not save")
+    norms = [name[: -len("running_var")] for name in tensors if name.endswith("running_var")]
+    weights = [tensors[name + "weight"] for name in norms if name + "weight" in tensors]
+    channels = sum(weight.numel() for weight in weights)
+    trained = [weight for weight in weights if weight.min() < weight.max()]
+    are_positive = len(trained) == len(weights) and all((weight > 0).all() for weight in weights)
+    if channels >= MANY_CHANNELS and are_positive:
+        signs.append(
+            f"all {channels:,} weights of its BatchNorm layers are above 0, as |weight| of "
+            "InplaceABN leaves them"
+        )
+    return signs
+
+
+def pooling_of(tensors: Tensors, pool: Optional[str], path: str) -> str:
+    """The global pooling, one of POOLS; pool: what the checkpoint or the user says, if anything.
+
+    Raises: Refusal if the head takes another number of features than the pooling gives.
+    """
+    features = tensors[HEAD].shape[1]
+    channels = [tensor.shape[0] for name, tensor in tensors.items() if LAST.fullmatch(name)]
+    doubled = bool(channels) and features == 2 * channels[0]
+    if pool is None:
+        return "catavgmax" if doubled else POOLS[0]
+    if doubled != (pool == "catavgmax"):
+        fitting = "catavgmax" if doubled else "avg, max or avgmax"
+        raise Refusal(
+            f"the global pooling of {shown(path)} should be {pool}, but its head takes "
+            f"{features:,} features, as behind {fitting}; find out which file this is, or give "
+            "another --gp"
+        )
+    return pool
 
 
 def variant_of(tensors: Tensors, channels: int, path: str) -> str:
@@ -220,6 +329,8 @@ def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
     Raises: Refusal that names missing, unexpected, misshapen or not finite tensors.
     """
     network = create_network(seen.variant, seen.num_classes)
+    if seen.pool != POOLS[0]:
+        network.reset_classifier(seen.num_classes, global_pool=seen.pool)
     problems = copy_weights(tensors, network.state_dict(), seen.lineage)
     if problems:
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
@@ -227,8 +338,7 @@ def load_network(tensors: Tensors, path: str, seen: Recognised) -> Any:
             f"{shown(path)} does not fit {seen.variant} with {seen.num_classes} classes: "
             f"{'; '.join(problems[:SHOWN])}{more}"
         )
-    if seen.lineage == "miil":
-        make_miil(network)
+    set_lineage(network, LINEAGES[seen.lineage])
     return network.eval()
 
 
@@ -241,7 +351,9 @@ def copy_weights(tensors: Tensors, parameters: Tensors, lineage: str) -> List[st
 
     today = STEM_TODAY in tensors
     tracked = has_counters(tensors)
-    remaining = dict(tensors)
+    # timm 0.8's files hold |weight| + eps
+    takes_absolute = LINEAGES[lineage].absolute and not today
+    remaining = {name: tensor for name, tensor in tensors.items() if not AUXILIARY.search(name)}
     problems = []
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -258,7 +370,7 @@ def copy_weights(tensors: Tensors, parameters: Tensors, lineage: str) -> List[st
                 problems.append(f"{saved_name} {problem}")
                 continue
             is_norm = name[: -len("weight")] + "running_var" in parameters
-            if lineage == "miil" and is_norm and not today:  # timm 0.8's files hold |weight| + eps
+            if takes_absolute and is_norm:
                 tensor = tensor.abs() + INPLACE_ABN_EPS
             parameter.copy_(tensor)
     for name, tensor in remaining.items():
@@ -291,12 +403,12 @@ def is_blur(name: str, tensor: Any) -> bool:
     return torch.equal(tensor.float(), blur.expand_as(tensor))
 
 
-def make_miil(network: Any) -> None:
-    """Make of a network of the `ascend` lineage one of the `miil` lineage."""
+def set_lineage(network: Any, lineage: Lineage) -> None:
+    """Make a network of the patched timm one of another lineage: its slopes and its blur."""
     from torch import nn
 
     for name, module in network.named_modules():
         if hasattr(module, "pad_mode"):
-            module.pad_mode = "reflect"
+            module.pad_mode = lineage.pad_mode
         if isinstance(module, nn.LeakyReLU) and name.startswith("body.layer"):
-            module.negative_slope = MIIL_SLOPE
+            module.negative_slope = lineage.slope

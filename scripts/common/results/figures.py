@@ -6,8 +6,6 @@ there are.
 
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
-from common.model.statistics import NORMAL_95
-
 import numpy as np
 
 TOP = 5
@@ -81,21 +79,6 @@ def join(parts: Sequence[Predictions]) -> Predictions:
 def share(hits: Any) -> float:
     """Per cent of the hits, bool [n], that are true."""
     return 100 * float(np.mean(hits))
-
-
-def interval(hits: float, images: int) -> Tuple[float, float]:
-    """Wilson's 95 % interval of a share, in per cent.
-
-    It is honest for few images too, and near 0 and 100 %.
-    Source: https://doi.org/10.1080/01621459.1927.10502953
-    """
-    share, square = hits / images, NORMAL_95**2
-    scale = 1 + square / images
-    middle = (share + square / (2 * images)) / scale
-    spread = (share * (1 - share) / images + square / (4 * images**2)) ** 0.5
-    half = NORMAL_95 / scale * spread
-    # rounded: exactly 100 for all of them
-    return max(0.0, round(100 * (middle - half), 9)), round(100 * (middle + half), 9)
 
 
 def confused(predictions: Predictions) -> List[Tuple[int, int, int]]:

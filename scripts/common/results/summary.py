@@ -1,11 +1,13 @@
 """What a run of the pipeline found and where its files are, in lines to read."""
 
 import os
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from common.core import record
 from common.core.cli import shown
+from common.model import claims
 from common.model.network import lineage_is_assumed
+from common.results import claimed
 from common.results.work_files import ACCURACY, BEFORE_INT8, COMPARE, INT8, PAGE, REPORT, SUMMARY
 
 COUNTS = ("images", "labelled", "preprocessed", "inferred", "evaluated", "left_out")
@@ -77,6 +79,20 @@ def against_float32(workdir: str, result: str, float32: str, backend: str) -> Li
     ]
 
 
+def about_lineage(about: Dict[str, Any]) -> str:
+    """The warning for an assumed lineage; about: the notes of the model's record."""
+    if about["lineage"] == "ascend":
+        return (
+            "the checkpoint may be of the lineage miil-bn (see the export): ascend is assumed. If "
+            "BatchNorm replaced InplaceABN in the official network, every figure here is wrong: "
+            "--lineage miil-bn"
+        )
+    return (
+        f"nothing in the checkpoint says its lineage: {about['lineage']} is assumed. If it was "
+        "trained with the patched timm, every figure here is wrong: --lineage ascend"
+    )
+
+
 def show(
     workdir: str,
     backend: str,
@@ -108,14 +124,7 @@ def show(
         ("images", ", ".join(known)),
     ]
     if lineage_is_assumed(about):
-        lines.append(
-            (
-                "WARNING",
-                f"nothing in the checkpoint says its lineage: {about['lineage']} is assumed. If "
-                "it was trained with the patched timm, every figure here is wrong: "
-                "--lineage ascend",
-            )
-        )
+        lines.append(("WARNING", about_lineage(about)))
     now = accuracy(workdir, ACCURACY.name)
     if float32:
         other = precision_before(backend)
@@ -124,6 +133,9 @@ def show(
         lines += against_float32(workdir, result, float32, backend) + put_back(model)
     else:
         lines += now.items()
+    for comparison in claimed.compare(about, REPORT.read_in(workdir)):
+        lines.append(("checkpoint", comparison.words))
+    lines += [("note", f"the checkpoint says {remark}") for remark in claims.remarks_of(about)]
     names = [("report", PAGE), ("accuracy", ACCURACY.name), ("each image", REPORT.name)]
     if compared:
         names.append(("comparison", COMPARE.name))

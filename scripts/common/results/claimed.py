@@ -1,0 +1,85 @@
+"""The accuracy that a checkpoint says it had, beside the one that was measured.
+
+Standard library only.
+"""
+
+from typing import Any, Dict, List, NamedTuple
+
+from common.core.cli import counted
+from common.model import claims
+from common.model.statistics import interval
+
+LONGEST = 80  # characters of the checkpoint's own words
+
+
+class Comparison(NamedTuple):
+    """What the checkpoint says of Top-k, and what was measured."""
+
+    top: int  # k
+    claimed: float  # per cent
+    said: str  # in the checkpoint's words: "metric = 87.5"
+    measured: float  # per cent
+    images: int  # that were evaluated
+    low: float  # the 95 % interval of the measured share, per cent
+    high: float
+    of_other_weights: bool  # whether the figure is that of other weights in the same checkpoint
+    is_best: bool  # whether it is the best of the training, maybe of another epoch
+
+    @property
+    def within(self) -> bool:
+        """Whether so few images explain the difference."""
+        return self.low <= self.claimed <= self.high
+
+    @property
+    def title(self) -> str:
+        return f"Top-{self.top}"
+
+    @property
+    def words(self) -> str:
+        """The sentence about it."""
+        about = ""
+        if self.of_other_weights:
+            about = ", of other weights in the same file (see --ema)"
+        elif self.is_best:
+            about = ", the best of its training"
+        reason = (
+            "outside it, so the number of images does not explain the difference: compare the "
+            "images, the labels and the preparation with those of training, and the lineage"
+        )
+        if self.within:
+            reason = "within it, so the number of images explains the difference"
+        return (
+            f"{self.title}: the checkpoint says {self.claimed:.2f} % ({self.said}{about}), "
+            f"measured {self.measured:.2f} % on {counted(self.images, 'image')}, "
+            f"{self.measured - self.claimed:+.2f} points; "
+            f"95 % interval {self.low:.2f} to {self.high:.2f} %: {reason}"
+        )
+
+
+def compare(notes: Dict[str, Any], report: Dict[str, Any]) -> List[Comparison]:
+    """What the checkpoint says beside what was measured, for each Top-k that it names.
+
+    notes: of the model's record; report: acc_report.json. [] if the checkpoint says nothing, and
+    where the measured figure is a mean average precision.
+    """
+    hits, images = report.get("hits") or [], report["counts"]["evaluated"]
+    comparisons = []
+    for row in claims.rows_of(notes):
+        if len(hits) < row["top"]:
+            continue
+        right = hits[row["top"] - 1]
+        low, high = interval(right, images)
+        comparisons.append(
+            Comparison(
+                row["top"],
+                float(row["value"]),
+                row["said"][:LONGEST],
+                100 * right / images,
+                images,
+                low,
+                high,
+                bool(row.get("of_other_weights")),
+                bool(row.get("is_best")),
+            )
+        )
+    return comparisons
