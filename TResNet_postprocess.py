@@ -4,6 +4,7 @@
     python3 TResNet_postprocess.py ./result/ ./ImageNet/val_label.txt ./ acc.json
     python3 TResNet_postprocess.py ./result/ ./val_label.txt ./ acc.json --prep ./prep_dataset
     python3 TResNet_postprocess.py ./result/ ./ImageNet/val_label.txt ./ acc.json --min-top5 94.4
+    python3 TResNet_postprocess.py ./int8/ ./val_label.txt ./ acc.json --beside ./result
     python3 TResNet_postprocess.py ./result/ ./real.json ./ acc.json
     python3 TResNet_postprocess.py ./result/ ./coco_label.txt ./ acc.json --multi-label
 
@@ -15,21 +16,20 @@ In:  RESULT, one file per image as the inference writes it: STEM_0.txt (each val
 Out: OUT_DIR/OUT_NAME, the accuracy as strings, and beside it ..._report.json, which accounts for
      every image: what the accuracy covers, what was left out and why. With --prep DIR this is
      checked against DIR/manifest.jsonl. The number of classes is checked against the record of the
-     model that RESULT_summary.json names, or of --model.
+     model that RESULT_summary.json names, or of --model. predictions.csv has a row for each image
+     (its right class, the five best answers; with --beside RESULT those of another run too),
+     classes.csv one for each class.
 Exit status: 0 good, 1 something is wrong with the data, 2 wrong usage, 3 the accuracy is below
      --min-top1 or --min-top5.
 """
 
 import argparse
 import contextlib
-import ctypes
 import gc
 import json
-import math
 import os
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import chain, repeat
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
@@ -40,127 +40,22 @@ from common.core import cli
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common.core import native, options, record
+from common.core import options, record
 from common.core.cli import Refusal, shown, some
 from common.core.files import checksum_of, make_folder, read_regular
 from common.core.names import ordered, other_order
 from common.data import class_names, evaluation, prepared
 from common.data.labels import check_folders, label_offset, match_labels, read_label_file
-from common.results import accuracy, result_folder
+from common.results import accuracy, figures, ranks, result_folder, tables
 from common.results.results import are_all_equal, chunks, percent, read_result, result_files
 from common.results.work_files import ACCURACY
 
 import numpy as np
 
-TOP = 5
-CHUNK_VALUES = 256_000  # values; 3 ms of work, which an interrupted thread still finishes
-# From so many values on a missing compiler is felt: Python needs 0.15 s per million.
-SLOW_FROM = 2_000_000
 BACKGROUND = (
     'of {:,} classes class 0 is taken for "background": each label is one lower than its class '
     "(--label-offset 0 if that is wrong)"
 )
-
-
-# ---- ranks ---------------------------------------------------------------------------------------
-
-
-class Ranked(NamedTuple):
-    """Where the label of each of n results stands among the classes, and what was read for it."""
-
-    ranks: np.ndarray  # int32 [n]: how many classes come before the label; -1 if not known
-    checksums: np.ndarray  # uint32 [n]: CRC-32 of each file; [0] where no record needs them
-
-
-def load_kernel(values: int) -> Any:
-    """label_ranks() of ranks.c; None, and for many values a note, where it cannot be compiled."""
-    try:
-        kernel = native.load("results/ranks.c").label_ranks
-    except RuntimeError as error:
-        if values >= SLOW_FROM:
-            note = f"note: the fast way is not used, Python reads all results: {error}"
-            print(note, file=sys.stderr)
-        return None
-    text, pointer, integer = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_ssize_t
-    kernel.argtypes = [text, integer, integer, text, integer, pointer, pointer, pointer]
-    kernel.restype = None
-    return kernel
-
-
-def has_record(paths: Sequence[str]) -> bool:
-    """Whether a record beside their folder says what the results should be."""
-    return os.path.lexists(record.path_of(os.path.dirname(paths[0])))
-
-
-def fast_ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Ranked:
-    """ranks() by compiled C, for results exactly as ais_bench writes them.
-
-    The rank is -1 where a file is anything else. A NumPy file must hold float32 and have the header
-    of the first one.
-    """
-    compared = has_record(paths)  # otherwise checksums would cost time for nothing
-    checksums = np.zeros(len(paths) if compared else 0, np.uint32)
-    ranked = Ranked(np.full(len(paths), -1, np.int32), checksums)
-    header: Optional[bytes] = b""
-    if paths[0].endswith(".txt"):
-        header = None
-    elif paths[0].endswith(".npy"):
-        header = read_regular(paths[0], follow_links=False)[: -4 * classes]
-        if b"'<f4'" not in header:
-            return ranked
-    kernel = load_kernel(len(paths) * classes)
-    if kernel is None:
-        return ranked
-    chunk = max(1, CHUNK_VALUES // classes)
-    starts = iter(range(0, len(paths), chunk))
-
-    def work() -> None:
-        for start in starts:  # of all threads: each takes the next one
-            paths_of_chunk = paths[start : start + chunk]
-            kernel(
-                os.fsencode("\0".join(paths_of_chunk)),
-                len(paths_of_chunk),
-                classes,
-                header,
-                len(header or b""),
-                labels[start:].ctypes.data,
-                ranked.ranks[start:].ctypes.data,
-                ranked.checksums[start:].ctypes.data if compared else None,
-            )
-
-    with ThreadPoolExecutor(workers) as threads:  # ctypes lets them run at the same time
-        try:
-            used = min(workers, math.ceil(len(paths) / chunk))
-            running = [threads.submit(work) for _ in range(used)]
-            for thread in running:
-                thread.result()
-        finally:
-            for _ in starts:  # after Ctrl-C no thread finds another chunk
-                pass
-    return ranked
-
-
-def ranks(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -> Ranked:
-    """How many classes come before the label in each result: those of a higher score, and of an
-    equal score those of a lower number.
-
-    paths: of n result files; labels: int64 [n], 0 to classes - 1.
-    Raises: Refusal about the first file that is damaged or has another number of classes.
-    """
-    ranked = fast_ranks(paths, labels, classes, workers)
-    for i in np.flatnonzero(ranked.ranks < 0).tolist():
-        scores, label = read_result(paths[i], classes), labels[i]
-        if len(scores) != classes:
-            raise Refusal(
-                f"{shown(paths[i])} holds {len(scores)} values, but {shown(paths[0])} holds "
-                f"{classes}; run the inference again"
-            )
-        higher = np.count_nonzero(scores > scores[label])
-        equal_before = np.count_nonzero(scores[:label] == scores[label])
-        ranked.ranks[i] = higher + equal_before
-        if len(ranked.checksums):
-            ranked.checksums[i] = int(checksum_of(paths[i]) or "0", 16)
-    return ranked
 
 
 # ---- accuracy ------------------------------------------------------------------------------------
@@ -198,6 +93,7 @@ class Score(NamedTuple):
     figures: Dict[str, Any]  # of acc_report.json: "classes", "hits"; or "average_precision" too
     true: List[int]  # [n]: the right class of each image; [] where an image has several labels
     checksums: Dict[str, str]  # {file name: files.checksum() of its content}
+    predictions: Optional[figures.Predictions] = None  # of n images; None with --multi-label
 
 
 def count_hits(ranks_of_images: np.ndarray, classes: int) -> List[int]:
@@ -206,7 +102,9 @@ def count_hits(ranks_of_images: np.ndarray, classes: int) -> List[int]:
 
     ranks_of_images: int [images], 0 to classes - 1.
     """
-    return [int(np.count_nonzero(ranks_of_images < k)) for k in range(1, min(TOP, classes) + 1)]
+    return [
+        int(np.count_nonzero(ranks_of_images < k)) for k in range(1, min(figures.TOP, classes) + 1)
+    ]
 
 
 def top_hits(paths: Dict[str, str], label: Labels, classes: int, workers: int) -> Score:
@@ -220,7 +118,7 @@ def top_hits(paths: Dict[str, str], label: Labels, classes: int, workers: int) -
         chain.from_iterable(map(repeat, paths.values(), counts))
     )  # once for each right class
     labels = np.fromiter(chain.from_iterable(right), np.int64, len(repeated)) + label.offset
-    ranked = ranks(repeated, labels, classes, workers)
+    ranked = ranks.read(repeated, labels, classes, workers)
     owners = np.repeat(np.arange(len(right)), counts)  # the image that each rank belongs to
     by_image = np.lexsort((ranked.ranks, owners))  # of each image the lowest rank first
     best = by_image[np.cumsum([0, *counts[:-1]])]
@@ -230,8 +128,12 @@ def top_hits(paths: Dict[str, str], label: Labels, classes: int, workers: int) -
             f"a rank is not in 0…{classes - 1}, it is {ranks_of_images.min()} or "
             f"{ranks_of_images.max()}; this is a defect of the program"
         )
-    figures = {"classes": classes, "hits": count_hits(ranks_of_images, classes)}
-    return Score(figures, labels[best].tolist(), named_checksums(repeated, ranked.checksums))
+    return Score(
+        {"classes": classes, "hits": count_hits(ranks_of_images, classes)},
+        labels[best].tolist(),
+        named_checksums(repeated, ranked.checksums),
+        ranked.predictions(labels, best),
+    )
 
 
 def try_orders(
@@ -246,7 +148,7 @@ def try_orders(
     if not other or not score.true:
         return {}
     labels = np.array([other[true - label.offset] + label.offset for true in score.true], np.int64)
-    ranked = ranks(list(paths.values()), labels, score.figures["classes"], workers)
+    ranked = ranks.read(list(paths.values()), labels, score.figures["classes"], workers)
     hits = {
         folders.order: score.figures["hits"][0],
         other_order(folders.order): int(np.count_nonzero(ranked.ranks == 0)),
@@ -301,8 +203,36 @@ def mean_average_precision(paths: Dict[str, str], label: Labels, classes: int) -
     values = [average_precision(scores[:, i], shows[:, i]) for i in range(classes)]
     mean = float(np.mean([value for value in values if value is not None]))
     checksums = {os.path.basename(path): str(checksum_of(path)) for path in paths.values()}
-    figures = {"classes": classes, "hits": [], "mAP": mean, "average_precision": values}
-    return Score(figures, [], checksums)
+    about = {"classes": classes, "hits": [], "mAP": mean, "average_precision": values}
+    return Score(about, [], checksums)
+
+
+def other_answers(
+    beside: str, stems: Sequence[str], right: List[int], classes: int, workers: int
+) -> tables.Other:
+    """What another run answered for the images of these stems, as far as it has them.
+
+    beside: its result folder; right: the right class of each stem.
+    Raises: Refusal if it has none of them, or if it is damaged.
+    """
+    results = result_files(beside)
+    places = [place for place, stem in enumerate(stems) if stem in results]
+    if not places:
+        raise Refusal(
+            f"--beside {shown(beside)} has none of the {len(stems)} images, only others such as "
+            f"{shown(min(results))}; give the results of the same images"
+        )
+    paths = [results[stems[place]] for place in places]
+    values = len(read_result(paths[0], classes))
+    if values != classes:
+        raise Refusal(
+            f"--beside {shown(beside)} has results of {values} classes, not of {classes}; give "
+            "those of a model with the same classes"
+        )
+    labels = np.array([right[place] for place in places], np.int64)
+    ranked = ranks.read(paths, labels, classes, workers)
+    record.check_results(beside, named_checksums(paths, ranked.checksums))
+    return tables.Other(np.array(places), ranked.predictions(labels))
 
 
 # ---- every image accounted for -------------------------------------------------------------------
@@ -453,6 +383,13 @@ def find_labels(
 # ---- the report ----------------------------------------------------------------------------------
 
 
+class Evaluation(NamedTuple):
+    """What is known of all predictions in a result folder."""
+
+    report: Dict[str, Any]  # see evaluate()
+    images: Optional[tables.Images]  # None with --multi-label, where no answer is simply wrong
+
+
 def evaluate(
     result: str,
     labels: str,
@@ -463,10 +400,28 @@ def evaluate(
     multi_label: bool = False,
     model: Optional[str] = None,
 ) -> Dict[str, Any]:
+    """The report of evaluate_images()."""
+    return evaluate_images(
+        result, labels, prep, workers, names, asked_offset, multi_label, model
+    ).report
+
+
+def evaluate_images(
+    result: str,
+    labels: str,
+    prep: Optional[str] = None,
+    workers: int = 1,
+    names: Optional[str] = None,
+    asked_offset: Optional[int] = None,
+    multi_label: bool = False,
+    model: Optional[str] = None,
+    beside: Optional[str] = None,
+) -> Evaluation:
     """Compare all predictions in a result folder with their labels.
 
-    result, labels, prep, model: paths; names: a file of class names; asked_offset: --label-offset.
-    Returns the content of acc_report.json (work_files.REPORT):
+    result, labels, prep, model: paths; names: a file of class names; asked_offset: --label-offset;
+    beside: the results of another run, for predictions.csv.
+    Its report is the content of acc_report.json (work_files.REPORT):
       classes, label_offset: int
       hits: [Top-1, Top-2, … Top-5] as counts, fewer for fewer classes; [] for multi_label, which
         has mAP and average_precision instead
@@ -515,7 +470,11 @@ def evaluate(
     if label.offset and asked_offset is None:
         report["notes"].append(BACKGROUND.format(classes))
     report["notes"] += accuracy.notes(report)
-    return report
+    if score.predictions is None:
+        return Evaluation(report, None)
+    stems = list(paths)
+    other = other_answers(beside, stems, score.true, classes, workers) if beside else None
+    return Evaluation(report, tables.Images(stems, evaluated, score.predictions, other))
 
 
 def describe_inputs(result: str, labels: str, prep: Optional[str]) -> Dict[str, Any]:
@@ -610,6 +569,7 @@ def output_paths(out_dir: str, out_name: str, result: str, labels: str) -> Tuple
         if os.path.realpath(path) == os.path.realpath(labels):
             raise Refusal(f"{shown(path)} is the labels file; choose another OUT_NAME")
     accuracy.claim(*paths)
+    tables.claim(paths[0])
     return paths
 
 
@@ -625,6 +585,7 @@ def parse_arguments() -> argparse.Namespace:
     options.add(
         parser,
         "prep",
+        "beside",
         "multi_label",
         "workers",
         "label_offset",
@@ -649,7 +610,7 @@ def main() -> None:
     accuracy_path, report_path = output_paths(
         arguments.out_dir, arguments.out_name, arguments.result, arguments.labels
     )
-    report = evaluate(
+    evaluation = evaluate_images(
         arguments.result,
         arguments.labels,
         arguments.prep,
@@ -658,12 +619,18 @@ def main() -> None:
         arguments.label_offset,
         arguments.multi_label,
         arguments.model,
+        arguments.beside,
     )
+    report = evaluation.report
     make_folder(arguments.out_dir, "OUT_DIR")
+    made_from = [arguments.labels, arguments.class_names]
+    for folder in filter(None, (arguments.result, arguments.beside)):
+        made_from.append(record.path_of(folder))
+    written = tables.write(__file__, accuracy_path, report, evaluation.images, made_from)
     accuracy.write(report, accuracy_path, report_path)
     for image in report["left_out"][:3]:
         print(f"left out: {shown(image['source'])}: {shown(image['error'])}")
-    print(f"wrote {shown(accuracy_path)} and {shown(report_path)}")
+    print(f"wrote {', '.join(map(shown, [accuracy_path, *written]))} and {shown(report_path)}")
     below = shortfalls(report, {1: arguments.min_top1, 5: arguments.min_top5})
     if below:
         raise Refusal(", ".join(below), cli.BELOW_MINIMUM)

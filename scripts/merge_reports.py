@@ -6,7 +6,8 @@
 
 In:  the work folders of pipeline.sh --shard 1/N, 2/N, ... N/N, in any order.
 Out: OUTPUT/acc.json, the bytes that one run over all images would have written, and
-     OUTPUT/acc_report.json, which accounts for every image of all shards.
+     OUTPUT/acc_report.json, which accounts for every image of all shards. OUTPUT/predictions.csv
+     and classes.csv too, if the results of all shards are in their work folders.
 Refused: shards that overlap, that are missing, or that were made with another model, other options
      or other labels.
 """
@@ -20,10 +21,13 @@ if __name__ == "__main__":
     cli.start()  # before what may be missing
 
 from common.core import files, options, record
-from common.core.cli import Refusal, shown, some
+from common.core.cli import Refusal, say, shown, some
 from common.data import prepared
-from common.results import accuracy
+from common.results import accuracy, ranks, tables
+from common.results.results import result_files
 from common.results.work_files import ACCURACY, EXPORTED, REPORT
+
+import numpy as np
 
 ON_CARD = "infer_om.py"
 VOLATILE = ("shard", "source", "given")  # what a prepared folder's settings may differ in
@@ -210,6 +214,43 @@ def describe_shard(folder: str, report: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
+def images_of(
+    folders: List[str], reports: List[Dict[str, Any]], merged: Dict[str, Any]
+) -> Optional[tables.Images]:
+    """What the network answered for all images; None if a shard's results are not in its folder.
+
+    Raises: Refusal if results are not those that the shards' reports are about.
+    """
+    paths: Dict[str, str] = {}
+    sources: Dict[str, str] = {}
+    for folder, report in zip(folders, reports):
+        result, prep = (
+            os.path.join(folder, os.path.basename(str(report[key]))) for key in ("result", "prep")
+        )
+        if not os.path.isdir(result):
+            say(f"{shown(result)} is not there, so there is no {tables.PREDICTIONS} of all shards")
+            return None
+        results = result_files(result)
+        lacking = set(report["evaluated"]) - results.keys()
+        if lacking:
+            raise Refusal(
+                f"{shown(result)} lacks the results of {some(lacking)}; run that shard again"
+            )
+        paths.update(results)
+        sources.update(prepared.read(prep).sources)
+    stems = merged["evaluated"]
+    labels = np.array(merged["true"], np.int64)
+    ranked = ranks.read([paths[stem] for stem in stems], labels, merged["classes"], options.CORES)
+    hits = [int((ranked.ranks < k).sum()) for k in range(1, len(merged["hits"]) + 1)]
+    if hits != merged["hits"]:
+        raise Refusal(
+            f"the results in {some(folders)} are not those of their {REPORT.name}; run the shards "
+            "again"
+        )
+    named = [sources.get(stem, stem) for stem in stems]
+    return tables.Images(stems, named, ranked.predictions(labels))
+
+
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument(
@@ -233,8 +274,12 @@ def main() -> None:
     files.make_folder(arguments.output, "--output")
     paths = [os.path.join(arguments.output, name) for name in (ACCURACY.name, REPORT.name)]
     accuracy.claim(*paths)
+    tables.claim(paths[0])
+    images = images_of(arguments.folders, reports, report)
+    reports_read = [os.path.join(folder, REPORT.name) for folder in arguments.folders]
+    written = tables.write(__file__, paths[0], report, images, reports_read)
     accuracy.write(report, *paths)
-    print(f"{len(reports)} shards; wrote {' and '.join(map(shown, paths))}")
+    print(f"{len(reports)} shards; wrote {', '.join(map(shown, [*paths, *written]))}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,18 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Set, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    Set,
+    Tuple,
+)
 
 from common.core import cli
 
@@ -167,6 +178,11 @@ class Run(NamedTuple):
     @property
     def quantised(self) -> bool:
         return bool(self.given.precision == "int8")
+
+    @property
+    def compared(self) -> bool:
+        """Whether the card's answers are compared with those of ONNX Runtime."""
+        return self.on_card and self.given.compare > 0 and not self.given.tune
 
     @property
     def model(self) -> str:
@@ -351,7 +367,12 @@ def compile_command(run: Run, model: str) -> Command:
 
 
 def infer(run: Run) -> List[Command]:
-    return [infer_command(run, run.model, "result")]
+    """Infer; and where a comparison will follow, the first images with ONNX Runtime too."""
+    commands = [infer_command(run, run.model, "result")]
+    if run.compared:
+        first = run.given.compare
+        commands.append(infer_on_cpu(run, run.model, "result_onnx", 8, first=first))
+    return commands
 
 
 def infer_command(run: Run, model: str, name: str) -> Command:
@@ -395,14 +416,24 @@ def quantise(run: Run) -> List[Command]:
 
 def judge(run: Run) -> List[Command]:
     commands = []
+    other = None  # the results that predictions.csv sets beside the judged ones
     if run.quantised:
         name = f"acc_{summary.precision_before(run.backend)}.json"
         commands.append(evaluate(run, run.result, run.model, name))
+        other = run.result
+    elif run.compared:
+        other = run.work_path("result_onnx")
+    if run.given.multi_label:
+        other = None
     judged = run.judged_result, run.judged_model
-    return [*commands, evaluate(run, *judged, "acc.json", "min_top1", "min_top5")]
+    gates = ("min_top1", "min_top5")
+    return [*commands, evaluate(run, *judged, "acc.json", *gates, beside=other)]
 
 
-def evaluate(run: Run, result: str, model: str, name: str, *gates: str) -> Command:
+def evaluate(
+    run: Run, result: str, model: str, name: str, *gates: str, **other: Optional[str]
+) -> Command:
+    names = ("prep", "class_names", "multi_label", "label_offset")
     return run.command(
         "TResNet_postprocess.py",
         result + "/",
@@ -410,7 +441,7 @@ def evaluate(run: Run, result: str, model: str, name: str, *gates: str) -> Comma
         run.given.workdir,
         name,
         *run.words(model=model),
-        *run.words("prep", "class_names", "multi_label", "label_offset", *gates),
+        *run.words(*names, *gates, **other),
     )
 
 
@@ -431,11 +462,9 @@ def compare_with_cpu(run: Run) -> List[Command]:
     """Compare float16 with float32. For int8, only its own comparison goes into compare.json."""
     cpu = run.work_path("result_onnx")
     forecast_file = ["--forecast", run.work_path("forecast.json")]
-    inference = infer_on_cpu(run, run.model, "result_onnx", 8, first=run.given.compare)
     if not run.quantised:
-        return [inference, compare_command(run, cpu, run.result, *forecast_file)]
+        return [compare_command(run, cpu, run.result, *forecast_file)]
     return [
-        inference,
         run.command("scripts/compare_results.py", cpu, run.result, *forecast_file),
         compare_command(run, cpu, run.judged_result),
     ]
@@ -549,7 +578,6 @@ def plan(run: Run) -> List[Step]:
     """The steps of a run, in their order."""
     given, data, on_card = run.given, run.data, run.on_card
     complete = not given.tune  # --tune ends after the measurements
-    compared = complete and on_card and given.compare > 0
     first_shard_on_card = on_card and given.shard[0] == 1
     speed_wanted = given.perf or given.min_throughput is not None or first_shard_on_card
     before = summary.precision_before(run.backend)
@@ -564,7 +592,7 @@ def plan(run: Run) -> List[Step]:
         Step("Tuning", given.tune, tune, before=make_tune_folder),
         Step(
             "Forecast for float16",
-            compared or (complete and given.forecast),
+            run.compared or (complete and given.forecast),
             forecast,
             makes=("forecast",),
         ),
@@ -573,10 +601,10 @@ def plan(run: Run) -> List[Step]:
         Step("Quantise", complete and run.quantised, quantise, makes=("tresnet_int8",)),
         Step("Accuracy", complete, judge, makes=accuracies),
         Step("Published accuracy", complete and bool(given.expect), expect, makes=("expect",)),
-        Step("Comparison with ONNX Runtime", compared, compare_with_cpu, makes=("compare",)),
+        Step("Comparison with ONNX Runtime", run.compared, compare_with_cpu, makes=("compare",)),
         Step(
             f"Comparison with {before}",
-            complete and run.quantised and not compared,
+            complete and run.quantised and not run.compared,
             compare_with_float,
             makes=("compare",),
         ),

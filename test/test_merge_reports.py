@@ -108,6 +108,8 @@ def test_three_shards_give_what_one_run_gives(runs: Path) -> None:
     done = merge(runs)
     assert done.returncode == 0, done.stderr
     assert (runs / "merged" / "acc.json").read_bytes() == (runs / "work" / "acc.json").read_bytes()
+    for name in ("predictions.csv", "classes.csv"):
+        assert (runs / "merged" / name).read_bytes() == (runs / "work" / name).read_bytes()
     whole, merged = (
         read(runs / "work" / "acc_report.json"),
         read(runs / "merged" / "acc_report.json"),
@@ -253,6 +255,19 @@ def test_what_the_accuracy_does_not_cover_is_counted_over_all_shards(runs: Path)
     ]
     assert merged["counts"]["left_out"] == len(merged["left_out"]) == 4
     assert merged["class_names"] == [f"c{label}" for label in range(10)]
+
+
+@pytest.mark.slow
+def test_without_the_results_of_a_shard_there_is_no_table_of_images(runs: Path) -> None:
+    assert merge(runs).returncode == 0
+    shutil.rmtree(str(runs / "work-2" / "result"))
+    done = merge(runs)
+    assert done.returncode == 0 and "so there is no predictions.csv of all shards" in done.stderr
+    assert sorted(path.suffix for path in (runs / "merged").iterdir()) == [
+        ".json",
+        ".json",
+        ".jsonl",
+    ]
 
 
 @pytest.mark.slow

@@ -145,6 +145,8 @@ CASES: Tuple[
     ("multi-label-gates", "pipeline", ["--multi-label", "--min-top5", "0"], CARD),
     ("multi-label-gates", "postprocess", ["--multi-label", "--min-top1", "0"], {}),
     ("", "postprocess", ["--multi-label"], {}),
+    ("multi-label-beside", "postprocess", ["--multi-label", "--beside", "r"], {}),
+    ("", "postprocess", ["--beside", "r"], {}),
     ("multi-label-expect", "pipeline", ["--multi-label", "--expect", "sample"], CARD),
     ("min-cosine", "pipeline", ["--min-cosine", "0"], {"backend": "cpu"}),
     ("min-cosine", "pipeline", ["--min-cosine", "0", "--compare", "0"], CARD),

@@ -24,6 +24,7 @@ from common.core import native
 from common.core.cli import Refusal, shown
 from common.core.names import hashed_stem
 from common.data.labels import Label, match_labels
+from common.results import ranks
 from common.results.accuracy import percentages
 from common.results.results import encode, read_result
 
@@ -95,10 +96,10 @@ def library() -> Any:
 
 @pytest.fixture
 def fast(library: Any) -> Fast:
-    """fast_ranks() as (results, labels, classes) -> ranks."""
+    """read_fast() as (results, labels, classes) -> ranks."""
     if not library:
         pytest.skip("the fast way needs a C compiler")
-    return lambda paths, labels, classes, workers=1: post.fast_ranks(
+    return lambda paths, labels, classes, workers=1: ranks.read_fast(
         list(map(str, paths)), np.array(labels, np.int64), classes, workers
     )[0].tolist()
 
@@ -483,7 +484,7 @@ def test_equals_the_plain_reference(
     (folder / "labels.txt").write_text(
         "".join(f"i{i}.JPEG {label}\n" for i, (_, label) in enumerate(cases))
     )
-    with unittest.mock.patch.object(post, "CHUNK_VALUES", chunk_values):
+    with unittest.mock.patch.object(ranks, "CHUNK_VALUES", chunk_values):
         found = evaluate(folder, workers)
     read = [(stored(values, suffix), label) for values, label in cases]
     assert found["hits"] == plain_hits(read)
@@ -518,7 +519,7 @@ def test_the_fast_way_takes_what_the_inference_writes_and_ranks_it_exactly(
         values = stored(numbers[i : i + 25], "txt")
         expected += [rank(values, label) for label in range(25)]
     assert fast(paths, labels, 25) == expected and len(paths) > 2500
-    assert post.ranks(list(map(str, paths)), np.array(labels), 25, 2)[0].tolist() == expected
+    assert ranks.read(list(map(str, paths)), np.array(labels), 25, 2)[0].tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -1149,7 +1150,13 @@ def test_a_refusal_on_the_command_line(data: Path) -> None:
 
 def test_output_folder_is_made_and_nothing_is_left_over(data: Path) -> None:
     main(data / "result", data / "labels.txt", data / "new" / "er", "numbers")
-    assert sorted(os.listdir(str(data / "new" / "er"))) == ["numbers", "numbers_report.json"]
+    assert sorted(os.listdir(str(data / "new" / "er"))) == [
+        "numbers",
+        "numbers_classes.csv",
+        "numbers_predictions.csv",
+        "numbers_predictions.csv.record.jsonl",
+        "numbers_report.json",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -1373,7 +1380,7 @@ def test_threads_count_the_same(many: Path, fast: Fast, monkeypatch: pytest.Monk
     ]  # contents and labels repeat after 100
     for workers in (2, 3, 40):
         for chunk in (100, 12300, 10**6):
-            monkeypatch.setattr(post, "CHUNK_VALUES", chunk)
+            monkeypatch.setattr(ranks, "CHUNK_VALUES", chunk)
             assert call(many, "-j", workers)[0] == 0
             assert report(many) == alone
 
@@ -1381,7 +1388,7 @@ def test_threads_count_the_same(many: Path, fast: Fast, monkeypatch: pytest.Monk
 def test_of_several_damaged_files_the_first_is_named(
     many: Path, fast: Fast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(post, "CHUNK_VALUES", 1000)
+    monkeypatch.setattr(ranks, "CHUNK_VALUES", 1000)
     for i in (1900, 444, 451):
         (many / "result" / f"i{i:04d}_0.txt").write_bytes(b"1.0 nan \n")
     for _ in range(5):

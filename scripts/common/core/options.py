@@ -224,6 +224,12 @@ TABLE = (
     ),
     option("--om-dir FOLDER", path, "where MODEL_bs1.om, ... are (default: beside the ONNX file)"),
     option("--prep DIR", path, "prepared folder: account for every image in its manifest"),
+    option(
+        "--beside RESULT",
+        path,
+        "results of the same images by another run, such as the float one: predictions.csv has "
+        "both answers",
+    ),
     option("--calibrate FOLDER", path, "prepared images (.bin)"),
     option(
         "--aipp FILE", path, "AIPP configuration (atc's --insert_op_conf), if the images are uint8"
@@ -665,6 +671,12 @@ RULES = (
         top_gate_for_several_classes,
         "--min-top1 and --min-top5 are not for --multi-label, whose figure is the mean average "
         "precision; leave them out",
+    ),
+    Rule(
+        "multi-label-beside",
+        ("multi_label", "beside"),
+        lambda given: given.multi_label and given.beside is not None,
+        "--beside is not for --multi-label, where an image has no one right answer; leave it out",
     ),
     Rule(
         "multi-label-expect",

@@ -4,7 +4,7 @@ All are computed from Predictions, which keep a few numbers for each image, howe
 there are.
 """
 
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -50,6 +50,13 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(1, keepdims=True)
 
 
+def best_classes(scores: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """(top, probability) as Predictions have them, of the scores, float64 [n, classes]."""
+    images = np.arange(len(scores))[:, None]
+    top = top_classes(scores)
+    return top, softmax(scores)[images, top].astype(np.float32)
+
+
 def preferred(scores: np.ndarray, classes: Sequence[int]) -> int:
     """Of several classes the one with the highest score; of equal scores the lower class."""
     return max(classes, key=lambda label: (scores[label], -label))
@@ -61,9 +68,7 @@ def summarise(scores: np.ndarray, right: Sequence[Sequence[int]]) -> Predictions
     scores: float [n, classes], logits; right: the right classes of each image, one or more.
     """
     images = np.arange(len(scores))[:, None]
-    exact = scores.astype(np.float64)
-    top = top_classes(exact)
-    probability = softmax(exact)[images, top].astype(np.float32)
+    top, probability = best_classes(scores.astype(np.float64))
     true = np.array([[preferred(row, classes)] for row, classes in zip(scores, right)], np.int32)
     own = scores[images, true]
     lower_class = np.arange(scores.shape[1]) < true
@@ -93,29 +98,66 @@ def confused(predictions: Predictions) -> List[Tuple[int, int, int]]:
     return sorted(rows, key=lambda row: (-row[2], row[:2]))
 
 
-def by_class(predictions: Predictions) -> List[Dict[str, Any]]:
-    """The classes with images, the one with the lowest Top-1 accuracy first.
+def share_of(part: float, total: float) -> Optional[float]:
+    """A share, 0 to 1; None of nothing."""
+    return part / total if total else None
 
-    Each: {"class", "images", "top1", "top5" (counts), "taken_for" (class or None), "times"}.
+
+def every_class(predictions: Predictions, classes: int) -> List[Dict[str, Any]]:
+    """A row for each class of the network.
+
+    Each: {"class", "images", "answers" (how often it was the answer), "top1", "top5" (counts),
+    "precision", "recall", "f1" (0 to 1, None if it is a share of nothing), "taken_for" (class or
+    None), "times"}.
     """
     most: Dict[int, Tuple[int, int]] = {}
-    for true, answer, count in confused(predictions):
-        most.setdefault(true, (answer, count))
-    classes, places = np.unique(predictions.true, return_inverse=True)
-    images = np.bincount(places)
-    top1, top5 = (np.bincount(places, weights=predictions.rank < k).astype(int) for k in (1, TOP))
-    rows = [
-        {
-            "class": int(label),
-            "images": int(images[place]),
-            "top1": int(top1[place]),
-            "top5": int(top5[place]),
-            "taken_for": most.get(int(label), (None, 0))[0],
-            "times": most.get(int(label), (None, 0))[1],
-        }
-        for place, label in enumerate(classes)
-    ]
-    return sorted(rows, key=lambda row: (row["top1"] / row["images"], -row["images"], row["class"]))
+    for right, answer, count in confused(predictions):
+        most.setdefault(right, (answer, count))
+    true, rank = predictions.true, predictions.rank
+    images = np.bincount(true, minlength=classes).tolist()
+    answers = np.bincount(predictions.top[:, 0], minlength=classes).tolist()
+    top1 = np.bincount(true[rank < 1], minlength=classes).tolist()
+    top5 = np.bincount(true[rank < TOP], minlength=classes).tolist()
+    rows = []
+    for label in range(classes):
+        taken_for, times = most.get(label, (None, 0))
+        rows.append(
+            {
+                "class": label,
+                "images": images[label],
+                "answers": answers[label],
+                "top1": top1[label],
+                "top5": top5[label],
+                "precision": share_of(top1[label], answers[label]),
+                "recall": share_of(top1[label], images[label]),
+                "f1": share_of(2 * top1[label], images[label] + answers[label]),
+                "taken_for": taken_for,
+                "times": times,
+            }
+        )
+    return rows
+
+
+def weakest_first(rows: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Those of every_class()'s rows that have images, the one with the lowest Top-1 first."""
+    shown = [row for row in rows if row["images"]]
+    return sorted(shown, key=lambda row: (row["recall"], -row["images"], row["class"]))
+
+
+def averages(rows: Sequence[Dict[str, Any]]) -> Dict[str, Dict[str, float]]:
+    """{"macro", "weighted": {"precision", "recall", "f1": 0 to 1}} of every_class()'s rows.
+
+    As in scikit-learn's classification_report: over the classes that have an image or were an
+    answer; a share of nothing counts as 0; the weights are the numbers of images.
+    """
+    counted = [row for row in rows if row["images"] or row["answers"]]
+    images = sum(row["images"] for row in counted)
+    macro, weighted = {}, {}
+    for key in ("precision", "recall", "f1"):
+        values = [(row[key] or 0.0, row["images"]) for row in counted]
+        macro[key] = sum(value for value, _ in values) / len(values)
+        weighted[key] = sum(value * weight for value, weight in values) / images
+    return {"macro": macro, "weighted": weighted}
 
 
 def calibration(predictions: Predictions) -> Dict[str, Any]:

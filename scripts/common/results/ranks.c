@@ -11,6 +11,7 @@
  * labels     [files] the class of each, 0 <= label < classes
  * ranks      [files] out: how many classes come before the label (greater, or equal and of lower index), or -1
  * checksums  [files] out: the CRC-32 of each file's content, as zlib computes it, where there is a rank; or NULL
+ * scores     [files][classes] out: the values, as Python reads them, where there is a rank; or NULL
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -126,7 +127,7 @@ static int parse_float32(const char *data, ptrdiff_t size, ptrdiff_t classes, do
 }
 
 void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const char *header, ptrdiff_t before,
-                 const int64_t *labels, int32_t *ranks, uint32_t *checksums)
+                 const int64_t *labels, int32_t *ranks, uint32_t *checksums, double *scores)
 {
     const ptrdiff_t limit = before + LONGEST * classes + 2;  /* a byte more than any good file has */
     double *values = malloc(sizeof *values * classes);
@@ -150,6 +151,9 @@ void label_ranks(const char *paths, ptrdiff_t files, ptrdiff_t classes, const ch
         for (ptrdiff_t i = 0; i < labels[f]; i++)
             first += values[i] == own;
         ranks[f] = first;
+        if (scores)                     /* a quotient is rounded as the decimal number itself would be */
+            for (ptrdiff_t i = 0; i < classes; i++)
+                scores[f * classes + i] = header ? values[i] : values[i] / 1e6;
         if (checksums)
             checksums[f] = crc32((const uint32_t (*)[256])tables, data, size);
     }
