@@ -35,7 +35,7 @@ from common.ascend import bench, chips, host
 from common.core import files, json_file, options, progress, recipe, record
 from common.core.cli import Refusal, shown, why
 from common.core.names import om_path
-from common.model import onnx_file
+from common.model import onnx_file, speed
 from common.results.published import CARD_CASE, CARD_SPEED
 from common.results.work_files import ACCURACY, PERF
 
@@ -286,6 +286,51 @@ def add_reference(report: Dict[str, Any]) -> None:
             row.update(reference=published, ratio=row["throughput"] / published)
 
 
+def add_expectation(report: Dict[str, Any], model: str, uint8: bool) -> None:
+    """Hold the figures of a 310P3 against the forecast for the same network.
+
+    Nothing is added where there is no forecast: for other chips, int8, and large batch sizes.
+    """
+    if report["backend"] != "ascend":
+        return
+    data = speed.read_data()
+    sizes = [row["batch_size"] for row in report["rows"]]
+    sizes = [size for size in sizes if size <= speed.largest_batch(data)]
+    try:
+        speed.refuse_chip(report["chip"])
+        network = speed.read_network(model)
+    except Refusal:
+        return
+    if not sizes:
+        return
+    measured = {row["batch_size"]: row["throughput"] for row in report["rows"]}
+    verdicts = speed.judge(measured, speed.forecast(network, sizes, data, uint8))
+    opinion = speed.describe(verdicts, network)
+    report["expected"] = {
+        "slow": opinion.is_slow,
+        "verdict": opinion.sentence,
+        "look_at": list(opinion.look_at),
+        "rows": [
+            {
+                "batch_size": verdict.batch_size,
+                "forecast": verdict.forecast.images_per_s,
+                "low_90": verdict.forecast.low_90,
+                "ratio": verdict.ratio,
+            }
+            for verdict in verdicts
+        ],
+    }
+
+
+def expectation_markdown(expected: Dict[str, Any]) -> str:
+    """What the comparison with the forecast says, below the table of what was measured."""
+    text = f"\nCompared with the forecast (docs/speed.md): {expected['verdict']}"
+    if not expected["slow"]:
+        return f"{text}.\n"
+    causes = "".join(f"- {cause}\n" for cause in expected["look_at"])
+    return f"{text}. Look at:\n\n{causes}\n"
+
+
 def table_lines(head: List[str], rows: List[List[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -330,6 +375,8 @@ def markdown(report: Dict[str, Any]) -> str:
         )
     if "together" in report:
         text += chips_markdown(report)
+    if "expected" in report:
+        text += expectation_markdown(report["expected"])
     best = report["best"]
     return text + f"Best batch size: {best['batch_size']}, {best['throughput']:.1f} images/s.\n"
 
@@ -452,6 +499,7 @@ def make_report(
         **measured,
     }
     add_reference(report)
+    add_expectation(report, arguments.model, bool(arguments.aipp))
     rows = report.get("together", report["rows"])
     report["best"] = max(rows, key=lambda row: float(row["throughput"]))
     return report

@@ -352,6 +352,12 @@ def forecast(run: Run) -> List[Command]:
     ]
 
 
+def forecast_speed(run: Run) -> List[Command]:
+    return [
+        run.command("scripts/forecast_speed.py", run.model, *run.words("uint8", "output", "force"))
+    ]
+
+
 def compile_models(run: Run) -> List[Command]:
     return [compile_command(run, run.model)]
 
@@ -579,6 +585,7 @@ def plan(run: Run) -> List[Step]:
     given, data, on_card = run.given, run.data, run.on_card
     complete = not given.tune  # --tune ends after the measurements
     first_shard_on_card = on_card and given.shard[0] == 1
+    can_forecast_speed = not on_card or run.chip == published.CARD_CASE[0]
     speed_wanted = given.perf or given.min_throughput is not None or first_shard_on_card
     before = summary.precision_before(run.backend)
     accuracies: Tuple[str, ...] = ("acc", "acc_report")
@@ -588,6 +595,12 @@ def plan(run: Run) -> List[Step]:
         Step("Sample data", data.is_sample, sample),
         Step("Data", data.to_prepare, unpack),
         Step("Export", True, export, after=know_the_network),
+        Step(
+            "Forecast of the speed",
+            complete and can_forecast_speed,
+            forecast_speed,
+            makes=("speed",),
+        ),
         Step("Preprocess", True, preprocess),
         Step("Tuning", given.tune, tune, before=make_tune_folder),
         Step(
@@ -654,8 +667,7 @@ def carry_out(run: Run, runner: Runner) -> None:
         run.judged_model,
         run.judged_result,
         run.result if run.quantised else None,
-        "compare" in runner.made,
-        "perf" in runner.made,
+        runner.made,
         run.note,
     )
 

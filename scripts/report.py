@@ -6,8 +6,8 @@
 
 In:  the work folder of pipeline.sh, or any folder with acc_report.json of TResNet_postprocess.py.
      Beside it, as far as they are there: the results and the prepared images that acc_report.json
-     names, run.json, perf.json, compare.json, expect.json, forecast.json. The page leaves out what
-     is not there.
+     names, run.json, perf.json, compare.json, expect.json, forecast.json, speed.json. The page
+     leaves out what is not there.
 Out: WORKDIR/report.html, at most 1 MB. report.html.record.jsonl says what it was made of: a page
      that is up to date is kept.
 """
@@ -30,7 +30,7 @@ from common.data import class_names, evaluation, prepared
 from common.model import claims
 from common.model.network import lineage_is_assumed
 from common.model.statistics import interval
-from common.results import accuracy, claimed, figures, published
+from common.results import accuracy, claimed, figures, published, summary
 from common.results.results import chunks, percent, result_files
 from common.results.work_files import (
     ACCURACY,
@@ -43,6 +43,7 @@ from common.results.work_files import (
     PERF,
     REPORT,
     RUN,
+    SPEED,
     WorkFile,
 )
 
@@ -51,7 +52,7 @@ import numpy as np
 SOURCES = os.path.join(ROOT, "scripts", "common", "results")
 TEMPLATE = os.path.join(SOURCES, PAGE)
 STYLE, SCRIPT = os.path.join(SOURCES, "report.css"), os.path.join(SOURCES, "report.js")
-PARTS = (ACCURACY, *BEFORE_INT8.values(), REPORT, RUN, PERF, COMPARE, EXPECT, FORECAST)
+PARTS = (ACCURACY, *BEFORE_INT8.values(), REPORT, RUN, PERF, COMPARE, EXPECT, FORECAST, SPEED)
 MISTAKES = 24  # pictures of wrong answers
 CHANGED = 12  # pictures of answers that differ between two runtimes
 PAIRS = 15  # most confused pairs of classes
@@ -293,6 +294,28 @@ def speed_cards(perf: Dict[str, Any]) -> List[Dict[str, Any]]:
     ]
 
 
+def expected_speed(parts: Parts) -> Dict[str, Any]:
+    """The forecast of the speed on a card, and what was measured there; {} without a forecast.
+
+    Figures that were measured elsewhere are not shown beside it.
+    """
+    forecast, perf = parts["speed"], parts["perf"]
+    if not forecast:
+        return {}
+    measured = {}
+    if "expected" in perf:
+        measured = {row["batch_size"]: row["throughput"] for row in perf["rows"]}
+    rows = [dict(row, measured=measured.get(row["batch_size"])) for row in forecast["rows"]]
+    return {
+        "chip": forecast["chip"],
+        "limits": "; ".join(forecast["limits"]),
+        "best": forecast["best_batch_size"],
+        "measured": any(row["measured"] for row in rows),
+        **perf.get("expected", {}),
+        "rows": rows,
+    }
+
+
 def caller(names: Optional[Sequence[str]]) -> Callable[[int], str]:
     """A function that says what a class is called: its name, if it is known, and its number.
 
@@ -480,6 +503,8 @@ def remarks(page: Dict[str, Any], parts: Parts) -> List[str]:
         )
     points += [row.words for row in claimed.compare(parts["network"], parts["acc_report"])]
     points += [f"the checkpoint says {remark}" for remark in claims.remarks_of(parts["network"])]
+    if page["expected"].get("slow"):
+        points.append(f"the card is {page['expected']['verdict']}")
     points += parts["acc_report"].get("notes") or []
     points += [
         f"{gate.what}: {gate.measured}, the minimum is {gate.least}" for gate in page["gates"]
@@ -502,6 +527,7 @@ def verdict(page: Dict[str, Any], parts: Parts) -> str:
         report.get("all_equal"),
         report.get("clipped"),
         not all(row.within for row in claimed.compare(parts["network"], report)),
+        page["expected"].get("slow"),
     )
     return "look" if any(doubts) else "good"
 
@@ -606,6 +632,7 @@ def describe(workdir: str, parts: Parts, names_file: Optional[str]) -> Dict[str,
         "cards": accuracies(parts) + speed_cards(parts["perf"]),
         "gates": gates(parts),
         "comparison": comparison(parts, pictures, call),
+        "expected": expected_speed(parts),
         **answered(report, found, pictures, call),
         "plots": draw(parts, found),
         "left_out": (report.get("left_out") or [])[:LISTED],
@@ -652,7 +679,12 @@ def template() -> Any:
         undefined=jinja2.ChainableUndefined,
     )
     environment.filters.update(
-        name=plain, sentence=sentence, share=share, figure=figure, duration=progress.duration
+        name=plain,
+        sentence=sentence,
+        share=share,
+        figure=figure,
+        duration=progress.duration,
+        two_digits=summary.rounded,
     )
     return environment.get_template(PAGE)
 

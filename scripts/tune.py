@@ -24,7 +24,7 @@ from common.core import cli
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common.ascend import host
+from common.ascend import chips, host
 from common.ascend.bench import complaint
 from common.core import files, json_file, options, recipe, record
 from common.core.cli import ROOT, Refusal, shown
@@ -34,7 +34,7 @@ from common.data import prepared
 from common.data.evaluation import AIPP, Evaluation, aipp, recorded
 from common.data.images import list_inputs
 from common.data.inputs import Input, apply_aipp, input_of, read_aipp, read_batch
-from common.model import onnx_file
+from common.model import onnx_file, speed
 from common.results.work_files import COMPARE, PERF
 
 import numpy as np
@@ -178,7 +178,7 @@ class Bench:
                 host_facts=self.host_facts,
             )
         if self.on_card:
-            self.compile(variant, FIRST_SIZES)
+            self.compile(variant, FIRST_SIZES[:1])
 
     def compile(self, variant: Variant, sizes: List[int]) -> None:
         words = options.words(
@@ -289,6 +289,7 @@ def attempt(bench: Bench, variant: Variant, reference: str) -> Dict[str, Any]:
         "latency": None,
         "batch_size": None,
         "refused": None,
+        "skipped": None,
     }
     try:
         bench.make(variant)
@@ -311,16 +312,88 @@ def refusal_of(row: Dict[str, Any], min_cosine: float, min_agreement: float) -> 
     return None
 
 
+# ---- combinations that cannot win ----------------------------------------------------------------
+
+
+def forecasts_of(
+    arguments: argparse.Namespace, bench: Bench, variant: Variant
+) -> List[speed.Forecast]:
+    """The forecast at every batch size that may be measured.
+
+    Returns [] for int8, for other chips than the 310P3, and for larger batch sizes than those of
+    the published figures.
+    """
+    data = speed.read_data()
+    sizes = sorted({*FIRST_SIZES, *arguments.batch_sizes})
+    if variant.precision != "float16" or sizes[-1] > speed.largest_batch(data):
+        return []
+    devices = None if arguments.device is None else [arguments.device]
+    try:
+        chip = arguments.soc_version or chips.choose_devices(devices)[1]
+        speed.refuse_chip(chip)
+        network = speed.read_network(bench.models[variant.stem])
+    except Refusal:
+        return []
+    return speed.forecast(network, sizes, data, variant.uint8)
+
+
+def hopeless(
+    arguments: argparse.Namespace, bench: Bench, variant: Variant, measured: float, best: float
+) -> Optional[str]:
+    """Why a variant cannot be the fastest at any batch size; None if it can.
+
+    measured: its images/s at the first of FIRST_SIZES; best: those of the fastest there.
+    """
+    forecasts = forecasts_of(arguments, bench, variant)
+    if not forecasts or measured >= best:
+        return None
+    others = speed.from_measured(FIRST_SIZES[0], measured, forecasts, speed.read_data())
+    if not speed.cannot_win(others, best):
+        return None
+    most = max(row.high_90 for row in others)
+    return (
+        f"cannot win: at most {most:.0f} images/s at other batch sizes (forecast from the one that "
+        "was measured)"
+    )
+
+
+def leave_out(
+    arguments: argparse.Namespace, bench: Bench, running: List[Variant], rows: Dict[str, Any]
+) -> List[Variant]:
+    """Measure the variants once at the first batch size; returns those that can still win.
+
+    The rows of the others get what was measured, and the reason in "skipped".
+    """
+    first = measure(bench, running, FIRST_SIZES[:1], 1)
+    fit = [name for name in first if not rows[name]["refused"]]
+    best = max((first[name][0].throughput for name in fit), default=0.0)
+    hopeful = []
+    for variant in running:
+        row, found = rows[variant.name], first[variant.name][0]
+        row["skipped"] = hopeless(arguments, bench, variant, found.throughput, best)
+        if row["skipped"]:
+            row.update(found._asdict())
+            print(f"{variant.name}: {row['skipped']}", flush=True)
+        else:
+            bench.compile(variant, FIRST_SIZES)
+            hopeful.append(variant)
+    return hopeful
+
+
 def rank(arguments: argparse.Namespace, bench: Bench, tried: List[Variant]) -> List[Dict[str, Any]]:
     """Make, compare and measure all variants: the rows of the table, the fastest first."""
     reference = bench.infer_on_cpu(next(iter(bench.models.values())), bench.folder, "result_onnx")
     rows = {variant.name: attempt(bench, variant, reference) for variant in tried}
     running = [variant for variant in tried if not rows[variant.name]["refused"]]
-    sizes = FIRST_SIZES if bench.on_card else arguments.batch_sizes
-    for name, speeds in measure(bench, running, sizes, arguments.repeat).items():
-        row = rows[name]
-        row.update(max(speeds, key=lambda speed: speed.throughput)._asdict())
+    for variant in running:
+        row = rows[variant.name]
         row["refused"] = refusal_of(row, arguments.min_cosine, arguments.min_agreement)
+    sizes = arguments.batch_sizes
+    if bench.on_card:
+        sizes = FIRST_SIZES
+        running = leave_out(arguments, bench, running, rows)
+    for name, speeds in measure(bench, running, sizes, arguments.repeat).items():
+        rows[name].update(max(speeds, key=lambda found: found.throughput)._asdict())
     return sorted(rows.values(), key=lambda row: -(row["throughput"] or 0))
 
 
@@ -379,6 +452,8 @@ def markdown(report: Dict[str, Any]) -> str:
         remark = "best" if row["name"] == report["winner"] else ""
         if row["refused"]:
             remark = f"refused: {row['refused']}".replace("|", "/")
+        elif row["skipped"]:
+            remark = row["skipped"]
         lines.append(f"| {number} | {row['name']} | {' | '.join(cells)} | {remark} |")
     text = "\n".join(lines) + "\n"
     if report["winner"]:

@@ -810,23 +810,22 @@ def test_half_of_the_speed_is_named_as_slow_with_what_to_look_at(tmp_path: Path)
         (8, True, 0.5),
         (16, False, 2700 / 2900),
     ]
-    words = speed.describe(verdicts, network)
-    assert words.startswith(
+    opinion = speed.describe(verdicts, network)
+    assert opinion.is_slow and opinion.sentence == (
         "slower than networks of this kind run there: 1,400 images/s at batch size 8, and 95 % of "
-        "them reach 1,750; look at\n    the graph: it has SpaceToDepth, which"
+        "them reach 1,750"
     )
-    assert [
-        word in words
-        for word in ("open batch", "other processes", "temperature", "virtual NPU", "driver")
-    ] == ([True] * 5)
+    assert opinion.look_at[0].startswith("the graph: it has SpaceToDepth, which")
+    words = ("open batch", "other processes", "temperature", "virtual NPU", "driver")
+    assert [word in cause for word, cause in zip(words, opinion.look_at[1:])] == [True] * 5
 
 
 def test_a_speed_inside_the_range_is_not_named_as_slow(tmp_path: Path) -> None:
     network = speed.read_network(str(small_graph(tmp_path)))
     verdicts = speed.judge({8: 1760, 16: 4000}, rows_of((8, 2800, 1.6), (16, 2900, 1.6)))
     assert not any(verdict.is_slow for verdict in verdicts)
-    assert speed.describe(verdicts, network) == (
-        "as fast as networks of this kind run there: 0.63 to 1.38 times the forecast"
+    assert speed.describe(verdicts, network) == speed.Opinion(
+        False, "as fast as networks of this kind run there: 0.63 to 1.38 times the forecast"
     )
     assert "graph" not in speed.look_at(network)
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List
 
+from common.model import speed
 from common.results import plots
 
 import numpy as np
@@ -27,6 +28,7 @@ from ascend.helpers import (
     compile_net,
     processes,
     put_model_and_images,
+    save_tiny_tresnet,
     start,
     start_here,
 )
@@ -403,6 +405,33 @@ def test_perf_sweep_sets_the_published_figures_beside_those_of_the_same_case(
     )
     assert "reference" not in (machine[1] / "perf.md").read_text(), (
         "another chip has no published figure"
+    )
+
+
+@pytest.mark.parametrize("share, is_slow", [(0.5, True), (0.9, False)])
+def test_a_310p3_is_held_against_the_forecast(
+    machine: Machine, tmp_path: Path, share: float, is_slow: bool
+) -> None:
+    network = speed.read_network(str(save_tiny_tresnet(machine[1] / "net.onnx")))
+    forecasts = speed.forecast(network, [8, 16], speed.read_data())
+    for row in forecasts:
+        (machine[1] / f"net_bs{row.batch_size}.om").write_text("never opened: a double runs")
+    path = fake_runner(machine, tmp_path / "fake", [row.images_per_s * share for row in forecasts])
+    words = ("--batch-sizes", "8,16", "--repeat", 1)
+    sweep(machine, *words, "--chip", "310P3", PATH=path)
+    expected = json.loads((machine[1] / "perf.json").read_text())["expected"]
+    assert expected["slow"] == is_slow
+    assert [row["ratio"] for row in expected["rows"]] == pytest.approx([share, share])
+    text = (machine[1] / "perf.md").read_text()
+    assert f"Compared with the forecast (docs/speed.md): {expected['verdict']}." in text
+    assert ("slower than networks of this kind run there" in text) == is_slow
+    assert ("- its clock and temperature (npu-smi" in text) == is_slow
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert "orecast" not in table[0], "a forecast never stands among measured values"
+    path = fake_runner(machine, tmp_path / "again", [row.images_per_s * share for row in forecasts])
+    sweep(machine, *words, "--chip", "910B4", PATH=path)
+    assert "expected" not in json.loads((machine[1] / "perf.json").read_text()), (
+        "there is a forecast for the 310P3 only"
     )
 
 

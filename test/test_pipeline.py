@@ -187,8 +187,7 @@ def test_int8_is_measured_against_float32(
         quantised,
         str(work_copy / "result_int8"),
         str(work_copy / "result"),
-        True,
-        False,
+        {"compare"},
         "",
     )
     assert re.search("speed +not measured: ", capsys.readouterr().out)

@@ -15,10 +15,12 @@ from common.core.cli import Refusal
 from common.model.statistics import interval
 from common.results import figures
 
+import forecast_speed
 import made_up
 import numpy as np
 import pytest
 import report
+from ascend.helpers import save_tiny_tresnet
 from browser import PROGRAM, Page, browser
 from conftest import ROOT, Shared, refusal
 from records import write_finished, write_prepared
@@ -70,6 +72,53 @@ def copy(card: Path, tmp_path: Path) -> Path:
     """A copy of it, to be changed."""
     shutil.copytree(str(card), str(tmp_path / "work"))
     return tmp_path / "work"
+
+
+# ---- the speed that is expected ------------------------------------------------------------------
+
+
+def expect_speed(work: Path, ratio: float) -> List[float]:
+    """Put a forecast into a work folder, and what the card did of it; the forecast's images/s."""
+    model = str(save_tiny_tresnet(work / "tresnet.onnx"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["forecast_speed.py", model, "--output", str(work)])
+        forecast_speed.main()
+    forecast = json.loads((work / "speed.json").read_text())
+    perf = json.loads((work / "perf.json").read_text())
+    speeds = [row["images_per_s"] for row in forecast["rows"]]
+    rows = [dict(perf["rows"][0], batch_size=8, throughput=ratio * speeds[2])]
+    verdict = "slower than networks of this kind run there" if ratio < 0.6 else "as fast as others"
+    look_at = ["its clock and temperature"] if ratio < 0.6 else []
+    expected = {"slow": ratio < 0.6, "verdict": verdict, "look_at": look_at}
+    (work / "perf.json").write_text(json.dumps(dict(perf, rows=rows, expected=expected)))
+    run = json.loads((work / "run.json").read_text())
+    (work / "run.json").write_text(json.dumps(dict(run, made=[*run["made"], "speed"])))
+    return speeds
+
+
+@pytest.mark.parametrize("ratio, state", [(0.5, "worth a look"), (0.9, "all minimums reached")])
+def test_the_page_sets_the_measured_speed_beside_the_forecast(
+    copy: Path, ratio: float, state: str
+) -> None:
+    speeds = expect_speed(copy, ratio)
+    words = text(make(copy))
+    assert state in words
+    assert "This is not a measurement. It is from figures that were published in 2022" in words
+    assert f" {ratio * speeds[2]:,.0f} {ratio:.2f} 16 " in words, "only batch size 8 was measured"
+    assert words.count("slower than networks of this kind run there") == 2 * (ratio < 0.6)
+    assert ("Look at: its clock and temperature" in words) == (ratio < 0.6)
+
+
+def test_the_page_has_a_forecast_without_a_card_and_none_of_an_earlier_run(copy: Path) -> None:
+    expect_speed(copy, 0.9)
+    run = json.loads((copy / "run.json").read_text())
+    made = [name for name in run["made"] if name != "perf"]
+    (copy / "run.json").write_text(json.dumps(dict(run, made=made)))
+    words = text(make(copy))
+    assert "80 % of such forecasts hold" in words and "measured / forecast" not in words
+    made.remove("speed")
+    (copy / "run.json").write_text(json.dumps(dict(run, made=made)))
+    assert "such forecasts" not in text(make(copy))
 
 
 # ---- the figures ---------------------------------------------------------------------------------

@@ -166,12 +166,47 @@ def test_the_fastest_combination_wins_and_the_lossy_one_is_refused(
     assert (machine[1] / "tune.png").read_bytes()[:4] == b"\x89PNG"
     compiled = [" ".join(call["argv"]) for call in calls(machine[0], "atc")]
     small = [words for words in compiled if "--enable_small_channel=1" in words]
-    assert len(compiled) == 8 * 2 + 1 and len(small) == 5, (
-        "two batch sizes each; of the best also 4, and 8 is there"
+    assert len(compiled) == 8 + 2 + 1 and len(small) == 2 + 1 + 1, (
+        "each for batch size 8; 16 only for the two that can win; of the best also 4"
     )
+    skipped = {name for name, row in rows.items() if row["skipped"]}
+    assert skipped == set(rows) - {"conv12-uint8-small-float16", "space-to-depth-uint8-float16"}
+    assert rows["conv4-float32-float16"]["skipped"].startswith("cannot win: at most ")
+    assert rows["conv4-float32-float16"]["throughput"] == 1000
+    assert "| 1000.0 | 8 |" in (machine[1] / "tune.md").read_text()
     assert all("--insert_op_conf=" in words for words in small) and not any(
         "Sigmoid" in words for words in compiled
     )
+
+
+def test_what_is_nearly_as_fast_is_measured_at_all_batch_sizes(
+    stems: Path, machine: Machine
+) -> None:
+    speeds = {
+        "tune/": 1000,
+        "tune/conv12-float32-float16/": 3000,
+        "tune/conv4-float32-float16/conv4_bs8": 2900,
+        "tune/conv4-float32-float16/conv4_bs16": 3100,
+    }
+    done = run_tune(machine, stems, speeds, "--batch-sizes", "8,16")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = report(machine)
+    assert (found["winner"], found["best"]["throughput"]) == ("conv4-float32-float16", 3100)
+
+
+@pytest.mark.parametrize("chip, batch_sizes", [("910B4", "8"), ("310P3", "8,128")])
+def test_without_a_forecast_nothing_is_left_out(
+    stems: Path, machine: Machine, chip: str, batch_sizes: str
+) -> None:
+    """The forecast is for the 310P3 only, and for batch sizes up to 64."""
+    pair = [tune.Variant(stem, False, False, "float16") for stem in ("conv4", "conv12")]
+    speeds = {"tune/": 1000, "tune/conv12-float32-float16/": 3000}
+    with mock.patch.object(tune, "variants", lambda *_: pair):
+        machine[0]["STANDIN_NPU_SMI"] = chip
+        done = run_tune(machine, stems, speeds, "--batch-sizes", batch_sizes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["skipped"] for row in report(machine)["rows"]] == [None, None]
+    assert [row["batch_size"] for row in report(machine)["rows"]] == [8, 8]
 
 
 def test_int8_is_tried_when_asked_for_and_nothing_wins_below_the_minimum(

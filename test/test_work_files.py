@@ -90,10 +90,12 @@ SPEED = {
     "chip": "310P3",
     "model": "tresnet.onnx",
     "size": [224, 224],
+    "limits": ["from published figures", "a forecast"],
     "best_batch_size": 8,
     "rows": [SPEED_ROW],
     "kernels": [{"name": "Conv_0", "operators": ["Conv", "Relu"], "us": 28.5, "mostly": "compute"}],
 }
+EXPECTED = {"slow": True, "verdict": "slower than others", "look_at": ["the clock"]}
 
 
 # ---- a finished work folder, and who reads what in it --------------------------------------------
@@ -112,8 +114,10 @@ def fill(work: Path) -> None:
     files: Dict[str, Dict[str, Any]] = {
         "acc_report": dict(about, shard=[1, 1]),
         "acc_float32": json.loads((work / "acc.json").read_text()),
-        "perf": dict(perf, devices={"0": [row], "1": [row]}, together=[together]),
-        "run": dict(run, made=[*run["made"], "acc_float32", "expect", "forecast"]),
+        "perf": dict(
+            perf, devices={"0": [row], "1": [row]}, together=[together], expected=EXPECTED
+        ),
+        "run": dict(run, made=[*run["made"], "acc_float32", "expect", "forecast", "speed"]),
         "forecast": dict(
             compared, operators=[OPERATOR], overflow=["Conv_0"], worst=["Conv_0"], top1=50.0
         ),
@@ -179,6 +183,11 @@ def forecast_of_speed(work: Path) -> None:
     assert words.replace("\n", "").isprintable()
 
 
+def tell_forecast(work: Path) -> None:
+    """What the summary says of the speed that is expected on a card."""
+    summary.speed_lines(str(work), {"speed", "perf"})
+
+
 def make_page(work: Path) -> None:
     run_here(report.main, work, "--force")
 
@@ -191,13 +200,13 @@ READERS: Dict[str, Tuple[Callable[[Path], None], ...]] = {
     "acc.json": (make_page, tell_accuracy),
     "acc_float32.json": (make_page,),
     "acc_report.json": (make_page, hold_against_published, join, class_names_of),
-    "perf.json": (make_page,),
+    "perf.json": (make_page, tell_forecast),
     "run.json": (make_page,),
     "compare.json": (make_page, tell_speed),
     "expect.json": (make_page,),
     "forecast.json": (make_page, judge),
     "tune.json": (tuned,),
-    "speed.json": (forecast_of_speed,),
+    "speed.json": (forecast_of_speed, make_page, tell_forecast),
     "tresnet_int8.json": (tell_speed,),
     "result_summary.json": (tell_speed,),
 }

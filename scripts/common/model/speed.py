@@ -878,25 +878,32 @@ def costly_moves(network: Network) -> List[str]:
     return [name for name in COSTLY_MOVES if name in types]
 
 
-def describe(verdicts: Sequence[Verdict], network: Network) -> str:
-    """The verdicts in words: a line if all is well.
+class Opinion(NamedTuple):
+    """The verdicts in words."""
 
-    Otherwise a line says what is slow, and a line each what to look at.
-    """
+    is_slow: bool
+    sentence: str
+    look_at: Tuple[str, ...] = ()  # what to look at if it is slow, the most likely cause first
+
+
+def describe(verdicts: Sequence[Verdict], network: Network) -> Opinion:
+    """What verdicts, at least one, mean."""
     slow = [verdict for verdict in verdicts if verdict.is_slow]
     if not slow:
         ratios = [verdict.ratio for verdict in verdicts]
-        return (
+        return Opinion(
+            False,
             "as fast as networks of this kind run there: "
-            f"{min(ratios):.2f} to {max(ratios):.2f} times the forecast"
+            f"{min(ratios):.2f} to {max(ratios):.2f} times the forecast",
         )
     worst = min(slow, key=lambda verdict: verdict.ratio)
-    lines = [
-        f"slower than networks of this kind run there: {worst.measured:,.0f} images/s at batch "
-        f"size {worst.batch_size}, and 95 % of them reach {worst.forecast.low_90:,.0f}; look at"
-    ]
     names = " and ".join(costly_moves(network))
-    return "\n".join([*lines, *(f"    {LOOK_AT[key].format(names)}" for key in look_at(network))])
+    return Opinion(
+        True,
+        f"slower than networks of this kind run there: {worst.measured:,.0f} images/s at batch "
+        f"size {worst.batch_size}, and 95 % of them reach {worst.forecast.low_90:,.0f}",
+        tuple(LOOK_AT[key].format(names) for key in look_at(network)),
+    )
 
 
 def from_measured(

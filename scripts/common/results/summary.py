@@ -1,14 +1,24 @@
 """What a run of the pipeline found and where its files are, in lines to read."""
 
 import os
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Collection, Dict, List, Optional, Tuple
 
 from common.core import record
 from common.core.cli import shown
 from common.model import claims
 from common.model.network import lineage_is_assumed
 from common.results import claimed
-from common.results.work_files import ACCURACY, BEFORE_INT8, COMPARE, INT8, PAGE, REPORT, SUMMARY
+from common.results.work_files import (
+    ACCURACY,
+    BEFORE_INT8,
+    COMPARE,
+    INT8,
+    PAGE,
+    PERF,
+    REPORT,
+    SPEED,
+    SUMMARY,
+)
 
 COUNTS = ("images", "labelled", "preprocessed", "inferred", "evaluated", "left_out")
 SAMPLE_NOTE = (
@@ -93,6 +103,37 @@ def about_lineage(about: Dict[str, Any]) -> str:
     )
 
 
+def rounded(images_per_s: float) -> str:
+    """A forecast with the two digits that it can have: 2915 gives "2,900"."""
+    return f"{int(float(f'{images_per_s:.2g}')):,}"
+
+
+def speed_lines(workdir: str, made: Collection[str]) -> List[Tuple[str, str]]:
+    """(what, value) of the lines about the forecast of the speed on a card.
+
+    made: names of the JSON files that this run made.
+    """
+    lines: List[Tuple[str, str]] = []
+    if "speed" in made:
+        forecast = SPEED.read_in(workdir)
+        best_size = forecast["best_batch_size"]
+        best = {row["batch_size"]: row for row in forecast["rows"]}[best_size]
+        low, high = rounded(best["low_80"]), rounded(best["high_80"])
+        lines.append(
+            (
+                "forecast",
+                f"{rounded(best['images_per_s'])} images/s at batch size {best_size} on one "
+                f"{forecast['chip']}, {low} to {high} with 80 % (docs/speed.md)",
+            )
+        )
+    if "perf" in made:
+        expected = PERF.read_in(workdir).get("expected")
+        if expected and expected["slow"]:
+            lines.append(("WARNING", expected["verdict"]))
+            lines += [("look at", cause) for cause in expected["look_at"]]
+    return lines
+
+
 def show(
     workdir: str,
     backend: str,
@@ -100,15 +141,14 @@ def show(
     model: str,
     result: str,
     float32: Optional[str],
-    compared: bool,
-    measured: bool,
+    made: Collection[str],
     note: str,
 ) -> None:
     """Print the summary.
 
     exported: the ONNX file; model: it, or the int8 one; result: the folder that was evaluated;
     float32: the float32 model's results, if this one is quantised.
-    compared, measured: what this run did (an earlier run's files are not named).
+    made: names of the JSON files that this run made (an earlier run's files are not named).
     note: the last line, if there is one.
     """
     about = record.read(exported).notes
@@ -136,10 +176,11 @@ def show(
     for comparison in claimed.compare(about, REPORT.read_in(workdir)):
         lines.append(("checkpoint", comparison.words))
     lines += [("note", f"the checkpoint says {remark}") for remark in claims.remarks_of(about)]
+    lines += speed_lines(workdir, made)
     names = [("report", PAGE), ("accuracy", ACCURACY.name), ("each image", REPORT.name)]
-    if compared:
+    if "compare" in made:
         names.append(("comparison", COMPARE.name))
-    if measured:
+    if "perf" in made:
         names += [("throughput", "perf.md"), ("its plot", "perf.png")]
     lines += [(what, os.path.join(workdir, name)) for what, name in names]
     lines += [("predictions", result), ("model", model)]

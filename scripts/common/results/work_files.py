@@ -156,6 +156,7 @@ PERF = WorkFile(
             {"batch_size": SIZE, "throughput": FIGURE, "alone": FIGURE, "loss": FIGURE},
             ...,
         ],
+        "expected?": {"slow": bool, "verdict": str, "look_at": [str]},
     },
 )
 COMPARE = WorkFile(
@@ -238,6 +239,7 @@ SPEED = WorkFile(
         "chip": str,
         "model": str,
         "size": [SIZE, SIZE],
+        "limits": [str],
         "best_batch_size": SIZE,
         "rows": [
             {
