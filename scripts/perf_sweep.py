@@ -24,7 +24,7 @@ import re
 import statistics
 import sys
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from common.core import cli
 
@@ -53,7 +53,8 @@ NOT_MEASURED = "-"
 TOP_K, TITLE = r"^Top(\d+) .*", r"Top-\1"  # "Top5 accuracy" is Top-5 in the table
 TOGETHER = 0.5  # s for each of the --loop batches: devices that start a second apart overlap then
 Rows = Dict[int, List[Dict[str, Any]]]  # {device: a row for each batch size}
-MEASURED = ("rows", "devices", "together")  # what sweep() finds, as keys of perf.json
+# What sweep() finds and what follows from that alone, as keys of perf.json.
+MEASURED = ("rows", "devices", "together", "expected")
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -286,27 +287,27 @@ def add_reference(report: Dict[str, Any]) -> None:
             row.update(reference=published, ratio=row["throughput"] / published)
 
 
-def add_expectation(report: Dict[str, Any], model: str, uint8: bool) -> None:
-    """Hold the figures of a 310P3 against the forecast for the same network.
+def expectation(
+    rows: List[Dict[str, Any]], chip: str, model: str, uint8: bool
+) -> Optional[Dict[str, Any]]:
+    """What the forecast for the same network says of the figures of a 310P3.
 
-    Nothing is added where there is no forecast: for other chips, int8, and large batch sizes.
+    rows: a row for each batch size; uint8: whether the images come as bytes.
+    Returns None where there is no forecast: for other chips, int8, and large batch sizes.
     """
-    if report["backend"] != "ascend":
-        return
     data = speed.read_data()
-    sizes = [row["batch_size"] for row in report["rows"]]
-    sizes = [size for size in sizes if size <= speed.largest_batch(data)]
+    measured = {row["batch_size"]: row["throughput"] for row in rows}
+    sizes = [size for size in measured if size <= speed.largest_batch(data)]
+    if not sizes:
+        return None
     try:
-        speed.refuse_chip(report["chip"])
+        speed.refuse_chip(chip)
         network = speed.read_network(model)
     except Refusal:
-        return
-    if not sizes:
-        return
-    measured = {row["batch_size"]: row["throughput"] for row in report["rows"]}
+        return None
     verdicts = speed.judge(measured, speed.forecast(network, sizes, data, uint8))
     opinion = speed.describe(verdicts, network)
-    report["expected"] = {
+    return {
         "slow": opinion.is_slow,
         "verdict": opinion.sentence,
         "look_at": list(opinion.look_at),
@@ -499,7 +500,6 @@ def make_report(
         **measured,
     }
     add_reference(report)
-    add_expectation(report, arguments.model, bool(arguments.aipp))
     rows = report.get("together", report["rows"])
     report["best"] = max(rows, key=lambda row: float(row["throughput"]))
     return report
@@ -521,6 +521,10 @@ def main() -> None:
         measured = {key: kept[key] for key in MEASURED if key in kept}
     else:
         measured = sweep(arguments)
+        if arguments.backend == "ascend":
+            expected = expectation(measured["rows"], chip, arguments.model, bool(arguments.aipp))
+            if expected:
+                measured["expected"] = expected
     report = make_report(arguments, chip, model, accuracy, measured)
     table = markdown(report)
     if report != kept:

@@ -110,7 +110,7 @@ def test_the_commands_of_a_dry_run_are_the_steps_and_can_be_pasted(
         "--dry-run", "--workdir", tmp_path / "by hand", "--data", small_sample, *SIZE
     )
     commands = [line[2:] for line in out.splitlines() if line.startswith("$ ")]
-    assert not (tmp_path / "by hand").exists() and len(commands) == 7
+    assert not (tmp_path / "by hand").exists() and len(commands) == 8
     copy_products(small_model, tmp_path / "by hand")
     subprocess.run(
         ["bash", "-ec", "\n".join(commands)],
@@ -142,7 +142,7 @@ def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_agai
     assert accuracy(work_copy)["Top1 accuracy"] == "100.0%"
     before = {name: (work_copy / name).stat().st_mtime_ns for name in product_hashes(work_copy)}
     out = chain_output(*options)
-    assert out.count("up to date") == 4 and "already there)\n" in out
+    assert out.count("up to date") == 5 and "already there)\n" in out
     changed = {
         name for name, stamp in before.items() if (work_copy / name).stat().st_mtime_ns != stamp
     }

@@ -157,9 +157,11 @@ def test_without_options_the_card_is_taken_and_a_second_run_does_nothing(
     before = stamps(card, "*.om"), stamps(card, "result/*.npy")
     done = pipeline(card, PYTHONPROFILEIMPORTTIME="1")
     assert (stamps(card, "*.om"), stamps(card, "result/*.npy")) == before
-    assert "20 results in" in done.stdout and done.stdout.count("up to date") == 5 + 6, (
-        "five models, export, forecast, two inferences, performance, report"
+    assert "20 results in" in done.stdout and done.stdout.count("up to date") == 5 + 7, (
+        "five models, export, two forecasts, two inferences, performance, report"
     )
+    forecast = r"\nforecast +[0-9,]+ images/s at batch size [0-9]+ on one 310P3, "
+    assert re.search(forecast, done.stdout.split("== Summary")[1])
     assert heavy_imports(done.stderr) == [], "what takes a second to import is not needed for that"
 
 
