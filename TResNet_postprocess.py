@@ -45,18 +45,18 @@ from common.core.cli import Refusal, shown, some
 from common.core.files import checksum_of, make_folder, read_regular
 from common.core.names import ordered, other_order
 from common.data import class_names, evaluation, prepared
-from common.data.labels import check_folders, label_offset, match_labels, read_label_file
+from common.data.labels import (
+    check_folders,
+    label_offset,
+    match_labels,
+    other_offset,
+    read_label_file,
+)
 from common.results import accuracy, figures, ranks, result_folder, tables
 from common.results.results import are_all_equal, chunks, percent, read_result, result_files
 from common.results.work_files import ACCURACY
 
 import numpy as np
-
-BACKGROUND = (
-    'of {:,} classes class 0 is taken for "background": each label is one lower than its class '
-    "(--label-offset 0 if that is wrong)"
-)
-
 
 # ---- accuracy ------------------------------------------------------------------------------------
 
@@ -68,6 +68,7 @@ class Labels(NamedTuple):
     offset: int  # what to add to a label to have its class
     names: Set[str]  # all in the file
     without_prediction: Set[str]  # the names that belong to no result
+    other_offset: Optional[int] = None  # another one that is possible, if the user did not say it
 
 
 class FolderOrder(NamedTuple):
@@ -154,6 +155,22 @@ def try_orders(
         other_order(folders.order): int(np.count_nonzero(ranked.ranks == 0)),
     }
     return {"class_order": folders.order, "class_orders": hits}
+
+
+def try_offset(
+    paths: Dict[str, str], label: Labels, score: Score, other: int, workers: int
+) -> Tuple[Labels, Score]:
+    """The labels and the score by the better of two offsets; by label.offset if both are equal.
+
+    paths: {stem: path} of the evaluated results; score: by label.offset; other: the other offset.
+    """
+    by_other = label._replace(offset=other)
+    other_score = top_hits(paths, by_other, score.figures["classes"], workers)
+    hits = {label.offset: score.figures["hits"][0], other: other_score.figures["hits"][0]}
+    if hits[other] > hits[label.offset]:
+        label, score = by_other, other_score
+    by_offset = {str(offset): hits[offset] for offset in (0, 1)}
+    return label, score._replace(figures={**score.figures, "label_offsets": by_offset})
 
 
 def named_checksums(paths: Sequence[str], checksums: np.ndarray) -> Dict[str, str]:
@@ -363,13 +380,17 @@ def find_labels(
     images: Images,
     multi_label: bool,
     asked_offset: Optional[int],
+    background: Optional[bool],
 ) -> Labels:
     """The labels of the images {stem: source}, from the file `path`.
 
     Raises: Refusal if an image has no label, a doubtful one, or one that is not a class.
     """
     lines = read_label_file(path, multi_label)
-    offset = label_offset(lines, classes, path, multi_label, asked_offset)
+    offset = label_offset(lines, classes, path, multi_label, asked_offset, background)
+    other = None
+    if asked_offset is None:
+        other = other_offset(lines, classes, offset, multi_label)
     folders = folder_order(path)
     if folders.names:
         check_folders(folders.source, folders.names, classes)
@@ -377,7 +398,7 @@ def find_labels(
     names = {label.name for label in lines}
     predicted = {label.name for label in label_of.values()}
     right = {stem: label_of[stem].classes for stem in sources}
-    return Labels(right, offset, names, names - predicted)
+    return Labels(right, offset, names, names - predicted, other)
 
 
 # ---- the report ----------------------------------------------------------------------------------
@@ -428,6 +449,7 @@ def evaluate_images(
       counts: see count_images()
       evaluated: the stems
       true: the right class of each stem; of several the one that the network prefers
+      label_offsets: see try_offset()
       class_order, class_orders: see try_orders(); clipped: see clipped_images()
       all_equal: whether several results are all the same
       class_names: of all classes, None if nobody knows them; see class_names.find()
@@ -438,7 +460,9 @@ def evaluate_images(
     images = account(prep, results) if prep is not None else images_beside(result)
     sources = {stem: images.sources.get(stem, stem) for stem in results}
     classes = number_of_classes(result, next(iter(results.values())), model)
-    label = find_labels(labels, classes, sources, images, multi_label, asked_offset)
+    model = model or result_folder.model_of(result)
+    background = evaluation.has_background(model) if model else None
+    label = find_labels(labels, classes, sources, images, multi_label, asked_offset, background)
 
     paths = {stem: path for stem, path in results.items() if multi_label or label.right[stem]}
     if not paths:
@@ -447,6 +471,8 @@ def evaluate_images(
         score = mean_average_precision(paths, label, classes)
     else:
         score = top_hits(paths, label, classes, workers)
+        if label.other_offset is not None:
+            label, score = try_offset(paths, label, score, label.other_offset, workers)
     record.check_results(result, score.checksums)
 
     evaluated = [sources[stem] for stem in paths]
@@ -463,12 +489,12 @@ def evaluate_images(
         "labelled_without_prediction": sorted(label.without_prediction),
         "evaluated": list(paths),
         "true": score.true,
-        "class_names": class_names.find(classes, names, zip(evaluated, score.true)),
+        "class_names": class_names.find(
+            classes, names, zip(evaluated, score.true), background=label.offset != 0
+        ),
     }
     if images.shard is not None:
         report["shard"] = images.shard
-    if label.offset and asked_offset is None:
-        report["notes"].append(BACKGROUND.format(classes))
     report["notes"] += accuracy.notes(report)
     if score.predictions is None:
         return Evaluation(report, None)

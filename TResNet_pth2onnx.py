@@ -55,6 +55,9 @@ CANN_6_OPSET = 15
 # Of the largest logit: float32 rounding is near 1e-6, a wrong slope or padding near 1e-2.
 TOLERANCE = 1e-4
 VERIFIED_BATCHES = (1, 2, 5)
+# Lineages of weights that a user trained with timm: class 0 is the first class folder, never a
+# class "background", however many classes the head has.
+LABELLED_BY_TIMM = ("ascend", "miil-bn")
 
 
 class Source(NamedTuple):
@@ -262,11 +265,14 @@ def describe_source(source: Source) -> Dict[str, Any]:
     doubts = []
     if not source.seen.lineage_is_known:
         doubts = signs_of_replacement(source.state.tensors)
+    background = said.background
+    if background is None and source.seen.lineage in LABELLED_BY_TIMM:
+        background = False
     values = {
         "claimed": accuracies,
         "remarks": said.notes,
         "lineage_doubts": doubts,
-        "background": said.background,
+        "background": background,
     }
     return {name: value for name, value in values.items() if value not in ([], None)}
 

@@ -33,6 +33,7 @@ if __name__ == "__main__":
 from common.core import files, json_file, options, progress, recipe, record
 from common.core.cli import Refusal, counted, shown, some
 from common.core.names import result_stem
+from common.data import evaluation
 from common.data.images import list_inputs
 from common.data.inputs import Input, input_of, read_batch
 from common.data.prepared import true_classes
@@ -333,7 +334,12 @@ def compute(
         count = operators.logits_of(model)(read_batch(paths[:1], sample)).shape[1]
         stems = list(map(result_stem, paths))
         labels = true_classes(
-            arguments.labels, arguments.input, stems, count, arguments.label_offset
+            arguments.labels,
+            arguments.input,
+            stems,
+            count,
+            arguments.label_offset,
+            evaluation.has_background(arguments.model),
         )
         classes = np.array(labels)
     report = forecast(model, paths, sample, classes)
@@ -357,7 +363,11 @@ def main() -> None:
     files.make_folder(arguments.output, "--output")
     product = os.path.join(arguments.output, "forecast")
     labels = [arguments.labels] if arguments.labels else []
-    settings = {"aipp": sample.aipp, "label_offset": arguments.label_offset}
+    settings = {
+        "aipp": sample.aipp,
+        "label_offset": arguments.label_offset,
+        "background": evaluation.has_background(arguments.model),
+    }
     inputs = [*onnx_file.all_files(arguments.model), *paths]
     made_by = recipe.make(__file__, settings, ("onnxruntime", "onnx", "numpy"), inputs, labels)
     names = [os.path.join(arguments.output, name) for name in ALWAYS_MADE]

@@ -193,6 +193,11 @@ def merge(folders: List[str], reports: List[Dict[str, Any]]) -> Dict[str, Any]:
         class_names=join_class_names(reports),
         shards=[describe_shard(folder, report) for folder, report in zip(folders, reports)],
     )
+    if all("label_offsets" in report for report in reports):
+        offsets = [report["label_offsets"] for report in reports]
+        merged["label_offsets"] = {
+            offset: sum(of_shard[offset] for of_shard in offsets) for offset in offsets[0]
+        }
     if all("class_orders" in report for report in reports):
         orders = [report["class_orders"] for report in reports]
         merged["class_orders"] = {

@@ -144,15 +144,16 @@ def names_of(arguments: argparse.Namespace, classes: int) -> Optional[List[str]]
 
     As the option says, as in the run that the model belongs to, or ImageNet's names.
     """
+    background = evaluation.has_background(arguments.model) is not False
     if arguments.class_names:
-        return class_names.read(arguments.class_names, classes)
+        return class_names.read(arguments.class_names, classes, background=background)
     beside = os.path.join(os.path.dirname(arguments.model), REPORT.name)
     with contextlib.suppress(Refusal):
         names: Optional[List[str]] = REPORT.read(beside)["class_names"]
         if names and len(names) == classes:
             return names
     class_names.fetch(classes)
-    return class_names.find(classes)
+    return class_names.find(classes, background=background)
 
 
 # ---- the work ------------------------------------------------------------------------------------

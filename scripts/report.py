@@ -622,7 +622,8 @@ def describe(workdir: str, parts: Parts, names_file: Optional[str]) -> Dict[str,
     pictures, found = Pictures(folders(report, workdir, "prep")), predictions(report, results)
     names = report.get("class_names")
     if names_file:
-        names = class_names.read(names_file, report["classes"])
+        background = report["label_offset"] != 0
+        names = class_names.read(names_file, report["classes"], background=background)
     call = caller(names)
     best = max((row["throughput"] for row in parts["perf"].get("rows") or ()), default=0)
     page: Dict[str, Any] = {

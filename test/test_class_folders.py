@@ -186,6 +186,10 @@ def test_the_background_class_shifts_labels_of_imagenet(
 ) -> None:
     lines = [labels.Label("a", (0, most), 1), labels.Label("b", (), 2)]
     assert labels.label_offset(lines, classes, "l.txt", multi_label) == offset
+    assert labels.label_offset(lines, classes, "l.txt", multi_label, background=False) == 0
+    others = {offset: labels.other_offset(lines, classes, offset, multi_label)}
+    both_fit = classes == 1001 and most < 1000 and not multi_label
+    assert others == {offset: 1 - offset if both_fit else None}
 
 
 def test_a_summary_that_is_the_users_stays(tmp_path: Path) -> None:

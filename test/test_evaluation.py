@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import timm_today
-from ascend.helpers import save_network
+from ascend.helpers import onnx_scores, save_network
 from conftest import ROOT, Shared, refusal, run_here, small_network
 from pictures import bins, pattern, prepare, prepare_refused
 from PIL import Image
@@ -424,7 +424,7 @@ def test_tresnet_v2_l_has_the_logits_of_todays_timm(wheels: Path, tmp_path: Path
     from common.model.graph import build_model
     from common.model.network import load_network, recognise
 
-    timm_today.run_timm(wheels / "timm-today", wheels, "v2_l", tmp_path)
+    timm_today.run_timm(wheels / "timm-today", wheels, "logits", "tresnet_v2_l", tmp_path)
     tensors = load_checkpoint(str(tmp_path / "weights.pth"))
     seen = recognise(tensors, "weights.pth", "tresnet_v2_l.miil_in21k", None, None)
     assert seen[:3] == ("tresnet_v2_l", 11221, "miil")
@@ -434,6 +434,37 @@ def test_tresnet_v2_l_has_the_logits_of_todays_timm(wheels: Path, tmp_path: Path
     (logits,) = session.run(None, {"image": np.load(str(tmp_path / "images.npy"))})
     expected = np.load(str(tmp_path / "logits.npy"))
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+    shutil.rmtree(str(tmp_path))
+
+
+@today
+@pytest.mark.slow
+def test_the_official_network_with_plain_batch_norm_has_the_logits_of_todays_timm(
+    wheels: Path, tmp_path: Path
+) -> None:
+    """Its weights have both signs, counters, and here timm 0.4.5's names: --lineage miil-bn."""
+    from common.model.checkpoint import load_checkpoint
+    from common.model.graph import build_model
+    from common.model.network import create_network, load_network, name_today, recognise
+
+    timm_today.run_timm(wheels / "timm-today", wheels, "logits", "tresnet_m", tmp_path)
+    today_tensors = load_checkpoint(str(tmp_path / "weights.pth"))
+    names = create_network("tresnet_m", timm_today.CLASSES).state_dict()
+    old_names = OrderedDict((name, today_tensors[name_today(name)]) for name in names)
+    expected = np.load(str(tmp_path / "logits.npy"))
+    images = np.load(str(tmp_path / "images.npy"))
+    worst = {}
+    for lineage, tensors in (
+        ("miil-bn", old_names),
+        ("ascend", old_names),
+        (None, today_tensors),
+    ):
+        seen = recognise(tensors, "weights.pth", None, None, lineage)
+        model = build_model(load_network(tensors, "weights.pth", seen), 224, 11)
+        logits = onnx_scores(model.SerializeToString(), images)
+        worst[lineage] = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert worst["miil-bn"] <= 1e-5 and worst[None] <= 1e-5
+    assert worst["ascend"] > 0.01, "this is what a wrong lineage does"
     shutil.rmtree(str(tmp_path))
 
 

@@ -278,6 +278,24 @@ def test_what_check_finds_does_not_depend_on_what_was_asked_before(
         assert "label 1 is outside the classes 0 to 0" in alone[4]
 
 
+def test_the_sample_photos_need_a_network_of_their_own_classes(tmp_path: Path) -> None:
+    """Where config.json says the number of classes, even before the export."""
+    sentence = (
+        "the checkpoint has 3 classes, but the sample photos have classes of ImageNet's 1,000; "
+        "give images of its own classes: --data DIR"
+    )
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    given = given_to_check("--workdir", tmp_path / "work", "--checkpoint", tmp_path)
+    data = check.locate(given)
+    assert answer(check.check_checkpoint, data) == str(tmp_path)
+    assert answer(lambda data: check.check_classes(data, 3), data) == sentence
+    assert answer(lambda data: check.check_classes(data, 1001), data) == "None"
+    (tmp_path / "config.json").write_text('{"num_classes": 3}')
+    assert answer(check.check_checkpoint, check.locate(given)) == sentence
+    labelled = given_to_check("--checkpoint", tmp_path, "--labels", tmp_path / "labels.txt")
+    assert answer(check.check_checkpoint, check.locate(labelled)) == str(tmp_path)
+
+
 def test_codes_and_not_words_choose_the_backend(tmp_path: Path) -> None:
     def row(good: bool, code: str) -> check.Row:
         return check.Row(

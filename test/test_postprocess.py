@@ -20,7 +20,7 @@ import unittest.mock
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from common.core import native
+from common.core import native, recipe, record
 from common.core.cli import Refusal, shown
 from common.core.names import hashed_stem
 from common.data.labels import Label, match_labels
@@ -327,8 +327,43 @@ def test_1001_classes_shift_the_label_by_one(tmp_path: Path) -> None:
         accuracy(tmp_path)["Top1 accuracy"] == "100.0%"
         and accuracy(tmp_path)["Number of classes"] == "1001"
     )
-    assert "class 0 is taken for" in call(tmp_path)[1]
+    assert (
+        'of 1,001 classes class 0 is taken for "background", so each label is one lower than its '
+        "class: Top-1 is 100.0%, and 0.0% with --label-offset 0\n"
+    ) in call(tmp_path)[1]
+    assert report(tmp_path)["label_offsets"] == {"0": 0, "1": 2}
     assert call(tmp_path, "--label-offset", 0)[0] == 0 and report(tmp_path)["hits"][0] == 0
+    assert "label_offsets" not in report(tmp_path)
+
+
+def test_1001_classes_without_background_are_seen_by_both_figures(tmp_path: Path) -> None:
+    """As timm trains them with --num_classes 1001: classes 0 to 999, and one that nothing has."""
+    write(tmp_path / "result", {"x": scores(1001, 0), "y": scores(1001, 999), "z": scores(1001, 8)})
+    (tmp_path / "labels.txt").write_text("x.JPEG 0\ny.JPEG 999\nz.JPEG 7\n")
+    status, output = call(tmp_path)
+    assert status == 0
+    assert (
+        'of 1,001 classes class 0 is not taken for "background", so each label is its class: Top-1 '
+        "is 66.67%, and 33.33% with --label-offset 1\n"
+    ) in output
+    about = report(tmp_path)
+    assert (about["label_offset"], about["label_offsets"]) == (0, {"0": 2, "1": 1})
+    assert (about["hits"][0], about["true"]) == (2, [0, 999, 7])
+
+
+@pytest.mark.parametrize("background", (True, False, None))
+def test_the_models_record_decides_between_offsets_of_equal_accuracy(
+    background: Optional[bool], tmp_path: Path
+) -> None:
+    write(tmp_path / "result", {"x": scores(1001, 5)})
+    (tmp_path / "labels.txt").write_text("x.JPEG 700\n")
+    notes: Dict[str, Any] = {"num_classes": "1001"}
+    if background is not None:
+        notes["background"] = background
+    made_by = recipe.make(record.__file__, {})
+    record.write(str(tmp_path / "m.onnx"), made_by, {str(tmp_path / "m.onnx"): b"x"}, **notes)
+    assert call(tmp_path, "--model", tmp_path / "m.onnx")[0] == 0
+    assert report(tmp_path)["label_offset"] == int(background is not False)
 
 
 def test_a_label_of_1000_says_that_all_1001_classes_are_meant(tmp_path: Path) -> None:

@@ -279,6 +279,7 @@ def test_imagenets_names_come_by_themselves_and_are_kept(
         "toilet tissue, toilet paper, bathroom tissue",
     )
     assert class_names.find(1001) == ["background", *names]
+    assert class_names.find(1001, background=False) == [*names, "1000"]
     assert class_names.find(1000, None, [("n01440764/x.jpg", 0)]) == names, (
         "WordNet numbers are no names"
     )

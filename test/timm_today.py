@@ -1,7 +1,7 @@
-"""timm itself, in a process of its own: the tests compare the pixels and tresnet_v2_l with it.
+"""timm itself, in a process of its own: the tests compare the pixels and its networks with it.
 
     python test/timm_today.py TIMM TORCHVISION transform CASES.json OUT.json
-    python test/timm_today.py TIMM TORCHVISION v2_l FOLDER
+    python test/timm_today.py TIMM TORCHVISION logits NETWORK FOLDER
 
 TIMM is a folder that holds timm/: the pinned source package 0.4.5, or today's wheel. Of torchvision
 only the Python files of `transforms` run: the package itself refuses to be imported beside a
@@ -85,30 +85,32 @@ def transform(cases: str, out: str) -> None:
     Path(out).write_text(json.dumps(digests))
 
 
-def v2_l(folder: str) -> None:
-    """Write seeded weights for tresnet_v2_l, two images and their logits.
+def logits_of(name: str, folder: str) -> None:
+    """Write seeded weights for a network, two images and their logits.
 
-    They are FOLDER/weights.pth, images.npy and logits.npy.
+    They are FOLDER/weights.pth, images.npy and logits.npy. tresnet_v2_l's are as timm's own
+    conversion of the official weights leaves them; others have weights of both signs and counters.
     """
     import numpy as np
     import timm
     import torch
     from fill import fill
 
-    network = timm.create_model("tresnet_v2_l", num_classes=CLASSES).eval()
+    network = timm.create_model(name, num_classes=CLASSES).eval()
     state = fill(network.state_dict())
-    for name, tensor in state.items():
-        if name.endswith("bn.weight"):
-            tensor.abs_().add_(1e-5)  # as timm's own conversion of the official weights leaves them
+    converted = name == "tresnet_v2_l"
+    for tensor_name, tensor in state.items():
+        if converted and tensor_name.endswith("bn.weight"):
+            tensor.abs_().add_(1e-5)
     network.load_state_dict(state)
     images = np.random.RandomState(0).uniform(0, 1, (2, 3, 224, 224)).astype(np.float32)
     with torch.no_grad():
         logits = network(torch.from_numpy(images)).numpy()
     torch.save(
         {
-            name: tensor
-            for name, tensor in state.items()
-            if not name.endswith("num_batches_tracked")
+            tensor_name: tensor
+            for tensor_name, tensor in state.items()
+            if not (converted and tensor_name.endswith("num_batches_tracked"))
         },
         os.path.join(folder, "weights.pth"),
     )
@@ -124,7 +126,7 @@ def main() -> None:
     package.__path__ = [os.path.join(torchvision, "torchvision")]
     package.__dict__["__version__"] = TORCHVISION.split("==")[1]
     sys.modules["torchvision"] = package
-    tasks: Dict[str, Callable[..., None]] = {"transform": transform, "v2_l": v2_l}
+    tasks: Dict[str, Callable[..., None]] = {"transform": transform, "logits": logits_of}
     tasks[task](*words)
 
 

@@ -47,12 +47,18 @@ def in_order(path: str, names: Dict[str, str], folders: Dict[int, str]) -> List[
     return [names[folders.get(label, folder)] for label, folder in enumerate(order)]
 
 
-def read(path: str, classes: int, folders: Optional[Dict[int, str]] = None) -> List[str]:
+def read(
+    path: str,
+    classes: int,
+    folders: Optional[Dict[int, str]] = None,
+    background: bool = True,
+) -> List[str]:
     """The names in a file, in the order of the classes.
 
     The file has one name a line, or lines `FOLDER NAME` in any order. It has these if all lines
     begin with a WordNet number, or if all of `folders` are among their first words.
     folders: {class: its folder}, as far as it is known.
+    background: whether class 0 of 1,001 is "background"; otherwise the last class has no name.
     Raises: Refusal if there is not one name for each class.
     """
     text = files.read_regular(path, largest=LARGEST).decode("utf-8-sig", "backslashreplace")
@@ -67,7 +73,10 @@ def read(path: str, classes: int, folders: Optional[Dict[int, str]] = None) -> L
     if len(pairs) == len(lines) and (all_wnids or all_folders):
         lines = in_order(path, pairs, folders or {})
     if label_shift(classes) and len(lines) == classes - 1:
-        lines.insert(0, BACKGROUND)
+        if background:
+            lines.insert(0, BACKGROUND)
+        else:
+            lines.append(str(classes - 1))
     if len(lines) != classes or not all(lines):
         wrong = f"it has {len(lines)}" if all(lines) else f"line {lines.index('') + 1} is empty"
         raise Refusal(
@@ -119,17 +128,20 @@ def of_folders(labelled: Iterable[Tuple[str, int]]) -> Dict[int, str]:
 
 
 def find(
-    classes: int, given: Optional[str] = None, labelled: Iterable[Tuple[str, int]] = ()
+    classes: int,
+    given: Optional[str] = None,
+    labelled: Iterable[Tuple[str, int]] = (),
+    background: bool = True,
 ) -> Optional[List[str]]:
     """The names of all classes: of a file, of class folders, or ImageNet's if they were fetched.
 
-    given: the file, if there is one; labelled: see of_folders(). A class whose folder has no image
-    is called by its number. None if there are no names.
+    given: the file, if there is one; labelled: see of_folders(); background: see read().
+    A class whose folder has no image is called by its number. None if there are no names.
     """
     folders = of_folders(labelled)
     if given:
-        return read(given, classes, folders)
+        return read(given, classes, folders, background)
     own_names = folders and not all(map(WNID.fullmatch, folders.values()))
     if not own_names and os.path.exists(kept(classes)):
-        return read(kept(classes), classes)
+        return read(kept(classes), classes, background=background)
     return [folders.get(label, str(label)) for label in range(classes)] if folders else None

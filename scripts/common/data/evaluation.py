@@ -217,6 +217,9 @@ def notes_of(model: str) -> Dict[str, Any]:
     classes = known_classes(model)
     if classes:
         notes["num_classes"] = str(classes)
+    background = has_background(model)
+    if background is not None:
+        notes["background"] = background
     return notes
 
 
@@ -246,13 +249,30 @@ def of_model(model: str) -> Optional[Exported]:
     return of_notes(notes)
 
 
+def onnx_of(model: str) -> str:
+    """The ONNX file that a model was compiled from, if it lies beside it; an ONNX file itself."""
+    return re.sub(r"(_bs[0-9]+)?\.om$", ".onnx", model)
+
+
+def has_background(model: str) -> Optional[bool]:
+    """Whether class 0 of a model is "background"; None if no record says it.
+
+    The record is that of the model or of its ONNX file. Raises: Refusal for a damaged record.
+    """
+    for path in dict.fromkeys([model, onnx_of(model)]):
+        noted = record.read(path).notes.get("background")
+        if isinstance(noted, bool):
+            return noted
+    return None
+
+
 def known_classes(model: str) -> int:
     """How many classes a model has: its record, or that of its ONNX file, says; 0 if neither does.
 
     An ONNX file without a record has metadata. A .om that was compiled by hand has no record: the
     ONNX file beside it, of the same name, counts. Raises: Refusal for a damaged record.
     """
-    onnx_path = re.sub(r"(_bs[0-9]+)?\.om$", ".onnx", model)
+    onnx_path = onnx_of(model)
     for path in dict.fromkeys([model, onnx_path]):
         noted = str(record.read(path).notes.get("num_classes", ""))
         if noted.isdecimal():

@@ -230,12 +230,14 @@ def label_offset(
     path: str,
     multi_label: bool = False,
     asked: Optional[int] = None,
+    background: Optional[bool] = None,
 ) -> int:
     """What to add to each label to get the network's class.
 
     labels: of the file `path`; classes: of the network; asked: the user's choice, if there is one.
-    Of 1,001 classes, class 0 is "background" (as in TensorFlow's models), unless there is a label
-    of 1000. Multi-label data sets have no such class.
+    background: whether class 0 of 1,001 is "background" (evaluation.has_background()). If nobody
+    knows it, it is (as in TensorFlow's models), unless there is a label of 1000. Multi-label data
+    sets have no such class.
     Raises: Refusal for a label that is not a class of the network then.
     """
     numbers: List[int] = []
@@ -244,7 +246,8 @@ def label_offset(
     least, most = min(numbers, default=0), max(numbers, default=0)
     offset = asked
     if offset is None:
-        offset = 0 if multi_label or most >= classes - 1 else label_shift(classes)
+        has_none = multi_label or most >= classes - 1 or background is False
+        offset = 0 if has_none else label_shift(classes)
     allowed = range(-offset, classes - offset)
     if least in allowed and most in allowed:
         return offset
@@ -259,6 +262,17 @@ def label_offset(
                 f"{allowed[0]} to {allowed[-1]} of the model{hint}"
             )
     return offset
+
+
+def other_offset(
+    labels: Sequence[Label], classes: int, offset: int, multi_label: bool
+) -> Optional[int]:
+    """The other label_offset() of a network of 1,001 classes; None where the labels exclude it."""
+    if multi_label or not label_shift(classes) or offset not in (0, 1):
+        return None
+    other = 1 - offset
+    most = max((number for label in labels for number in label.classes), default=0)
+    return other if most + other < classes else None
 
 
 # ---- whose label it is ---------------------------------------------------------------------------

@@ -150,16 +150,21 @@ def set_damaged_aside(path: str) -> None:
 
 
 def true_classes(
-    labels: str, folder: str, stems: List[str], classes: int, offset: Optional[int] = None
+    labels: str,
+    folder: str,
+    stems: List[str],
+    classes: int,
+    offset: Optional[int] = None,
+    background: Optional[bool] = None,
 ) -> List[int]:
     """The class of each image of a prepared folder, 0 to classes - 1, from the file `labels`.
 
     stems: of their .bin files.
-    offset: see label_offset().
+    offset, background: see label_offset().
     Raises: Refusal if a label is missing, ambiguous or not a class.
     """
     lines = read_labels(labels)
-    shift = label_offset(lines, classes, labels, asked=offset)
+    shift = label_offset(lines, classes, labels, asked=offset, background=background)
     about = read(folder)
     matched = match_labels(
         {stem: about.sources.get(stem, stem) for stem in stems},

@@ -342,8 +342,9 @@ class Task:
         self.stems = list(map(result_stem, self.paths))
         self.chosen = spaced(self.paths, arguments.images)
         self.report_path = arguments.output[: -len(".onnx")] + ".json"
-        settings = {"aipp": self.single.aipp}
+        settings: Dict[str, Any] = {"aipp": self.single.aipp}
         settings.update((name, getattr(arguments, name)) for name in OPTIONS)
+        settings["background"] = evaluation.has_background(arguments.model)
         inputs, labels = self.chosen, []
         if arguments.max_drop is not None:
             inputs, labels = self.paths, [arguments.labels]
@@ -382,7 +383,12 @@ class Task:
             return quantise([]), {"put_back": []}
         float32_answers, count = answers(model, self.paths, self.several)
         labels = true_classes(
-            arguments.labels, arguments.calibrate, self.stems, count, arguments.label_offset
+            arguments.labels,
+            arguments.calibrate,
+            self.stems,
+            count,
+            arguments.label_offset,
+            evaluation.has_background(arguments.model),
         )
         classes = np.array(labels)
         latest = model

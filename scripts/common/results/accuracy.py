@@ -11,6 +11,8 @@ from common.results.results import percent
 
 TITLE = "Overall statistical evaluation"  # how acc.json begins
 TOOL = "TResNet_postprocess.py"  # how the report begins
+BACKGROUND = 'class 0 is taken for "background", so each label is one lower than its class'
+NO_BACKGROUND = 'class 0 is not taken for "background", so each label is its class'
 CHANCE_IMAGES, CHANCE_CLASSES = 200, 5  # from so many on, chance is a sign of something wrong
 
 
@@ -52,6 +54,7 @@ def notes(report: Dict[str, Any]) -> List[str]:
             f"all {counts['inferred']} results are the same: the network's answer does not depend "
             "on the image, so the inference is wrong, or all images are one"
         )
+    sentences += note_on_offsets(report)
     sentences += note_on_orders(report) + prepared.describe_clipped(report.get("clipped", ()))
     if counts["inferred"] >= CHANCE_IMAGES and near_chance(report):
         sentences.append(
@@ -67,6 +70,20 @@ def notes(report: Dict[str, Any]) -> List[str]:
     if left_out:
         sentences.append(f"{left_out} of {counts['evaluated'] + left_out} images were left out")
     return sentences
+
+
+def note_on_offsets(report: Dict[str, Any]) -> List[str]:
+    """What both label offsets give, where the labels allow both and nobody chose one."""
+    top1_hits = report.get("label_offsets")
+    if not top1_hits:
+        return []
+    images, used = report["counts"]["evaluated"], report["label_offset"]
+    other = 1 - used
+    top1 = {offset: percent(top1_hits[str(offset)], images) for offset in (used, other)}
+    return [
+        f"of {report['classes']:,} classes {BACKGROUND if used else NO_BACKGROUND}: Top-1 is "
+        f"{top1[used]}%, and {top1[other]}% with --label-offset {other}"
+    ]
 
 
 def note_on_orders(report: Dict[str, Any]) -> List[str]:

@@ -42,6 +42,9 @@ def check_report(report: Dict[str, Any]) -> None:
         )
     if names is not None and len(names) != report["classes"]:
         raise ValueError(f"it names {len(names)} of {report['classes']} classes")
+    offsets = report.get("label_offsets")
+    if offsets and (set(offsets) != {"0", "1"} or str(report["label_offset"]) not in offsets):
+        raise ValueError("its label offsets are not 0 and 1")
     orders = report.get("class_orders")
     if orders and (set(orders) != set(CLASS_ORDERS) or report.get("class_order") not in orders):
         raise ValueError("it does not say in which order the class folders are numbered")
@@ -134,6 +137,7 @@ REPORT = WorkFile(
         "evaluated": [str],
         "labelled_without_prediction": [str],
         "class_names": ([str], None),
+        "label_offsets?": {str: COUNT},
         "class_order?": str,
         "class_orders?": {str: COUNT},
         "clipped?": [{"mode": str, "to": str, "images": SIZE}],
