@@ -381,12 +381,13 @@ def find_labels(
     multi_label: bool,
     asked_offset: Optional[int],
     background: Optional[bool],
+    encoding: Optional[str] = None,
 ) -> Labels:
     """The labels of the images {stem: source}, from the file `path`.
 
     Raises: Refusal if an image has no label, a doubtful one, or one that is not a class.
     """
-    lines = read_label_file(path, multi_label)
+    lines = read_label_file(path, multi_label, encoding)
     offset = label_offset(lines, classes, path, multi_label, asked_offset, background)
     other = None
     if asked_offset is None:
@@ -420,10 +421,11 @@ def evaluate(
     asked_offset: Optional[int] = None,
     multi_label: bool = False,
     model: Optional[str] = None,
+    encoding: Optional[str] = None,
 ) -> Dict[str, Any]:
     """The report of evaluate_images()."""
     return evaluate_images(
-        result, labels, prep, workers, names, asked_offset, multi_label, model
+        result, labels, prep, workers, names, asked_offset, multi_label, model, None, encoding
     ).report
 
 
@@ -437,6 +439,7 @@ def evaluate_images(
     multi_label: bool = False,
     model: Optional[str] = None,
     beside: Optional[str] = None,
+    encoding: Optional[str] = None,
 ) -> Evaluation:
     """Compare all predictions in a result folder with their labels.
 
@@ -462,7 +465,9 @@ def evaluate_images(
     classes = number_of_classes(result, next(iter(results.values())), model)
     model = model or result_folder.model_of(result)
     background = evaluation.has_background(model) if model else None
-    label = find_labels(labels, classes, sources, images, multi_label, asked_offset, background)
+    label = find_labels(
+        labels, classes, sources, images, multi_label, asked_offset, background, encoding
+    )
 
     paths = {stem: path for stem, path in results.items() if multi_label or label.right[stem]}
     if not paths:
@@ -613,6 +618,7 @@ def parse_arguments() -> argparse.Namespace:
         "prep",
         "beside",
         "multi_label",
+        "labels_encoding",
         "workers",
         "label_offset",
         "class_names",
@@ -646,6 +652,7 @@ def main() -> None:
         arguments.multi_label,
         arguments.model,
         arguments.beside,
+        arguments.labels_encoding,
     )
     report = evaluation.report
     make_folder(arguments.out_dir, "OUT_DIR")

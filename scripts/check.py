@@ -65,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser,
         "data",
         "labels",
+        "labels_encoding",
         "multi_label",
         "checkpoint",
         "class_map",
@@ -233,8 +234,10 @@ def locate(given: argparse.Namespace) -> Data:
         unpacked=os.path.join(given.workdir, "data"),
         images=form.path if form else os.path.join(folder, "val_union"),
         labels=given.labels or os.path.join(folder, "val_label.txt"),
-        checkpoint=given.checkpoint or os.path.join(checkpoint_folder, "model_best.pth.tar"),
+        checkpoint=given.checkpoint or default_checkpoint(checkpoint_folder),
     )
+    if form and form.labels_file and not given.labels:
+        data = data._replace(labels=form.labels_file)
     if data.to_prepare and not given.labels:
         data = data._replace(labels=os.path.join(data.unpacked, "val_label.txt"))
     if data.to_prepare and data.packed:
@@ -242,6 +245,15 @@ def locate(given: argparse.Namespace) -> Data:
     if form and not data.packed and not data.workdir_is_inside:
         data = data._replace(sources=find_images(data.images).images)
     return choose_prepared(data)
+
+
+def default_checkpoint(folder: str) -> str:
+    """The checkpoint in the folder of a data set; beside it, if that is its folder of images."""
+    places = [folder]
+    if os.path.basename(folder) in dataset.VALIDATION_FOLDERS:
+        places.append(os.path.dirname(folder))
+    paths = [os.path.join(place, "model_best.pth.tar") for place in places]
+    return next(filter(os.path.exists, paths), paths[0])
 
 
 def choose_prepared(data: Data) -> Data:
@@ -312,9 +324,12 @@ def check_labels(data: Data) -> str:
             )
         stems = name_bins(data.sources)
         class_labels(data.images, data.sources, stems, given.class_map, given.class_order)
-    if data.given.labels or not data.to_prepare:
-        return check_lines(data)
-    return dataset.describe(dataset.find(data.folder))
+    if not data.given.labels and data.to_prepare:
+        return dataset.describe(dataset.find(data.folder))
+    state, classes = check_lines(data), configured_classes(data)
+    if classes:
+        check_classes(data, classes)
+    return state
 
 
 def check_lines(data: Data) -> str:
@@ -346,7 +361,7 @@ def has_several_classes(data: Data) -> bool:
 
 def read_labels(data: Data) -> List[Label]:
     """The labels file's content."""
-    return read_label_file(data.labels, data.given.multi_label)
+    return read_label_file(data.labels, data.given.multi_label, data.given.labels_encoding)
 
 
 def check_checkpoint(data: Data) -> str:
@@ -378,6 +393,15 @@ def check_sample(classes: Any) -> None:
             f"the checkpoint has {classes!a} classes, but the sample photos have classes of "
             f"ImageNet's {IMAGENET_CLASSES:,}; give images of its own classes: --data DIR"
         )
+
+
+def configured_classes(data: Data) -> int:
+    """How many classes config.json beside the checkpoint says, before that is read; 0 if none."""
+    with contextlib.suppress(Refusal):
+        config = evaluation.read_config(evaluation.weights_file(data.checkpoint))
+        classes = config.get("num_classes")
+        return classes if isinstance(classes, int) and classes > 0 else 0
+    return 0
 
 
 def check_classes(data: Data, classes: int) -> None:

@@ -31,6 +31,7 @@ from common.data import dataset, evaluation, prepared
 from common.data.evaluation import Evaluation
 from common.data.images import spaced
 from common.data.inputs import Input, read_aipp, read_batch
+from common.data.wnids import training_order
 from common.model import onnx_file, operators
 from common.model.statistics import interval
 from common.results.figures import share
@@ -129,7 +130,7 @@ def shifted(run: Run) -> List[Trial]:
 def devkit_order(run: Run, devkit: str) -> List[Trial]:
     """Labels that are the devkit's ILSVRC2012_ID, from 1 or from 0, in place of the class."""
     wnids = dataset.devkit_wnids(devkit)
-    classes = dataset.training_order(wnids.values(), devkit)
+    classes = training_order(wnids.values(), devkit)
     trials = []
     for first in (1, 0):
         by_id = {number - 1 + first: classes[wnid] for number, wnid in wnids.items()}

@@ -307,6 +307,7 @@ def parse_arguments() -> argparse.Namespace:
         "images",
         "aipp",
         "labels",
+        "labels_encoding",
         "label_offset",
         "output",
         "min_cosine",
@@ -340,6 +341,7 @@ def compute(
             count,
             arguments.label_offset,
             evaluation.has_background(arguments.model),
+            arguments.labels_encoding,
         )
         classes = np.array(labels)
     report = forecast(model, paths, sample, classes)
@@ -367,6 +369,7 @@ def main() -> None:
         "aipp": sample.aipp,
         "label_offset": arguments.label_offset,
         "background": evaluation.has_background(arguments.model),
+        "labels_encoding": arguments.labels_encoding,
     }
     inputs = [*onnx_file.all_files(arguments.model), *paths]
     made_by = recipe.make(__file__, settings, ("onnxruntime", "onnx", "numpy"), inputs, labels)

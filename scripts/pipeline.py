@@ -41,7 +41,7 @@ from common.ascend import chips, host
 from common.core import environment, files, json_file, options, record
 from common.core.cli import ROOT, Refusal
 from common.core.names import STEMS, om_path
-from common.data import class_names, dataset, evaluation
+from common.data import class_names, dataset, evaluation, wnids
 from common.results import published, summary
 from common.results.work_files import TUNE
 
@@ -49,6 +49,7 @@ import check
 import timm_source
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LABELS = ["labels", "labels_encoding", "label_offset"]  # options of steps that read them
 GATES = ("min_top1", "min_top5", "min_throughput", "min_cosine")
 HOST_FACTS = ".host.json"  # host.host_facts() in the work folder, while a run on the card lasts
 Command = List[str]
@@ -340,7 +341,7 @@ def tune(run: Run) -> List[Command]:
 
 
 def forecast(run: Run) -> List[Command]:
-    labels = [] if check.has_several_classes(run.data) else ["labels", "label_offset"]
+    labels = [] if check.has_several_classes(run.data) else LABELS
     return [
         run.command(
             "scripts/forecast_fp16.py",
@@ -403,7 +404,7 @@ def infer_on_cpu(run: Run, model: str, name: str, batch_size: int, **first: int)
 
 
 def quantise(run: Run) -> List[Command]:
-    promise = [] if run.given.max_drop is None else ["max_drop", "labels", "label_offset"]
+    promise = [] if run.given.max_drop is None else ["max_drop", *LABELS]
     words = [
         run.model,
         run.judged_model,
@@ -439,7 +440,7 @@ def judge(run: Run) -> List[Command]:
 def evaluate(
     run: Run, result: str, model: str, name: str, *gates: str, **other: Optional[str]
 ) -> Command:
-    names = ("prep", "class_names", "multi_label", "label_offset")
+    names = ("prep", "class_names", "multi_label", "labels_encoding", "label_offset")
     return run.command(
         "TResNet_postprocess.py",
         result + "/",
@@ -453,7 +454,7 @@ def evaluate(
 
 def expect(run: Run) -> List[Command]:
     beside = dataset.list_of_wnids([dataset.folder_of(run.data.folder)])
-    devkit = beside if os.path.basename(beside).startswith(dataset.DEVKIT) else None
+    devkit = beside if os.path.basename(beside).startswith(wnids.DEVKIT) else None
     return [
         run.command(
             "scripts/expect.py",

@@ -151,8 +151,8 @@ def test_headings_and_commas_in_a_labels_file_are_named(tmp_path: Path) -> None:
         Refusal, match="line 1: 'image label' is not a label; .* if this is a heading, remove it"
     ):
         labels.read_labels(str(tmp_path / "l.txt"))
-    (tmp_path / "l.txt").write_text("x.png,1\n")
-    with pytest.raises(Refusal, match="put a space where the comma is"):
+    (tmp_path / "l.txt").write_text("y.png 0\nz.png 0\nx.png,1\n")
+    with pytest.raises(Refusal, match="line 3: .* put a space where the comma is"):
         labels.read_labels(str(tmp_path / "l.txt"))
 
 

@@ -11,16 +11,19 @@ import tarfile
 import zlib
 from pathlib import Path
 from typing import Any, Callable, Dict, List
+from unittest import mock
 
 from common.core.cli import Refusal
 from common.core.record import Part, Writer
 from common.data import dataset
 
+import check
 import numpy as np
+import pipeline
 import prepare_data
 import pytest
 from conftest import ROOT, SMALL, copy_products, run
-from pictures import pattern
+from pictures import fill, pattern
 from records import change_rows
 
 NUMBERS = [
@@ -216,7 +219,16 @@ def hugging_face_parquet(folder: Path, jpegs: Dict[str, bytes]) -> None:
     )
 
 
+def table(folder: Path, jpegs: Dict[str, bytes]) -> None:
+    """The archive, and a table of WordNet IDs whose names have no suffix."""
+    image_archive(folder, jpegs)
+    rows = [f"{image[:-5]};{WNIDS[CLASSES[int(image[15:23])]]}\n" for image in jpegs]
+    text = "ImageId;Class\n" + "".join(rows)
+    write_files(folder, {"labels.csv": text.encode(), "LOC_synset_mapping.txt": synsets()})
+
+
 FORMS = (
+    table,
     archives,
     archive_and_unpacked_devkit,
     kaggle,
@@ -668,3 +680,143 @@ def test_the_pipeline_takes_an_archive_and_other_labels(
             for row in json.loads((tmp_path / "work" / "acc.json").read_text())["value"]
         }
         assert (found["Number of images"], found["Top1 accuracy"]) == (count, "100.0%")
+
+
+# ---- the owner of photos -------------------------------------------------------------------------
+
+
+def located(*words: object) -> check.Data:
+    """What the pipeline knows of the data before its first step."""
+    with mock.patch.object(sys, "argv", ["pipeline.sh", *map(str, words)]):
+        return check.locate(pipeline.parse_arguments())
+
+
+def refused_labels(*words: object) -> str:
+    with pytest.raises(Refusal) as raised:
+        check.check_labels(located(*words))
+    return raised.value.sentence
+
+
+@pytest.mark.parametrize("inside", ["", "val", "photos"])
+def test_the_root_of_class_folders_may_be_named_itself(
+    inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fill(tmp_path / "my" / inside, ["bolt/a.png", "nut/b.png", "washer/c.png"])
+    data = located("--data", root, "--workdir", tmp_path / "work")
+    assert (data.images, data.from_folders) == (str(root), True)
+    assert check.check_images(data) == f"3 in {root}"
+    assert check.check_labels(data) == "from the 3 class folders"
+    monkeypatch.chdir(root.parent)
+    data = located("--data", root.name + "/", "--workdir", tmp_path / "work")
+    assert check.check_labels(data) == "from the 3 class folders"
+
+
+def test_a_folder_with_splits_names_the_one_that_has_class_folders(tmp_path: Path) -> None:
+    fill(tmp_path, ["train/bolt/a.png", "test/bolt/b.png"])
+    with pytest.raises(Refusal, match=f"; perhaps {tmp_path}/test, which has class folders$"):
+        dataset.find(str(tmp_path))
+
+
+def test_the_validation_folder_itself_finds_labels_and_checkpoint_beside_it(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path, ["val/a.png", "val/b.png"])
+    (tmp_path / "val_label.txt").write_text("a 0\nb 1\n")
+    (tmp_path / "model_best.pth.tar").write_bytes(b"")
+    data = located("--data", tmp_path / "val", "--workdir", tmp_path / "work")
+    assert check.check_labels(data) == f"2 in {tmp_path}/val_label.txt"
+    assert data.checkpoint == str(tmp_path / "model_best.pth.tar")
+    assert data.images == str(tmp_path / "val")
+
+
+def test_a_folder_of_images_with_a_table_needs_no_preparation(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", ["a.png", "b.png"])
+    (tmp_path / "photos" / "labels.csv").write_text("ImageId,Class\na,0\nb,1\n")
+    data = located("--data", tmp_path / "photos", "--workdir", tmp_path / "work")
+    assert not data.to_prepare
+    assert check.check_labels(data) == f"2 in {tmp_path}/photos/labels.csv"
+    other = tmp_path / "other.csv"
+    other.write_text("b.png,1\na.png,0\n")
+    data = located("--data", tmp_path / "photos", "--labels", other)
+    assert check.check_labels(data) == f"2 in {other}"
+
+
+def test_images_without_any_labels_are_refused_by_what_is_missing(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", ["a.png"])
+    assert refused_labels("--data", tmp_path / "photos", "--workdir", tmp_path / "work") == (
+        f"{tmp_path}/photos/val_label.txt does not exist, and not all images are in class folders, "
+        "which would give them labels"
+    )
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda path: os.mkfifo(str(path)), "is not a folder and not a regular file; give the"),
+        (lambda path: path.symlink_to("/dev/null"), "is not a folder and not a regular file; give"),
+        (lambda path: path.write_bytes(b"x"), "is not a data set of a known form"),
+    ],
+)
+def test_what_is_neither_folder_nor_archive_is_refused_in_one_sentence(
+    make: Any, said: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "data")
+    data = located("--data", tmp_path / "data", "--workdir", tmp_path / "work")
+    with pytest.raises(Refusal, match=said):
+        check.check_images(data)
+
+
+def test_class_folders_that_are_numbers_may_be_in_text_order(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / "val" / str(number)).mkdir(parents=True)
+    fill(tmp_path / "val", ["10/a.png", "9/b.png"])
+    assert located("--data", tmp_path, "--workdir", tmp_path / "work").to_prepare
+    data = located("--data", tmp_path, "--class-order", "text", "--workdir", tmp_path / "work")
+    assert data.from_folders and not data.to_prepare
+
+
+def test_the_labels_are_compared_with_config_json_before_the_export(tmp_path: Path) -> None:
+    fill(tmp_path / "val", ["bolt/a.png", "nut/b.png"])
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "config.json").write_text(json.dumps({"architecture": "tresnet_m", "num_classes": 5}))
+    (hub / "model.safetensors").write_bytes(b"")
+    words = ("--data", tmp_path, "--checkpoint", hub, "--workdir", tmp_path / "work")
+    assert "has 2 class folders (bolt, nut)" in refused_labels(*words)
+    (hub / "config.json").write_text(json.dumps({"architecture": "tresnet_m", "num_classes": 2}))
+    assert check.check_labels(located(*words)) == "from the 2 class folders"
+    (tmp_path / "l.txt").write_text("a 0\nb 2\n")
+    said = refused_labels(*words, "--labels", tmp_path / "l.txt")
+    assert "line 2: label 2 is outside the classes 0 to 1 of the model" in said
+
+
+# ---- Tiny-ImageNet -------------------------------------------------------------------------------
+
+TINY = ["n02124075", "n04067472", "n04540053", "n01443537"]  # as wnids.txt has them: in no order
+
+
+@pytest.mark.parametrize("inside", ["", "val"])
+def test_tiny_imagenet_is_numbered_in_the_order_of_its_training_folders(
+    inside: str, tmp_path: Path, prepare_here: PrepareHere
+) -> None:
+    root = fill(tmp_path / "tiny", [f"val/images/val_{number}.JPEG" for number in range(4)])
+    (root / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in TINY))
+    rows = [f"val_{number}.JPEG\t{wnid}\t0\t32\t44\t62\n" for number, wnid in enumerate(TINY)]
+    (root / "val" / "val_annotations.txt").write_text("".join(rows))
+    said = prepare_here(root / inside, tmp_path / "out")
+    assert f"labels by WordNet IDs in {root / 'val'}/val_annotations.txt" in said
+    assert (tmp_path / "out" / "val_label.txt").read_text() == "".join(
+        f"val_{number}.JPEG {label}\n" for number, label in enumerate([1, 2, 3, 0])
+    )
+    data = located("--data", root / inside, "--workdir", tmp_path / "work")
+    assert data.to_prepare and data.images == str(root / "val" / "images")
+
+
+def test_annotations_that_are_not_tiny_imagenets_are_refused(
+    tmp_path: Path, prepare_here: PrepareHere
+) -> None:
+    root = fill(tmp_path / "tiny", ["val/images/val_0.JPEG"])
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn0\n")
+    assert "line 1: the name of an image, a tab and a WordNet ID were" in prepare_here(
+        root, tmp_path / "out"
+    )

@@ -766,7 +766,8 @@ def test_no_flipped_bit_of_a_manifest_makes_other_settings_or_sources(tmp_path: 
     for damaged in flips(content, 8 * len(content)):
         record_now = Record(str(tmp_path / "prep" / "manifest.jsonl"), damaged)
         said = prepared.described(record_now)
-        for before, now in zip(whole, said):
+        pairs: Any = zip(whole, said)
+        for before, now in pairs:
             assert now.items() <= before.items()
         assert (said.settings, said.about) in ((whole.settings, whole.about), ({}, {})), (
             "together or not at all"

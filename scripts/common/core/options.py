@@ -6,6 +6,7 @@ RULES says which options contradict each other. Standard library only.
 """
 
 import argparse
+import codecs
 import os
 import re
 from argparse import ArgumentTypeError as Wrong
@@ -128,6 +129,16 @@ def chip_name(text: str) -> str:
     return text
 
 
+def text_encoding(text: str) -> str:
+    """The name of an encoding of texts that Python knows."""
+    try:
+        name = codecs.lookup(text).name
+        "".encode(name)
+    except (LookupError, ValueError):  # ValueError: a null character
+        raise Wrong(f"{text!r} is not an encoding of texts, such as gb18030, big5 or utf-16")
+    return name
+
+
 def switch(text: str) -> bool:
     """1 or 0, as ais_bench takes it."""
     if text.lower() not in ("0", "1", "true", "false"):
@@ -187,7 +198,14 @@ TABLE = (
         "ImageNet as it comes (archives, Kaggle's tree, Parquet: docs/data.md) (default: "
         "sample data)",
     ),
-    option("--labels FILE", path, "labels of the images: lines NAME INT, or real.json"),
+    option(
+        "--labels FILE", path, "labels of the images: lines NAME INT, a table (CSV), or real.json"
+    ),
+    option(
+        "--labels-encoding NAME",
+        text_encoding,
+        "of the labels file, such as gb18030 for GBK, big5 or utf-16 (default: UTF-8)",
+    ),
     option(
         "--checkpoint FILE",
         path,

@@ -1,50 +1,47 @@
 """What the classes of a network are called: by a file, by class folders, or as in ImageNet."""
 
-import io
 import os
-import tempfile
-import zipfile
-from contextlib import redirect_stderr
 from typing import Dict, Iterable, List, Optional, Tuple
 
 from common.core import files
-from common.core.cli import ROOT, Refusal, say, shown
-from common.core.environment import download
-from common.core.names import natural_key
-from common.data.dataset import WNID
-from common.data.labels import IMAGENET_CLASSES, label_shift
+from common.core.cli import Refusal, say, shown
+from common.core.names import CLASS_ORDERS, ordered
+from common.data import wnids
+from common.data.labels import label_shift
+from common.data.wnids import WNID
 
 LARGEST = 1 << 26  # bytes of a file of names
 BACKGROUND = "background"  # class 0 of a network with one class more than ImageNet has
 
-# No names are in this repository: they come out of a package's wheel, which is not installed.
-PACKAGE = "timm==1.0.31"
-WHEEL_SHA256 = "5bd50f7d0fe6d09bf9285ac2523234a1b7e6bf075c0be3e7aed09139fcb617c7"
-INFO = "timm/data/_info/"
-SYNSETS = {  # {classes: a file with one WNID a line, in the order of the classes}
-    IMAGENET_CLASSES: "imagenet_synsets.txt",
-    11221: "imagenet21k_miil_synsets.txt",  # of the official ImageNet-21k weights
-}
-LEMMAS = "imagenet_synset_to_lemma.txt"  # WNID, tab, name
-FOLDER = os.path.join(ROOT, ".class-names")  # where they are kept
-QUICKLY = ("--timeout", "5", "--retries", "0", "--ignore-requires-python")  # for pip: nobody waits
-
 
 def in_order(path: str, names: Dict[str, str], folders: Dict[int, str]) -> List[str]:
-    """The names of class folders in the order of the classes: the folders' natural order.
+    """The names of class folders in the order of the classes: the folders' natural or text order.
 
     names: {folder: name}, of the file `path`; folders: {class: folder}, as far as it is known.
-    Raises: Refusal if `folders` contradicts that.
+    Raises: Refusal if `folders` contradicts both orders.
     """
-    order = sorted(names, key=natural_key)
+    for class_order in CLASS_ORDERS:
+        order = ordered(names, class_order)
+        wrong = misplaced(order, folders)
+        if wrong is None:
+            return [names[folders.get(label, folder)] for label, folder in enumerate(order)]
+    label = misplaced(ordered(names, CLASS_ORDERS[0]), folders)
+    raise Refusal(
+        f"{shown(path)} should name the folder {shown(folders[label or 0])} of class {label}, in "
+        "lines `FOLDER NAME`: one for each folder, whose natural order is that of the classes"
+    )
+
+
+def misplaced(order: List[str], folders: Dict[int, str]) -> Optional[int]:
+    """The first class whose folder is not where the order has it; None if all are.
+
+    If the folders of all classes are known, their order does not matter.
+    """
     for label, folder in folders.items():
         in_place = order[label : label + 1] == [folder] or len(folders) >= len(order)
-        if folder not in names or not in_place:
-            raise Refusal(
-                f"{shown(path)} should name the folder {shown(folder)} of class {label}, in lines "
-                "`FOLDER NAME`: one for each folder, whose natural order is that of the classes"
-            )
-    return [names[folders.get(label, folder)] for label, folder in enumerate(order)]
+        if folder not in order or not in_place:
+            return label
+    return None
 
 
 def read(
@@ -88,28 +85,20 @@ def read(
 
 def kept(classes: int) -> str:
     """The file with the names for a network with so many classes, if they were fetched."""
-    return os.path.join(FOLDER, f"{classes - label_shift(classes)}.txt")
+    return wnids.kept_names(classes - label_shift(classes))
 
 
 def fetch(classes: int) -> None:
     """Fetch ImageNet's names for a network with so many classes; says one line if it cannot."""
-    synsets = SYNSETS.get(classes - label_shift(classes))
-    if not synsets or os.path.exists(kept(classes)):
+    own_classes = classes - label_shift(classes)
+    if own_classes not in wnids.ORDERED or os.path.exists(kept(classes)):
         return
     try:
-        with tempfile.TemporaryDirectory() as downloads, redirect_stderr(io.StringIO()):
-            wheel = download(PACKAGE, WHEEL_SHA256, downloads, *QUICKLY)
-            with zipfile.ZipFile(wheel) as archive:
-                wnids = archive.read(INFO + synsets).decode("utf-8").splitlines()
-                lemmas = archive.read(INFO + LEMMAS).decode("utf-8").splitlines()
-        name_of = dict(line.split("\t", 1) for line in lemmas)
-        os.makedirs(FOLDER, exist_ok=True)
-        text = "".join(name_of[wnid] + "\n" for wnid in wnids)
-        files.write_whole(kept(classes), text.encode("utf-8"))
+        wnids.fetch(own_classes)
     except (Refusal, OSError):
         say(
-            f"the names of ImageNet's classes ({PACKAGE} on the package registry) could not be "
-            "fetched, so classes are shown by their numbers; --class-names FILE gives others"
+            f"the names of ImageNet's classes ({wnids.PACKAGE} on the package registry) could not "
+            "be fetched, so classes are shown by their numbers; --class-names FILE gives others"
         )
 
 

@@ -5,6 +5,7 @@ beside a devkit, a list of Caffe's form or Kaggle's table. Standard library only
 needed for a devkit and pyarrow for Parquet files.
 """
 
+import contextlib
 import glob
 import io
 import os
@@ -17,32 +18,47 @@ from common.core import record
 from common.core.cli import ROOT, Refusal, counted, shown, some, why
 from common.core.files import read_regular
 from common.core.names import natural_key
-from common.data.images import is_foreign
-from common.data.labels import IMAGENET_CLASSES, read_labels
+from common.data.images import is_foreign, is_image
+from common.data.labels import match_labels, read_labels, text_of
+from common.data.wnids import (
+    DEVKIT,
+    IMAGENET_CLASSES,
+    SYNSETS,
+    WNID,
+    Numbers,
+    of_mapping,
+    training_order,
+)
 
 KNOWN = (
     "val_union/ (or val/) with val_label.txt",
-    "val/ with class folders",
+    "val/ with class folders, or class folders directly inside",
+    "images with a table labels.csv",
     "ILSVRC2012_img_val.tar with ILSVRC2012_devkit_t12.tar.gz",
     "Kaggle's ILSVRC/Data/CLS-LOC/val with LOC_val_solution.csv",
     "images with Caffe's val.txt",
     "Hugging Face's Parquet files",
     "ImageNet-V2's folders 0 to 999",
+    "Tiny-ImageNet's val/images with val_annotations.txt",
 )
-TAR, DEVKIT = "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12"
+TAR = "ILSVRC2012_img_val.tar"
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"  # below the devkit's folder, as META is
 META = "data/meta.mat"
 KAGGLE = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val")
 BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error)  # what a damaged archive raises
-SOLUTION, SYNSETS, CAFFE = "LOC_val_solution.csv", "LOC_synset_mapping.txt", "val.txt"
+SOLUTION, CAFFE = "LOC_val_solution.csv", "val.txt"
+TABLES = ("val_label.csv", "labels.csv", "val.csv")
+ANNOTATIONS, TINY_WNIDS = "val_annotations.txt", "wnids.txt"  # of Tiny-ImageNet
+VALIDATION_FOLDERS = ("val", "val_union")  # whose labels may lie beside them
+SPLITS = ("validation", "valid", "test", "train")  # folders that a user may intend
 LARGEST = 1 << 26  # bytes of a file in the devkit
-WNID = re.compile(r"n[0-9]{8}")
 VALIDATION = "ILSVRC2012_val_{:08d}.JPEG"  # image N of the validation set, from 1
 HUGGING_FACE_NAME = re.compile(r"(ILSVRC2012_val_[0-9]{8})_n[0-9]{8}(\.JPEG)")  # with its WNID
 V2 = re.compile(r"imagenetv2.*", re.IGNORECASE)
-Numbers = Dict[str, int]  # {name of an image: class}
 LABELS = {  # what labels may come from, in words; the source follows
     "file": "lines NAME INT of",
+    "table": "the table",
+    "tiny": "WordNet IDs in",
     "caffe": "Caffe's list",
     "kaggle": "Kaggle's table",
     "devkit": "the devkit's ground truth and meta.mat in",
@@ -65,7 +81,12 @@ class Form(NamedTuple):
     @property
     def native(self) -> bool:
         """Whether the steps take it as it is."""
-        return self.images == "folder" and self.labels in ("file", "folders")
+        return self.images == "folder" and self.labels in ("file", "table", "folders")
+
+    @property
+    def labels_file(self) -> str:
+        """The file of labels that the steps read as it is; "" if there is not one."""
+        return self.source if self.native and self.labels != "folders" else ""
 
 
 def need(package: str, what: str) -> None:
@@ -136,6 +157,10 @@ def locate_images(path: str) -> Optional[Form]:
         folder = ""  # prepare_data.py unpacked only some of the images into it
     if not folder and os.path.isdir(os.path.join(path, "val")):
         folder = os.path.join(path, "val")
+    tiny = existing(folder or path, os.path.join("images", os.pardir, ANNOTATIONS))
+    if tiny:
+        annotations = os.path.join(folder or path, ANNOTATIONS)
+        return Form("folder", os.path.join(folder or path, "images"), "tiny", annotations)
     if folder:
         return Form("folder", folder)
     if archive:
@@ -144,8 +169,20 @@ def locate_images(path: str) -> Optional[Form]:
         return Form("parquet", path, "parquet", path, parquet)
     v2 = [name for name in subfolders(path) if V2.fullmatch(name)]
     folder = os.path.join(path, v2[0]) if len(v2) == 1 else path
-    has_labels = existing(path, CAFFE, SOLUTION, "val_label.txt")
-    return Form("folder", folder) if has_labels or kind_of_folders(folder) else None
+    has_labels = existing(path, CAFFE, SOLUTION, "val_label.txt", *TABLES)
+    is_data = has_labels or kind_of_folders(folder) or holds_images(folder)
+    return Form("folder", folder) if is_data else None
+
+
+def holds_images(folder: str) -> bool:
+    """Whether images are in a folder itself, or in a folder in it, which then is a class folder."""
+    if not os.path.isdir(folder):
+        return False
+    for inside in (folder, *(os.path.join(folder, name) for name in subfolders(folder))):
+        with contextlib.suppress(OSError), os.scandir(inside) as entries:
+            if any(is_image(entry.name) and entry.is_file() for entry in entries):
+                return True
+    return False
 
 
 def kind_of_folders(folder: str) -> str:
@@ -162,9 +199,12 @@ def kind_of_folders(folder: str) -> str:
 
 def find_labels(form: Form, folder: str) -> Form:
     """The same with the labels' source: a file before a devkit before class folders."""
-    folders = [folder, os.path.dirname(form.path), os.path.join(folder, "ILSVRC")]
+    folders = [folder, os.path.join(folder, "ILSVRC")]
+    if form.path != folder or os.path.basename(folder) in VALIDATION_FOLDERS:
+        folders.insert(1, os.path.dirname(form.path))
     for labels, names in (
         ("file", ["val_label.txt"]),
+        ("table", TABLES),
         ("kaggle", [SOLUTION]),
         ("caffe", [CAFFE]),
         ("devkit", [DEVKIT + ".tar.gz", DEVKIT]),
@@ -193,11 +233,19 @@ def find(path: str) -> Form:
     """The form of a data set in a folder or an archive. Raises: Refusal with the known forms."""
     if not os.path.exists(path):
         raise Refusal(f"{shown(path)} does not exist; give the folder or the archive of a data set")
+    if not os.path.isdir(path) and not os.path.isfile(path):
+        raise Refusal(
+            f"{shown(path)} is not a folder and not a regular file; give the folder or the archive "
+            "of a data set"
+        )
     form = locate_images(path)
     if not form:
+        splits = [os.path.join(path, name) for name in SPLITS]
+        likely = [split for split in splits if holds_images(split)]
+        hint = f"; perhaps {shown(likely[0])}, which has class folders" if likely else ""
         raise Refusal(
             f"{shown(path)} is not a data set of a known form; it should have a folder val_union/, "
-            f"or be or have one of: {'; '.join(KNOWN)}"
+            f"or be or have one of: {'; '.join(KNOWN)}{hint}"
         )
     form = form if form.labels else find_labels(form, folder_of(path))
     if form.images == "tar" and form.labels == "folders":
@@ -219,21 +267,6 @@ def describe(form: Form) -> str:
 
 
 # ---- which class ---------------------------------------------------------------------------------
-
-
-def training_order(wnids: Iterable[str], source: str) -> Numbers:
-    """{WNID: class}: its place among ImageNet-1k's 1,000 WNIDs in sorted order.
-
-    Raises: Refusal if the WNIDs are not all of them.
-    """
-    ordered = sorted(set(wnids))
-    if len(ordered) != IMAGENET_CLASSES or not all(map(WNID.fullmatch, ordered)):
-        raise Refusal(
-            f"{shown(source)} names {len(ordered)} WordNet IDs ({some(ordered)}), but a class's "
-            f"number is its place among all {IMAGENET_CLASSES:,}; put Kaggle's {SYNSETS} or "
-            f"{DEVKIT}.tar.gz beside it, or give --class-map"
-        )
-    return {wnid: place for place, wnid in enumerate(ordered)}
 
 
 def devkit_file(devkit: str, name: str) -> bytes:
@@ -298,8 +331,7 @@ def known_wnids(form: Form, folder: str) -> Numbers:
         return {}
     if os.path.basename(source) != SYNSETS:
         return training_order(devkit_wnids(source).values(), source)
-    lines = read_regular(source).decode("utf-8", "replace").split("\n")
-    return training_order((line.split()[0] for line in lines if line.strip()), source)
+    return of_mapping(source)
 
 
 def by_kaggle(form: Form, folder: str) -> Numbers:
@@ -347,6 +379,39 @@ def by_folders(form: Form, folder: str, images: Iterable[str]) -> Numbers:
     return numbers
 
 
+def by_tiny_imagenet(form: Form) -> Numbers:
+    """By the WordNet ID of each image in Tiny-ImageNet's annotations.
+
+    A class's number is the place of its ID among all in sorted order, as of its training folders.
+    """
+    wnid_of: Dict[str, str] = {}
+    for line, text in enumerate(text_of(form.source).splitlines(), 1):
+        cells = text.split("\t")
+        if len(cells) < 2 or not WNID.fullmatch(cells[1]):
+            raise Refusal(
+                f"{shown(form.source)}, line {line}: the name of an image, a tab and a WordNet ID "
+                f"were expected, found {shown(text[:80])}; fetch Tiny-ImageNet again"
+            )
+        wnid_of[cells[0]] = cells[1]
+    root = os.path.dirname(os.path.dirname(os.path.abspath(form.path)))
+    listed = existing(root, TINY_WNIDS)
+    wnids = set(text_of(listed).split() if listed else wnid_of.values())
+    unknown = set(wnid_of.values()) - wnids
+    if unknown:
+        raise Refusal(
+            f"{shown(form.source)} names {some(unknown)}, but {shown(listed)} does not; fetch "
+            "Tiny-ImageNet again"
+        )
+    place = {wnid: number for number, wnid in enumerate(sorted(wnids))}
+    return {name: place[wnid] for name, wnid in wnid_of.items()}
+
+
+def by_table(form: Form, images: Iterable[str]) -> Numbers:
+    """By a table or a list, whose names may lack the suffix. Raises: Refusal."""
+    labels = match_labels({image: image for image in images}, read_labels(form.source), form.source)
+    return {image: label.classes[0] for image, label in labels.items()}
+
+
 def numbers_of(form: Form, folder: str, images: Iterable[str]) -> Numbers:
     """{image: class} by the labels' source; images: paths below the images' folder."""
     if form.labels == "devkit":
@@ -355,6 +420,10 @@ def numbers_of(form: Form, folder: str, images: Iterable[str]) -> Numbers:
         return by_kaggle(form, folder)
     if form.labels in ("wnids", "v2"):
         return by_folders(form, folder, images)
+    if form.labels == "tiny":
+        return by_tiny_imagenet(form)
+    if form.labels == "table":
+        return by_table(form, images)
     return {label.name: label.classes[0] for label in read_labels(form.source)}
 
 

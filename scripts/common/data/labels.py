@@ -1,12 +1,28 @@
 """Labels: read from a file of any form or from class folders, and found for each image by its name.
 
-A file has lines `NAME INT`, or gives an image several right classes: ImageNet-ReaL's real.json, and
-the lines `NAME INT INT …` of a multi-label data set. Standard library only.
+A file has lines `NAME INT`, or is a table with a name and a class in each row, or gives an image
+several right classes: ImageNet-ReaL's real.json, and the lines `NAME INT INT …` of a multi-label
+data set. Standard library only.
 """
 
+import csv
+import io
+import itertools
 import os
 import re
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+import unicodedata
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from common.core import files, json_file
 from common.core.cli import Refusal, counted, shown, some
@@ -19,9 +35,23 @@ from common.core.names import (
     without_suffix,
 )
 from common.data.images import class_folders
+from common.data.wnids import IMAGENET_CLASSES, WNID, of_imagenet
 
-LARGEST = 1 << 32  # bytes of a labels file
-IMAGENET_CLASSES = 1000
+LARGEST = 1 << 26  # bytes of a labels file
+PLAIN_CLASS = re.compile(rf"[0-9]{{1,9}}|{WNID.pattern}")
+# A class in a table: also 281.0, or a WordNet ID with what Kaggle's tables have behind it.
+CLASS = re.compile(rf"([0-9]{{1,9}})(?:\.0+)?|({WNID.pattern})(?:\s.*)?")
+PROBED = 50  # lines that are looked at for the form of a file
+QUOTES = " \"'"
+# Headings of tables, in small letters without anything else.
+IMAGE_HEADINGS = {
+    *("imageid", "image", "images", "imagename", "imagepath", "img", "imgname", "filename"),
+    *("file", "filepath", "path", "name", "id"),
+}
+CLASS_HEADINGS = {
+    *("class", "classid", "classindex", "classidx", "label", "labels", "labelid", "target"),
+    *("category", "categoryid", "wnid", "synset", "predictionstring", "groundtruth", "y"),
+}
 VALIDATION_NAME = "ILSVRC2012_val_{:08d}"  # of image N, from 1, in ImageNet's validation set
 
 
@@ -41,41 +71,71 @@ def is_real(path: str) -> bool:
     return path.lower().endswith(".json")
 
 
-def read_label_file(path: str, multi_label: bool) -> List[Label]:
+def read_label_file(path: str, multi_label: bool, encoding: Optional[str] = None) -> List[Label]:
     """The labels in a file of any form; multi_label: its lines are `NAME INT INT …`.
 
+    encoding: of the text; None for UTF-8, where a NAME that is not UTF-8 still names its file.
     Raises: Refusal for anything else.
     """
     if multi_label:
-        return read_multi_label(path)
-    return read_real(path) if is_real(path) else read_labels(path)
+        return read_multi_label(path, encoding)
+    return read_real(path) if is_real(path) else read_labels(path, encoding)
 
 
-def read_labels(path: str) -> List[Label]:
-    """The lines `NAME INT` of a labels file (NAME may hold spaces).
+def read_labels(path: str, encoding: Optional[str] = None) -> List[Label]:
+    """The labels of lines `NAME INT` (NAME may hold spaces), or of a table: see read_table().
 
-    A byte order mark, CRLF and empty lines are allowed. A NAME that is not UTF-8 still names its
-    file.
+    INT may also be a WordNet ID. A byte order mark, CRLF and empty lines are allowed.
     Raises: Refusal if a line is something else, or if there are no labels.
     """
-    labels = []
+    separator = separator_of(path, itertools.islice(lines_of(path, encoding), PROBED))
+    if separator:
+        labels = read_table(path, separator, encoding)
+    else:
+        labels = read_lines(path, encoding)
+    if not labels:
+        raise Refusal(f"{shown(path)} holds no labels")
+    return labels
+
+
+def read_lines(path: str, encoding: Optional[str]) -> List[Label]:
+    """The lines `NAME INT` or `NAME WNID` of a file."""
+    labels: List[Label] = []
     known: Dict[str, Tuple[int, ...]] = {}  # classes by their digits: few, in many lines
-    for line, text in enumerate(text_of(path, LARGEST).split("\n"), 1):
+    wnids: Dict[int, str] = {}  # {place among the labels: WordNet ID}
+    for line, text in enumerate(lines_of(path, encoding), 1):
         words = text.rsplit(None, 1)
         if not words:
             continue
         classes = known.get(words[-1]) if len(words) == 2 else None
         if classes is None:
-            if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]):
+            if len(words) != 2 or not PLAIN_CLASS.fullmatch(words[1]):
                 raise Refusal(
                     f"{shown(path)}, line {line}: {text[:80]!a} is not a label; 'NAME INT' "
                     f"was expected, as in 'cat.JPEG 281'{likely_mistake(text, line)}"
                 )
-            classes = known[words[1]] = (int(words[1]),)
+            if WNID.fullmatch(words[1]):
+                wnids[len(labels)] = words[1]
+                classes = ()
+            else:
+                classes = known[words[1]] = (int(words[1]),)
         labels.append(Label(words[0], classes, line))
-    if not labels:
-        raise Refusal(f"{shown(path)} holds no labels")
+    return number_wnids(labels, wnids, path)
+
+
+def number_wnids(labels: List[Label], wnids: Dict[int, str], path: str) -> List[Label]:
+    """The labels with the classes of WordNet IDs; wnids: {place among the labels: ID}."""
+    if wnids:
+        numbers = of_imagenet(wnids.values(), path)
+        for place, wnid in wnids.items():
+            labels[place] = labels[place]._replace(classes=(numbers[wnid],))
     return labels
+
+
+def class_in(word: str) -> str:
+    """The class that a word says, in digits or as a WordNet ID; "" if it does not say one."""
+    match = CLASS.fullmatch(word)
+    return (match.group(1) or match.group(2)) if match else ""
 
 
 def likely_mistake(text: str, line: int) -> str:
@@ -101,13 +161,13 @@ def read_real(path: str) -> List[Label]:
     ]
 
 
-def read_multi_label(path: str) -> List[Label]:
+def read_multi_label(path: str, encoding: Optional[str] = None) -> List[Label]:
     """Lines `NAME 3 17 40`: an image and its classes, in any order; a NAME alone has none.
 
     NAME may hold spaces. Raises: Refusal for a file that gives no image a class.
     """
     labels: List[Label] = []
-    for line, text in enumerate(text_of(path, LARGEST).split("\n"), 1):
+    for line, text in enumerate(lines_of(path, encoding), 1):
         match = re.fullmatch(r"\s*(.*?)((?:\s+[0-9]{1,9})*)\s*", text)
         if match and match.group(1):
             classes = set(map(int, match.group(2).split()))
@@ -120,12 +180,151 @@ def read_multi_label(path: str) -> List[Label]:
     return labels
 
 
+# ---- its text ------------------------------------------------------------------------------------
+
+
 def text_of(path: str, largest: int = files.LARGEST) -> str:
     """A text file without its byte order mark. Raises: Refusal."""
+    return os.fsdecode(bytes_of(path, largest))
+
+
+def bytes_of(path: str, largest: int, encoding: Optional[str] = None) -> bytes:
+    """The text of a file as UTF-8 without its byte order mark; see read_label_file().
+
+    Raises: Refusal for text of another encoding.
+    """
     data = read_regular(path, largest=largest)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise Refusal(f"{shown(path)} is UTF-16 text; save it as UTF-8")
-    return os.fsdecode(data[3:] if data.startswith(b"\xef\xbb\xbf") else data)
+    if encoding:
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise Refusal(
+                f"{shown(path)}, line {line} is not {encoding} text; give its --labels-encoding, "
+                "or save it as UTF-8"
+            ) from None
+        data = text.encode("utf-8", "surrogatepass")
+    elif data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise Refusal(
+            f"{shown(path)} is UTF-16 text; save it as UTF-8, or give labels with "
+            "--labels-encoding utf-16"
+        )
+    return data[3:] if data.startswith(b"\xef\xbb\xbf") else data
+
+
+def lines_of(path: str, encoding: Optional[str]) -> Iterator[str]:
+    """The lines of a labels file, one after the other, without their ends. Raises: Refusal."""
+    size = os.path.getsize(path) if os.path.isfile(path) else 0
+    if size > LARGEST:
+        raise Refusal(
+            f"{shown(path)} has {size / 1e6:,.0f} MB, but at most {LARGEST / 1e6:,.0f} MB are read "
+            "as labels, enough for a million images; give the lines of these images alone"
+        )
+    for line in io.BytesIO(bytes_of(path, LARGEST, encoding)):
+        yield os.fsdecode(line).rstrip("\r\n")
+
+
+# ---- a table -------------------------------------------------------------------------------------
+
+
+def separator_of(path: str, first_lines: Iterable[str]) -> str:
+    """What separates the columns of a table: "," ";" or a tab; "" for lines `NAME INT`.
+
+    first_lines: of the file; the first one may be a heading.
+    """
+    lines = [line.strip() for line in first_lines if line.strip()][:2]
+    if not lines:
+        return ""
+    is_named_so = path.lower().endswith((".csv", ".tsv"))
+    probe = lines[-1]
+    words = probe.rsplit(None, 1)
+    is_line = len(words) == 2 and class_in(words[1]) and not words[0].endswith((",", ";"))
+    for separator in "\t;,":
+        if is_named_so and any(separator in line for line in lines):
+            return separator
+        cells = [cell.strip(QUOTES) for cell in probe.split(separator)]
+        if len(cells) == 1:
+            continue
+        may_be_line = is_line and not (separator == "\t" and len(cells) > 2)
+        if not may_be_line and (class_in(cells[1]) or class_in(cells[-1])):
+            return separator
+    return ""
+
+
+class Columns(NamedTuple):
+    """Where a table has what."""
+
+    image: int
+    label: int
+    has_heading: bool
+
+
+def read_table(path: str, separator: str, encoding: Optional[str]) -> List[Label]:
+    """The labels of a table with one row for each image: its name, and its class as INT or WNID.
+
+    A heading says which columns these are; without one they are the first two. Cells may be quoted.
+    Raises: Refusal.
+    """
+    rows = csv.reader(lines_of(path, encoding), delimiter=separator, skipinitialspace=True)
+    labels: List[Label] = []
+    wnids: Dict[int, str] = {}  # {place among the labels: WordNet ID}
+    columns: Optional[Columns] = None
+    try:
+        for row in rows:
+            cells = [cell.strip() for cell in row]
+            if not any(cells):
+                continue
+            if columns is None:
+                columns = columns_of(cells, path)
+                if columns.has_heading:
+                    continue
+            image, label = cells_of(cells, columns, path, rows.line_num)
+            classes: Tuple[int, ...] = ()
+            if WNID.fullmatch(label):
+                wnids[len(labels)] = label
+            else:
+                classes = (int(label),)
+            labels.append(Label(image, classes, rows.line_num))
+    except csv.Error as error:
+        raise Refusal(
+            f"{shown(path)}, line {rows.line_num}: the table cannot be read ({error}); lines "
+            "'NAME INT' were expected, or a table with a name and a class in each row"
+        ) from None
+    return number_wnids(labels, wnids, path)
+
+
+def columns_of(first: List[str], path: str) -> Columns:
+    """The columns of a table; first: its first row that is not empty. Raises: Refusal."""
+    words = [re.sub("[^a-z]", "", cell.lower()) for cell in first]
+    images = [place for place, word in enumerate(words) if word in IMAGE_HEADINGS]
+    labels = [place for place, word in enumerate(words) if word in CLASS_HEADINGS]
+    if len(first) == 2 and not any(map(class_in, first)):
+        label = labels[0] if labels else 1
+        return Columns(1 - label, label, True)
+    if images and labels and images[0] != labels[0]:
+        return Columns(images[0], labels[0], True)
+    if len(first) >= 2 and class_in(first[1]):
+        return Columns(0, 1, False)
+    if len(first) == 2:
+        return Columns(1, 0, False)
+    raise Refusal(
+        f"{shown(path)} has {counted(len(first), 'column')} ({', '.join(map(shown, first[:9]))}), "
+        "but none is known to have the images and another one the classes; make it a table with "
+        "the heading ImageId,Class"
+    )
+
+
+def cells_of(cells: List[str], columns: Columns, path: str, line: int) -> Tuple[str, str]:
+    """(name of the image, class as INT or WNID) in a row of a table. Raises: Refusal."""
+    label = ""
+    if len(cells) > max(columns.image, columns.label):
+        label = class_in(cells[columns.label])
+    if not label or not cells[columns.image]:
+        raise Refusal(
+            f"{shown(path)}, line {line}: the name of an image and its class, a whole number or a "
+            f"WordNet ID such as n01440764, were expected, found {shown(','.join(cells)[:80])}"
+        )
+    return cells[columns.image], label
 
 
 # ---- class folders -------------------------------------------------------------------------------
@@ -277,6 +476,8 @@ def other_offset(
 
 # ---- whose label it is ---------------------------------------------------------------------------
 
+# Encodings that labels files of some countries have, the likeliest first.
+ENCODINGS = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1252")
 Reading = Callable[[str], List[str]]  # from a label's NAME to the sources that it may mean
 
 
@@ -318,6 +519,58 @@ def read_similarly(images: Dict[str, str], sources: List[str]) -> Reading:
     return read
 
 
+def loose(name: str) -> str:
+    """A name without what systems and tables change: quotes, back slashes, composed letters.
+
+    macOS takes accents apart (NFD), other systems keep them as one letter (NFC).
+    """
+    plain = name.strip(QUOTES + ",;").replace("\\", "/")
+    plain = re.sub("^(?:[A-Za-z]:)?(?:\\./)*/*", "", plain)
+    return unicodedata.normalize("NFC", plain)
+
+
+def read_loosely(images: Dict[str, str], sources: List[str]) -> Reading:
+    """read_similarly() where names are the same but for what loose() takes away."""
+    meant_by: Dict[str, List[str]] = {}  # {loose name: sources}
+    for source in sources:
+        meant_by.setdefault(loose(source), []).append(source)
+    loose_images = {loose(stem): loose(source) for stem, source in images.items()}
+    read = read_similarly(loose_images, list(meant_by))
+
+    def read_all(name: str) -> List[str]:
+        matches: List[str] = []
+        for match in read(loose(name)):
+            matches += meant_by[match]
+        return matches
+
+    return read_all
+
+
+def likely_encoding(labels: Sequence[Label], sources: Iterable[str]) -> str:
+    """The encoding in which most NAMEs that are not UTF-8 name an image; "" if none fits."""
+    names = [os.fsencode(label.name) for label in labels]
+    foreign = [name for name in names if not is_utf8(name)][:PROBED]
+    bases: Set[str] = set()
+    for source in sources:
+        bases.update((os.path.basename(source), os.path.basename(without_suffix(source))))
+    hits = {}
+    for encoding in ENCODINGS:
+        decoded = [name.decode(encoding, "replace") for name in foreign]
+        hits[encoding] = sum(os.path.basename(loose(name)) in bases for name in decoded)
+    best = max(ENCODINGS, key=lambda encoding: hits[encoding])
+    if hits[best]:
+        return best
+    return ENCODINGS[0] if foreign and all(map(is_gb18030, foreign)) else ""
+
+
+def is_utf8(data: bytes) -> bool:
+    return data.decode("utf-8", "ignore").encode("utf-8") == data
+
+
+def is_gb18030(data: bytes) -> bool:
+    return data.decode("gb18030", "ignore").encode("gb18030") == data
+
+
 def words(label: Label) -> str:
     """The classes of a label, as a labels file has them."""
     return " ".join(map(str, label.classes)) or "none"
@@ -331,14 +584,15 @@ def match_labels(
     images: {stem: source}; the source is the image's path below the images' folder as the manifest
     has it, or the stem itself if no manifest is known.
     others: all sources that the manifest has, which a NAME may mean as well.
-    A NAME is read_exactly(); for an image that has no such label, read_similarly().
+    A NAME is read_exactly(); for an image without such a label read_similarly(), then
+    read_loosely().
     Raises: Refusal if an image has no label, two different ones, or one that may be another's.
     """
     label_of: Dict[str, Label] = {}  # by source
     ambiguous: Dict[str, Tuple[Label, List[str]]] = {}  # {source: a label, all that it may mean}
     lacking = set(images.values())
     sources = list(dict.fromkeys([*images.values(), *others]))
-    for make_reading in (read_exactly, read_similarly):
+    for make_reading in (read_exactly, read_similarly, read_loosely):
         read = make_reading(images, sources)
         for label in labels:
             matches = read(label.name)
@@ -363,8 +617,11 @@ def match_labels(
     unnamed = ""
     if lacking.intersection(images):
         unnamed = " (or --prep, for names that TResNet_preprocess.py made)"
+    encoding = likely_encoding(labels, lacking)
+    called = {"gb18030": "GBK", "cp1252": "Windows-1252"}.get(encoding, encoding)
+    hint = f"; the file is not UTF-8, it seems to be {called}: --labels-encoding {encoding}"
     raise Refusal(
         f"{len(lacking)} of {len(images)} images have no label in {shown(path)}: "
         f"{some(lacking)}; a line 'NAME INT' was expected for each{unnamed}; its first one "
-        f"is for {shown(labels[0].name)}"
+        f"is for {shown(labels[0].name)}{hint if encoding else ''}"
     )

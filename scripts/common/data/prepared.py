@@ -156,14 +156,15 @@ def true_classes(
     classes: int,
     offset: Optional[int] = None,
     background: Optional[bool] = None,
+    encoding: Optional[str] = None,
 ) -> List[int]:
     """The class of each image of a prepared folder, 0 to classes - 1, from the file `labels`.
 
     stems: of their .bin files.
-    offset, background: see label_offset().
+    offset, background: see label_offset(); encoding: see read_labels().
     Raises: Refusal if a label is missing, ambiguous or not a class.
     """
-    lines = read_labels(labels)
+    lines = read_labels(labels, encoding)
     shift = label_offset(lines, classes, labels, asked=offset, background=background)
     about = read(folder)
     matched = match_labels(

@@ -25,7 +25,12 @@ LAYERS = ("Conv", "Gemm")
 OTHERS = "all other operators"
 LEAST_CHANNELS = 17  # of a layer's input: AMCT's guide sees gains in int8 only above 16
 BATCH = 8  # images at once in the runs for --max-drop
-OPTIONS = ("images", "max_drop", "label_offset")  # what decides the product, beside the inputs
+OPTIONS = (
+    "images",
+    "max_drop",
+    "label_offset",
+    "labels_encoding",
+)  # what decides the product, beside the inputs
 RANKED = 8  # images by which layers are ranked
 Groups = Dict[str, List[str]]  # {operators that are quantised together or not at all: their names}
 Ranges = Dict[str, Tuple[float, float]]  # {tensor: its least and its largest value}
@@ -309,6 +314,7 @@ def parser(doc: Optional[str], images: int) -> argparse.ArgumentParser:
         "aipp",
         "max_drop",
         "labels",
+        "labels_encoding",
         "label_offset",
         "force",
         required=["calibrate"],
@@ -389,6 +395,7 @@ class Task:
             count,
             arguments.label_offset,
             evaluation.has_background(arguments.model),
+            arguments.labels_encoding,
         )
         classes = np.array(labels)
         latest = model
