@@ -19,7 +19,7 @@ from common.core import cli
 if __name__ == "__main__":
     cli.start()  # before imports that may fail
 
-from common.ascend import chips, host
+from common.ascend import cann, chips, host
 from common.core import environment, files, options
 from common.core.cli import ROOT, Refusal, counted, shown, some
 from common.core.names import COMMON_SUFFIXES, name_bins
@@ -44,6 +44,16 @@ RESULT_BYTES = 12_000  # of one image's result, as text of 1,000 classes
 SAMPLE_IMAGES = 20
 SPACE_ADVICE = "free some space, or use --workdir on another disk"
 
+CHIP_ITEM = "NPU (npu-smi)"
+LIST_CHIPS = "the chips and their numbers: python3 scripts/npu_info.py --json"
+INSTALL_DRIVER = "install the driver and firmware of the card, then: npu-smi info"
+CHIP_ADVICE = {  # {code of a chips.ChipProblem: what to do}
+    "": LIST_CHIPS,
+    chips.ABSENT: INSTALL_DRIVER,
+    chips.UNANSWERED: INSTALL_DRIVER,
+    chips.UNREADABLE: "--backend cpu computes without the card",
+    chips.UNNAMED: "--backend cpu computes without the card",
+}
 CHIPS, ATC, BENCH = "chips", "atc", "ais_bench"  # codes of the rows that `--backend auto` needs
 
 
@@ -92,18 +102,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def chips_row(soc: str, device: Optional[List[int]]) -> Row:
     """Which chips a run would take. soc, device: the values of --soc-version and --device."""
-    row = Row("ascend", "NPU (npu-smi)", True, "", code=CHIPS)
+    row = Row("ascend", CHIP_ITEM, True, "", code=CHIPS)
     try:
-        devices, name = chips.choose_devices(device, soc)
+        choice = chips.choose_devices(device, soc)
+        state = chips.named(choice.name, choice.soc)
     except chips.ChipProblem as problem:
-        advice = "the chips and their numbers: python3 scripts/npu_info.py --json"
-        if problem.code == chips.UNANSWERED:
-            advice = "install the driver and firmware of the card, then: npu-smi info"
+        advice = CHIP_ADVICE.get(str(problem.code), CHIP_ADVICE[""])
         row = row._replace(good=False, state=problem.sentence, advice=advice)
         return row._replace(code=str(problem.code), fact=problem.fact)
-    state = soc or chips.soc_version(name)
-    if len(devices) > 1:
-        state += f", devices {','.join(map(str, devices))}"
+    numbers = ",".join(map(str, choice.devices))
+    renumbered = chips.renumbered(choice.devices)
+    if len(choice.devices) > 1:
+        state += f", devices {numbers}"
+    elif renumbered:
+        state += f", device {numbers}"
+    if renumbered:
+        state += f" ({renumbered})"
     return row._replace(state=state, fact=state)
 
 
@@ -111,28 +125,51 @@ def python_row() -> Row:
     """The host's python3, in which atc compiles operators."""
     is_virtual = host.virtual_python()
     lacking, advice = host.atc_problem()
+    paper = host.atc_advice()
     fitness = ", which has all packages that atc needs"
     if is_virtual:
         fitness, advice = ", a virtual environment's, in which atc fails", "deactivate"
     elif lacking:
         fitness = f": {lacking}"
+    elif paper:
+        fitness += f"; {paper}"
     version = host.host_facts().get("python", "unknown")
     state = f"{shutil.which('python3') or 'none on the PATH'}, Python {version}{fitness}"
     return Row("ascend", "host's python3", not (is_virtual or lacking), state, advice)
 
 
-def ascend_rows(soc: str, device: Optional[List[int]]) -> List[Row]:
-    """What the ascend backend needs on this machine."""
+def operators_row(soc: str) -> Row:
+    """The operators of the chip that is compiled for: a package of CANN of its own."""
+    operators = cann.operators(soc)
+    return Row("", "operators", operators.there, operators.state, operators.advice)
+
+
+def amct_row(is_needed: bool) -> Row:
+    """AMCT, which only int8 needs, and the versions that its guide names."""
+    amct = shutil.which("amct_onnx")
+    if not amct:
+        advice = "pip3 install ./amct_onnx-*.whl (CANN's package AMCT for the host's Python)"
+        state = "amct_onnx is not on the PATH; only --precision int8 needs it"
+        return Row("ascend" if is_needed else "", "AMCT", False, state, advice)
+    paper = host.amct_advice()
+    return Row("", "AMCT", True, f"{amct}; {paper}" if paper else amct)
+
+
+def ascend_rows(soc: str, device: Optional[List[int]], int8: bool = False) -> List[Row]:
+    """What the ascend backend needs on this machine. int8: whether the run quantises."""
     atc, versions = shutil.which("atc"), host.host_versions()
-    source = f"source {shown(host.set_env() or host.SET_ENV)}"
+    source = cann.source()
+    first = chips_row(soc, device)
     rows = [
-        chips_row(soc, device),
+        first,
         Row("ascend", "atc", bool(atc), atc or "not on the PATH", source, ATC),
         python_row(),
     ]
     for item in ("driver", "CANN"):
         version = versions[item]
         rows.append(Row("", item, bool(version), version or "no version found"))
+    rows.append(operators_row(soc or first.state.split(",")[0] if first.good else ""))
+    rows.append(amct_row(int8))
     errors = host.host_facts().get("errors", {})
     for item, code in (("ais_bench", BENCH), ("aclruntime", "")):
         rows.append(bench_row(item, code, versions[item], errors.get(item, ""), source))
@@ -448,7 +485,7 @@ def needed_space(data: Data, images: int, on_ascend: bool) -> int:
     with contextlib.suppress(Refusal, OSError):
         weights = evaluation.weights_file(data.checkpoint)
         model_bytes = max(model_bytes, os.path.getsize(weights))
-    precisions = 2 if getattr(given, "precision", "") == "int8" else 1  # an option of pipeline.sh
+    precisions = 2 if is_int8(given) else 1
     compiled = len(given.batch_sizes) if on_ascend else 0
     models = 1 + precisions * (1 + compiled)  # the sample's checkpoint, .onnx, .om
     value_bytes = 1 if given.uint8 else 4
@@ -511,10 +548,25 @@ def choose(given: argparse.Namespace, rows: List[Row]) -> Tuple[str, str]:
     if given.soc_version:
         return "ascend", "a chip was named"
     missing = [row for row in rows if row.code and not row.good]
-    if missing and [row.code for row in missing] != [chips.KINDS]:
-        facts = [f"{row.item}: {row.fact or row.state}" for row in missing]
-        return "cpu", "for ascend, " + "; ".join(facts)
+    codes = [row.code for row in missing]
+    facts = "; ".join(f"{row.item}: {row.fact or row.state}" for row in missing)
+    if chips.UNREADABLE in codes or len(codes) == 1 and codes[0] in chips.TO_CHOOSE:
+        return "ascend", facts
+    if missing:
+        return "cpu", f"for ascend, {facts}"
     return "ascend", f"{rows[0].state}, atc and ais_bench are there"
+
+
+def overlooked(given: argparse.Namespace, findings: "Findings") -> str:
+    """What to say if a run takes the CPU by itself on a machine that has a card; "" otherwise."""
+    codes = [row.code for row in findings.rows if row.item == CHIP_ITEM]
+    is_automatic = given.backend == "auto" and findings.backend == "cpu"
+    if not is_automatic or not codes or codes[0] == chips.ABSENT:
+        return ""
+    return (
+        "this run computes on the CPU, although the machine has npu-smi "
+        f"({findings.reason}); stop it and use --backend ascend if you want the card"
+    )
 
 
 def workdir_row(workdir: str) -> Row:
@@ -542,11 +594,16 @@ class Findings(NamedTuple):
         return [row for row in self.rows if not row.good and row.backend in needed]
 
 
+def is_int8(given: argparse.Namespace) -> bool:
+    """Whether a run quantises; --precision is an option of pipeline.sh."""
+    return getattr(given, "precision", "") == "int8"
+
+
 def examine(given: argparse.Namespace, data: Data) -> Findings:
     """Choose the backend, and check all that it needs."""
     rows = []
     if given.backend != "cpu":
-        rows = ascend_rows(given.soc_version, given.device)
+        rows = ascend_rows(given.soc_version, given.device, is_int8(given))
     backend, reason = choose(given, rows)
     rows.append(workdir_row(given.workdir))
     return Findings(backend, reason, rows + data_rows(data, backend == "ascend"))
@@ -557,7 +614,7 @@ def print_table(given: argparse.Namespace) -> int:
     findings = examine(given, locate(given))
     rows = findings.rows
     if given.backend == "cpu":
-        rows = ascend_rows(given.soc_version, given.device) + rows
+        rows = ascend_rows(given.soc_version, given.device, is_int8(given)) + rows
     rows += [packages_row(), timm_row()]
     widest = max(len(row.item) for row in rows)
     for row in rows:

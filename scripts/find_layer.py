@@ -95,10 +95,10 @@ class Card:
         for path in paths:
             shutil.copyfile(path, os.path.join(self.input, os.path.basename(path)))
 
-    def start(self, command: List[str], name: str) -> None:
+    def start(self, command: List[str], name: str, stall: float = 0) -> None:
         """Run a command in the folder. Raises: Refusal with the last lines of its output."""
         log = os.path.join(self.arguments.output, "find_layer.log")
-        host.run_or_refuse(command, log, name, cwd=self.folder)
+        host.run_or_refuse(command, log, name, stall=stall, cwd=self.folder)
 
     def compile(self, model: onnx.ModelProto, tensors: List[str], for_atc: List[str]) -> str:
         """Compile a model so that its outputs are these tensors; returns the path of the .om."""
@@ -108,7 +108,10 @@ class Card:
         nodes = ";".join(f"{operators.name_of(node_of(model, tensor))}:0" for tensor in tensors)
         aipp = self.arguments.aipp and os.path.abspath(self.arguments.aipp)
         script = os.path.join(ROOT, "scripts", "onnx2om.py")
-        words = options.words(batch_sizes=1, soc_version=self.arguments.soc_version, aipp=aipp)
+        given = self.arguments
+        words = options.words(
+            batch_sizes=1, soc_version=given.soc_version, aipp=aipp, stall=given.stall
+        )
         words += ["--", "--output_type=FP32", f"--out_nodes={nodes}", *for_atc]
         self.start([sys.executable, script, path, *words], f"compilation {self.compilations}")
         return om_path(path, 1)
@@ -131,7 +134,7 @@ class Card:
             outfmt="NPY",
             device=self.arguments.device,
         )
-        self.start(command, "ais_bench")
+        self.start(command, "ais_bench", self.arguments.stall)
         all_values = []
         for source, image in zip(self.paths, self.images):
             values = {self.input_name: image}
@@ -428,6 +431,7 @@ def parse_arguments() -> argparse.Namespace:
         "output",
         "soc_version",
         "device",
+        "stall",
         required=["input"],
         help={"output": "where find_layer.json goes (default: here)"},
     )

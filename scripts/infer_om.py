@@ -30,7 +30,7 @@ from common.core import cli
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common.ascend import bench, chips, host
+from common.ascend import atc, bench, chips, host
 from common.ascend.bench import Summary
 from common.ascend.slices import Sizes
 from common.core import files, options, progress, recipe, record
@@ -54,6 +54,7 @@ class Slice(NamedTuple):
     begun: float  # s
     log: str
     results: str  # path of the folder that it fills; its summary lies beside it
+    watch: host.Watch
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -68,6 +69,7 @@ def parse_arguments() -> argparse.Namespace:
         "devices",
         "slice",
         "host_facts",
+        "stall",
         "force",
         required=["model", "input", "output", "output_dirname"],
         default={"outfmt": "TXT"},
@@ -125,7 +127,9 @@ def start(arguments: argparse.Namespace, paths: List[str], device: int, private:
     )
     log = os.path.join(private, f"device{device}.log")
     child = host.start_tool(command, log, cwd=private)
-    return Slice(device, paths, child, time.monotonic(), log, os.path.join(private, outputs))
+    results = os.path.join(private, outputs)
+    watch = host.Watch([log, results], arguments.stall)
+    return Slice(device, paths, child, time.monotonic(), log, results, watch)
 
 
 def ends_line(path: str) -> bool:
@@ -301,6 +305,10 @@ class Run:
                 for work in list(self.running.values()):
                     if work.child.poll() is not None:
                         self.finish(work, bar)
+                    elif work.watch.is_stalled():
+                        del self.running[work.device]
+                        cli.end_group(work.child)
+                        self.give_up(work, work.watch.sentence("ais_bench"), bar)
                 self.hand_out()
                 time.sleep(POLL)
         finally:
@@ -389,10 +397,13 @@ def main() -> None:
     arguments = parse_arguments()
     if not os.path.exists(arguments.model):
         raise Refusal(f"{shown(arguments.model)} is not there; make it with scripts/onnx2om.sh")
+    problem = atc.check_model(arguments.model)
+    if problem:
+        raise Refusal(f"{shown(arguments.model)} {problem}; make it with scripts/onnx2om.sh")
     paths = list_inputs(arguments.input)
     devices = [0]
     if arguments.device is not None:
-        devices = arguments.device or chips.choose_devices([])[0]
+        devices = arguments.device or chips.choose_devices([]).devices
     evaluation.check_prepared(arguments.model, arguments.input)
     images = {path: record.state(path) for path in paths}
     folder = read_folder(arguments, devices, images)

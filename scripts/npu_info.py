@@ -6,6 +6,8 @@
     python3 scripts/npu_info.py --json           # [{"npu": 0, "chip": 0, "name": "310P3", "health":
     "OK", ...}]
 
+ASCEND_RT_VISIBLE_DEVICES counts: only the chips that it shows are listed, in the order in which
+--device numbers them.
 Standard library only: it must run in the host's own Python.
 """
 
@@ -16,7 +18,7 @@ from common.core import cli
 if __name__ == "__main__":
     cli.start()  # before what may be missing
 
-from common.ascend.chips import TIMEOUT, find_chips, soc_version, the_chip
+from common.ascend.chips import TIMEOUT, find_chips, named, the_chip
 from common.core import options
 
 
@@ -30,8 +32,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps([chip._asdict() for chip in chips]))
     else:
-        name = the_chip(chips)
-        print(soc_version(name) if arguments.soc_version else name)
+        chip = the_chip(chips)
+        print(named(chip.name, chip.soc) if arguments.soc_version else chip.name)
 
 
 if __name__ == "__main__":

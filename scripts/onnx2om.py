@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compile an ONNX file for an Ascend chip with CANN's atc: one .om per batch size.
 
-    source /usr/local/Ascend/ascend-toolkit/set_env.sh
+    source /usr/local/Ascend/cann/set_env.sh            # CANN up to 8.3: ascend-toolkit/set_env.sh
     bash scripts/onnx2om.sh tresnet_m.onnx
     bash scripts/onnx2om.sh tresnet_m.onnx --batch-sizes 1,8 --soc-version Ascend310P3
     bash scripts/onnx2om.sh tresnet_m.onnx --output-dir work -- --precision_mode=force_fp32
@@ -22,7 +22,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import time
 from typing import Any, Dict, List, NamedTuple
@@ -32,7 +31,7 @@ from common.core import cli
 if __name__ == "__main__":
     cli.start("onnx2om.sh")  # before what may be missing
 
-from common.ascend import chips, host
+from common.ascend import atc, cann, chips, host
 from common.core import files, options, progress, recipe, record
 from common.core.cli import Refusal, shown
 from common.core.names import om_path
@@ -64,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
         "soc_version",
         "output_dir",
         "aipp",
+        "stall",
         "force",
         "dry_run",
         help={"batch_sizes": "of the models (default: %(default)s)"},
@@ -86,8 +86,7 @@ def check_paths(arguments: argparse.Namespace) -> None:
     if not arguments.dry_run:
         if not shutil.which("atc"):
             raise Refusal(
-                "there is no atc on the PATH; with CANN's toolkit installed: source "
-                f"{shown(host.set_env() or host.SET_ENV)}"
+                f"there is no atc on the PATH; with CANN's toolkit installed: {cann.source()}"
             )
         folder = arguments.output_dir or os.path.dirname(arguments.model)
         arguments.output_dir = host.safe_path(folder)
@@ -156,14 +155,14 @@ def list_targets(
     """
     folder = os.path.dirname(arguments.model) + os.sep
     first = next(iter(commands.values()))
-    atc = os.path.realpath(shutil.which("atc") or "atc")
+    program = os.path.realpath(shutil.which("atc") or "atc")
     shared = recipe.make(
         __file__,
         {},
         inputs=onnx_file.all_files(arguments.model),
         settings=settings_in(first, arguments.model),
-        atc=record.state(atc, atc),
-        cann=host.cann_version(),
+        atc=record.state(program, program),
+        cann=cann.version(),
     )
     targets = []
     for size, command in commands.items():
@@ -173,68 +172,35 @@ def list_targets(
     return targets
 
 
-def explain(log: str) -> List[str]:
-    """The lines of a log with an E code (E10001, EZ9999, EC0010, ...), each once, for a message.
-
-    A line about its solution or cause that follows comes along.
-    """
-    with open(log, encoding="utf-8", errors="replace") as file:
-        lines = [line.rstrip() for line in file]
-    picked: List[str] = []
-    for line, following in zip(lines, [*lines[1:], ""]):
-        is_repeated = any(earlier in line for earlier in picked)
-        if is_repeated or not re.search(r"\bE[A-Z]?\d{4,5}\b", line):
-            continue
-        picked.append(line)
-        if re.match(r"\s+(Solution|Possible Cause|TraceBack)", following):
-            picked.append(following)
-    return [f"    {printable(line)[:400]}" for line in picked[:12]]
-
-
-def printable(line: str) -> str:
-    """The line with a space for each character that would not print."""
-    return "".join(letter if letter.isprintable() else " " for letter in line.strip())
-
-
-def find_om(folder: str, name: str) -> str:
-    """The model that atc wrote, "" if it is missing."""
-    for pattern in (f"{name}.om", f"{name}_linux_*.om"):
-        for path in glob.glob(os.path.join(folder, pattern)):
-            if os.path.isfile(path) and not os.path.islink(path) and os.path.getsize(path):
-                return path
-    return ""
-
-
-def why_it_failed(status: int, target: Target) -> str:
-    """Why atc, which ended with this status, made no model."""
-    size, name = target.batch_size, os.path.basename(target.stem)
-    if status > 128 and status - 128 in list(signal.Signals):
-        number = signal.Signals(status - 128).name[len("SIG") :]
-        return (
-            f"atc was ended by signal {number} at batch size {size}; if nobody did that, the "
-            "memory may have been full"
-        )
-    if status:
-        return f"atc failed with status {status} at batch size {size}"
-    return f"atc ended well at batch size {size}, but wrote no {name}.om (nor {name}_linux_*.om)"
-
-
-def run_atc(target: Target, folder: str) -> str:
-    """Run atc in `folder`; the path of the model that it wrote there.
+def run_atc(target: Target, folder: str, arguments: argparse.Namespace) -> str:
+    """Run atc in `folder`, which is empty; the path of the model that it wrote there.
 
     Raises: Refusal if it wrote none.
     """
     own_logs, log = os.path.join(folder, "log"), target.stem + ".atc.log"
     environment = dict(os.environ, ASCEND_PROCESS_LOG_PATH=own_logs)
-    status = host.run_tool(target.command, log, cwd=folder, env=environment)
+    stalled, status = "", 0
+    try:
+        status = host.run_tool(
+            target.command, log, stall=arguments.stall, cwd=folder, env=environment
+        )
+    except host.Stalled as refusal:
+        stalled = refusal.sentence
+    printed = read_text(log)
     with open(log, "ab") as output:  # CANN's own log is more detailed than what it prints
-        for path in sorted(glob.glob(os.path.join(own_logs, "**", "*.log"), recursive=True)):
+        for path in logs_in(own_logs):
             with open(path, "rb") as file:
                 shutil.copyfileobj(file, output)
-    om = find_om(folder, os.path.basename(target.stem))
-    if om and not status:
-        return om
-    lines = [why_it_failed(status, target), *explain(log)]
+    everything = read_text(log)
+    model = atc.find_model(folder, os.path.basename(target.stem))
+    if model.path and not status and not stalled:
+        return model.path
+    failed = bool(status or stalled)
+    reason = stalled or atc.how_it_ended(status, target.batch_size)
+    if not failed:
+        reason += f", but {model.problem}"
+    lines = [reason, *atc.explain(printed, everything[len(printed) :], failed)]
+    lines += [f"    {cure}" for cure in atc.cures(everything, arguments.soc_version)]
     virtual = host.virtual_python()
     if virtual:
         lines.append(
@@ -242,6 +208,17 @@ def run_atc(target: Target, folder: str) -> str:
             f"({shown(virtual)}): deactivate it"
         )
     raise Refusal("\n".join([*lines, f"    the full log: {log}"]))
+
+
+def logs_in(folder: str) -> List[str]:
+    """CANN's own logs."""
+    found = glob.glob(os.path.join(glob.escape(folder), "**", "*.log"), recursive=True)
+    return [path for path in sorted(found) if os.path.isfile(path) and not os.path.islink(path)]
+
+
+def read_text(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
 
 
 def compile_model(arguments: argparse.Namespace, target: Target, bar: progress.Bar) -> None:
@@ -253,7 +230,7 @@ def compile_model(arguments: argparse.Namespace, target: Target, bar: progress.B
     bar.say(f"{om}: compiling for {arguments.soc_version} ...")
     started = time.monotonic()
     with host.run_folder(os.path.join(arguments.output_dir, "atc-run")) as private:
-        made = run_atc(target, private)
+        made = run_atc(target, private, arguments)
         notes = evaluation.notes_of(arguments.model)  # infer_om.py compares the images with them
         record.adopt(om, target.recipe, made, **notes)
     seconds = time.monotonic() - started
@@ -265,7 +242,8 @@ def main() -> None:
     check_paths(arguments)
     model = onnx_file.describe(arguments.model, arguments.batch_sizes)
     if not arguments.soc_version:
-        arguments.soc_version = chips.soc_version(chips.the_chip(chips.find_chips()))
+        chip = chips.the_chip(chips.find_chips())
+        arguments.soc_version = chips.named(chip.name, chip.soc)
     folder = arguments.output_dir or ""
     oms = {size: om_path(arguments.model, size, folder) for size in arguments.batch_sizes}
     commands = {}

@@ -74,7 +74,13 @@ def run(arguments: argparse.Namespace, batch_size: int, loop: int, runs: str, **
         below_runs = os.path.relpath(os.path.realpath(model), os.path.realpath(runs))
         command = bench.command(below_runs, bench.spelling(), **values)
     log = os.path.join(arguments.output, "perf_runner.log")  # kept only of a run that failed
-    status = host.run_tool(command, log, cwd=runs)
+    stall = 0.0 if arguments.backend == "cpu" else arguments.stall
+    try:
+        status = host.run_tool(command, log, stall=stall, cwd=runs)
+    except host.Stalled as refusal:
+        raise Refusal(
+            f"at batch size {batch_size} {refusal.sentence}; its whole output: {shown(log)}"
+        ) from None
     if status:
         raise Refusal(
             f"the runner failed with status {status} at batch size {batch_size} and said "
@@ -420,6 +426,7 @@ def parse_arguments() -> argparse.Namespace:
         "data_set",
         "accuracy",
         "host_facts",
+        "stall",
         "force",
         "min_throughput",
         required=["backend", "model"],
@@ -467,7 +474,8 @@ def choose_devices(arguments: argparse.Namespace) -> str:
     chip = arguments.chip or processor_name()
     chip_is_known = arguments.chip and arguments.device != []
     if arguments.backend == "ascend" and not chip_is_known:
-        arguments.device, chip = chips.choose_devices(arguments.device)
+        choice = chips.choose_devices(arguments.device)
+        arguments.device, chip = choice.devices, choice.name
     arguments.device = arguments.device or [0]
     if arguments.backend == "cpu" and len(arguments.device) > 1:
         raise Refusal(

@@ -80,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         "forecast",
         *GATES,
         "expect",
+        "stall",
         "check",
         "force",
         "dry_run",
@@ -171,6 +172,7 @@ class Run(NamedTuple):
     began: float  # s
     devices: List[int] = [0]
     chip: str = ""  # as npu-smi names it; "" on the CPU
+    soc: str = ""  # as atc names it
 
     @property
     def on_card(self) -> bool:
@@ -241,6 +243,7 @@ def step_values(run: Run) -> Dict[str, Any]:
         "dtype": None,
         "shard": None,
         "stem": given.stem if given.stem != STEMS[0] else None,
+        "stall": given.stall if run.on_card and given.stall != options.STALL else None,
         "batch_sizes": sorted(given.batch_sizes),
         "labels": data.labels,
         "checkpoint": data.checkpoint,
@@ -264,7 +267,7 @@ def step_values(run: Run) -> Dict[str, Any]:
             values["device"] = run.devices
         if given.soc_version or given.device is not None:
             values["chip"] = run.chip
-            values["soc_version"] = given.soc_version or chips.soc_version(run.chip)
+            values["soc_version"] = run.soc
     return values
 
 
@@ -335,7 +338,7 @@ def tune(run: Run) -> List[Command]:
             ),
             *run.words("loop", "repeat"),
             *run.words(device=device),
-            *run.words("soc_version", "output", "host_facts", "min_cosine"),
+            *run.words("soc_version", "output", "host_facts", "stall", "min_cosine"),
         ),
     ]
 
@@ -368,7 +371,7 @@ def compile_command(run: Run, model: str) -> Command:
     return run.command(
         "scripts/onnx2om.py",
         model,
-        *run.words("batch_sizes", "soc_version", "aipp", "force"),
+        *run.words("batch_sizes", "soc_version", "aipp", "stall", "force"),
         *for_atc,
     )
 
@@ -389,7 +392,7 @@ def infer_command(run: Run, model: str, name: str) -> Command:
         "scripts/infer_om.py",
         *run.words(model=om_path(model, run.given.batch_size)),
         *run.words("input", "output", output_dirname=name),
-        *run.words("outfmt", "device", "host_facts", "force"),
+        *run.words("outfmt", "device", "host_facts", "stall", "force"),
     )
 
 
@@ -409,7 +412,7 @@ def quantise(run: Run) -> List[Command]:
         run.model,
         run.judged_model,
         *run.words(calibrate=run.data.prepared),
-        *run.words(*promise, "soc_version", "device", "host_facts", "aipp", "force"),
+        *run.words(*promise, "soc_version", "device", "host_facts", "aipp", "stall", "force"),
     ]
     inference = infer_command(run, run.judged_model, "result_int8")
     if run.on_card:
@@ -508,7 +511,8 @@ def measure(run: Run) -> List[Command]:
                 data_set=data_set,
                 accuracy=run.work_path("acc.json"),
             ),
-            *run.words("output", "device", "chip", "host_facts", "aipp", "force", "min_throughput"),
+            *run.words("output", "device", "chip", "host_facts", "aipp", "stall", "force"),
+            *run.words("min_throughput"),
         )
     ]
 
@@ -705,8 +709,9 @@ def describe(
         python = os.path.relpath(python, ROOT)
     run = Run(given, data, backend, reason, python, time.time())
     if run.on_card:
-        devices, chip = chips.choose_devices(given.device, given.soc_version)
-        run = run._replace(devices=devices, chip=chip)
+        choice = chips.choose_devices(given.device, given.soc_version)
+        soc = chips.named(choice.name, choice.soc)
+        run = run._replace(devices=choice.devices, chip=choice.name, soc=soc)
     return run
 
 
@@ -747,6 +752,9 @@ def main() -> int:
     python = prepare(runner)
     files.limit_rights()  # only now: the environment is for all users of the checkout
     print(f"backend: {backend}: {findings.reason}", flush=True)
+    warning = check.overlooked(given, findings)
+    if warning:
+        cli.say(warning)
     run = describe(given, data, backend, findings.reason, python)
     with known_host(run, runner):
         carry_out(run, runner)

@@ -74,7 +74,7 @@ def calibrate(task: quantisation.Task, skipped: List[str], folder: str) -> onnx.
         config,
     ]
     log = task.arguments.output + ".amct.log"
-    status = host.run_tool(command, log, cwd=folder)
+    status = host.run_tool(command, log, stall=task.arguments.stall, cwd=folder)
     deploy = os.path.join(folder, "model_deploy_model.onnx")
     if status or not os.path.isfile(deploy):
         outcome = f"failed with status {status}" if status else "wrote no deploy model"
@@ -110,8 +110,9 @@ def answers_on_card(task: quantisation.Task, model: onnx.ModelProto, folder: str
         device="all" if arguments.device == [] else arguments.device,
         host_facts=arguments.host_facts,
     )
+    stall = options.words(stall=arguments.stall)
     for script, *words in (["onnx2om.py", path, *compiling], ["infer_om.py", *inferring]):
-        command = [sys.executable, os.path.join(SCRIPTS, script), *words]
+        command = [sys.executable, os.path.join(SCRIPTS, script), *words, *stall]
         host.run_or_refuse(command, arguments.output + ".run.log", script)
     results = result_files(os.path.join(folder, "result"))
     return answers(results, task.stems)
@@ -149,6 +150,7 @@ def parse_arguments() -> argparse.Namespace:
         "soc_version",
         "devices",
         "host_facts",
+        "stall",
         help={"devices": "the chips to use for --max-drop, as for infer_om.py (default: 0)"},
     )
     return options.parse(parser)

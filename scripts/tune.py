@@ -150,6 +150,10 @@ class Bench:
     def host_facts(self) -> Optional[str]:
         return self.arguments.host_facts if self.on_card else None
 
+    @property
+    def stall(self) -> Optional[float]:
+        return self.arguments.stall if self.on_card else None
+
     def place(self, variant: Variant, *names: str) -> str:
         return os.path.join(self.folder, variant.name, *names)
 
@@ -176,6 +180,7 @@ class Bench:
                 self.model(variant),
                 calibrate=os.path.join(self.folder, "float32"),
                 host_facts=self.host_facts,
+                stall=self.stall,
             )
         if self.on_card:
             self.compile(variant, FIRST_SIZES[:1])
@@ -186,6 +191,7 @@ class Bench:
             batch_sizes=sizes,
             soc_version=self.arguments.soc_version,
             aipp=os.path.join(self.folder, AIPP) if variant.uint8 else None,
+            stall=self.stall,
         )
         if variant.small:
             words += ["--", SMALL]
@@ -218,6 +224,7 @@ class Bench:
                 outfmt="NPY",
                 device=self.arguments.device,
                 host_facts=self.host_facts,
+                stall=self.stall,
             )
         else:
             self.infer_on_cpu(self.model(variant), self.place(variant), "result")
@@ -242,6 +249,7 @@ class Bench:
             output=self.place(variant),
             force=True,
             host_facts=self.host_facts,
+            stall=self.stall,
             **card,
         )
         return list(PERF.read_in(self.place(variant))["rows"])
@@ -495,6 +503,7 @@ def parse_arguments() -> argparse.Namespace:
         "device",
         "output",
         "host_facts",
+        "stall",
         required=["input"],
         choices={"backend": ("ascend", "cpu"), "precision": ("float", "int8")},
         default={

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Optional
 
 from common.ascend.slices import FACTOR, IMAGE, START, Sizes
 
@@ -321,6 +321,41 @@ def test_a_chip_that_fails_half_way_is_named_and_the_others_do_its_work(
     assert (
         done.returncode == 1 and "32 of 32 images are left: device " in done.stderr.splitlines()[-1]
     )
+
+
+def test_an_ais_bench_that_writes_nothing_any_more_is_ended(
+    machine: Machine, compiled: Path
+) -> None:
+    """On one of two devices, whose images go to the other."""
+    put_model_and_images(machine, compiled, 8)
+    stuck = {"STANDIN_FAULT": "ais-hang=1", **FOUR_CHIPS}
+    done = infer_om_here(machine, "--device", "0,1", "--slice", 4, "--stall", 1.5, **stuck)
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"^infer_om.py: device 1 failed: ais_bench was ended: for 1.5 s it gave no output and no "
+        r"result; if it only needs longer, give --stall SECONDS; the whole output: .*; its 4 "
+        r"images go to the others$",
+        done.stderr,
+        re.MULTILINE,
+    ), done.stderr
+    assert len(results_of(machine)) == 8
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"random bytes", "is not a compiled model: it begins with b'random b' and not with"),
+        (None, "but its header says"),
+    ],
+)
+def test_what_is_not_a_whole_model_is_refused_before_ais_bench_starts(
+    machine: Machine, compiled: Path, content: Optional[bytes], problem: str
+) -> None:
+    put_model_and_images(machine, compiled, 1)
+    (machine.folder / "net_bs4.om").write_bytes(content or compiled.read_bytes()[:-9])
+    done = infer_om_here(machine)
+    assert done.returncode == 1 and problem in done.stderr and done.stderr.count("\n") == 1
+    assert not calls(machine.environment, "ais_bench")
 
 
 @pytest.mark.parametrize(

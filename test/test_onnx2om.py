@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import platform
 import re
 import shlex
 import signal
@@ -31,6 +32,7 @@ from ascend.helpers import (
 )
 from conftest import PATIENCE, ROOT, run, succeed
 from pictures import until
+from test_npu_info import install_cann
 
 SCRIPT = ROOT / "scripts" / "onnx2om.sh"
 ENDLESS = "atc-sleep=3600"
@@ -231,6 +233,145 @@ def test_onnx2om_shows_why_atc_failed_and_goes_on_there(machine: Machine) -> Non
     ], "the two that were made are not made again"
 
 
+def said_of(done: "subprocess.CompletedProcess[str]") -> List[str]:
+    """The message about a failed compilation, without the last line, which names the log."""
+    assert done.returncode == 1 and "Traceback\n" not in done.stderr, done.stderr
+    *lines, last = done.stderr.splitlines()
+    assert re.fullmatch(r"    the full log: .*/net_bs1\.atc\.log", last), done.stderr
+    return lines
+
+
+def test_a_solution_of_two_lines_is_shown_whole(machine: Machine) -> None:
+    save_network(machine.folder / "net.onnx", opset=19)
+    done = compile_here(machine, "--batch-sizes", "1", STANDIN_CANN="9.2")
+    _, error, *solution = said_of(done)
+    assert "Not_Supported_Operator(E13010): No operator plugin is registered for Op: conv" in error
+    assert solution == [
+        "    Solution: 1. If the operator is a custom operator, register related deliverables.",
+        "    2. If the operator is a built-in operator, install the package that supports this "
+        "operator version.",
+    ], "once, though CANN's own log repeats it"
+
+
+@pytest.mark.parametrize(
+    "fault, status, last, cure",
+    [
+        (
+            "atc-driver",
+            1,
+            "libascend_hal.so: cannot open shared object file: No such file or directory",
+            "there is no driver on this host, and atc needs its library: export "
+            "LD_LIBRARY_PATH={cann}/{machine}-linux/devlib:$LD_LIBRARY_PATH",
+        ),
+        (
+            "atc-module=tbe",
+            255,
+            "ModuleNotFoundError: No module named 'tbe'",
+            "the module tbe is CANN's own: source {cann}/set_env.sh",
+        ),
+        (
+            "atc-module=attr",
+            255,
+            "ModuleNotFoundError: No module named 'attr'",
+            "python3 lacks attr: pip3 install attrs",
+        ),
+    ],
+)
+def test_an_error_without_a_code_is_shown_with_its_cure(
+    machine: Machine, tmp_path: Path, fault: str, status: int, last: str, cure: str
+) -> None:
+    cann = install_cann(tmp_path, "9.0.0")
+    switches = {"STANDIN_FAULT": fault, "ASCEND_TOOLKIT_HOME": str(cann)}
+    first, *lines = said_of(compile_here(machine, "--batch-sizes", "1", **switches))
+    assert first.endswith(f"atc failed with status {status} at batch size 1")
+    assert any(line.endswith(last) for line in lines), "the last lines of the log"
+    assert "    " + cure.format(cann=cann, machine=platform.machine()) in lines
+    needs_operators = fault == "atc-module=tbe"
+    assert any("Ascend-cann-310p-ops was not found" in line for line in lines) == needs_operators
+    assert not any("ATC " in line for line in lines)
+
+
+def precious_file(folder: Path) -> Path:
+    """A file of somebody else's, mode 0600, beside the work folder."""
+    path = folder / "precious"
+    path.write_bytes(b"precious")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize(
+    "fault, problem",
+    [
+        ("atc-link={precious}", "its net_bs1.om is a link, or not a regular file"),
+        ("atc-hard-link={precious}", "its net_bs1.om is not a file of its own"),
+        ("atc-random", "its net_bs1.om is not a compiled model: it begins with b"),
+        ("atc-cut", r"its net_bs1.om has [0-9,]+ bytes, but its header says [0-9,]+: it is not"),
+    ],
+)
+@pytest.mark.parametrize("cann", ["6.0.RC1", "9.2"])
+def test_only_a_whole_model_that_this_atc_made_is_taken(
+    machine: Machine, tmp_path: Path, fault: str, problem: str, cann: str
+) -> None:
+    precious = precious_file(tmp_path)
+    switches = {"STANDIN_FAULT": fault.format(precious=precious), "STANDIN_CANN": cann}
+    (first,) = said_of(compile_here(machine, "--batch-sizes", "1", **switches))
+    assert re.search(f"atc ended well at batch size 1, but {problem}", first)
+    assert precious.stat().st_mode & 0o777 == 0o600 and precious.read_bytes() == b"precious"
+    assert sorted(path.name for path in machine.folder.iterdir()) == [
+        "net.onnx",
+        "net_bs1.atc.log",
+    ]
+
+
+def test_a_record_never_changes_the_mode_of_another_file(tmp_path: Path) -> None:
+    """A link and a second name of a file are refused where a program's file becomes a product."""
+    from common.core import record
+    from common.core.cli import Refusal
+
+    precious = precious_file(tmp_path)
+    (tmp_path / "link").symlink_to(precious)
+    os.link(str(precious), str(tmp_path / "hard"))
+    for name in ("link", "hard"):
+        with pytest.raises(Refusal, match="is a link or not a regular file"):
+            record.adopt(str(tmp_path / "p.om"), record.Recipe({"tool": "t"}), str(tmp_path / name))
+    assert precious.stat().st_mode & 0o777 == 0o600 and not (tmp_path / "p.om").exists()
+
+
+def test_an_atc_that_writes_nothing_any_more_is_ended(machine: Machine) -> None:
+    environment, work = machine
+    words = ("--batch-sizes", "1", "--stall", "0.5")
+    first, *_ = said_of(compile_here(machine, *words, STANDIN_FAULT=ENDLESS))
+    assert first == (
+        "onnx2om.sh: atc was ended: for 0.5 s it gave no output and no result; if it only needs "
+        "longer, give --stall SECONDS"
+    )
+    assert f"--model={work}/net.onnx" not in processes()
+    done = compile_here(machine, "--batch-sizes", "1", "--stall", "0", STANDIN_FAULT="atc-sleep=1")
+    assert done.returncode == 0, "0: it may take as long as it wants"
+
+
+def test_a_watch_sees_every_output(tmp_path: Path) -> None:
+    """The log, a new file at any depth, and a file that grows; then nothing."""
+    from common.ascend.host import Watch
+
+    clock = [0.0]
+    with mock.patch("time.monotonic", lambda: clock[0]):
+        watch = Watch([str(tmp_path)], 10)
+
+        def is_stalled_at(seconds: float) -> bool:
+            clock[0] = seconds
+            return watch.is_stalled()
+
+        assert not is_stalled_at(9)
+        (tmp_path / "kernel_meta").mkdir()
+        (tmp_path / "kernel_meta" / "te_conv.json").write_text("")
+        assert not is_stalled_at(18) and not is_stalled_at(27.9)
+        (tmp_path / "kernel_meta" / "te_conv.json").write_text("more")
+        assert not is_stalled_at(28.5) and not is_stalled_at(38)
+        assert is_stalled_at(39)
+        assert not Watch([str(tmp_path)], 0).is_stalled()
+
+
 @pytest.mark.slow
 def test_onnx2om_leaves_no_half_model_when_atc_is_killed(machine: Machine) -> None:
     work = machine.folder
@@ -410,7 +551,10 @@ def test_onnx2om_without_atc_says_how_to_get_it(machine: Machine, tmp_path: Path
     )
     done = compile_net(machine, PATH=path)
     assert (
-        done.returncode == 1 and "source /usr/local/Ascend/ascend-toolkit/set_env.sh" in done.stderr
+        done.returncode == 1
+        and "source /usr/local/Ascend/cann/set_env.sh (up to CANN 8.3: "
+        "/usr/local/Ascend/ascend-toolkit/set_env.sh)"
+        in done.stderr
     )
     script = tmp_path / "Ascend" / "ascend-toolkit" / "set_env.sh"
     script.parent.mkdir(parents=True)

@@ -304,11 +304,16 @@ def test_codes_and_not_words_choose_the_backend(tmp_path: Path) -> None:
 
     given, there = given_to_check("--workdir", tmp_path), row(True, check.ATC)
     assert check.choose(given, [row(False, chips.KINDS), there])[0] == "ascend"
-    assert check.choose(given, [row(False, chips.UNANSWERED), there]) == (
-        "cpu",
-        "for ascend, an item: some words",
-    )
+    for code in (chips.UNANSWERED, chips.ABSENT):
+        assert check.choose(given, [row(False, code), there]) == (
+            "cpu",
+            "for ascend, an item: some words",
+        )
+    for code in (chips.UNNAMED, chips.HIDDEN):
+        assert check.choose(given, [row(False, code), there]) == ("ascend", "an item: some words")
     assert check.choose(given, [row(False, chips.KINDS), row(False, check.BENCH)])[0] == "cpu"
+    unreadable = row(False, chips.UNREADABLE)
+    assert check.choose(given, [unreadable, row(False, check.ATC)])[0] == "ascend", "it stops"
     assert check.choose(given, [there, row(False, "")])[0] == "ascend", "auto does not ask for that"
 
 

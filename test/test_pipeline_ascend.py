@@ -14,6 +14,7 @@ from ascend.environment import HOST_PYTHON, ascend_environment, give_host_packag
 from ascend.helpers import Done, calls
 from conftest import ROOT, SMALL, Shared, copy_products, heavy_imports
 from records import rows_of
+from test_npu_info import install_cann
 
 pytestmark = pytest.mark.slow
 WITHOUT = ("PYTHONPATH", "VIRTUAL_ENV")
@@ -280,6 +281,19 @@ def test_chips_of_two_kinds_work_with_the_remedy_that_is_shown(card: Card) -> No
             "another package of that name",
         ),
         (
+            ("--device", "all"),
+            {"STANDIN_NPU_SMI": "fail"},
+            "or name devices and chip yourself (--device 0,1 --soc-version NAME)",
+        ),
+        ((), {"STANDIN_NPU_SMI": "no_process_tail"}, "names no NPU; check that the card is seated"),
+        ((), {"STANDIN_NPU_SMI": str(ROOT / "LICENSE")}, "--backend cpu computes without the card"),
+        (
+            (),
+            {"STANDIN_NPU_SMI": "A3", "STANDIN_BOARD": "fail"},
+            "name it by --soc-version (Ascend910_9391, Ascend910_9392",
+        ),
+        ((), {"ASCEND_RT_VISIBLE_DEVICES": "8"}, "ASCEND_RT_VISIBLE_DEVICES='8' shows none of"),
+        (
             (),
             MIXED,
             "choose it by --device 2 (310P3) or --device 0 (910B4), or by --soc-version "
@@ -287,7 +301,7 @@ def test_chips_of_two_kinds_work_with_the_remedy_that_is_shown(card: Card) -> No
         ),
     ),
 )
-def test_auto_never_takes_the_cpu_when_the_options_name_a_chip(
+def test_auto_never_takes_the_cpu_when_there_are_chips_to_choose_from(
     card: Card, words: Tuple[str, ...], switches: Dict[str, str], sentence: str
 ) -> None:
     done = pipeline(card, *ONE, *words, **switches)
@@ -297,11 +311,34 @@ def test_auto_never_takes_the_cpu_when_the_options_name_a_chip(
 
 
 def test_auto_says_why_it_takes_the_cpu(card: Card) -> None:
-    out = passed(card, *ONE, "--dry-run", STANDIN_NPU_SMI="fail")
-    assert (
-        "backend: cpu: for ascend, NPU (npu-smi): npu-smi info failed with status 252 and said "
-        "'dcmi model" in out
-    )
+    done = pipeline(card, *ONE, "--dry-run", STANDIN_NPU_SMI="fail")
+    assert done.returncode == 0
+    reason = "for ascend, NPU (npu-smi): npu-smi info failed with status 252 and said 'dcmi model"
+    assert f"backend: cpu: {reason}" in done.stdout
+    warning = "pipeline.sh: this run computes on the CPU, although the machine has npu-smi ("
+    assert warning + reason in done.stderr and "--backend ascend" in done.stderr
+    done = pipeline(card, *ONE, "--dry-run", "--backend", "cpu", STANDIN_NPU_SMI="fail")
+    assert done.stderr == "", "the user chose it"
+
+
+@pytest.mark.parametrize(
+    "sample, soc",
+    [
+        ("310P3_duo", "Ascend310P3"),
+        ("310B4", "Ascend310B4"),
+        ("910B4", "Ascend910B4"),
+        ("A3", "Ascend910_9392"),
+        ("950", "Ascend950PR_9579"),
+    ],
+)
+def test_the_chain_runs_on_each_card(card: Card, sample: str, soc: str) -> None:
+    """The card's stand-in refuses a model that was compiled for another chip."""
+    switches = {"STANDIN_NPU_SMI": sample, "STANDIN_CANN": "9.2"}
+    assert re.search(f"ascend +NPU .npu-smi. +ok +{soc}\n", passed(card, "--check", **switches))
+    forget_results(card)
+    out = passed(card, *ONE, "--force", "--min-top1", "100", **switches)
+    assert out.startswith(f"backend: ascend: {soc}, atc and ais_bench are there\n")
+    assert commands_of(card, "atc")[-1][-1] == f"--soc_version={soc}"
 
 
 def test_what_atc_needs_of_the_hosts_python_is_looked_at(card: Card) -> None:
@@ -327,19 +364,41 @@ def test_what_atc_needs_of_the_hosts_python_is_looked_at(card: Card) -> None:
         "import sys; sys.path.append(sys.argv[1]); from common.core import recipe as r; "
         "print(r.versions(sys.argv[2:]))"
     )
-    names = ("decorator", "pathlib2")
+    names = ("decorator", "psutil")
     own = subprocess.check_output([HOST_PYTHON, "-s", "-c", code, str(ROOT / "scripts"), *names])
     lacking = [name for name in names if f"'{name}': ''" in own.decode()]
     assert f"atc needs {', '.join(lacking)} in it   → pip3 install {' '.join(lacking)}" in check(
         *lacking
     )
-    complaint = "NumPy 1.26.0, but the atc of CANN 8.0.RC1 needs numpy<1.25"
-    # the host's Python is the one that the tests' was made from
-    if sys.version_info[:3] > (3, 11, 4):
-        complaint = "takes 3.11.4 at most"
-    assert complaint in check(numpy="1.26.0", cann="8.0.RC1")
-    assert "which has all packages that atc needs" in check(numpy="1.26.0", cann="8.5.0")
-    assert "needs numpy<2.0" in check(numpy="2.1.0", cann="8.5.0")
+    paper = check(numpy="1.26.0", cann="8.0.RC1")
+    assert "NumPy below 1.25, here is 1.26.0" in paper and "can run" in paper, "that is advice"
+    assert ("Python 3.11.4 at most" in paper) == (sys.version_info[:3] > (3, 11, 4))
+    assert "below" not in check(numpy="1.26.0", cann="8.5.0")
+    assert "NumPy below 2.0, here is 2.1.0" in check(numpy="2.1.0", cann="8.5.0")
+
+
+def test_check_names_the_operators_of_the_chip_and_the_versions_for_amct(card: Card) -> None:
+    """Both are advice, unless the run quantises and there is no AMCT."""
+    cann = install_cann(card.home, "9.0.0", "Ascend-cann-910b-ops")
+    out = pipeline(card, "--check", ASCEND_TOOLKIT_HOME=str(cann)).stdout
+    assert re.search(r"- +CANN +ok +9\.0\.0\n", out)
+    assert re.search(r"- +operators +- +Ascend-cann-310p-ops was not found in .*910b-ops", out)
+    assert re.search(
+        r"- +AMCT +ok .*/amct_onnx; AMCT's guide names for Python 3\.[0-9]+: onnx ", out
+    )
+    assert "can run" in out
+    environment = dict(os.environ, **ascend_environment(card.home), HOME=str(card.home))
+    path = environment["PATH"].split(os.pathsep)
+    (card.home / "bin").mkdir()
+    for tool in ("atc", "npu-smi"):
+        (card.home / "bin" / tool).symlink_to(Path(path[0]) / tool)
+    without = os.pathsep.join([str(card.home / "bin"), *path[1:]])
+    out = pipeline(card, "--check", PATH=without).stdout
+    assert re.search(r"- +AMCT +- +amct_onnx is not on the PATH; only --precision int8", out)
+    assert "can run" in out
+    done = pipeline(card, "--precision", "int8", PATH=without)
+    assert done.returncode == 1 and "AMCT: amct_onnx is not on the PATH" in done.stderr
+    assert "==" not in done.stdout, "it is said at the start"
 
 
 def test_after_a_failing_compiler_only_what_is_missing_is_compiled(

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Set
 from unittest import mock
 
 from common.ascend import host
@@ -266,9 +266,24 @@ def card_logits(machine: Machine, model: str, images: np.ndarray) -> np.ndarray:
     return onnx_outputs(read_om(str(machine[1] / "net.om"))[1], images)[0]
 
 
-def test_an_int8_model_for_the_card_is_near_float32(tiny: Path, machine: Machine) -> None:
+@pytest.mark.parametrize(
+    "flavour, name, attributes",
+    [
+        ("onnx", "_quant", {"scale", "offset", "quant_bit"}),
+        ("torch", ".quant", {"scale", "offset", "dst_type"}),
+    ],
+)
+def test_an_int8_model_for_the_card_is_near_float32(
+    tiny: Path, machine: Machine, flavour: str, name: str, attributes: Set[str]
+) -> None:
+    """In both forms in which AMCT writes a deploy model."""
+    machine.environment["STANDIN_AMCT"] = flavour
     done = quantise_for_card(machine, tiny / "tiny.onnx", "--images", 8)
     assert done.returncode == 0, done.stdout + done.stderr
+    nodes = onnx_file.load(str(machine[1] / "int8.onnx")).graph.node
+    quants = [node for node in nodes if node.op_type == "AscendQuant"]
+    assert all(node.name.endswith(name) for node in quants) and quants
+    assert {attribute.name for attribute in quants[0].attribute} == attributes
     (call,) = calls(machine[0], "amct_onnx")
     assert call["argv"][:3] == ["amct_onnx", "calibration", "--model"]
     assert "image:1,3,64,64" in call["argv"]

@@ -48,6 +48,18 @@ def test_npu_smi_standin_prints_the_sample_and_refuses_other_arguments(machine: 
     assert start(environment, work, "npu-smi", "info", "-x").returncode != 0
 
 
+def test_npu_smi_standin_describes_the_board_of_an_npu_that_is_there(machine: Machine) -> None:
+    environment, work = dict(machine.environment, STANDIN_NPU_SMI="A3"), machine.folder
+    question = "npu-smi info -t board -i 0 -c 1".split()
+    assert "NPU Name                       : 9392\n" in start(environment, work, *question).stdout
+    assert start(environment, work, *"npu-smi info -t board -i 7".split()).returncode == 255
+    environment["STANDIN_BOARD"] = "old"
+    assert "NPU Name" not in start(environment, work, *question).stdout
+    environment.update(STANDIN_BOARD="answer", STANDIN_NPU_SMI="950")
+    assert start(environment, work, *question).returncode == 255, "a 950 has no chip numbers"
+    assert "9579" in start(environment, work, *question[:-2]).stdout
+
+
 # ---- atc -----------------------------------------------------------------------------------------
 
 
@@ -84,6 +96,9 @@ def save_odd_networks(work: Path) -> None:
     model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 2))
     onnx.save(model, str(work / "opsets.onnx"))
     model = onnx.load(str(work / "net.onnx"))
+    model.graph.node[2].name = model.graph.node[1].name
+    onnx.save(model, str(work / "names.onnx"))
+    model = onnx.load(str(work / "net.onnx"))
     del model.graph.node[0].attribute[:]
     model.graph.node[0].attribute.append(onnx.helper.make_attribute("auto_pad", "SAME_UPPER"))
     onnx.save(model, str(work / "auto_pad.onnx"))
@@ -93,32 +108,37 @@ def save_odd_networks(work: Path) -> None:
     "change, code",
     [
         ("--optimise=1", "unknown command line flag"),
-        ("--framework=3", "E10001"),
+        ("--framework=4", "E10007"),
+        ("--framework=3", "[stand-in] --framework=3 is not ONNX"),
         ("--soc_version=", "E10054"),
         ("--soc_version=310P3", "E10001"),
-        ("--log=loud", "E10001"),
+        ("--soc_version=Ascend910_9391", "E10001"),
+        ("--log=loud", "E10010"),
         ("--input_format=NHWC", "E10001"),
         ("--model=absent.onnx", "E10001"),
-        ("--model=half.onnx", "E10001"),
+        ("--model=half.onnx", "E19005"),
         ("--model=with space.onnx", "E10001"),
         ("--model=uint8.onnx", "E10001"),
         ("--model=opset16.onnx", "E19010"),
         ("--model=opsets.onnx", "E16005"),
-        ("--model=auto_pad.onnx", "E10001: Attribute auto_pad"),
-        ("--model=pool.onnx", "E10001: Kernel [16, 16]"),
-        ("--model=stride.onnx", "E10001: Kernel [1, 1] or stride [64, 64]"),
-        ("--model=quant.onnx", "E10001: Scale and offset"),
+        ("--model=auto_pad.onnx", "E10001: Value [auto_pad]"),
+        ("--model=pool.onnx", "[stand-in] Kernel [16, 16]"),
+        ("--model=stride.onnx", "[stand-in] Kernel [1, 1] or stride [64, 64]"),
+        ("--model=quant.onnx", "[stand-in] Scale and offset"),
+        ("--model=names.onnx", "E19009: Op [relu] has a name conflict"),
         ("--input_fp16_nodes=absent", "E10001"),
         ("--keep_dtype=keep_conv.txt", "conv has no float32 kernel"),
         ("--keep_dtype=keep_absent.txt", "absent is not an operator"),
         ("--out_nodes=conv:0;class", "mixed"),
-        ("--out_nodes=conv:1", "there is no output conv:1"),
+        ("--out_nodes=conv:1", "E10016: Opname [conv:1]"),
         ("--precision_mode=must_keep_origin_dtype", "E40021"),
         ("--output=absent/net", "E10001"),
         ("--input_shape=", "E10001"),
         ("--input_shape=input:1,3,32,32", "E10016"),
         ("--input_shape=image:1,3,32", "E10001"),
-        ("--input_shape=image:1,3,64,64", "E10001"),
+        ("--input_shape=image:1,3,64,64", "[stand-in] --input_shape [1, 3, 64, 64] contradicts"),
+        ("--input_shape=image:1,3,32,32;", "E10002"),
+        ("--input_shape=image:-1,3,32,32", "E10011"),
         ("--input_shape=image 1,3,32,32", "E10002"),
         ("--insert_op_conf=absent.cfg", "E10001"),
     ],
@@ -141,8 +161,57 @@ def test_atc_standin_refuses(machine: Machine, change: str, code: str) -> None:
     assert not list(work.glob("*.om"))
 
 
+# What CANN 9.2's own option checks, ONNX parser and AIPP parser answered when they were run on such
+# input; of 8.1 its table of errors.
+GENERATIONS = [
+    ("--model=opset19.onnx", "E19010: [PID", "Not_Supported_Operator(E13010): No operator plugin"),
+    ("--model=operator.onnx", "E19010: [PID", "E13010): No operator plugin is registered for Op: "),
+    ("--model=names.onnx", "E19009: [PID", "Invalid_Argument_Operator_Name(E13009): Operator relu"),
+    ("--model=opsets.onnx", "E16005: [PID", ""),
+    ("--model=concat.onnx", "[stand-in] the model is not valid ONNX", "Inner_Error(EZ9999): "),
+    ("--log=warn", "E10010: [PID", "Invalid_Argument(E10010): Value warn for parameter --log"),
+    ("--framework=4", "E10007: [PID", "Invalid_Argument(E10007): --framework is required."),
+    ("--soc_version=", "E10054: [PID", "Invalid_Argument(E10054): The required parameter"),
+    ("--soc_version=Ascend950PR_9579", "E10001: [PID", ""),
+    ("--soc_version=Ascend910_9391", "", ""),
+    ("--input_shape=image:1,3,32,32;", "E10002: [PID", "_Tensor_Input_Shape(E10002): Value  for"),
+    ("--input_shape=image:-1,3,32,32", "E10011: [PID", "_Tensor_Input_Shape(E10011): Value image:"),
+    ("--input_shape=input:1,3,32,32", "E10001: [PID", "(E10001): Value NULL for parameter --input"),
+    ("--input_shape=image:1,3,32", "E10001: [PID", "Inner_Error(E19999): image has too few dim"),
+    ("--input_shape=image:1,3,64,64", "[stand-in]", "[stand-in]"),
+    ("--out_nodes=conv:1", "E10016: [PID", "_Operator_Name(E10016): Op name conv:1 specified in"),
+    ("--insert_op_conf=syntax.cfg", "E19018: [PID", "File_Operation_Error_Parse(E13005): Failed"),
+    ("--insert_op_conf=content.cfg", "E10052: [PID", "(E10052): AIPP configuration is invalid."),
+    ("--insert_op_conf=range.cfg", "[stand-in]", "[stand-in]"),
+]
+
+
+@pytest.mark.parametrize("cann, place", [("8.1.RC1", 1), ("9.2", 2)])
+@pytest.mark.parametrize("row", GENERATIONS, ids=lambda row: str(row[0]))
+def test_atc_standin_plays_a_generation(
+    machine: Machine, row: "tuple[str, str, str]", cann: str, place: int
+) -> None:
+    work = machine.folder
+    save_odd_networks(work)
+    save_network(work / "opset19.onnx", opset=19)
+    for name, operator in (("operator", "Gelu"), ("concat", "Concat")):
+        model = onnx.load(str(work / "net.onnx"))
+        model.graph.node[1].op_type = operator
+        onnx.save(model, str(work / f"{name}.onnx"))
+    (work / "syntax.cfg").write_text(AIPP + "colour : RGB\n}\n")
+    (work / "content.cfg").write_text(AIPP + "}\n" + AIPP + "}\n")
+    (work / "range.cfg").write_text(AIPP + " min_chn_0 : 300\n}\n")
+    flag = row[0].split("=")[0]
+    words = [word for word in CONTRACT[1:] if not word.startswith(flag + "=")]
+    done = atc_here(machine, *words, row[0], STANDIN_CANN=cann)
+    refused = row[place]
+    assert done.returncode == (255 if refused else 0), done.stdout + done.stderr
+    assert refused in done.stdout
+
+
 @pytest.mark.parametrize(
-    "opset, cann, status", ((15, "6.0.RC1", 0), (16, "6.0.RC1", 255), (18, "8.0.RC1", 0))
+    "opset, cann, status",
+    ((15, "6.0.RC1", 0), (16, "6.0.RC1", 255), (18, "8.0.RC1", 0), (19, "9.2", 255)),
 )
 def test_atc_standin_reads_the_opsets_of_its_cann(
     machine: Machine, opset: int, cann: str, status: int

@@ -8,13 +8,29 @@ largest value on the calibration data, weights by output channel. Started by bin
 import os
 import re
 import sys
-from typing import Any, Dict, List, NoReturn, Tuple
+from typing import Any, Dict, List, NamedTuple, NoReturn, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "python"))
 from ascend_standin import fault, log_call  # noqa: E402
 
 FLAGS = ("model", "save_path", "input_shape", "data_dir", "data_types", "calibration_config")
 OPSETS = range(8, 15)
+
+
+class Form(NamedTuple):
+    """How a deploy model is written."""
+
+    joint: str  # between a layer's name and "quant"
+    bits: Tuple[str, Any]  # the attribute of AscendQuant that says how wide a value is
+    dequant: Dict[str, Any]  # the attributes of AscendDequant
+
+
+# onnx: inferred from CANN's operators; amct_onnx itself was not seen. torch: AMCT's open PyTorch
+# flavour of 2026 (hicann/amct, optimizer/insert_quant_pass.py and insert_dequant_pass.py).
+FORMS = {
+    "onnx": Form("_", ("quant_bit", 8), {}),
+    "torch": Form(".", ("dst_type", "INT8"), {"dtype": 0}),
+}
 
 
 def fail(text: str) -> NoReturn:
@@ -184,14 +200,22 @@ def quantise(model: Any, names: List[str], largest: Dict[str, float]) -> None:
         source, target = node.input[0], node.output[0]
         step = (largest[source] or 1.0) / 127
         scales = quantise_weights(node, tensors, step).view(numpy.uint32).astype(numpy.uint64)
-        quantised, scale = f"{source}_{node.name}_quant", node.name + "_dequant_scale"
+        form = FORMS[os.environ.get("STANDIN_AMCT", "onnx")]
+        quantised = f"{node.name}{form.joint}quant.output0"
+        scale = f"{node.name}{form.joint}dequant.param"
         graph.initializer.append(numpy_helper.from_array(scales, scale))
         node.input[0], node.output[0] = quantised, target + "_int32"
-        before = helper.make_node("AscendQuant", [source], [quantised], name=node.name + "_quant")
-        for word, value in (("scale", 1 / step), ("offset", 0.0), ("quant_bit", 8)):
+        before = helper.make_node(
+            "AscendQuant", [source], [quantised], name=f"{node.name}{form.joint}quant"
+        )
+        for word, value in (("scale", 1 / step), ("offset", 0.0), form.bits):
             before.attribute.append(helper.make_attribute(word, value))
         after = helper.make_node(
-            "AscendDequant", [target + "_int32", scale], [target], name=node.name + "_dequant"
+            "AscendDequant",
+            [target + "_int32", scale],
+            [target],
+            name=f"{node.name}{form.joint}dequant",
+            **form.dequant,
         )
         nodes += [before, node, after]
     del graph.node[:]

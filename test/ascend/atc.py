@@ -3,11 +3,10 @@
 Its .om holds the ONNX model with the batch fixed and the weights rounded to float16 (with
 STANDIN_DEVICE=float16 every result as well), as the 310P3 computes by default, and the AIPP
 settings; the stand-in of ais_bench runs it in ONNX Runtime. Started by bin/atc; the switches stand
-in python/ascend_standin.py, what it knows of graphs in python/atc_graph.py. E codes and their words
-follow what users report of the real tool; what has no known code gets E10001, "invalid value".
+in python/ascend_standin.py, what it knows of graphs in python/atc_graph.py, and the codes of each
+generation in python/atc_errors.py. What has no known code gets E10001, "invalid value".
 """
 
-import functools
 import json
 import os
 import platform
@@ -17,19 +16,21 @@ import time
 from typing import Any, Dict, List, NoReturn, Set, Tuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "python"))
+import atc_errors  # noqa: E402
 import atc_graph  # noqa: E402
 from ascend_standin import fault, log_call, write_om  # noqa: E402
+from atc_errors import EIGHT, NINE, SIX, generation, write_log  # noqa: E402
 
 # Values that a flag admits; None: checked below. atc has more flags, which this stand-in does not
 # know and so refuses.
 FLAGS = {
     "mode": ("0",),
-    "framework": ("5",),
+    "framework": None,
     "model": None,
     "output": None,
     "input_format": ("NCHW", "ND"),
     "input_shape": None,
-    "log": ("debug", "info", "warning", "error", "null"),
+    "log": None,
     "soc_version": None,
     "insert_op_conf": None,
     "output_type": ("FP32", "FP16"),
@@ -48,33 +49,33 @@ FLAGS = {
     "out_nodes": None,
     "input_fp16_nodes": None,
 }
-CANN_6, LATER = 15, 18  # the last opset that they read
-SOC_VERSIONS = re.compile(
-    r"Ascend(310|310B[1-4]|310P[1357]|910|910[AB]|910Pro[AB]|910B[1-4](-1)?|910B2C|910_93\d\d)"
+LAST_OPSET = {SIX: 15, EIGHT: 18, NINE: 18}  # that they read
+LOGS = ("debug", "info", "warning", "error", "null")
+# Those of an installed toolkit 8.1.RC1 (its platform_config), and of 9.x the 950. That 6.0 does not
+# know 910_93xx is inferred: these came later.
+OLD_CHIPS = (
+    r"310|310B[1-4]|310P[1357]|910|910[AB]|910Pro[AB]|910PremiumA|910B[1-3]|910B4(-1)?|910B2C"
 )
+SOC_VERSIONS = {
+    SIX: OLD_CHIPS,
+    EIGHT: OLD_CHIPS + r"|910_93(62|72|81|82|91|92)",
+    NINE: OLD_CHIPS + r"|910_93(62|72|81|82|91|92)|950(PR|DT)_9\w{3}",
+}
 PATH_CHARACTERS = re.compile(r"[A-Za-z0-9_./-]+")
 
 
-def fail(code: str, text: str) -> NoReturn:
-    """End as atc ends: the reason on stdout and in its log, exit status 255."""
-    message = f"{code}: {text}\n        Solution: Try again with a valid argument."
-    print("ATC run failed, Please check the detail log, Try 'atc --help' for more information")
-    print(message, flush=True)
-    write_log(f"[ERROR] GE({os.getpid()},atc.bin): {message}")
-    sys.exit(255)
+def fail(kind: str, *values: object) -> NoReturn:
+    """End with the error of this kind in the generation that is played."""
+    sys.exit(atc_errors.fail(kind, *values))
 
 
-def write_log(text: str) -> None:
-    """Add to the process log, where CANN keeps it."""
-    logs = os.environ.get("ASCEND_PROCESS_LOG_PATH", os.path.expanduser("~/ascend/log"))
-    folder = os.path.join(logs, "debug", "plog")
-    os.makedirs(folder, mode=0o750, exist_ok=True)
-    with open(os.path.join(folder, f"plog-{os.getpid()}.log"), "a", encoding="utf-8") as file:
-        file.write(text + "\n")
+def beyond(reason: str) -> NoReturn:
+    """Refuse what the real atc takes without a word, and say so."""
+    sys.exit(atc_errors.beyond(reason))
 
 
 def invalid(flag: str, value: str, reason: str) -> NoReturn:
-    fail("E10001", f"Value [{value}] for parameter [--{flag}] is invalid. Reason: {reason}")
+    fail("value", value, flag, reason)
 
 
 def parse_flags(argv: List[str]) -> Dict[str, str]:
@@ -96,12 +97,16 @@ def parse_flags(argv: List[str]) -> Dict[str, str]:
         admitted = FLAGS[name]
         if admitted is not None and value not in admitted:
             invalid(name, value, f"The value must be {' or '.join(admitted)}.")
-    for name in ("framework", "model", "output"):
-        if name not in flags:
-            fail("E10007", f"[--{name}] is required.")
-    if not flags.get("soc_version"):
-        fail("E10054", "The requested parameter [--soc_version] is empty.")
-    if not SOC_VERSIONS.fullmatch(flags["soc_version"]):
+    if flags.get("framework") not in ("0", "1", "3", "5"):
+        fail("required", "framework", "0(Caffe) or 1(MindSpore) or 3(TensorFlow) or 5(Onnx)")
+    if flags["framework"] != "5":
+        beyond(f"--framework={flags['framework']} is not ONNX")
+    if flags.get("log", "null") not in LOGS:
+        fail("log", flags["log"])
+    for name in ("model", "output", "soc_version"):
+        if not flags.get(name):
+            fail("empty", f"--{name}")
+    if not re.fullmatch(f"Ascend({SOC_VERSIONS[generation()]})", flags["soc_version"]):
         invalid("soc_version", flags["soc_version"], "It is not supported.")
     for name in ("model", "output", "insert_op_conf"):
         if name in flags and not PATH_CHARACTERS.fullmatch(flags[name]):
@@ -127,17 +132,28 @@ def load_onnx(path: str) -> Any:
 
     try:
         model = onnx.load(path)
-        if not any(
-            node.op_type.startswith("Ascend") for node in model.graph.node
-        ):  # onnx does not know those
-            onnx.checker.check_model(model)
-    except Exception as error:  # protobuf, checker and file errors have no common class
+    except Exception as error:  # protobuf and file errors have no common class
         write_log(f"[ERROR] {error}")
-        invalid("model", path, "Failed to parse the ONNX model.")
-    highest = CANN_6 if os.environ.get("STANDIN_CANN", "6.0.RC1").startswith("6.") else LATER
-    for code, text in atc_graph.objections(model, highest):
-        fail(code, text)
+        fail("parse", path)
+    for kind, *values in atc_graph.objections(model, LAST_OPSET[generation()]):
+        fail(kind, *values)
+    reason = atc_graph.reason_beyond(model)
+    if reason:
+        beyond(reason)
     return model
+
+
+def parse_shapes(argument: str) -> Dict[str, List[int]]:
+    """{input: shape} of --input_shape. What is behind the last semicolon counts, even if empty."""
+    given: Dict[str, List[int]] = {}
+    for item in argument.split(";") if argument else []:
+        match = re.fullmatch(r"([^:]+):(-?\d+(?:,-?\d+)*)", item)
+        if not match:
+            fail("shape", item)
+        given[match.group(1)] = [int(size) for size in match.group(2).split(",")]
+        if min(given[match.group(1)]) < 1:
+            fail("negative", item)
+    return given
 
 
 def fix_shapes(model: Any, argument: str) -> int:
@@ -150,24 +166,13 @@ def fix_shapes(model: Any, argument: str) -> int:
         for value in model.graph.input
         if value.name not in weights
     }
-    given: Dict[str, List[int]] = {}
-    for item in filter(None, argument.split(";")):
-        match = re.fullmatch(r"([^:]+):(-?\d+(?:,-?\d+)*)", item)
-        if not match:
-            fail(
-                "E10002",
-                f"Value [{argument}] for parameter [--input_shape] is invalid. Reason: it must be "
-                f"formatted "
-                'as "input_name1:n1,c1,h1,w1;input_name2:n2,c2,h2,w2".',
-            )
-        if match.group(1) not in inputs:
-            fail(
-                "E10016",
-                f"Opname [{match.group(1)}] specified in [--input_shape] is not found in the "
-                f"model. Confirm "
-                "whether this node name exists.",
-            )
-        given[match.group(1)] = [int(size) for size in match.group(2).split(",")]
+    given = parse_shapes(argument)
+    unknown = [name for name in given if name not in inputs]
+    is_open = any(dim.dim_value < 1 for tensor in inputs.values() for dim in tensor.shape.dim)
+    if unknown and is_open and generation() != SIX:
+        fail("open", *inputs)
+    if unknown:
+        fail("name", unknown[0], "input_shape")
     batch = 0
     for name, tensor in inputs.items():
         if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
@@ -178,12 +183,14 @@ def fix_shapes(model: Any, argument: str) -> int:
             )
         shape = [dim.dim_value or -1 for dim in tensor.shape.dim]
         wanted = given.get(name, shape)
-        if len(wanted) != len(shape) or any(
+        if len(wanted) < len(shape):
+            fail("dimensions", name)
+        if any(size < 1 for size in wanted):
+            fail("open", name)
+        if len(wanted) > len(shape) or any(
             shape[i] not in (-1, wanted[i]) for i in range(len(shape))
         ):
-            invalid("input_shape", str(wanted), f"It does not match the model's {shape}.")
-        if any(size < 1 for size in wanted):
-            invalid(name, "-1", "maybe you should set input_shape to specify its shape")
+            beyond(f"--input_shape {wanted} contradicts the model's {shape}")
         for i, size in enumerate(wanted):
             tensor.shape.dim[i].dim_value = size
         batch = wanted[0]
@@ -200,10 +207,7 @@ def check_inputs(model: Any, flags: Dict[str, str]) -> None:
         if name not in inputs:
             invalid("input_fp16_nodes", name, "It is not an input of the model.")
         if "insert_op_conf" in flags:
-            fail(
-                "E10034",
-                f"Nodes (for example, [{name}]) connected to AIPP must not be of type fp16.",
-            )
+            fail("aipp float16", name)
 
 
 AIPP_KINDS: Dict[str, Any] = {
@@ -227,19 +231,18 @@ for channel in range(3):
 AIPP_LIMITS = {"min": (0, 255), "mean": (0, 255), "var": (-65504, 65504)}  # of others: 0 to 4096
 
 
-refuse_aipp = functools.partial(invalid, "insert_op_conf")
-
-
 def read_aipp_words(path: str) -> List[Tuple[str, str]]:
     """The pairs (key, value) of an AIPP file as text."""
     with open(path, encoding="utf-8") as file:
         text = re.sub(r"#.*", "", file.read())
     match = re.fullmatch(r"\s*aipp_op\s*\{([^{}]*)\}\s*", text)
+    if not match and re.fullmatch(r"(\s*aipp_op\s*\{[^{}]*\}\s*)+", text):
+        fail("aipp", "aipp_op", "Expected one block: aipp_op { ... }.")
     if not match:
-        refuse_aipp(path, "Expected one block: aipp_op { ... }.")
+        fail("aipp syntax", path, "Expected one block: aipp_op { ... }.")
     pair = r"\s*(\w+)\s*:\s*([^\s:]+)"
     if re.sub(pair, "", match.group(1)).strip():
-        refuse_aipp(path, "Expected lines of the form `key : value`.")
+        fail("aipp syntax", path, "Expected lines of the form `key : value`.")
     return re.findall(pair, match.group(1))
 
 
@@ -248,15 +251,15 @@ def aipp_value(key: str, word: str) -> Any:
     kind, pair = AIPP_KINDS[key], f"{key}: {word}"
     if isinstance(kind, tuple):
         if word not in kind:
-            refuse_aipp(pair, f"This stand-in knows {' or '.join(kind)}.")
+            beyond(f"{pair}: this stand-in knows {' or '.join(kind)}")
         return word
     try:
         value = {"true": True, "false": False}[word] if kind is bool else kind(word)
     except (KeyError, ValueError):
-        refuse_aipp(pair, f"It must be of type {kind.__name__}.")
+        fail("aipp syntax", pair, f"It must be of type {kind.__name__}.")
     low, high = AIPP_LIMITS.get(key.split("_")[0], (0, 4096))
     if not low <= value <= high:
-        refuse_aipp(pair, f"It must lie between {low} and {high}.")
+        beyond(f"{pair}: it must lie between {low} and {high}")
     return value
 
 
@@ -265,28 +268,28 @@ def parse_aipp(path: str, height: int, width: int) -> Dict[str, Any]:
     settings: Dict[str, Any] = {}
     for key, word in read_aipp_words(path):
         if key not in AIPP_KINDS:
-            refuse_aipp(key, "AIPP has no such key.")
+            fail("aipp syntax", key, "AIPP has no such key.")
         if key in settings:
-            refuse_aipp(key, "The key is there twice.")
+            fail("aipp syntax", key, "The key is there twice.")
         settings[key] = aipp_value(key, word)
     for key in ("aipp_mode", "input_format"):
         if key not in settings:
-            refuse_aipp(path, f"{key} is missing.")
+            fail("aipp", path, f"{key} is missing.")
     if settings.get("related_input_rank", 0) != 0:
-        refuse_aipp(path, "related_input_rank is not an input of the model.")
+        fail("aipp", path, "related_input_rank is not an input of the model.")
     if settings.get("csc_switch", False):
         reason = "csc_switch converts YUV to RGB, but input_format is RGB888_U8."
-        refuse_aipp(path, reason)
+        fail("aipp", path, reason)
     size = (settings.get("src_image_size_h", height), settings.get("src_image_size_w", width))
     box = size
     if settings.get("crop", False):
         top, left = settings.get("load_start_pos_h", 0), settings.get("load_start_pos_w", 0)
         box = (settings.get("crop_size_h", height), settings.get("crop_size_w", width))
         if top + box[0] > size[0] or left + box[1] > size[1]:
-            refuse_aipp(path, "The crop reaches beyond the image.")
+            fail("aipp", path, "The crop reaches beyond the image.")
     if box != (height, width):
         reason = f"It gives {box[0]} x {box[1]} pixels, the model takes {height} x {width}."
-        refuse_aipp(path, reason)
+        fail("aipp", path, reason)
     return dict(settings, src_image_size_h=size[0], src_image_size_w=size[1])
 
 
@@ -298,7 +301,7 @@ def set_precision(model: Any, flags: Dict[str, str]) -> None:
     if quantised and mode not in ("force_fp16", "allow_fp32_to_fp16", "allow_mix_precision"):
         invalid("precision_mode", mode, "A quantized model does not support a high precision mode.")
     if mode == "must_keep_origin_dtype":
-        fail("E40021", "Failed to compile Op [Conv2D]. Reason: it has no kernel for float32.")
+        fail("compile", "Conv2D", "no kernel for float32", "Conv2D")
     if "keep_dtype" in flags:
         try:
             kept = atc_graph.read_keep_dtype(flags["keep_dtype"], model)
@@ -317,8 +320,26 @@ def set_precision(model: Any, flags: Dict[str, str]) -> None:
     atc_graph.lower_quantised(model)
 
 
+def break_down() -> None:
+    """The faults of a machine that atc meets before it looks at anything; they have no E code."""
+    if fault("atc-driver"):
+        sys.exit(
+            "atc.bin: error while loading shared libraries: libascend_hal.so: cannot open shared "
+            "object file: No such file or directory"
+        )
+    module = fault("atc-module")
+    if module:
+        print("ATC start working now, please wait for a moment.\n...")
+        print("Traceback (most recent call last):")
+        print('  File "te_fusion/fusion_manager.py", line 1912, in set_op_import_module')
+        print(f"ModuleNotFoundError: No module named '{module}'")
+        print("ATC run failed, Please check the detail log, Try 'atc --help' for more information")
+        sys.exit(255)
+
+
 def main() -> None:
     log_call("atc", ["atc"] + sys.argv[1:])
+    break_down()
     flags = parse_flags(sys.argv[1:])
     print("ATC start working now, please wait for a moment.", flush=True)
     write_log(f"[EVENT] GE({os.getpid()},atc.bin): atc starts")
@@ -326,14 +347,12 @@ def main() -> None:
     batch = fix_shapes(model, flags.get("input_shape", ""))
     time.sleep(float(fault("atc-sleep") or 0))
     if fault("atc-fail") in ("on", str(batch)):
-        fail(
-            "E40021",
-            "Failed to compile Op [Conv_0]. (oppath: [Pre-compile /usr/local/Ascend/opp/built-in], "
-            "optype: [Conv2D])",
-        )
+        fail("compile", "Conv_0", "Pre-compile /usr/local/Ascend/opp/built-in", "Conv2D")
     if "out_nodes" in flags:
         try:
             atc_graph.set_outputs(model, flags["out_nodes"])
+        except LookupError as error:
+            fail("name", error.args[0], "out_nodes")
         except ValueError as error:
             invalid("out_nodes", flags["out_nodes"], str(error))
     header: Dict[str, Any] = {"soc_version": flags["soc_version"], "batch": batch}
@@ -351,8 +370,7 @@ def main() -> None:
     with open("fusion_result.json", "w", encoding="utf-8") as file:
         json.dump([{"graph_fusion": {}, "session_and_graph_id": "0_0"}], file)
     suffix = f"_linux_{platform.machine()}" if os.environ.get("STANDIN_OM_NAME") == "host" else ""
-    with open(flags["output"] + suffix + ".om", "wb") as om:
-        write_om(om, header, model.SerializeToString())
+    write_om(flags["output"] + suffix + ".om", header, model.SerializeToString())
     print("ATC run success, welcome to the next use.")
 
 

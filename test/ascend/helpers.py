@@ -185,7 +185,7 @@ def start_here(
     from common.ascend import bench, chips, host
     from common.core.cli import Refusal
 
-    chips.find_chips.cache_clear()  # a process asks each of them once
+    chips.find_all_chips.cache_clear()  # a process asks each of them once
     host.host_facts.cache_clear()
     bench.spelling.cache_clear()
     out, err = io.StringIO(), io.StringIO()

@@ -11,6 +11,7 @@ import re
 import subprocess
 from typing import Any, Dict, List, NamedTuple, Sequence
 
+from common.ascend.host import NO_FOLDER
 from common.core import json_file
 from common.core.cli import Refusal, why
 
@@ -57,6 +58,7 @@ def spelling() -> str:
             stderr=subprocess.STDOUT,
             timeout=HELP_TIMEOUT,
             env=wide,
+            cwd=NO_FOLDER,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Refusal(

@@ -1,4 +1,4 @@
-"""What this host has of CANN, the driver and Python; how their tools are started and ended.
+"""What this host has of the driver and of Python for it; how its tools are started and ended.
 
 Standard library only: it must run in a bare host Python.
 """
@@ -11,8 +11,11 @@ import os
 import re
 import shutil
 import subprocess
-from typing import Any, Dict, Iterator, List, Tuple
+import time
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from common.ascend import cann
+from common.ascend.cann import numbers
 from common.core.cli import ROOT, Refusal, end_group, shown
 from common.core.files import read_regular
 from common.core.names import SAFE_PATH
@@ -20,51 +23,51 @@ from common.core.names import SAFE_PATH
 Facts = Dict[str, Any]  # see host_facts()
 
 DRIVER_INFO = "/usr/local/Ascend/driver/version.info"
-# where CANN's installer puts it by default
-SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"
-# What atc's compiler of operators imports in the host's python3, by the names of the distributions
-# (CANN's installation guide).
-ATC_NEEDS = (
-    "attrs cython numpy decorator sympy cffi pyyaml pathlib2 psutil protobuf scipy requests absl-py"
-).split()
-NUMPY_BELOW = (
-    ((8, 0), (1, 25)),
-    ((8, 5), (2, 0)),
-)  # (CANN, NumPy): this CANN and older ones need an older NumPy than this
-LAST_PYTHON = ((8, 0), (3, 11, 4))  # the newest Python that this CANN and older ones take
+# A program runs there that looks for Python modules in the current folder: only root can put files
+# into it. (Python looks there for -c and -m, and for an empty word in PYTHONPATH, which CANN's
+# set_env.sh leaves.)
+NO_FOLDER = "/"
+# What the Python files of CANN's compiler import in the host's python3, by the names of the
+# distributions (seen in an installed toolkit 8.1.RC1).
+ATC_NEEDS = "attrs numpy decorator sympy cffi psutil protobuf scipy requests absl-py".split()
+# What CANN's installation guide names as well; no file of that toolkit imports it.
+ATC_GUIDE = "cython pyyaml pathlib2".split()
 
 
-def version_in(paths: List[str]) -> str:
-    """The first `version=…` in the files, "" if it is missing."""
-    for path in paths:
-        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-            match = re.search(r"^\s*[Vv]ersion\s*=\s*\[?([\w.+-]+)", file.read(), re.MULTILINE)
-            if match:
-                return match.group(1)
-    return ""
+class Guide(NamedTuple):
+    """What CANN's installation guide says; () where it has no limit."""
+
+    newest: Tuple[int, ...]  # it is the guide of this CANN, and of older ones
+    last_python: Tuple[int, ...]
+    first_numpy: Tuple[int, ...]  # that is too new
 
 
-def cann_folders() -> List[str]:
-    """Where a CANN may be: first the one that set_env.sh has set up, then the usual places."""
-    folders = [os.environ.get("ASCEND_TOOLKIT_HOME", "")]
-    for root in ("/usr/local/Ascend", os.path.expanduser("~/Ascend")):
-        folders += [f"{root}/ascend-toolkit/latest", f"{root}/cann/latest"]
-    return [*filter(None, folders), "/usr/local/Ascend/latest"]
+# That is paper: the vendor's own images of 8.0 to 8.3 have Python 3.11.12 or 3.11.13.
+GUIDES = (
+    Guide((8, 3), (3, 11, 4), (1, 25)),
+    Guide((8, 5), (), (2, 0)),
+    Guide((9, 0), (3, 13), ()),
+    Guide((9, 1), (3, 14), ()),
+)
+# {Python: the versions that AMCT's guide names; a range is "least to most"}
+AMCT_GUIDE: Dict[Tuple[int, ...], Dict[str, str]] = {
+    (3, 7): {"onnx": "1.8.0"},
+    (3, 9): {"onnx": "1.10", "onnxruntime": "1.9"},
+    (3, 10): {
+        "onnx": "1.14.0",
+        "onnxruntime": "1.16.0",
+        "numpy": "1.21.6 to 1.26.4",
+        "protobuf": "3.20.2",
+    },
+    (3, 12): {"onnx": "1.18.0", "onnxruntime": "1.20.0"},
+}
+AMCT_GUIDE[(3, 11)], AMCT_GUIDE[(3, 13)] = AMCT_GUIDE[(3, 10)], AMCT_GUIDE[(3, 12)]
+PACKAGES = sorted({*ATC_NEEDS, *ATC_GUIDE, "onnx", "onnxruntime"})
+LOOKS = 20  # how often a program that is watched is looked at before it counts as stalled
+LONGEST_LOOK = 5.0  # s between two looks
 
 
-def cann_version() -> str:
-    """The version of the first CANN that says one, "" if it is missing."""
-    paths = []
-    for folder in cann_folders():
-        paths.append(f"{folder}/version.cfg")
-        paths += sorted(glob.glob(f"{folder}/*/ascend_toolkit_install.info"))
-    return version_in(paths)
-
-
-def set_env() -> str:
-    """The script of an installed CANN that puts atc on the PATH, "" if it is missing."""
-    scripts = (os.path.join(os.path.dirname(folder), "set_env.sh") for folder in cann_folders())
-    return next(filter(os.path.isfile, scripts), "")
+# ---- the host's Python ---------------------------------------------------------------------------
 
 
 ASK_HOST = """
@@ -89,7 +92,7 @@ def host_facts(known: str = "") -> Facts:
     """What the host's own python3 is and has; {} if it is missing.
 
     "python": its version; "versions" and "errors" of ais_bench and aclruntime: for each, one of
-    them is ""; "packages": the versions of ATC_NEEDS, "" for what is not installed.
+    them is ""; "packages": the versions of PACKAGES, "" for what is not installed.
     known: the file in which the pipeline has written this for its steps, since importing ais_bench
     takes time. Without it, or if it does not exist, the host is asked.
     """
@@ -97,9 +100,10 @@ def host_facts(known: str = "") -> Facts:
         return dict(json.loads(read_regular(known)))
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         output = subprocess.check_output(
-            ["python3", "-c", ASK_HOST, os.path.join(ROOT, "scripts"), *ATC_NEEDS],
+            ["python3", "-c", ASK_HOST, os.path.join(ROOT, "scripts"), *PACKAGES],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            cwd=NO_FOLDER,
             timeout=120,
         )
         return dict(json.loads(output.decode(errors="replace").splitlines()[-1]))
@@ -112,15 +116,9 @@ def host_versions(known: str = "") -> Dict[str, str]:
     return {
         "ais_bench": versions.get("ais_bench", ""),
         "aclruntime": versions.get("aclruntime", ""),
-        "CANN": cann_version(),
-        "driver": version_in([DRIVER_INFO]),
+        "CANN": cann.version(),
+        "driver": cann.version_in([DRIVER_INFO]),
     }
-
-
-def numbers(version: str) -> Tuple[int, ...]:
-    """The leading numbers of a version: 8.0.RC1 gives (8, 0)."""
-    leading = re.split(r"[^0-9.]", version)[0]
-    return tuple(map(int, re.findall(r"\d+", leading)))
 
 
 def atc_problem() -> Tuple[str, str]:
@@ -128,29 +126,67 @@ def atc_problem() -> Tuple[str, str]:
     facts = host_facts()
     if not facts:
         return "no python3 on the PATH starts", "install Python 3"
-    lacking = [package for package in ATC_NEEDS if not facts["packages"][package]]
+    lacking = [package for package in ATC_NEEDS if not facts["packages"].get(package)]
     if lacking:
         return f"atc needs {', '.join(lacking)} in it", f"pip3 install {' '.join(lacking)}"
-    cann = cann_version()
-    release = numbers(cann)[:2]
-    if not release:
-        return "", ""
-    python, numpy = numbers(facts["python"]), facts["packages"]["numpy"]
-    newest_cann, newest_python = LAST_PYTHON
-    if release <= newest_cann and python > newest_python:
-        return (
-            f"Python {facts['python']}, but the atc of CANN {cann} takes "
-            f"{'.'.join(map(str, newest_python))} at most",
-            "put an older python3 first on the PATH",
-        )
-    limits = [limit for newest, limit in NUMPY_BELOW if release <= newest]
-    if limits and numbers(numpy) >= limits[0] and python < (3, 13):
-        wanted = "numpy<" + ".".join(map(str, limits[0]))
-        return (
-            f"NumPy {numpy}, but the atc of CANN {cann} needs {wanted}",
-            f"pip3 install '{wanted}'",
-        )
     return "", ""
+
+
+def atc_advice() -> str:
+    """What CANN's guide says against the host's python3, "" if nothing: atc may work all the same.
+
+    A sentence for each, joined by semicolons.
+    """
+    facts, version = host_facts(), cann.version()
+    if not facts:
+        return ""
+    python, numpy = facts["python"], facts["packages"].get("numpy", "")
+    lacking = [package for package in ATC_GUIDE if not facts["packages"].get(package)]
+    advice = []
+    if lacking:
+        advice.append(f"{', '.join(lacking)} too (pip3 install {' '.join(lacking)})")
+    release = numbers(version)[:2]
+    guides = [guide for guide in GUIDES if release and release <= guide.newest]
+    if guides and numbers(python)[: len(guides[0].last_python)] > guides[0].last_python:
+        last = ".".join(map(str, guides[0].last_python))
+        advice.append(f"Python {last} at most, here is {python}")
+    limit = guides[0].first_numpy if guides else ()
+    if limit and numbers(numpy) >= limit and numbers(python) < (3, 13):
+        wanted = ".".join(map(str, limit))
+        advice.append(f"NumPy below {wanted}, here is {numpy} (pip3 install 'numpy<{wanted}')")
+    if not advice:
+        return ""
+    name = f"CANN {version}" if version else "CANN"
+    return f"the guide of {name} names {'; '.join(advice)}; if atc fails, try that"
+
+
+def is_guides(found: str, wanted: str) -> bool:
+    """Whether a version is the one that a guide names; wanted: "1.10", or "least to most"."""
+    least, _, most = wanted.partition(" to ")
+    if most:
+        return numbers(least) <= numbers(found) <= numbers(most)
+    return numbers(found)[: len(numbers(wanted))] == numbers(wanted)
+
+
+def amct_advice() -> str:
+    """What AMCT's guide says against the host's python3, "" if nothing."""
+    facts = host_facts()
+    python = numbers(facts.get("python", ""))[:2]
+    if python not in AMCT_GUIDE:
+        known = ", ".join(".".join(map(str, release)) for release in sorted(AMCT_GUIDE))
+        return f"AMCT's guide names Python {known}, here is {facts.get('python') or 'none'}"
+    wrong, cure = [], []
+    for package, wanted in AMCT_GUIDE[python].items():
+        found = facts["packages"].get(package, "")
+        if not is_guides(found, wanted):
+            wrong.append(f"{package} {wanted} (here is {found or 'none'})")
+            cure.append(f"{package}=={wanted.rpartition(' to ')[2]}")
+    if not wrong:
+        return ""
+    return (
+        f"AMCT's guide names for Python {'.'.join(map(str, python))}: {', '.join(wrong)}; if AMCT "
+        f"fails: pip3 install {' '.join(cure)}"
+    )
 
 
 def virtual_python() -> str:
@@ -160,9 +196,15 @@ def virtual_python() -> str:
         return ""
     code = "import sys; sys.exit(sys.prefix != sys.base_prefix)"
     is_virtual = subprocess.call(
-        [python, "-c", code], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [os.path.abspath(python), "-I", "-c", code],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=NO_FOLDER,
     )
     return python if is_virtual else ""
+
+
+# ---- paths ---------------------------------------------------------------------------------------
 
 
 def safe_path(path: str) -> str:
@@ -196,6 +238,63 @@ def run_folder(prefix: str) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+# ---- tools ---------------------------------------------------------------------------------------
+
+
+class Trace(NamedTuple):
+    """What a program has written so far."""
+
+    files: int
+    size: int  # bytes
+    newest: int  # when the last file was changed, ns
+
+
+def trace(paths: Sequence[str]) -> Trace:
+    """What is in files, and in folders at any depth."""
+    stamps = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            stamps.append(os.lstat(path))
+        for folder, _, names in os.walk(path):
+            for name in names:
+                with contextlib.suppress(OSError):  # removed in between
+                    stamps.append(os.lstat(os.path.join(folder, name)))
+    newest = max((status.st_mtime_ns for status in stamps), default=0)
+    return Trace(len(stamps), sum(status.st_size for status in stamps), newest)
+
+
+class Watch:
+    """Whether a program still writes anything."""
+
+    def __init__(self, paths: Sequence[str], stall: float) -> None:
+        """paths: its log, and the folders into which it writes; stall: s, 0 for ever."""
+        self.paths, self.stall = list(paths), stall
+        self.every = min(LONGEST_LOOK, stall / LOOKS)  # s between two looks
+        self.seen: Optional[Trace] = None
+        self.looked = self.written = time.monotonic()
+
+    def is_stalled(self) -> bool:
+        """Whether nothing was written for `stall` s; it looks at most once in `every` s."""
+        now = time.monotonic()
+        if not self.stall or now - self.looked < self.every:
+            return False
+        self.looked, current = now, trace(self.paths)
+        if current != self.seen:
+            self.seen, self.written = current, now
+        return now - self.written >= self.stall
+
+    def sentence(self, tool: str) -> str:
+        """What to say of a program that stalled."""
+        return (
+            f"{tool} was ended: for {self.stall:g} s it gave no output and no result; if it only "
+            "needs longer, give --stall SECONDS"
+        )
+
+
+class Stalled(Refusal):
+    """A program gave no output for too long."""
+
+
 def start_tool(command: List[str], log: str, **options: Any) -> "subprocess.Popen[bytes]":
     """Start a command that leads a process group, with its output in the file `log`.
 
@@ -220,14 +319,22 @@ def status_of(returncode: int) -> int:
     return returncode if returncode >= 0 else 128 - returncode
 
 
-def run_tool(command: List[str], log: str, **options: Any) -> int:
+def run_tool(command: List[str], log: str, stall: float = 0, **options: Any) -> int:
     """Run a command to its end (see start_tool); its exit status.
 
+    stall: s after which a command that writes nothing, to the log or its folder, is ended; 0: none.
     When this returns or raises, the command's group has ended.
+    Raises: Stalled.
     """
     child = start_tool(command, log, **options)
+    watch = Watch([log, *filter(None, [options.get("cwd")])], stall)
     try:
-        return status_of(child.wait())
+        while True:
+            try:
+                return status_of(child.wait(timeout=watch.every if stall else None))
+            except subprocess.TimeoutExpired:
+                if watch.is_stalled():
+                    raise Stalled(watch.sentence(os.path.basename(command[0]))) from None
     finally:
         end_group(child)
 

@@ -21,6 +21,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 LINEAGES = ("ascend", "miil", "miil-bn")
 BATCH_SIZES = "1,4,8,16,32"  # those of the published figures
 ALL_IMAGES = [1, 1]  # --shard 1/1, as shard() gives it
+STALL = 1800.0  # s
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -441,6 +442,13 @@ TABLE = (
     ),
     option(
         "--timeout SECONDS", real(0, 1e6, above=True), "how long to wait (default: %(default)g)"
+    ),
+    option(
+        "--stall SECONDS",
+        real(0, 1e6),
+        "end atc, amct_onnx or ais_bench if it gives no output and no result for so long; 0: never "
+        "(default: %(default)g)",
+        default=STALL,
     ),
     option(
         "--slice N",

@@ -675,13 +675,17 @@ def adopt(product: str, recipe: Recipe, path: str, **notes: Any) -> None:
 
     path: the file, on the same file system. It gets the mode 0640, because ais_bench refuses a
     model that others can write.
-    Raises: as write(); Refusal for a symbolic link.
+    Raises: as write(); Refusal for a link: another file's mode is not changed through it.
     """
     check_unchanged(recipe)
     checksum = files.checksum_of(path)
-    if not checksum:
+    if not checksum or os.lstat(path).st_nlink != 1:
         raise Refusal(f"{shown(path)} is a link or not a regular file")
-    os.chmod(path, files.MODE)
+    opened = files.open_regular(path, follow_links=False)
+    try:
+        os.fchmod(opened, files.MODE)
+    finally:
+        os.close(opened)
     files.sync(path)
     name, size = os.path.basename(product), os.lstat(path).st_size
     with begin(read(product), recipe, [name]) as writer:

@@ -7,6 +7,8 @@ ascend310p).
 import re
 from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
 
+from atc_errors import refuses
+
 LARGEST = 65504.0  # of float16
 # {ONNX operator: (CANN's, where it runs, whether its kernel also takes float32)}
 PLACES = {
@@ -51,44 +53,53 @@ def values(node: Any) -> Dict[str, Any]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def objections(model: Any, highest: int) -> Iterator[Tuple[str, str]]:
-    """(code, words) of what CANN's parsers refuse in a model.
+def objections(model: Any, highest: int) -> Iterator[Tuple[str, ...]]:
+    """(kind of atc_errors.TABLE, its values) of what CANN's parsers refuse in a model.
 
     highest: the last opset that they are written for.
     """
+    opsets = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if len(model.opset_import) != 1 and refuses("opsets"):
+        yield "opsets", str(len(model.opset_import))
+    opset = opsets[0].version if opsets else 0
+    seen: Set[str] = set()
+    for node in model.graph.node:
+        kind, found = f"ai.onnx::{opset}::{node.op_type}", values(node)
+        if node.name and node.name in seen:
+            yield "names", node.name
+        seen.add(node.name)
+        if not 8 <= opset <= highest or node.op_type not in PLACES:
+            yield "operator", node.name, kind
+        if node.op_type == "Concat" and "axis" not in found and refuses("axis"):
+            yield "axis", node.name
+        if found.get("auto_pad", b"NOTSET") != b"NOTSET":
+            yield "value", "auto_pad", node.name, "only NOTSET is supported."
+
+
+def reason_beyond(model: Any) -> str:
+    """Why this stand-in refuses a model that the real atc takes, "" if it does not refuse it."""
     import onnx
 
-    opsets = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    if len(model.opset_import) != 1 or not opsets:
-        yield (
-            "E16005",
-            f"The model has [{len(model.opset_import)}] [opset_import] entries; only one is "
-            f"supported.",
-        )
-        return
-    opset = opsets[0].version
     for node in model.graph.node:
-        name, found = f"Op [{node.name}, optype [ai.onnx::{opset}::{node.op_type}]]", values(node)
-        if not 8 <= opset <= highest or node.op_type not in PLACES:
-            yield "E19010", f"No parser is registered for {name}."
-            return
-        if found.get("auto_pad", b"NOTSET") != b"NOTSET":
-            yield (
-                "E10001",
-                f"Attribute auto_pad of {name} is invalid. Reason: only NOTSET is supported.",
-            )
+        found = values(node)
         if node.op_type == "AveragePool":
             kernel, strides = found["kernel_shape"], found.get("strides", [1])
             if kernel[0] * kernel[-1] > 255 or max(strides) > 63:
-                yield (
-                    "E10001",
-                    f"Kernel {kernel} or stride {strides} of {name} is too large for an AI Core.",
+                return (
+                    f"Kernel {kernel} or stride {strides} of {node.name} is too large for an AI "
+                    "Core, so the host's CPU would do it"
                 )
         kinds = {attribute.name: attribute.type for attribute in node.attribute}
         if node.op_type == "AscendQuant" and {kinds.get("scale"), kinds.get("offset")} != {
             onnx.AttributeProto.FLOAT
         }:
-            yield "E10001", f"Scale and offset of {name} must be of type FLOAT."
+            return f"Scale and offset of {node.name} must be of type FLOAT, others are ignored"
+    if not any(node.op_type.startswith("Ascend") for node in model.graph.node):
+        try:  # onnx does not know the operators called Ascend…
+            onnx.checker.check_model(model)
+        except onnx.checker.ValidationError as error:
+            return f"the model is not valid ONNX: {' '.join(str(error).split())[:200]}"
+    return ""
 
 
 def places(model: Any) -> Iterator[str]:
@@ -130,8 +141,9 @@ def read_keep_dtype(path: str, model: Any) -> Set[str]:
 
 
 def set_outputs(model: Any, argument: str) -> None:
-    """The outputs of --out_nodes: "node:0;node2:0", or names of graph outputs "a;b". Raises:
-    ValueError.
+    """The outputs of --out_nodes: "node:0;node2:0", or names of graph outputs "a;b".
+
+    Raises: LookupError for a name that is not in the model; ValueError.
     """
     from onnx import TensorProto, helper
 
@@ -146,9 +158,9 @@ def set_outputs(model: Any, argument: str) -> None:
         if match and (
             match.group(1) not in nodes or int(match.group(2)) >= len(nodes[match.group(1)].output)
         ):
-            raise ValueError(f"there is no output {word}")
+            raise LookupError(word)
         if not match and word not in known:
-            raise ValueError(f"{word} is not an output of the model")
+            raise LookupError(word)
         names.append(nodes[match.group(1)].output[int(match.group(2))] if match else word)
     del model.graph.output[:]
     model.graph.output.extend(

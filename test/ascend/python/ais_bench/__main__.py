@@ -49,7 +49,7 @@ class Model:
             self.header, payload = read_om(path)
         except ValueError as error:
             fail(f"load model from file failed, model file is {path}, errorCode is 500002, {error}")
-        chip = names[device] if names[device].startswith("Ascend") else "Ascend" + names[device]
+        chip = names[device]
         if self.header["soc_version"] != chip:
             fail(
                 f"load model from file failed, model file is {path}, errorCode is 500002, compiled "
@@ -312,6 +312,8 @@ class Job:
     ) -> None:
         print("[INFO] acl init success")
         time.sleep(float(fault("ais-start") or 0))
+        if fault("ais-hang") == str(device):
+            time.sleep(3600)
         self.arguments, self.device = arguments, device
         self.model = Model(arguments.model, device)
         print(f"[INFO] open device {device} success")
