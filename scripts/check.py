@@ -21,8 +21,9 @@ if __name__ == "__main__":
 
 from common.ascend import cann, chips, host
 from common.core import environment, files, options
-from common.core.cli import ROOT, Refusal, counted, shown, some
+from common.core.cli import Refusal, counted, shown, some
 from common.core.names import COMMON_SUFFIXES, name_bins
+from common.core.places import Place
 from common.data import dataset, evaluation, prepared
 from common.data.images import class_folders, find_images
 from common.data.labels import (
@@ -36,6 +37,8 @@ from common.data.labels import (
     read_class_map,
     read_label_file,
 )
+
+import timm_source
 
 MODEL_BYTES = 130_000_000  # a TResNet-M as .onnx or .om, and the sample data; an XL has 320 MB
 CLASS_FOLDERS = ("folders", "wnids", "v2")  # of dataset.Form.labels
@@ -85,6 +88,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         *options.EVALUATION,
         "uint8",
         "workdir",
+        "venv",
+        "offline",
         "backend",
         "devices",
         "shard",
@@ -188,22 +193,30 @@ def bench_row(item: str, code: str, version: str, error: str, source: str) -> Ro
     return Row("ascend", item, bool(version), state, install, code)
 
 
-def packages_row() -> Row:
+def setup_rows(given: argparse.Namespace, place: Place) -> List[Row]:
+    """What would keep the set-up from its work; none if it has been done or can be done."""
+    problems = [
+        *environment.obstacles(place, given.offline),
+        *timm_source.obstacles(place),
+    ]
+    return [Row("both", "set-up", False, *problem) for problem in dict.fromkeys(problems)]
+
+
+def packages_row(given: argparse.Namespace, place: Place) -> Row:
     """The Python packages of the steps."""
     row = Row("", "Python packages", True, "all there", "python3 scripts/setup_env.py")
     wanted = [environment.REQUIREMENTS]
-    if environment.finished(wanted) or environment.satisfied(wanted):
+    if environment.finished(place, wanted) or environment.satisfied(wanted):
         return row
-    state = f"the first run makes .venv and downloads {environment.coming()}"
+    comes = environment.coming(given.offline)
+    state = f"the first run makes {shown(place.venv)} and downloads {comes}"
     return row._replace(good=False, state=state)
 
 
-def timm_row() -> Row:
+def timm_row(place: Place) -> Row:
     """timm's patched source."""
     row = Row("", "timm v0.4.5", True, "patched", "python3 scripts/timm_source.py")
-    source = os.path.join(ROOT, "pytorch-image-models")
-    names = (".patched-with", "timm/models/tresnet.py")
-    if all(os.path.exists(os.path.join(source, name)) for name in names):
+    if timm_source.is_complete(place.timm):
         return row
     return row._replace(good=False, state="the first run fetches it")
 
@@ -606,6 +619,7 @@ def examine(given: argparse.Namespace, data: Data) -> Findings:
         rows = ascend_rows(given.soc_version, given.device, is_int8(given))
     backend, reason = choose(given, rows)
     rows.append(workdir_row(given.workdir))
+    rows += setup_rows(given, environment.choose(given.venv, given.workdir))
     return Findings(backend, reason, rows + data_rows(data, backend == "ascend"))
 
 
@@ -615,7 +629,8 @@ def print_table(given: argparse.Namespace) -> int:
     rows = findings.rows
     if given.backend == "cpu":
         rows = ascend_rows(given.soc_version, given.device, is_int8(given)) + rows
-    rows += [packages_row(), timm_row()]
+    place = environment.choose(given.venv, given.workdir)
+    rows += [packages_row(given, place), timm_row(place)]
     widest = max(len(row.item) for row in rows)
     for row in rows:
         mark = "missing" if row.backend else "-"

@@ -25,17 +25,15 @@ from common.core import cli
 if __name__ == "__main__":
     cli.start()  # before the imports of packages that may be missing
 
-from common.core import files, options, progress, recipe, record
+from common.core import files, options, packages, progress, recipe, record
 from common.core.cli import ROOT, Refusal, shown
-from common.core.environment import download
+from common.core.packages import Source
 from common.core.record import Draft
 from common.data.evaluation import DEFAULT
 
 if TYPE_CHECKING:
     import numpy as np
 
-PACKAGE = "foolbox==3.3.4"
-WHEEL_SHA256 = "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb"
 PHOTO = re.compile(r"foolbox/data/(imagenet_\d\d_\d+\.jpg)")
 PHOTO_LABEL = re.compile(r"_(\d+)\.jpg$")
 PHOTOS = 20
@@ -48,10 +46,11 @@ RIDGE = 1e-3  # relative to the mean squared norm of a feature vector
 RIGHT = 12.0  # logit of a photo's own class, about 0 for the others: a probability of 99 %
 
 
-def fetch_photos() -> Dict[str, bytes]:
+def fetch_photos(source: Source = packages.HERE) -> Dict[str, bytes]:
     """{file name: content} of the photos, out of the package's wheel."""
     with tempfile.TemporaryDirectory() as downloads:
-        with zipfile.ZipFile(download(PACKAGE, WHEEL_SHA256, downloads)) as wheel:
+        path = packages.fetch(packages.PHOTOS, downloads, source)
+        with zipfile.ZipFile(path) as wheel:
             photos = {}
             for member in sorted(wheel.namelist()):
                 match = PHOTO.fullmatch(member)
@@ -170,11 +169,11 @@ def make_checkpoint(labels: Dict[str, int]) -> memoryview:
     return content.getbuffer()
 
 
-def make_sample(folder: str, before: record.Record, made_by: record.Recipe) -> None:
+def make_sample(folder: str, before: record.Record, made_by: record.Recipe, source: Source) -> None:
     """Write the photos, their labels and the checkpoint, and their record."""
     files.check_space(folder, SPACE, "name another folder")
     files.make_folder(folder, "FOLDER")
-    photos = fetch_photos()
+    photos = fetch_photos(source)
     label_of = {name: int(PHOTO_LABEL.findall(name)[0]) for name in photos}
     text = "".join(f"{name} {label}\n" for name, label in label_of.items())
     contents = {os.path.join(IMAGES, name): photos[name] for name in photos}
@@ -195,18 +194,20 @@ def main() -> None:
     parser.add_argument(
         "folder", metavar="FOLDER", type=options.path, help="created if it does not exist"
     )
-    folder = options.parse(parser).folder
+    options.add(parser, "offline")
+    arguments = options.parse(parser)
+    folder = arguments.folder
     made_by = recipe.make(
         __file__,
         {"seed": SEED},
         packages=("torch", "numpy", "Pillow"),
-        package=PACKAGE,
-        wheel=WHEEL_SHA256,
+        package=packages.PHOTOS.package,
+        wheel=packages.PHOTOS.sha256,
         settings=[os.path.join(ROOT, "TResNet.patch")],
     )
     before = record.read(os.path.join(folder, "sample"))
     if not before.is_current(made_by):
-        make_sample(folder, before, made_by)
+        make_sample(folder, before, made_by, Source(offline=arguments.offline))
     print(f"sample data: {PHOTOS} photos, their labels and a checkpoint in {shown(folder)}")
 
 

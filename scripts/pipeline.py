@@ -41,6 +41,8 @@ from common.ascend import chips, host
 from common.core import environment, files, json_file, options, record
 from common.core.cli import ROOT, Refusal
 from common.core.names import STEMS, om_path
+from common.core.packages import Source
+from common.core.places import VARIABLE, Place
 from common.data import class_names, dataset, evaluation, wnids
 from common.results import published, summary
 from common.results.work_files import TUNE
@@ -168,6 +170,7 @@ class Run(NamedTuple):
     data: check.Data
     backend: str  # "ascend" or "cpu"
     reason: str  # why this one
+    place: Place  # of all that the set-up made
     python: str  # the interpreter of the steps
     began: float  # s
     devices: List[int] = [0]
@@ -218,7 +221,11 @@ class Run(NamedTuple):
         return os.path.join(self.given.workdir, name)
 
     def command(self, script: str, *words: str) -> Command:
-        return [self.python, script_path(script), *words]
+        command = [self.python, script_path(script), *words]
+        is_found = os.path.abspath(self.python).startswith(self.place.folder + "/")
+        if self.place.folder and not is_found:
+            return ["env", f"{VARIABLE}={self.place.folder}", *command]
+        return command
 
     def words(self, *names: str, **instead: Any) -> List[str]:
         """The words that give these options to a step: with this run's values.
@@ -275,7 +282,7 @@ def step_values(run: Run) -> Dict[str, Any]:
 
 
 def sample(run: Run) -> List[Command]:
-    return [run.command("scripts/make_sample.py", run.data.folder)]
+    return [run.command("scripts/make_sample.py", run.data.folder, *run.words("offline"))]
 
 
 def unpack(run: Run) -> List[Command]:
@@ -564,7 +571,7 @@ def know_the_network(run: Run, runner: Runner) -> Run:
     if run.given.class_names:
         class_names.read(run.given.class_names, classes)
     else:
-        class_names.fetch(classes)
+        class_names.fetch(classes, run.place, Source(run.python, run.given.offline))
     return run._replace(data=check.choose_prepared(run.data))
 
 
@@ -689,25 +696,31 @@ def say_best(run: Run) -> None:
 # ---- the program ---------------------------------------------------------------------------------
 
 
-def prepare(runner: Runner) -> str:
+def prepare(runner: Runner, given: argparse.Namespace, place: Place) -> str:
     """Set up the environment. Returns: the interpreter of the steps; a dry run only names it."""
     if runner.dry_run:
         runner.header("Set-up")
+        words = options.words(venv=place.folder, offline=given.offline)
         for script in ("scripts/setup_env.py", "scripts/timm_source.py"):
-            runner.run([os.environ.get("PYTHON") or "python3", script_path(script)])
-        return environment.python(dry_run=True)
-    python = environment.python()
-    timm_source.prepare()
+            runner.run([os.environ.get("PYTHON") or "python3", script_path(script), *words])
+        return environment.python(place, dry_run=True)
+    python = environment.python(place, offline=given.offline)
+    timm_source.prepare(place, Source(python, given.offline))
     return python
 
 
 def describe(
-    given: argparse.Namespace, data: check.Data, backend: str, reason: str, python: str
+    given: argparse.Namespace,
+    data: check.Data,
+    backend: str,
+    reason: str,
+    place: Place,
+    python: str,
 ) -> Run:
     """The run that these options describe. Raises: Refusal if there are no such devices."""
     if os.getcwd() == ROOT and python.startswith(ROOT + "/"):
         python = os.path.relpath(python, ROOT)
-    run = Run(given, data, backend, reason, python, time.time())
+    run = Run(given, data, backend, reason, place, python, time.time())
     if run.on_card:
         choice = chips.choose_devices(given.device, given.soc_version)
         soc = chips.named(choice.name, choice.soc)
@@ -749,13 +762,14 @@ def main() -> int:
     if not given.dry_run:
         files.make_folder(given.workdir, "--workdir")
         runner.lock = files.hold(os.path.join(given.workdir, ".lock"))
-    python = prepare(runner)
+    place = environment.choose(given.venv, given.workdir)
+    python = prepare(runner, given, place)
     files.limit_rights()  # only now: the environment is for all users of the checkout
     print(f"backend: {backend}: {findings.reason}", flush=True)
     warning = check.overlooked(given, findings)
     if warning:
         cli.say(warning)
-    run = describe(given, data, backend, findings.reason, python)
+    run = describe(given, data, backend, findings.reason, place, python)
     with known_host(run, runner):
         carry_out(run, runner)
     return 0

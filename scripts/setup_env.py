@@ -3,6 +3,10 @@
 
     python3 scripts/setup_env.py
     python3 scripts/setup_env.py -r requirements.txt -r test/requirements.txt
+    python3 scripts/setup_env.py --venv /data/tresnet-venv     # for a checkout that is read-only
+
+    python3 scripts/setup_env.py --download packages           # on a host with a network
+    python3 scripts/setup_env.py --offline packages            # on one without
 
 Takes the first of these: a finished `.venv`; the Python that runs this script, if it has all
 packages; a new `.venv`, which pip fills. An interrupted set-up leaves no finished `.venv`, so the
@@ -20,6 +24,10 @@ if __name__ == "__main__":
     cli.start()  # before imports that may fail
 
 from common.core import environment, options
+from common.core.cli import shown
+from common.core.packages import Source, say
+from common.data import class_names
+from common.data.wnids import IMAGENET_CLASSES
 
 
 def main() -> None:
@@ -27,6 +35,9 @@ def main() -> None:
     options.add(
         parser,
         "requirements",
+        "venv",
+        "offline",
+        "download",
         "dry_run",
         help={"dry_run": "make nothing, only print the interpreter"},
     )
@@ -34,7 +45,15 @@ def main() -> None:
     requirements = [
         os.path.abspath(path) for path in arguments.requirements or [environment.REQUIREMENTS]
     ]
-    print(environment.python(requirements, arguments.dry_run))
+    if arguments.download:
+        environment.collect(arguments.download, requirements)
+        say(f"{shown(arguments.download)} has all that --offline needs")
+        return
+    place = environment.choose(arguments.venv, requirements=requirements)
+    python = environment.python(place, requirements, arguments.offline, arguments.dry_run)
+    if arguments.offline and not arguments.dry_run:
+        class_names.fetch(IMAGENET_CLASSES, place, Source(python, arguments.offline))
+    print(python)
 
 
 if __name__ == "__main__":

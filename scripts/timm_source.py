@@ -4,9 +4,10 @@
     python3 scripts/timm_source.py               # from the package registry; SHA-256 is compared
     python3 scripts/timm_source.py --from git    # git clone --branch v0.4.5
     python3 scripts/timm_source.py --from git --url ../mirrors/pytorch-image-models
+    python3 scripts/timm_source.py --offline packages    # the folder of setup_env.py --download
 
 If the patched source exists, nothing is done. Your own clone of v0.4.5 is patched in place.
-Runs on a bare Python 3.7 or newer with pip and git.
+Runs on a bare Python 3.7 or newer with git; its pip is the environment's, if that has been made.
 """
 
 import contextlib
@@ -15,27 +16,24 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from typing import IO, List, NamedTuple, Set, cast
+from typing import IO, Iterator, List, NamedTuple, Optional, Set, Tuple, cast
 
 from common.core import cli
 
 if __name__ == "__main__":
     cli.start()  # before imports that may fail
 
-from common.core import options
+from common.core import environment, files, options, packages
 from common.core.cli import ROOT, Refusal, shown
-from common.core.environment import download, one_at_a_time, say
+from common.core.packages import Source, say
+from common.core.places import PATCHED, UNFINISHED, Place
 from common.core.recipe import sha256
 
-TARGET = os.path.join(ROOT, "pytorch-image-models")
 PATCH = os.path.join(ROOT, "TResNet.patch")
-STAMP = ".patched-with"  # a file in TARGET; its lines are those of Stamp
-OURS, THEIRS = "fetched", "the user's"  # who made TARGET
-PACKAGE = "timm==0.4.5"
-# Of timm-0.4.5.tar.gz.
-SDIST_SHA256 = "613f0ef4ded491b1bf6dff6053d3c8361fa20517c7ac9c7c388064a2b5890139"
+OURS, THEIRS = "fetched", "the user's"  # who made the folder of the source
 TAG = "v0.4.5"
 GIT_URL = "https://github.com/huggingface/pytorch-image-models.git"
+INSTALL_GIT = "on Debian and Ubuntu: apt-get install git"
 
 
 def unpack(archive: str, folder: str) -> None:
@@ -55,11 +53,6 @@ def unpack(archive: str, folder: str) -> None:
 def git(arguments: List[str], folder: str) -> "subprocess.CompletedProcess[bytes]":
     """Run git in `folder` as if no repository were above it: ours would redirect `git apply`."""
     environment = dict(os.environ, GIT_CEILING_DIRECTORIES=os.path.dirname(os.path.abspath(folder)))
-    if not shutil.which("git"):
-        raise Refusal(
-            "git is not installed, and it is needed to apply TResNet.patch to timm's source; on "
-            "Debian and Ubuntu: apt-get install git"
-        )
     return subprocess.run(
         ["git", *arguments],
         cwd=folder,
@@ -80,7 +73,7 @@ def modules(folder: str) -> Set[str]:
 
 
 class Stamp(NamedTuple):
-    """What the file STAMP says of the patched source."""
+    """What the file PATCHED in the folder of the source says of it."""
 
     patch: str  # SHA-256 of the patch; "" without a stamp
     owner: str  # OURS or THEIRS
@@ -98,7 +91,7 @@ def patch(folder: str, patch_sha256: str, owner: str) -> None:
             f"TResNet.patch does not fit {shown(folder)}, which is not timm v0.4.5 "
             f"({last_line(apply)}); move that folder away and run the same command again"
         )
-    with open(os.path.join(folder, STAMP), "w", encoding="utf-8") as file:
+    with open(os.path.join(folder, PATCHED), "w", encoding="utf-8") as file:
         file.write("\n".join([patch_sha256, owner, *sorted(modules(folder))]))
 
 
@@ -107,9 +100,9 @@ def last_line(done: "subprocess.CompletedProcess[bytes]") -> str:
     return output.splitlines()[-1]
 
 
-def fetch(source: str, url: str, folder: str) -> None:
-    """Put the unpatched source into the empty `folder`."""
-    if source == "git":
+def fetch(source: Source, url: str, folder: str) -> None:
+    """Put the unpatched source into the empty `folder`; url: of a git repository, or ""."""
+    if url:
         done = git(
             ["clone", "--quiet", "--depth", "1", "--branch", TAG, url, folder],
             os.path.dirname(folder),
@@ -121,62 +114,88 @@ def fetch(source: str, url: str, folder: str) -> None:
             )
         return
     with tempfile.TemporaryDirectory() as downloads:
-        unpack(download(PACKAGE, SDIST_SHA256, downloads, "--no-binary", ":all:"), folder)
+        unpack(packages.fetch(packages.TIMM_SOURCE, downloads, source), folder)
 
 
-def read_stamp() -> Stamp:
-    """The stamp of TARGET. Early versions wrote only its first line; then a clone is the user's."""
-    with contextlib.suppress(OSError), open(os.path.join(TARGET, STAMP), encoding="utf-8") as file:
+def read_stamp(target: str) -> Stamp:
+    """The stamp of a source. Early versions wrote only its first line; a clone is the user's."""
+    path = os.path.join(target, PATCHED)
+    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
         lines = file.read().split("\n")
         if len(lines) > 1:
             return Stamp(lines[0], lines[1], lines[2:])
-        is_clone = os.path.exists(os.path.join(TARGET, ".git"))
+        is_clone = os.path.exists(os.path.join(target, ".git"))
         return Stamp(lines[0], THEIRS if is_clone else OURS, [])
     return Stamp("", THEIRS, [])
 
 
-def is_complete(patch_sha256: str) -> bool:
-    """Whether TARGET is patched with this patch and has all of its files."""
-    stamp, present = read_stamp(), modules(TARGET)
-    return stamp.patch == patch_sha256 and bool(present) and present.issuperset(stamp.modules)
+def is_complete(target: str) -> bool:
+    """Whether a source is patched with this patch and has all of its files."""
+    stamp, present = read_stamp(target), modules(target)
+    return stamp.patch == sha256(PATCH) and bool(present) and present.issuperset(stamp.modules)
 
 
-def prepare(source: str = "registry", url: str = GIT_URL) -> None:
-    """Put the patched source into TARGET, unless it exists.
+def obstacles(place: Place) -> Iterator[Tuple[str, str]]:
+    """Yield what would keep prepare() from its work, if there is any: (problem, what to do)."""
+    if is_complete(place.timm):
+        return
+    if not shutil.which("git"):
+        yield "git is not installed, and it applies TResNet.patch to timm's source", INSTALL_GIT
+    problem = files.unusable(place.base)
+    if problem:
+        yield f"{shown(place.base)} {problem}", environment.NAME_ANOTHER
 
+
+def prepare(place: Place, source: Source, url: str = "") -> None:
+    """Put the patched source into its place, unless it exists.
+
+    source: where packages come from; url: of a git repository that it comes from instead.
     Raises: Refusal, also if the user's own clone lacks files or has another patch.
     """
-    patch_sha256, partial = sha256(PATCH), TARGET + "-unfinished"
-    if is_complete(patch_sha256):
+    target = place.timm
+    partial = target + UNFINISHED
+    for problem, advice in obstacles(place):
+        raise Refusal(f"{problem}; {advice}")
+    if is_complete(target):
         return
-    with one_at_a_time():
+    with environment.one_at_a_time(place):
         shutil.rmtree(partial, ignore_errors=True)
-        stamp = read_stamp()
-        if stamp.patch and not is_complete(patch_sha256):
+        stamp = read_stamp(target)
+        if stamp.patch and not is_complete(target):
             if stamp.owner == THEIRS:
                 raise Refusal(
-                    f"{shown(TARGET)} is your own clone, and it lacks files or was patched with "
+                    f"{shown(target)} is your own clone, and it lacks files or was patched with "
                     "another TResNet.patch; move it away, or bring it back to timm v0.4.5 and "
-                    f"remove {shown(os.path.join(TARGET, STAMP))}"
+                    f"remove {shown(os.path.join(target, PATCHED))}"
                 )
-            os.rename(TARGET, partial)  # a source of ours that has another patch or lost files
+            os.rename(target, partial)  # a source of ours that has another patch or lost files
             shutil.rmtree(partial)
-        if not os.path.exists(TARGET):
-            say(f"fetching timm v0.4.5 ({source}, 0.3 MB) and patching it into {TARGET}")
+        if not os.path.exists(target):
+            origin = "git" if url else source.offline or "registry"
+            say(f"fetching timm v0.4.5 ({origin}, 0.3 MB) and patching it into {target}")
             os.mkdir(partial)
             fetch(source, url, partial)
-            patch(partial, patch_sha256, OURS)
-            os.rename(partial, TARGET)
+            patch(partial, sha256(PATCH), OURS)
+            os.rename(partial, target)
         elif not stamp.patch:
-            patch(TARGET, patch_sha256, THEIRS)
-    say(f"{TARGET} is timm v0.4.5 with TResNet.patch")
+            patch(target, sha256(PATCH), THEIRS)
+    say(f"{target} is timm v0.4.5 with TResNet.patch")
+
+
+def source_of(place: Place, offline: Optional[str]) -> Source:
+    """Where packages come from: with the environment's own pip, if there is an environment."""
+    if os.access(place.python, os.X_OK):
+        return Source(place.python, offline)
+    return Source(offline=offline)
 
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    options.add(parser, "from", "url", default={"url": GIT_URL})
+    options.add(parser, "from", "url", "venv", "offline", default={"url": GIT_URL})
     arguments = options.parse(parser)
-    prepare(arguments.source, arguments.url)
+    place = environment.choose(arguments.venv)
+    url = arguments.url if arguments.source == "git" else ""
+    prepare(place, source_of(place, arguments.offline), url)
 
 
 if __name__ == "__main__":

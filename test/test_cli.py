@@ -86,7 +86,7 @@ def test_a_missing_package_and_an_interruption_while_importing(tmp_path: Path) -
     done = end_of(script)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(
-        f"tool.py: the package no_such_package is not installed for {sys.executable}; use "
+        f"tool.py: the package no_such_package is not installed for {sys.executable}; "
     )
     script.write_text(
         script.read_text().replace("import no_such_package", "raise ImportError('broken numpy')")

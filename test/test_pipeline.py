@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
+from common.core import places
 from common.model.checkpoint import find_state_dict, load_checkpoint
 from common.results import summary as summary_of
 from common.results.results import read_result
@@ -221,7 +222,9 @@ def test_the_samples_accuracy_is_a_proof_only_with_its_own_evaluation(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["pipeline.sh", *words])
     arguments = pipeline.parse_arguments()
-    run = pipeline.describe(arguments, pipeline.check.locate(arguments), "cpu", "", sys.executable)
+    run = pipeline.describe(
+        arguments, pipeline.check.locate(arguments), "cpu", "", places.checkout(), sys.executable
+    )
     assert run.note == note
 
 

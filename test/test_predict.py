@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any, List, Tuple
 
+from common.core import packages, places
 from common.core.cli import Refusal
-from common.data import class_names, evaluation, wnids
+from common.data import class_names, evaluation
 from common.data.pixels import convert
 
 import numpy as np
@@ -271,7 +272,7 @@ def test_class_folders_give_names_where_each_holds_one_class() -> None:
 def test_imagenets_names_come_by_themselves_and_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wnids, "FOLDER", str(tmp_path / "kept"))
+    monkeypatch.setattr(places, "ROOT", str(tmp_path))
     class_names.fetch(1000)
     names = class_names.find(1000)
     assert names is not None and (names[0], names[999]) == (
@@ -284,7 +285,7 @@ def test_imagenets_names_come_by_themselves_and_are_kept(
         "WordNet numbers are no names"
     )
     assert (class_names.find(1000, None, [("my things/x.jpg", 0)]) or [])[0] == "my things"
-    monkeypatch.setattr(wnids, "download", None)  # a second fetch asks nobody
+    monkeypatch.setattr(packages, "fetch", None)  # a second fetch asks nobody
     class_names.fetch(1000)
     class_names.fetch(7)
 
@@ -293,7 +294,7 @@ def test_imagenets_names_come_by_themselves_and_are_kept(
 def test_without_a_network_one_line_says_so_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(wnids, "FOLDER", str(tmp_path / "kept"))
+    monkeypatch.setattr(places, "ROOT", str(tmp_path))
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Mapping
 from unittest import mock
 
 from common.ascend import bench, host
+from common.core import places
 
 import compare_results
 import infer_om
@@ -304,7 +305,9 @@ def test_the_pipelines_command_of_the_best_can_be_pasted(
     monkeypatch.setattr("sys.argv", words)
     monkeypatch.chdir(ROOT)
     given = pipeline.parse_arguments()
-    pipeline.say_best(pipeline.describe(given, pipeline.check.locate(given), "cpu", "", "python3"))
+    data = pipeline.check.locate(given)
+    run = pipeline.describe(given, data, "cpu", "", places.checkout(), "python3")
+    pipeline.say_best(run)
     expected = (
         f"bash scripts/pipeline.sh --data 'my images' --workdir {tmp_path} --stem conv4 --uint8 "
         "--batch-size 16"

@@ -31,7 +31,8 @@ CLASSES = 11221
 
 def fetch(folder: Path) -> None:
     """Unzip both wheels into folder/timm-today and folder/torchvision; checks their SHA-256."""
-    from common.core.environment import download
+    from common.core.packages import HERE, Pinned
+    from common.core.packages import fetch as fetch_pinned
 
     for package, sha256, name, options in (
         (TIMM, TIMM_SHA256, "timm-today", []),
@@ -39,7 +40,8 @@ def fetch(folder: Path) -> None:
     ):
         downloads = folder / f"{name}-wheel"
         downloads.mkdir()
-        with zipfile.ZipFile(download(package, sha256, str(downloads), *options)) as wheel:
+        pinned = Pinned(package, sha256, options)
+        with zipfile.ZipFile(fetch_pinned(pinned, str(downloads), HERE)) as wheel:
             wheel.extractall(str(folder / name))
 
 

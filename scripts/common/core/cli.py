@@ -15,10 +15,12 @@ import tempfile
 import time
 import traceback
 from types import TracebackType
-from typing import Any, Callable, Iterable, List, NoReturn, Optional, Type
+from typing import Any, Callable, Iterable, List, NoReturn, Optional, Tuple, Type
+
+from common.core import places
+from common.core.places import ROOT
 
 VERSION = "1.3.0"
-ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 GRACE = 1.2  # seconds that a process has after SIGTERM, before it is killed
 USAGE, BELOW_MINIMUM = 2, 3  # exit statuses, beside 0 good, 1 failure, 128 + number of a signal
 CLOSED_PIPE = 128 + signal.SIGPIPE
@@ -199,15 +201,16 @@ def outcome(main: Callable[[], Optional[int]]) -> Any:
 
 def missing_package(package: str) -> str:
     """The sentence for a package that this Python lacks: its name, and the command that helps."""
-    activate = os.path.join(ROOT, ".venv", "bin", "activate")
-    command = f"source {shown(os.path.relpath(activate))}"
-    if not os.path.exists(activate):
-        set_up = os.path.relpath(os.path.join(ROOT, "scripts", "setup_env.py"))
-        command = f"python3 {shown(set_up)} && {command}"
-    return (
-        f"the package {INSTALLED_AS.get(package, package)} is not installed for {sys.executable}; "
-        f"use the environment that has it: {command}"
-    )
+    venv = places.current().venv
+    activate = os.path.join(venv, "bin", "activate")
+    set_up = f"python3 {shown(os.path.relpath(os.path.join(ROOT, 'scripts', 'setup_env.py')))}"
+    advice = f"use the environment that has it: source {shown(os.path.relpath(activate))}"
+    if sys.prefix == venv:
+        advice = f"install the packages again: remove {shown(venv)}, then {set_up}"
+    elif not os.path.exists(activate):
+        advice = advice.replace("it: ", f"it: {set_up} && ")
+    name = INSTALLED_AS.get(package, package)
+    return f"the package {name} is not installed for {sys.executable}; {advice}"
 
 
 def broken_package(error: BaseException) -> str:
@@ -217,6 +220,29 @@ def broken_package(error: BaseException) -> str:
     if path:
         advice = f"PYTHONPATH={shown(path)} may hide it with another one: unset PYTHONPATH"
     return f"a package cannot be imported: {why(error)}; {advice}"
+
+
+def hidden_module() -> Tuple[str, str]:
+    """(a module of Python's own, the file that was loaded for it); ("", "") if all are Python's.
+
+    A folder on PYTHONPATH comes before Python's own: a json.py there is what `import json` loads.
+    """
+    own = [os.path.dirname(os.__file__)]
+    own += [path for path in sys.path if os.path.basename(path) == "lib-dynload"]
+    for name, module in sorted(sys.modules.items()):
+        path = getattr(module, "__file__", None) or own[0]
+        is_hidden = not any(path.startswith(folder) for folder in own)
+        if is_hidden and is_pythons_own(name, own[0]):
+            return name, path
+    return "", ""
+
+
+def is_pythons_own(name: str, folder: str) -> bool:
+    """Whether a module's name is one of Python's own modules; folder: where these are."""
+    if sys.version_info >= (3, 10):
+        return name in sys.stdlib_module_names
+    files = (os.path.join(folder, name + ".py"), os.path.join(folder, name, "__init__.py"))
+    return name in sys.builtin_module_names or any(map(os.path.exists, files))
 
 
 def defect(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> str:
@@ -240,11 +266,18 @@ def end_uncaught(
 ) -> None:
     """sys.excepthook: for errors that no program expects, and for those before run() begins."""
     status = 1
+    hidden, path = hidden_module()
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if issubclass(kind, KeyboardInterrupt) or SIGNALLED:
         say("interrupted")
         status = 128 + signal.SIGINT
-    elif isinstance(error, ModuleNotFoundError) and error.name:
-        say(missing_package(error.name.split(".")[0]))
+    elif missing and missing.split(".")[0] != hidden:
+        say(missing_package(missing.split(".")[0]))
+    elif hidden:
+        say(
+            f"{shown(path)} hides Python's own module {hidden}, and it ended the program with "
+            f"{kind.__name__}: {why(error)}; rename that file, or take its folder out of PYTHONPATH"
+        )
     elif isinstance(error, ImportError):
         say(broken_package(error))
     elif isinstance(error, MemoryError):
@@ -253,6 +286,14 @@ def end_uncaught(
         say(defect(kind, error, trace))
     sys.stdout.flush()
     os._exit(status)  # Python itself would exit with 1
+
+
+def isolated(python: str, code: str, *arguments: str) -> List[str]:
+    """The command that runs `code` in an interpreter that imports nothing from the current folder.
+
+    Its packages and its PYTHONPATH stay as they are.
+    """
+    return [python, "-c", f"import sys; sys.path[:] = filter(None, sys.path); {code}", *arguments]
 
 
 def end_group(leader: "subprocess.Popen[bytes]") -> None:

@@ -2,7 +2,8 @@
 
 The set-up compiles them; a program that finds no library compiles it again. A library is
 `__pycache__/NAME-KEY.so`; KEY is a hash of all that it is made from. NAME-KEY.so.sha256 beside it
-holds its checksum. A library with another checksum is compiled again.
+holds its checksum. A library with another checksum is compiled again. Where `__pycache__` cannot be
+written, the library is in the folder that the set-up writes to (see places).
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import subprocess
 import tempfile
 from typing import Optional, Sequence, Tuple
 
+from common.core import places
 from common.core.cli import why
 
 COMMON = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of the packages
@@ -44,7 +46,8 @@ def open_own(path: str) -> int:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     status = os.fstat(descriptor)
-    trusted = (0, os.geteuid(), os.stat(CACHE).st_uid)  # the folder's owner can replace any file
+    folder = os.stat(os.path.dirname(path))
+    trusted = (0, os.geteuid(), folder.st_uid)  # the folder's owner can replace any file
     others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if not stat.S_ISREG(status.st_mode) or status.st_uid not in trusted or others_may_write:
         os.close(descriptor)
@@ -102,18 +105,26 @@ def keep(new: str, library: str) -> None:
 # ---- compiling and loading -----------------------------------------------------------------------
 
 
-def compile_library(source: str, flags: Sequence[str], library: str) -> ctypes.CDLL:
-    """Compile, load and keep a library; if the cache cannot be written, each process compiles.
+def writable(folder: str) -> bool:
+    """Whether libraries can be put into a folder, which is made if it does not exist."""
+    with contextlib.suppress(OSError):
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+    return os.access(folder, os.W_OK)
 
+
+def compile_library(
+    source: str, flags: Sequence[str], name: str, folders: Sequence[str]
+) -> ctypes.CDLL:
+    """Compile and load a library; keep it in the first folder that can be written.
+
+    If none can be written, each process compiles.
     Raises: RuntimeError without a compiler, OSError, subprocess.SubprocessError.
     """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         raise RuntimeError("no C compiler (cc, gcc) is installed")
-    with contextlib.suppress(OSError):
-        os.makedirs(CACHE, exist_ok=True)
-    writable = os.access(CACHE, os.W_OK)
-    with tempfile.TemporaryDirectory(dir=CACHE if writable else None) as scratch:
+    cache = next(filter(writable, folders), None)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
         new = os.path.join(scratch, "new.so")
         subprocess.run(
             [compiler, *flags, source, "-o", new],
@@ -124,20 +135,32 @@ def compile_library(source: str, flags: Sequence[str], library: str) -> ctypes.C
             stderr=subprocess.DEVNULL,
         )
         loaded = ctypes.CDLL(new)
-        with contextlib.suppress(OSError):
-            keep(new, library)
+        if cache:
+            with contextlib.suppress(OSError):
+                keep(new, os.path.join(cache, name))
         return loaded
 
 
 @functools.lru_cache(maxsize=None)
-def load_or_compile(source: str, flags: Tuple[str, ...], library: str) -> ctypes.CDLL:
-    """The library from the cache, or a new one. Raises: as compile_library()."""
-    return load_checked(library) or compile_library(source, flags, library)
+def load_or_compile(
+    source: str, flags: Tuple[str, ...], name: str, folders: Tuple[str, ...]
+) -> ctypes.CDLL:
+    """The library from one of the folders, or a new one. Raises: as compile_library()."""
+    for folder in folders:
+        library = load_checked(os.path.join(folder, name))
+        if library:
+            return library
+    return compile_library(source, flags, name, folders)
 
 
-def load(name: str) -> ctypes.CDLL:
-    """The C file PACKAGE/NAME.c as a loaded library. Raises: RuntimeError with the reason."""
+def load(name: str, place: Optional[places.Place] = None) -> ctypes.CDLL:
+    """The C file PACKAGE/NAME.c as a loaded library.
+
+    place: where the set-up writes to; None for that of a step.
+    Raises: RuntimeError with the reason.
+    """
     source = os.path.join(COMMON, name)
+    folders = [CACHE, *(place or places.current()).libraries]
     try:
         with open(source, "rb") as file:
             text = file.read()
@@ -146,7 +169,7 @@ def load(name: str) -> ctypes.CDLL:
             flags.append("-mavx2")
         made_from = repr((text, flags, os.uname().machine))
         key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
-        library = os.path.join(CACHE, f"{os.path.basename(name)[: -len('.c')]}-{key}.so")
-        return load_or_compile(source, tuple(flags), library)
+        library = f"{os.path.basename(name)[: -len('.c')]}-{key}.so"
+        return load_or_compile(source, tuple(flags), library, tuple(folders))
     except (OSError, subprocess.SubprocessError) as error:
         raise RuntimeError(f"{name} cannot be compiled or loaded ({why(error)})") from None

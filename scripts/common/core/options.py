@@ -278,6 +278,24 @@ TABLE = (
         "a requirements file; may be given several times (default: requirements.txt)",
         action="append",
     ),
+    option(
+        "--venv DIR",
+        folder,
+        "where the set-up puts the environment and all else that it makes (default: TRESNET_VENV, "
+        "or the checkout, or tresnet-venv beside the work folder if the checkout cannot be "
+        "written)",
+    ),
+    option(
+        "--offline DIR",
+        folder,
+        "take packages from this folder and from nowhere else: one that setup_env.py --download "
+        "made",
+    ),
+    option(
+        "--download DIR",
+        folder,
+        "only fill this folder with all that a set-up without a network needs",
+    ),
     # images and labels
     option(
         "--img-size N",

@@ -109,6 +109,18 @@ class Bar:
                 print(self.text(now - self.began), file=sys.stderr, flush=True)
                 self.next = now + (self.lines_every or LINES_EVERY)
 
+    def turn_to(self, what: str) -> None:
+        """Begin another work, which counts nothing."""
+        with self.lock:
+            self.what, self.total, self.unit = what, 0, ""
+            self.before = self.done
+            self.began = time.monotonic()
+            if self.drawn is not None:
+                self.drawn.close()
+                self.drawn = None
+            wait = PATIENCE if self.terminal else self.lines_every or float("inf")
+            self.next = self.began + wait
+
     def draw(self, now: float) -> bool:
         """Bring tqdm's bar up to date. Returns: False if tqdm is not installed."""
         if self.drawn is None:

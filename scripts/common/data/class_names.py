@@ -3,9 +3,10 @@
 import os
 from typing import Dict, Iterable, List, Optional, Tuple
 
-from common.core import files
+from common.core import files, packages
 from common.core.cli import Refusal, say, shown
 from common.core.names import CLASS_ORDERS, ordered
+from common.core.places import Place
 from common.data import wnids
 from common.data.labels import label_shift
 from common.data.wnids import WNID
@@ -83,18 +84,23 @@ def read(
     return lines
 
 
-def kept(classes: int) -> str:
+def kept(classes: int, place: Optional[Place] = None) -> str:
     """The file with the names for a network with so many classes, if they were fetched."""
-    return wnids.kept_names(classes - label_shift(classes))
+    return wnids.kept_names(classes - label_shift(classes), place)
 
 
-def fetch(classes: int) -> None:
-    """Fetch ImageNet's names for a network with so many classes; says one line if it cannot."""
+def fetch(
+    classes: int, place: Optional[Place] = None, source: packages.Source = packages.HERE
+) -> None:
+    """Fetch ImageNet's names for a network with so many classes; says one line if it cannot.
+
+    place: where the set-up writes to, None for that of a step; source: where packages come from.
+    """
     own_classes = classes - label_shift(classes)
-    if own_classes not in wnids.ORDERED or os.path.exists(kept(classes)):
+    if own_classes not in wnids.ORDERED or os.path.exists(kept(classes, place)):
         return
     try:
-        wnids.fetch(own_classes)
+        wnids.fetch(own_classes, place, source)
     except (Refusal, OSError):
         say(
             f"the names of ImageNet's classes ({wnids.PACKAGE} on the package registry) could not "

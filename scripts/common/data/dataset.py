@@ -14,8 +14,8 @@ import tarfile
 import zlib
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
-from common.core import record
-from common.core.cli import ROOT, Refusal, counted, shown, some, why
+from common.core import places, record
+from common.core.cli import Refusal, counted, shown, some, why
 from common.core.files import read_regular
 from common.core.names import natural_key
 from common.data.images import is_foreign, is_image
@@ -94,7 +94,7 @@ def need(package: str, what: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec(package) is None:
-        python = os.path.join(ROOT, ".venv", "bin", "python")
+        python = places.current().python
         python = python if os.path.exists(python) else "python3"
         raise Refusal(
             f"{what} needs the package {package}, which is not installed; {shown(python)} -m pip "

@@ -10,57 +10,67 @@ import re
 import tempfile
 import zipfile
 from contextlib import redirect_stderr
-from typing import Dict, Iterable
+from typing import Dict, Iterable, Optional
 
-from common.core import files
-from common.core.cli import ROOT, Refusal, shown, some
-from common.core.environment import download
+from common.core import files, packages, places
+from common.core.cli import Refusal, shown, some
 from common.core.files import read_regular
+from common.core.places import Place
 
 WNID = re.compile(r"n[0-9]{8}")
 IMAGENET_CLASSES = 1000
 SYNSETS = "LOC_synset_mapping.txt"  # Kaggle's list of ImageNet's WordNet IDs
 DEVKIT = "ILSVRC2012_devkit_t12"
 
-PACKAGE = "timm==1.0.31"
-WHEEL_SHA256 = "5bd50f7d0fe6d09bf9285ac2523234a1b7e6bf075c0be3e7aed09139fcb617c7"
+PACKAGE = packages.CLASS_NAMES.package
 INFO = "timm/data/_info/"
 ORDERED = {  # {classes: a file with one WNID a line, in the order of the classes}
     IMAGENET_CLASSES: "imagenet_synsets.txt",
     11221: "imagenet21k_miil_synsets.txt",  # of the official ImageNet-21k weights
 }
 LEMMAS = "imagenet_synset_to_lemma.txt"  # WNID, tab, name
-FOLDER = os.path.join(ROOT, ".class-names")  # where names and WNIDs are kept
-QUICKLY = ("--timeout", "5", "--retries", "0", "--ignore-requires-python")  # for pip: nobody waits
 Numbers = Dict[str, int]  # {WNID: class}
 
 
-def kept_names(classes: int) -> str:
+def kept(name: str, place: Optional[Place]) -> str:
+    """Where a file of that name is kept, or will be.
+
+    place: where the set-up writes to; None for that of a step.
+    """
+    folders = (place or places.current()).class_names
+    paths = [os.path.join(folder, name) for folder in folders]
+    return next(filter(os.path.exists, paths), paths[-1])
+
+
+def kept_names(classes: int, place: Optional[Place] = None) -> str:
     """The file with the names of so many classes, one a line, if they were fetched."""
-    return os.path.join(FOLDER, f"{classes}.txt")
+    return kept(f"{classes}.txt", place)
 
 
-def kept_wnids(classes: int) -> str:
+def kept_wnids(classes: int, place: Optional[Place] = None) -> str:
     """The file with the WordNet IDs of so many classes, one a line, if they were fetched."""
-    return os.path.join(FOLDER, f"{classes}.wnids.txt")
+    return kept(f"{classes}.wnids.txt", place)
 
 
-def fetch(classes: int) -> None:
+def fetch(
+    classes: int, place: Optional[Place] = None, source: packages.Source = packages.HERE
+) -> None:
     """Fetch names and WordNet IDs of so many classes, a key of ORDERED.
 
+    place: where the set-up writes to, None for that of a step; source: where packages come from.
     Raises: Refusal or OSError if that is impossible.
     """
     with tempfile.TemporaryDirectory() as downloads, redirect_stderr(io.StringIO()):
-        wheel = download(PACKAGE, WHEEL_SHA256, downloads, *QUICKLY)
+        wheel = packages.fetch(packages.CLASS_NAMES, downloads, source)
         with zipfile.ZipFile(wheel) as archive:
             wnids = archive.read(INFO + ORDERED[classes]).decode("utf-8").splitlines()
             lemmas = archive.read(INFO + LEMMAS).decode("utf-8").splitlines()
     name_of = dict(line.split("\t", 1) for line in lemmas)
-    os.makedirs(FOLDER, exist_ok=True)
     for path, words in (
-        (kept_wnids(classes), wnids),
-        (kept_names(classes), [name_of[wnid] for wnid in wnids]),
+        (kept_wnids(classes, place), wnids),
+        (kept_names(classes, place), [name_of[wnid] for wnid in wnids]),
     ):
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         files.write_whole(path, "".join(word + "\n" for word in words).encode("utf-8"))
 
 

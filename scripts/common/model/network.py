@@ -6,11 +6,12 @@ import re
 import sys
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+from common.core import places
 from common.core.cli import ROOT, Refusal, say, shown
 from common.core.names import POOLS
 from common.model.checkpoint import Tensors
 
-TIMM = os.path.join(ROOT, "pytorch-image-models")
+TIMM = places.current().timm
 PATCH = os.path.join(ROOT, "TResNet.patch")  # decides what the network is
 # By the channels of the first convolution.
 VARIANTS = {64: "tresnet_m", 76: "tresnet_l", 83: "tresnet_xl"}
