@@ -62,7 +62,7 @@ def check_clean(machine: Machine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("generation", ["0.0.2", "later", "newest"])
+@pytest.mark.parametrize("generation", ["0.0.2", "later", "fork"])
 def test_every_generation_gives_each_image_its_result_once(
     machine: Machine, compiled: Path, generation: str
 ) -> None:
@@ -92,7 +92,7 @@ def test_every_generation_gives_each_image_its_result_once(
         1000 * images_each / summary["NPU_compute_time"]["mean"]
     )
     words = [call["argv"][3:] for call in calls(environment, "ais_bench")]
-    joint = "-" if generation == "newest" else "_"
+    joint = "-" if generation == "fork" else "_"
     assert words == 3 * [
         [
             *"--model ../net_bs4.om --input in0 --output .".split(),
@@ -130,7 +130,7 @@ FAULTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("generation", ["0.0.2", "later", "newest"])
+@pytest.mark.parametrize("generation", ["0.0.2", "later", "fork"])
 def test_faults_come_out_as_one_sentence_and_the_next_run_completes(
     machine: Machine, compiled: Path, generation: str
 ) -> None:
@@ -166,7 +166,7 @@ def test_half_a_text_result_is_seen_by_its_missing_newline(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("generation", ["0.0.2", "later", "newest"])
+@pytest.mark.parametrize("generation", ["0.0.2", "later", "fork"])
 def test_a_finished_slice_is_never_inferred_again(
     machine: Machine, compiled: Path, generation: str
 ) -> None:

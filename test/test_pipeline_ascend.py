@@ -221,7 +221,7 @@ def forget_results(card: Card) -> None:
         shutil.rmtree(str(path)) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("generation", ["0.0.2", "newest"])  # the other one is in all other tests
+@pytest.mark.parametrize("generation", ["0.0.2", "fork"])  # the other one is in all other tests
 def test_each_generation_of_ais_bench_serves(card: Card, generation: str) -> None:
     """Top-1 100 %, the same results and the same table; a second run does nothing again."""
     before = {path.name: path.read_bytes() for path in (card.work / "result").iterdir()}

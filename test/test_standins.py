@@ -458,17 +458,17 @@ def test_the_standins_refuse_on_the_command_line_too(machine: Machine, compiled:
     )
 
 
-def test_ais_bench_standin_of_the_newest_generation(machine: Machine, compiled: Path) -> None:
+def test_ais_bench_standin_of_the_fork(machine: Machine, compiled: Path) -> None:
     """Hyphens, bare switches, P99, a table, refusals in a box."""
     work = machine.folder
     put_model_and_images(machine, compiled, 5)
-    newest = {"STANDIN_AIS_BENCH": "newest", "COLUMNS": "100"}
+    fork = {"STANDIN_AIS_BENCH": "fork", "COLUMNS": "100"}
     words = "--model net_bs4.om --input in --output ./".split()
     done = start_ais_bench(
         machine,
         *words,
         *"--output-dirname r --display-all-summary --outfmt NPY".split(),
-        **newest,
+        **fork,
     )
     assert done.returncode == 0 and "[INFO] Throughput 1000*" in done.stdout, (
         done.stdout + done.stderr
@@ -479,11 +479,11 @@ def test_ais_bench_standin_of_the_newest_generation(machine: Machine, compiled: 
     times = json.loads((work / "r_summary.json").read_text())["NPU_compute_time"]
     assert set(times) == set("min max mean median P99 count".split())
     assert np.load(str(work / "r" / "i5_0.npy")).shape == (1, 10)
-    done = start_ais_bench(machine, *words, "--output_dirname", "s", **newest)
+    done = start_ais_bench(machine, *words, "--output_dirname", "s", **fork)
     assert done.returncode == 2 and re.search(
         r"╭─ Error ─+╮\n│ No such option: --output_dirname +│", done.stderr
     )
-    done = start_ais_bench(machine, *words, "--device", "7", **newest)
+    done = start_ais_bench(machine, *words, "--device", "7", **fork)
     assert (
         done.returncode == 1
         and "107001" in done.stdout

@@ -97,6 +97,13 @@ def parse_flags(argv: List[str]) -> Dict[str, str]:
         admitted = FLAGS[name]
         if admitted is not None and value not in admitted:
             invalid(name, value, f"The value must be {' or '.join(admitted)}.")
+    check_words(flags)
+    check_paths(flags)
+    return flags
+
+
+def check_words(flags: Dict[str, str]) -> None:
+    """Refuse what is missing, and words that a flag does not admit."""
     if flags.get("framework") not in ("0", "1", "3", "5"):
         fail("required", "framework", "0(Caffe) or 1(MindSpore) or 3(TensorFlow) or 5(Onnx)")
     if flags["framework"] != "5":
@@ -108,6 +115,10 @@ def parse_flags(argv: List[str]) -> Dict[str, str]:
             fail("empty", f"--{name}")
     if not re.fullmatch(f"Ascend({SOC_VERSIONS[generation()]})", flags["soc_version"]):
         invalid("soc_version", flags["soc_version"], "It is not supported.")
+
+
+def check_paths(flags: Dict[str, str]) -> None:
+    """Refuse paths that cannot be read or written, or have characters that CANN does not take."""
     for name in ("model", "output", "insert_op_conf"):
         if name in flags and not PATH_CHARACTERS.fullmatch(flags[name]):
             invalid(
@@ -123,7 +134,6 @@ def parse_flags(argv: List[str]) -> Dict[str, str]:
         invalid(
             "output", flags["output"], "It is a folder, or its folder is missing or not writable."
         )
-    return flags
 
 
 def load_onnx(path: str) -> Any:
@@ -168,7 +178,8 @@ def fix_shapes(model: Any, argument: str) -> int:
     }
     given = parse_shapes(argument)
     unknown = [name for name in given if name not in inputs]
-    is_open = any(dim.dim_value < 1 for tensor in inputs.values() for dim in tensor.shape.dim)
+    sizes = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    is_open = min(sizes, default=1) < 1
     if unknown and is_open and generation() != SIX:
         fail("open", *inputs)
     if unknown:

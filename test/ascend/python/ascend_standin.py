@@ -14,7 +14,7 @@ Switches are environment variables:
                       longest part counts
     STANDIN_AMCT      how amct_onnx writes a deploy model: "onnx" (default) or "torch" (see amct.py)
     STANDIN_OM_NAME   "plain" (default) writes OUTPUT.om, "host" OUTPUT_linux_<machine>.om
-    STANDIN_AIS_BENCH which generation: "0.0.2", "later" (default) or "newest" (see
+    STANDIN_AIS_BENCH which generation: "0.0.2", "later" (default) or "fork" (see
                       ascend_words.py); "none" is another package of that name
     STANDIN_FAULT     faults joined by ",", each NAME or NAME=VALUE:
                       atc-fail[=BATCH]   ends with E codes

@@ -1,8 +1,9 @@
 """The command line of ais_bench's three generations: what each takes, what it refuses and how.
 
 0.0.2     underscores, switches with a value, no checks of paths; a traceback
-later     underscores, switches with a value, checks of paths; a traceback, or argparse's message
-newest    hyphens, bare switches, checks of paths; a box drawn with lines
+later     underscores, switches with a value, checks of paths; a traceback, or argparse's message:
+          the vendor's last one (still called 0.0.2, 2025-12)
+fork      hyphens, bare switches, checks of paths; a box drawn with lines: somebody's own (0.1.0)
 """
 
 import argparse
@@ -16,8 +17,8 @@ from types import TracebackType
 from typing import Any, List, NoReturn, Optional, Type
 
 GENERATION = os.environ.get("STANDIN_AIS_BENCH", "later")
-STRICT, NEWEST = GENERATION != "0.0.2", GENERATION == "newest"
-COLUMNS = int(os.environ.get("COLUMNS", "80"))  # the newest fits its boxes to the terminal
+STRICT, FORK = GENERATION != "0.0.2", GENERATION == "fork"
+COLUMNS = int(os.environ.get("COLUMNS", "80"))  # the fork fits its boxes to the terminal
 
 
 def fail(sentence: str) -> NoReturn:
@@ -48,17 +49,17 @@ def box(title: str, lines: List[str]) -> str:
 def boxed_traceback(
     kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]
 ) -> None:
-    """sys.excepthook of the newest."""
+    """sys.excepthook of the fork."""
     lines = "".join(traceback.format_tb(trace)).splitlines()
     print(box("Traceback (most recent call last)", lines), file=sys.stderr)
     print(f"{kind.__name__}: {error}" if str(error) else kind.__name__, file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with the newest's form of help and of wrong usage."""
+    """argparse, with the fork's form of help and of wrong usage."""
 
     def error(self, message: str) -> NoReturn:
-        if not NEWEST:
+        if not FORK:
             super().error(message)
         unknown = re.sub(r"unrecognized arguments: ([^ =]+).*", r"No such option: \1", message)
         print(
@@ -69,7 +70,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
     def format_help(self) -> str:
-        if not NEWEST:
+        if not FORK:
             return super().format_help()
         name = max(12, (COLUMNS - 40) // 3)  # too narrow a terminal cuts the names of the options
         names = [action.option_strings[0] for action in self._actions]
@@ -160,7 +161,7 @@ def legal_path(kind: str) -> Any:
         return text
 
     def wrong(sentence: str) -> NoReturn:
-        if NEWEST:  # its checks are not the parser's own: they end in a traceback
+        if FORK:  # its checks are not the parser's own: they end in a traceback
             raise RuntimeError(sentence)
         raise argparse.ArgumentTypeError(sentence)
 
@@ -171,10 +172,10 @@ def legal_path(kind: str) -> Any:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(prog="ais_bench", allow_abbrev=not NEWEST)
+    parser = Parser(prog="ais_bench", allow_abbrev=not FORK)
 
     def add(name: str, *more: str, **options: Any) -> None:
-        spelled = name.replace("_", "-") if NEWEST else name
+        spelled = name.replace("_", "-") if FORK else name
         parser.add_argument(spelled, *more, dest=name[2:], **options)
 
     add("--model", "-m", required=True, type=legal_path("om"))
@@ -188,7 +189,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--pure_data_type", default="zero", choices=["zero", "random"])
     add("--warmup_count", type=whole_number(0), default=1)
     for switch in ("--debug", "--display_all_summary", *(["--divide_input"] if STRICT else [])):
-        if NEWEST:
+        if FORK:
             add(switch, action="store_true")
         else:
             add(switch, type=true_or_false, default=False)

@@ -19,7 +19,7 @@ import time
 from typing import Any, Dict, List, Optional, Tuple
 
 from ascend_standin import chips, fault, log_call, read_om
-from ascend_words import NEWEST, STRICT, boxed_traceback, check_path, fail, parse_arguments
+from ascend_words import FORK, STRICT, boxed_traceback, check_path, fail, parse_arguments
 
 PADDING = "padding_infer_fake_file"
 MOST_FILES = 100000  # of an input folder
@@ -224,7 +224,7 @@ def make_result_folder(arguments: argparse.Namespace, own: str) -> str:
 def statistics(times: List[float]) -> Dict[str, Any]:
     import numpy
 
-    percentile = "P99" if NEWEST else "percentile(99%)"
+    percentile = "P99" if FORK else "percentile(99%)"
     if not times:
         return {"min": 0.0, "max": 0.0, "mean": 0.0, "median": 0.0, percentile: 0.0, "count": 0}
     return {
@@ -238,7 +238,7 @@ def statistics(times: List[float]) -> Dict[str, Any]:
 
 
 def print_table(rows: Dict[str, Dict[str, Any]]) -> None:
-    """The newest's table of times."""
+    """The fork's table of times."""
     keys = ["min", "max", "mean", "median", "P99"]
     print("╒" + "═" * 75 + "╕\n│ " + "Metric".ljust(22) + "".join(f"│{key:>9} " for key in keys))
     for name, row in rows.items():
@@ -273,14 +273,14 @@ def report(
         for key in ("H2D_latency", "NPU_compute_time", "D2H_latency")
         if key == "NPU_compute_time" or arguments.display_all_summary
     }
-    if NEWEST:
+    if FORK:
         print_table(shown)
-    for key, row in shown.items() if not NEWEST else ():
+    for key, row in shown.items() if not FORK else ():
         print(
             f"[INFO] {key} (ms): min = {row['min']}, max = {row['max']}, mean = {row['mean']}, "
             f"median = {row['median']}, percentile(99%) = {row['percentile(99%)']}"
         )
-    word = "Throughput" if NEWEST else "throughput"
+    word = "Throughput" if FORK else "throughput"
     print(
         f"[INFO] {word} 1000*batchsize.mean({batchsize})/NPU_compute_time.mean({mean}): "
         f"{summary['throughput']}"
@@ -476,6 +476,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if NEWEST:
+    if FORK:
         sys.excepthook = boxed_traceback
     sys.exit(main())
