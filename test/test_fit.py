@@ -16,6 +16,7 @@ from test_postprocess import (
     postprocess_refusal,
     report,
     scores,
+    txt,
     write,
 )
 
@@ -131,3 +132,31 @@ def test_both_orders_of_the_class_folders_are_tried_on_the_results(tmp_path: Pat
     assert accuracy(tmp_path)["Top1 accuracy"] == "100.0%"
     assert report(tmp_path)["class_orders"] == {"natural": 2, "text": 24}
     assert "in natural order, as timm does (--class-order natural)" in report(tmp_path)["notes"][0]
+
+
+# ---- the older tool ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["txt", "bin"])
+def test_results_of_the_older_benchmark_tool_are_read(suffix: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "result", {"a": scores(5, 3), "b": scores(5, 2, 4)}, suffix)
+    for path in list(folder.iterdir()):
+        path.rename(folder / path.name.replace("_0.", "_1."))
+    (tmp_path / "labels.txt").write_text("a.JPEG 3\nb.JPEG 4\n")
+    assert call(tmp_path)[0] == 0
+    assert report(tmp_path)["hits"] == [1, 2, 2, 2, 2]
+    write(folder, {"c": scores(5, 0)}, suffix)
+    assert "holds several outputs per image" in str(call(tmp_path)[0])
+
+
+def test_of_the_older_tool_a_line_is_whole_without_its_end_if_it_has_all_values(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "a_1.txt").write_bytes(txt(scores(5, 3)).rstrip(b"\n"))
+    (tmp_path / "labels.txt").write_text("a.JPEG 3\n")
+    assert "a_1.txt is half a file" in postprocess_refusal(tmp_path)
+    assert call(tmp_path, "--model", write_model(tmp_path, 5))[0] == 0
+    assert report(tmp_path)["hits"][0] == 1
+    (tmp_path / "result" / "a_1.txt").write_bytes(txt(scores(4, 3)).rstrip(b"\n"))
+    assert "is half a file" in str(call(tmp_path, "--model", tmp_path / "tresnet.onnx")[0])

@@ -13,7 +13,10 @@ from common.core.names import FORMATS, RESULT
 import numpy as np
 
 NUMBER = re.compile(rb"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-ENDINGS = {f"_0.{outfmt.lower()}" for outfmt in FORMATS}  # of results, all of one length
+# The ends of results' names, all of one length. ais_bench counts a model's outputs from 0; the
+# older tool, benchmark.x86_64, counted them from 1 (in result/dumpOutput_device0/).
+OLDER_ENDINGS = ("_1.txt", "_1.bin")
+ENDINGS = {*(f"_0.{outfmt.lower()}" for outfmt in FORMATS), *OLDER_ENDINGS}
 ENDING = len("_0.txt")
 FLOAT16_BYTES = 2  # of one value
 CHUNK = 256  # results that are read at once
@@ -37,9 +40,14 @@ def encode(sample: np.ndarray, outfmt: str) -> bytes:
     return np.ascontiguousarray(sample).tobytes()
 
 
-def parse_txt(data: bytes, path: str) -> np.ndarray:
-    """float64 [classes] from one line of decimal numbers."""
-    if not data.endswith(b"\n"):
+def parse_txt(data: bytes, path: str, classes: int = 0) -> np.ndarray:
+    """float64 [classes] from one line of decimal numbers.
+
+    Only of the older tool a line is whole without its end, if it has all values.
+    """
+    is_older = path.endswith(OLDER_ENDINGS) and data.endswith(b" ")
+    has_all = is_older and len(data.split()) == classes
+    if not data.endswith(b"\n") and not has_all:
         raise Refusal(
             f"{shown(path)} is half a file: it has no closing newline; run the inference again"
         )
@@ -128,10 +136,10 @@ def read_result(path: str, classes: int = 0) -> np.ndarray:
     if not data:
         raise Refusal(f"{shown(path)} is empty; run the inference again")
     suffix = os.path.splitext(path)[1]
-    if suffix == ".bin":
-        values = parse_bin(data, path, classes)
+    if suffix == ".npy":
+        values = parse_npy(data, path)
     else:
-        values = {".txt": parse_txt, ".npy": parse_npy}[suffix](data, path)
+        values = {".txt": parse_txt, ".bin": parse_bin}[suffix](data, path, classes)
     if not len(values):
         raise Refusal(f"{shown(path)} holds no values")
     if not np.isfinite(values).all():
@@ -176,6 +184,7 @@ def refuse_foreign(folder: str, names: Sequence[str]) -> NoReturn:
 def result_files(folder: str) -> Dict[str, str]:
     """{stem: path} of the results STEM_0.txt (or .bin, .npy) in a folder, sorted by name.
 
+    Instead all may be STEM_1.txt or STEM_1.bin, as the older tool calls them.
     Raises: Refusal if the folder is missing or empty, or holds anything else: other names, several
     formats, several outputs per image. read_result() refuses links and folders with such names.
     """
