@@ -356,21 +356,32 @@ def folder_order(labels: str) -> FolderOrder:
     return FolderOrder(source, names, str(about.about.get("class_order")))
 
 
-def number_of_classes(result: str, path: str, model: Optional[str]) -> int:
-    """How many classes the results have; path: of the first one; model: the value of --model.
+def number_of_classes(path: str, model: str, prep: Optional[str]) -> int:
+    """How many classes the results have.
 
-    Raises: Refusal if the record of the model says another number.
+    path: of the first result; model: see model_that_ran(); prep: the value of --prep, which was
+    perhaps prepared for a model.
+    Raises: Refusal if the record of the model, or of the prepared folder, says another number.
     """
-    model = model or result_folder.model_of(result)
-    known = evaluation.known_classes(model) if model else 0
+    known, source = evaluation.known_classes(model) if model else 0, shown(model)
+    if not known and prep:
+        noted = prepared.read(prep).about.get("num_classes")
+        known, source = noted if isinstance(noted, int) else 0, f"the model of {shown(prep)}"
     classes = len(read_result(path, known))
     if known and classes != known:
         raise Refusal(
-            f"{shown(path)} holds {classes:,} values, but {shown(model)} has {known:,} classes; "
+            f"{shown(path)} holds {classes:,} values, but {source} has {known:,} classes; "
             "one image a file was expected: run the inference again, or name the --model that "
             "these results are of"
         )
     return classes
+
+
+def model_that_ran(result: str, named: Optional[str]) -> str:
+    """The model that made the results: the one of --model, or of their summary; "" if unknown."""
+    if named and not os.path.isfile(named):
+        raise Refusal(f"the model {shown(named)} is not a file; name the .onnx or .om that was run")
+    return named or result_folder.model_of(result)
 
 
 def find_labels(
@@ -462,8 +473,8 @@ def evaluate_images(
     results = result_files(result)
     images = account(prep, results) if prep is not None else images_beside(result)
     sources = {stem: images.sources.get(stem, stem) for stem in results}
-    classes = number_of_classes(result, next(iter(results.values())), model)
-    model = model or result_folder.model_of(result)
+    model = model_that_ran(result, model)
+    classes = number_of_classes(next(iter(results.values())), model, prep)
     background = evaluation.has_background(model) if model else None
     label = find_labels(
         labels, classes, sources, images, multi_label, asked_offset, background, encoding

@@ -535,8 +535,10 @@ def data_rows(data: Data, on_ascend: bool) -> List[Row]:
         sample = "the sample: 20 photos and a checkpoint, made by the first step"
         rows.append(Row("both", "data", True, sample))
     else:
-        images = shown(os.path.join(data.folder, "val_union"))
-        rows.append(data_row("images", check_images, data, f"put the images into {images}"))
+        advice = "name a folder: --data DIR"
+        if os.path.isdir(data.folder):
+            advice = f"put the images into {shown(os.path.join(data.folder, 'val_union'))}"
+        rows.append(data_row("images", check_images, data, advice))
     if not data.is_sample or given.labels or given.class_map or given.class_order:
         rows.append(data_row("labels", check_labels, data, "one line per image: NAME INT"))
     if not data.is_sample or given.checkpoint:

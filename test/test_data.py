@@ -752,8 +752,8 @@ def test_images_without_any_labels_are_refused_by_what_is_missing(tmp_path: Path
 @pytest.mark.parametrize(
     "make, said",
     [
-        (lambda path: os.mkfifo(str(path)), "is not a folder and not a regular file; give the"),
-        (lambda path: path.symlink_to("/dev/null"), "is not a folder and not a regular file; give"),
+        (lambda path: os.mkfifo(str(path)), "is neither a folder nor a regular file"),
+        (lambda path: path.symlink_to("/dev/null"), "is neither a folder nor a regular file"),
         (lambda path: path.write_bytes(b"x"), "is not a data set of a known form"),
     ],
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from common.core import record
+from common.data import evaluation
 
 import numpy as np
 import pytest
@@ -21,11 +22,11 @@ from test_postprocess import (
 )
 
 
-def write_model(folder: Path, classes: int, name: str = "tresnet.onnx") -> Path:
+def write_model(folder: Path, classes: int, **notes: Any) -> Path:
     """A file in place of a model, with a record that says how many classes it has."""
-    model = folder / name
+    model = folder / "tresnet.onnx"
     recipe = record.Recipe({"tool": "TResNet_pth2onnx.py"})
-    record.write(str(model), recipe, {str(model): b"model"}, num_classes=str(classes))
+    record.write(str(model), recipe, {str(model): b"model"}, num_classes=str(classes), **notes)
     return model
 
 
@@ -160,3 +161,27 @@ def test_of_the_older_tool_a_line_is_whole_without_its_end_if_it_has_all_values(
     assert report(tmp_path)["hits"][0] == 1
     (tmp_path / "result" / "a_1.txt").write_bytes(txt(scores(4, 3)).rstrip(b"\n"))
     assert "is half a file" in str(call(tmp_path, "--model", tmp_path / "tresnet.onnx")[0])
+
+
+def test_a_model_that_is_not_there_is_refused_and_not_ignored(tmp_path: Path) -> None:
+    write_bins(tmp_path, [scores(12, 0)], "<f4")
+    said = postprocess_refusal(tmp_path, "--model", tmp_path / "gone.onnx")
+    assert (
+        said == f"the model {tmp_path}/gone.onnx is not a file; name the .onnx or .om that was run"
+    )
+
+
+def test_a_folder_that_was_prepared_for_a_model_knows_its_classes(tmp_path: Path) -> None:
+    fill(tmp_path / "src", ["a.png", "b.png"])
+    notes = evaluation.of_fields({"img_size": 32}).notes()
+    model, prep = write_model(tmp_path, 12, **notes), tmp_path / "prep"
+    prepare(tmp_path / "src", prep, "--model", model)
+    model.unlink()
+    write(tmp_path / "result", {"a": scores(24, 0), "b": scores(24, 1)}, "bin")
+    (tmp_path / "labels.txt").write_text("a 0\nb 1\n")
+    assert "holds 24 values, but the model of" in postprocess_refusal(tmp_path, "--prep", prep)
+    for name, label in (("a", 0), ("b", 1)):
+        half = np.array(scores(12, label), "<f2").tobytes()
+        (tmp_path / "result" / f"{name}_0.bin").write_bytes(half)
+    assert call(tmp_path, "--prep", prep)[0] == 0
+    assert report(tmp_path)["hits"][0] == 2

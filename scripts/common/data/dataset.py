@@ -235,8 +235,7 @@ def find(path: str) -> Form:
         raise Refusal(f"{shown(path)} does not exist; give the folder or the archive of a data set")
     if not os.path.isdir(path) and not os.path.isfile(path):
         raise Refusal(
-            f"{shown(path)} is not a folder and not a regular file; give the folder or the archive "
-            "of a data set"
+            f"{shown(path)} is neither a folder nor a regular file, so it is not a data set"
         )
     form = locate_images(path)
     if not form:

@@ -78,15 +78,17 @@ def describe_clipped(rows: Iterable[Row]) -> List[str]:
     """Sentences about clipped images; rows: {"mode", "to", "images": how many}."""
     sentences = []
     for row in rows:
-        verb, owner = ("is", "its") if row["images"] == 1 else ("are", "their")
+        verb, owner, them = ("are", "their", "them")
+        if row["images"] == 1:
+            verb, owner, them = ("is", "its", "it")
         values = {
             "white": f"{owner} values above 255 become 255",
             "black": f"{owner} values of at most 1, or below 0, become 0 or 1 of 255",
         }.get(row["to"], "")
         sentences.append(
             f"{counted(row['images'], 'image')} of mode {row['mode']} {verb} clipped to "
-            f"{row['to']}: {values}, as in Pillow and timm; make 8-bit images of them if the "
-            "training had such"
+            f"{row['to']}: {values}, as in Pillow and timm; convert {them} to 8 bits, "
+            "unless the training had the same"
         )
     return sentences
 
