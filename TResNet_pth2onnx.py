@@ -213,7 +213,10 @@ def say_remarks(notes: Dict[str, Any], path: str) -> None:
     for remark in claims.remarks_of(notes):
         print(f"note: {shown(path)} says {remark}")
     for row in claims.rows_of(notes):
-        print(f"it says that it had Top-{row['top']} {row['value']:.2f} % ({row['said']})")
+        others = ""
+        if row.get("of_other_weights"):
+            others = "; that is the accuracy of other weights in it (see --ema)"
+        print(f"it says that it had Top-{row['top']} {row['value']:.2f} % ({row['said']}){others}")
 
 
 def print_checkpoint(seen: Recognised, state: StateDict, averaged: bool) -> None:

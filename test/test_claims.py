@@ -220,12 +220,15 @@ def test_the_difference_and_whether_the_interval_explains_it() -> None:
     notes = {"claimed": claims.to_notes(claims.accuracies_of({"metric": 87.5}, TIMM_ARGS), False)}
     (row,) = claimed.compare(notes, report_of(16, 20))
     assert row.within and row.words == (
-        "Top-1: the checkpoint says 87.50 % (metric = 87.5), measured 80.00 % on 20 images, -7.50 "
-        "points; 95 % interval 58.40 to 91.93 %: within it, so the number of images explains the "
-        "difference"
+        "Top-1: the checkpoint says 87.50 % (metric = 87.5), measured 80.00 % on 20 images: -7.50 "
+        "points, which chance explains (95 % interval 58.40 to 91.93 %)"
     )
     (row,) = claimed.compare(notes, report_of(800, 1000))
-    assert not row.within and "interval 77.41 to 82.36 %: outside it, so the number of" in row.words
+    assert not row.within and row.words.endswith(
+        "measured 80.00 % on 1000 images: -7.50 points, which chance does not explain (95 % "
+        "interval 77.41 to 82.36 %); compare images, labels, preparation and lineage with those of "
+        "training"
+    )
     assert claimed.compare(notes, {"hits": [], "counts": {"evaluated": 9}}) == [], "it is an mAP"
 
 

@@ -42,17 +42,15 @@ class Comparison(NamedTuple):
             about = ", of other weights in the same file (see --ema)"
         elif self.is_best:
             about = ", the best of its training"
-        reason = (
-            "outside it, so the number of images does not explain the difference: compare the "
-            "images, the labels and the preparation with those of training, and the lineage"
-        )
+        reason = "chance does not explain"
+        advice = "; compare images, labels, preparation and lineage with those of training"
         if self.within:
-            reason = "within it, so the number of images explains the difference"
+            reason, advice = "chance explains", ""
         return (
             f"{self.title}: the checkpoint says {self.claimed:.2f} % ({self.said}{about}), "
-            f"measured {self.measured:.2f} % on {counted(self.images, 'image')}, "
-            f"{self.measured - self.claimed:+.2f} points; "
-            f"95 % interval {self.low:.2f} to {self.high:.2f} %: {reason}"
+            f"measured {self.measured:.2f} % on {counted(self.images, 'image')}: "
+            f"{self.measured - self.claimed:+.2f} points, which {reason} (95 % interval "
+            f"{self.low:.2f} to {self.high:.2f} %){advice}"
         )
 
 
