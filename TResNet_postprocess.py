@@ -61,6 +61,21 @@ import numpy as np
 # ---- accuracy ------------------------------------------------------------------------------------
 
 
+class Task(NamedTuple):
+    """What is evaluated, as the command line says it."""
+
+    result: str  # the folder of results
+    labels: str  # the file
+    prep: Optional[str] = None  # the prepared folder
+    workers: int = 1
+    names: Optional[str] = None  # a file of class names
+    asked_offset: Optional[int] = None  # --label-offset
+    multi_label: bool = False
+    model: Optional[str] = None  # the one that made the results
+    encoding: Optional[str] = None  # of the labels
+    beside: Optional[str] = None  # the results of another run, for predictions.csv
+
+
 class Labels(NamedTuple):
     """A file of labels, matched with the results."""
 
@@ -385,24 +400,20 @@ def model_that_ran(result: str, named: Optional[str]) -> str:
 
 
 def find_labels(
-    path: str,
-    classes: int,
-    sources: Dict[str, str],
-    images: Images,
-    multi_label: bool,
-    asked_offset: Optional[int],
-    background: Optional[bool],
-    encoding: Optional[str] = None,
+    task: Task, classes: int, model: str, sources: Dict[str, str], images: Images
 ) -> Labels:
-    """The labels of the images {stem: source}, from the file `path`.
+    """The labels of the images {stem: source}.
 
+    classes: of the results; model: see model_that_ran().
     Raises: Refusal if an image has no label, a doubtful one, or one that is not a class.
     """
-    lines = read_label_file(path, multi_label, encoding)
-    offset = label_offset(lines, classes, path, multi_label, asked_offset, background)
+    path = task.labels
+    lines = read_label_file(path, task.multi_label, task.encoding)
+    background = evaluation.has_background(model) if model else None
+    offset = label_offset(lines, classes, path, task.multi_label, task.asked_offset, background)
     other = None
-    if asked_offset is None:
-        other = other_offset(lines, classes, offset, multi_label)
+    if task.asked_offset is None:
+        other = other_offset(lines, classes, offset, task.multi_label)
     folders = folder_order(path)
     if folders.names:
         check_folders(folders.source, folders.names, classes)
@@ -423,39 +434,14 @@ class Evaluation(NamedTuple):
     images: Optional[tables.Images]  # None with --multi-label, where no answer is simply wrong
 
 
-def evaluate(
-    result: str,
-    labels: str,
-    prep: Optional[str] = None,
-    workers: int = 1,
-    names: Optional[str] = None,
-    asked_offset: Optional[int] = None,
-    multi_label: bool = False,
-    model: Optional[str] = None,
-    encoding: Optional[str] = None,
-) -> Dict[str, Any]:
-    """The report of evaluate_images()."""
-    return evaluate_images(
-        result, labels, prep, workers, names, asked_offset, multi_label, model, None, encoding
-    ).report
+def evaluate(result: str, labels: str, *more: Any, **named: Any) -> Dict[str, Any]:
+    """The report of evaluate_images(). Arguments: those of Task."""
+    return evaluate_images(Task(result, labels, *more, **named)).report
 
 
-def evaluate_images(
-    result: str,
-    labels: str,
-    prep: Optional[str] = None,
-    workers: int = 1,
-    names: Optional[str] = None,
-    asked_offset: Optional[int] = None,
-    multi_label: bool = False,
-    model: Optional[str] = None,
-    beside: Optional[str] = None,
-    encoding: Optional[str] = None,
-) -> Evaluation:
+def evaluate_images(task: Task) -> Evaluation:
     """Compare all predictions in a result folder with their labels.
 
-    result, labels, prep, model: paths; names: a file of class names; asked_offset: --label-offset;
-    beside: the results of another run, for predictions.csv.
     Its report is the content of acc_report.json (work_files.REPORT):
       classes, label_offset: int
       hits: [Top-1, Top-2, … Top-5] as counts, fewer for fewer classes; [] for multi_label, which
@@ -470,63 +456,84 @@ def evaluate_images(
       left_out: [{"source", "error"}]; labelled_without_prediction: names; notes: sentences
     Raises: Refusal if results, labels and images do not fit together.
     """
-    results = result_files(result)
-    images = account(prep, results) if prep is not None else images_beside(result)
+    results, prep = result_files(task.result), task.prep
+    images = account(prep, results) if prep is not None else images_beside(task.result)
     sources = {stem: images.sources.get(stem, stem) for stem in results}
-    model = model_that_ran(result, model)
+    model = model_that_ran(task.result, task.model)
     classes = number_of_classes(next(iter(results.values())), model, prep)
-    background = evaluation.has_background(model) if model else None
-    label = find_labels(
-        labels, classes, sources, images, multi_label, asked_offset, background, encoding
-    )
+    label = find_labels(task, classes, model, sources, images)
 
-    paths = {stem: path for stem, path in results.items() if multi_label or label.right[stem]}
-    if not paths:
-        raise Refusal(f"{shown(labels)} has no right class for any of the {len(results)} images")
-    if multi_label:
-        score = mean_average_precision(paths, label, classes)
-    else:
-        score = top_hits(paths, label, classes, workers)
-        if label.other_offset is not None:
-            label, score = try_offset(paths, label, score, label.other_offset, workers)
-    record.check_results(result, score.checksums)
+    paths = with_label(task, results, label)
+    label, score = judge(task, paths, label, classes)
+    record.check_results(task.result, score.checksums)
 
     evaluated = [sources[stem] for stem in paths]
     report = {
-        **describe_inputs(result, labels, prep),
+        **describe_inputs(task),
         "label_offset": label.offset,
         **score.figures,
-        **try_orders(paths, label, folder_order(labels), score, workers),
+        **try_orders(paths, label, folder_order(task.labels), score, task.workers),
         "clipped": clipped_images(sources, images),
         "all_equal": are_all_equal(list(results.values())),
         "counts": count_images(label, len(results), len(paths), images, prep is not None),
         "notes": [],
-        "left_out": reasons(sources, paths, labels, images.bad if prep is not None else {}),
+        "left_out": reasons(sources, paths, task.labels, images.bad if prep is not None else {}),
         "labelled_without_prediction": sorted(label.without_prediction),
         "evaluated": list(paths),
         "true": score.true,
         "class_names": class_names.find(
-            classes, names, zip(evaluated, score.true), background=label.offset != 0
+            classes, task.names, zip(evaluated, score.true), background=label.offset != 0
         ),
     }
     if images.shard is not None:
         report["shard"] = images.shard
     report["notes"] += accuracy.notes(report)
+    return Evaluation(report, images_of(task, score, list(paths), evaluated, classes))
+
+
+def with_label(task: Task, results: Dict[str, str], label: Labels) -> Dict[str, str]:
+    """Those of the results {stem: path} that are evaluated. Raises: Refusal if none is."""
+    paths = {stem: path for stem, path in results.items() if task.multi_label or label.right[stem]}
+    if not paths:
+        raise Refusal(
+            f"{shown(task.labels)} has no right class for any of the {len(results)} images"
+        )
+    return paths
+
+
+def judge(task: Task, paths: Dict[str, str], label: Labels, classes: int) -> Tuple[Labels, Score]:
+    """How right the results {stem: path} are, and the labels with the offset that is taken."""
+    if task.multi_label:
+        return label, mean_average_precision(paths, label, classes)
+    score = top_hits(paths, label, classes, task.workers)
+    if label.other_offset is not None:
+        return try_offset(paths, label, score, label.other_offset, task.workers)
+    return label, score
+
+
+def images_of(
+    task: Task, score: Score, stems: List[str], evaluated: List[str], classes: int
+) -> Optional[tables.Images]:
+    """Each image for the tables; None where several classes may be right.
+
+    stems: of the results; evaluated: the paths of their images.
+    """
     if score.predictions is None:
-        return Evaluation(report, None)
-    stems = list(paths)
-    other = other_answers(beside, stems, score.true, classes, workers) if beside else None
-    return Evaluation(report, tables.Images(stems, evaluated, score.predictions, other))
+        return None
+    other = None
+    if task.beside:
+        other = other_answers(task.beside, stems, score.true, classes, task.workers)
+    return tables.Images(stems, evaluated, score.predictions, other)
 
 
-def describe_inputs(result: str, labels: str, prep: Optional[str]) -> Dict[str, Any]:
+def describe_inputs(task: Task) -> Dict[str, Any]:
     """The first rows of acc_report.json: what was evaluated, by which program."""
     return {
         "tool": accuracy.TOOL,
         "version": cli.VERSION,
-        "result": os.path.abspath(result),
-        "labels": os.path.abspath(labels),
-        "prep": None if prep is None else os.path.abspath(prep),
+        "result": os.path.abspath(task.result),
+        "labels": os.path.abspath(task.labels),
+        "prep": None if task.prep is None else os.path.abspath(task.prep),
     }
 
 
@@ -653,7 +660,7 @@ def main() -> None:
     accuracy_path, report_path = output_paths(
         arguments.out_dir, arguments.out_name, arguments.result, arguments.labels
     )
-    evaluation = evaluate_images(
+    task = Task(
         arguments.result,
         arguments.labels,
         arguments.prep,
@@ -662,15 +669,16 @@ def main() -> None:
         arguments.label_offset,
         arguments.multi_label,
         arguments.model,
-        arguments.beside,
         arguments.labels_encoding,
+        arguments.beside,
     )
-    report = evaluation.report
+    evaluated = evaluate_images(task)
+    report = evaluated.report
     make_folder(arguments.out_dir, "OUT_DIR")
     made_from = [arguments.labels, arguments.class_names]
     for folder in filter(None, (arguments.result, arguments.beside)):
         made_from.append(record.path_of(folder))
-    written = tables.write(__file__, accuracy_path, report, evaluation.images, made_from)
+    written = tables.write(__file__, accuracy_path, report, evaluated.images, made_from)
     accuracy.write(report, accuracy_path, report_path)
     for image in report["left_out"][:3]:
         print(f"left out: {shown(image['source'])}: {shown(image['error'])}")

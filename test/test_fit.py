@@ -185,3 +185,10 @@ def test_a_folder_that_was_prepared_for_a_model_knows_its_classes(tmp_path: Path
         (tmp_path / "result" / f"{name}_0.bin").write_bytes(half)
     assert call(tmp_path, "--prep", prep)[0] == 0
     assert report(tmp_path)["hits"][0] == 2
+
+
+def test_what_is_made_from_a_model_knows_its_classes_and_evaluation(tmp_path: Path) -> None:
+    notes = evaluation.of_fields({"img_size": 64}).notes()
+    model = write_model(tmp_path, 12, **notes)
+    assert evaluation.notes_of(str(model)) == {**notes, "num_classes": "12"}
+    assert evaluation.notes_of(str(tmp_path / "another.onnx")) == {}

@@ -470,7 +470,7 @@ def other_offset(
     if multi_label or not label_shift(classes) or offset not in (0, 1):
         return None
     other = 1 - offset
-    most = max((number for label in labels for number in label.classes), default=0)
+    most = max((max(label.classes, default=0) for label in labels), default=0)
     return other if most + other < classes else None
 
 
