@@ -101,7 +101,7 @@ def cures(text: str, soc: str) -> Iterator[str]:
         else:
             yield f"python3 lacks {module}: pip3 install {DISTRIBUTIONS.get(module, module)}"
     operators = cann.operators(soc)
-    if needs_operators and not operators.there:
+    if needs_operators and operators.advice:
         yield f"the operators of {soc} are missing: {operators.state}; {operators.advice}"
 
 

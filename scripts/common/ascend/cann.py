@@ -58,9 +58,9 @@ FAMILIES = (
 class Operators(NamedTuple):
     """The operators of a chip."""
 
-    there: bool
-    state: str  # where they are, or which package is missing
-    advice: str = ""  # what to do if they are missing
+    there: bool  # they were found
+    state: str  # where they are, or which package was not found, or why nobody looked
+    advice: str = ""  # what to do if they were looked for and not found
 
 
 def numbers(version: str) -> Tuple[int, ...]:
@@ -157,9 +157,9 @@ def operators(soc: str) -> Operators:
     try:
         wanted = family(soc)
     except LookupError:
-        return Operators(True, f"not looked at: {soc or 'no chip'} is not known here")
+        return Operators(False, f"not looked for: {soc or 'the chip'} is not known")
     if not folder:
-        return Operators(True, "not looked at: no CANN was found")
+        return Operators(False, "not looked for: no CANN was found")
     kernels = f"{folder}/{KERNELS}/{wanted.folder}"
     with contextlib.suppress(OSError):
         if os.listdir(kernels):
