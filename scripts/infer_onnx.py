@@ -30,7 +30,7 @@ if __name__ == "__main__":
     cli.start()  # before what may be missing
 
 from common.ascend import bench
-from common.core import files, options, progress, recipe, record
+from common.core import files, options, processor, progress, recipe, record
 from common.core.cli import Refusal, counted, shown
 from common.core.names import result_names
 from common.core.record import Draft, Part, Recipe, State, Writer
@@ -110,6 +110,7 @@ def open_model(path: str, batch_size: Optional[int], aipp: Dict[str, str]) -> Op
     Raises: Refusal if it does not.
     """
     session, sha256 = load_session(path)
+    processor.warn_of(session.get_modelmeta().custom_metadata_map)
     inputs = session.get_inputs()
     is_single = len(inputs) == 1 and inputs[0].type == "tensor(float)"
     shape = inputs[0].shape if is_single else []

@@ -19,7 +19,6 @@ import argparse
 import itertools
 import math
 import os
-import platform
 import re
 import statistics
 import sys
@@ -32,7 +31,7 @@ if __name__ == "__main__":
     cli.start()  # before what may be missing
 
 from common.ascend import bench, chips, host
-from common.core import files, json_file, options, progress, recipe, record
+from common.core import files, json_file, options, processor, progress, recipe, record
 from common.core.cli import Refusal, shown, why
 from common.core.names import om_path
 from common.model import onnx_file, speed
@@ -223,11 +222,7 @@ def summarise(batch_size: int, runs: List[Dict[str, float]]) -> Dict[str, Any]:
 
 def processor_name() -> str:
     """The CPU's name and the number of cores that this process may use."""
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        text = file.read()
-    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)  # ARM has none
-    name = match.group(1) if match else platform.processor() or platform.machine()
-    return f"CPU ({' '.join(name.split())}, {len(os.sched_getaffinity(0))} cores)"
+    return f"CPU ({processor.this().name}, {len(os.sched_getaffinity(0))} cores)"
 
 
 def make_recipe(arguments: argparse.Namespace, chip: str) -> record.Recipe:

@@ -53,6 +53,7 @@ import timm_source
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LABELS = ["labels", "labels_encoding", "label_offset"]  # options of steps that read them
 GATES = ("min_top1", "min_top5", "min_throughput", "min_cosine")
+QUANT = ("quant_bits", "quant_scales", "quant_ranges")  # options for int8 on the CPU
 HOST_FACTS = ".host.json"  # host.host_facts() in the work folder, while a run on the card lasts
 Command = List[str]
 
@@ -72,6 +73,7 @@ def parse_arguments() -> argparse.Namespace:
         "outfmt",
         "precision",
         "max_drop",
+        *QUANT,
         "perf",
         "loop",
         "repeat",
@@ -428,7 +430,7 @@ def quantise(run: Run) -> List[Command]:
             compile_command(run, run.judged_model),
             inference,
         ]
-    return [run.command("scripts/quantize_onnx.py", *words), inference]
+    return [run.command("scripts/quantize_onnx.py", *words, *run.words(*QUANT)), inference]
 
 
 def judge(run: Run) -> List[Command]:

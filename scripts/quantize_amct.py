@@ -135,6 +135,7 @@ def make(task: quantisation.Task, folder: str) -> Tuple[onnx.ModelProto, quantis
         groups,
         lambda back: calibrate(task, sorted({*left, *back}), folder),
         lambda deploy: answers_on_card(task, deploy, folder),
+        lambda images: quantisation.costs(model, groups, images),
     )
     return deploy, {"float": left, **report}
 
@@ -189,7 +190,10 @@ def main() -> None:
     with host.run_folder(arguments.output + "-run") as folder:
         quantized, report = make(task, folder)
     task.write(quantized, report)
-    put_back = f", {len(report['put_back'])} put back by --max-drop" if report["put_back"] else ""
+    put_back = ""
+    if report["put_back"]:
+        names = [row["name"] for row in report["put_back"]]
+        put_back = f", {quantisation.words_of(names)} put back by --max-drop"
     print(
         f"{shown(arguments.output)}: int8 for the card, calibrated on "
         f"{counted(len(task.chosen), 'image')}, {counted(len(report['float']), 'layer')} left in "
@@ -197,8 +201,8 @@ def main() -> None:
     )
     if not report.get("held", True):
         raise Refusal(
-            f"even with every layer in float16 the card loses {report['drop']:.2f} points of "
-            f"Top-1, more than --max-drop {arguments.max_drop:g}; see scripts/forecast_fp16.py",
+            f"even with every layer in float16 the card {quantisation.change_words(report['drop'])}"
+            f", more than --max-drop {arguments.max_drop:g}; see scripts/forecast_fp16.py",
             cli.BELOW_MINIMUM,
         )
 

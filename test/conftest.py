@@ -215,6 +215,14 @@ def small_model(shared: Shared, small_sample: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained(shared: Shared) -> Path:
+    """A folder with a small network that was really trained: see test/trained.py."""
+    import trained as shapes
+
+    return shared("trained", shapes.make)
+
+
+@pytest.fixture(scope="session")
 def small_work(shared: Shared, small_sample: Path, small_model: Path) -> Path:
     """The work folder of a finished run on the CPU: --data small_sample --img-size 64."""
 

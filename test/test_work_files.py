@@ -164,8 +164,9 @@ def judge(work: Path) -> None:
 
 def tell_speed(work: Path) -> None:
     """What the summary says of int8, where both models are in one folder."""
-    summary.against_float32(str(work), str(work / "result"), str(work / "result"), "cpu")
-    summary.put_back(str(work / "tresnet_int8.onnx"))
+    model = str(work / "tresnet_int8.onnx")
+    summary.against_float32(str(work), str(work / "result"), str(work / "result"), "cpu", model)
+    summary.put_back(model)
 
 
 def tell_accuracy(work: Path) -> None:

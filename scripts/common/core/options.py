@@ -420,6 +420,23 @@ TABLE = (
         "with int8: put layers back to float until Top-1 is at most P percentage points below "
         "float32's",
     ),
+    option(
+        "--quant-bits",
+        ("7", "8"),
+        "with int8 on the CPU: bits of the weights (default: 8 if the CPU adds 8-bit products "
+        "exactly, else 7)",
+    ),
+    option(
+        "--quant-scales",
+        ("channel", "tensor"),
+        "with int8 on the CPU: a scale per output channel of the weights, or one per tensor "
+        "(default: what a trial says)",
+    ),
+    option(
+        "--quant-ranges",
+        ("minmax", "entropy", "percentile"),
+        "with int8 on the CPU: how the ranges are found (default: what a trial says)",
+    ),
     option("--all-layers", FLAG, "quantise all layers that AMCT can"),
     option(
         "--small-channel",
@@ -664,6 +681,12 @@ def min_cosine_has_no_comparison(given: Any) -> bool:
     return bool(given.precision != "int8")
 
 
+def quant_option_has_no_use(given: Any) -> bool:
+    is_given = given.quant_bits or given.quant_scales or given.quant_ranges
+    is_int8 = given.precision == "int8" or given.tune
+    return bool(is_given) and not (is_int8 and given.backend != "ascend")
+
+
 def top_gate_for_several_classes(given: Any) -> bool:
     has_gate = given.min_top1 is not None or given.min_top5 is not None
     return given.multi_label and has_gate
@@ -682,6 +705,13 @@ RULES = (
         ("max_drop", "precision"),
         lambda given: given.max_drop is not None and given.precision != "int8",
         "--max-drop is a promise about int8: give --precision int8 as well",
+    ),
+    Rule(
+        "quant-float",
+        ("quant_bits", "precision", "tune", "backend"),
+        quant_option_has_no_use,
+        "--quant-bits, --quant-scales and --quant-ranges are for int8 on the CPU: give "
+        "--precision int8 and --backend cpu as well",
     ),
     Rule(
         "max-drop-classes",

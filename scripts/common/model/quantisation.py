@@ -5,9 +5,10 @@ weights per output channel.
 """
 
 import argparse
+import itertools
 from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from common.core import cli, json_file, options, recipe, record
+from common.core import cli, json_file, options, progress, recipe, record
 from common.core.cli import counted, shown
 from common.core.names import result_stem
 from common.data import evaluation
@@ -15,7 +16,7 @@ from common.data.images import list_inputs, spaced
 from common.data.inputs import Input, input_of, read_batch
 from common.data.prepared import true_classes
 from common.model import onnx_file, operators
-from common.model.statistics import NORMAL_95, cosine_similarity
+from common.model.statistics import cosine_similarity, normal_quantile
 
 import numpy as np
 import onnx
@@ -31,6 +32,7 @@ OPTIONS = (
     "label_offset",
     "labels_encoding",
 )  # what decides the product, beside the inputs
+LEAST_FOR_HALVES = 1000  # labelled images: from here on one half chooses, the other one judges
 RANKED = 8  # images by which layers are ranked
 Groups = Dict[str, List[str]]  # {operators that are quantised together or not at all: their names}
 Ranges = Dict[str, Tuple[float, float]]  # {tensor: its least and its largest value}
@@ -80,6 +82,15 @@ def float_on_card(model: onnx.ModelProto) -> Dict[str, str]:
         elif shapes[node.input[1]][1] < LEAST_CHANNELS:
             left[name] = "few input channels"
     return left
+
+
+def words_of(groups: Sequence[str]) -> str:
+    """Groups in words: "2 layers and all other operators"; "" for none."""
+    layer_count = sum(group != OTHERS for group in groups)
+    parts = [counted(layer_count, "layer")] if layer_count else []
+    if OTHERS in groups:
+        parts.append(OTHERS)
+    return " and ".join(parts)
 
 
 # ---- what each costs -----------------------------------------------------------------------------
@@ -199,30 +210,51 @@ def costs(model: onnx.ModelProto, groups: Groups, images: np.ndarray) -> Dict[st
         (result,) = operators.run(ready, {**inputs, **changed}).values()
         return result
 
-    float_logits = logits()
+    return costs_of(
+        groups, logits(), lambda group: logits(**{switch_of(group): np.ones(1, np.float32)})
+    )
+
+
+def costs_of(
+    groups: Groups, float_logits: np.ndarray, logits_of: Callable[[str], np.ndarray]
+) -> Dict[str, float]:
+    """{group: 1 - cosine of the logits, on average}.
+
+    float_logits: [n, classes]; logits_of: the same if only this group is quantised.
+    """
     cost = {}
-    for group in groups:
-        int8_logits = logits(**{switch_of(group): np.ones(1, np.float32)})
-        losses = [1 - cosine_similarity(a, b) for a, b in zip(float_logits, int8_logits)]
-        cost[group] = float(np.mean(losses))
+    with progress.Bar("ranking layers", len(groups), "layers", lines_every=10) as bar:
+        for group in groups:
+            pairs = zip(float_logits, logits_of(group))
+            cost[group] = float(np.mean([1 - cosine_similarity(a, b) for a, b in pairs]))
+            bar.advance()
     return cost
 
 
 # ---- the promise of --max-drop -------------------------------------------------------------------
 
 
-def answers(model: onnx.ModelProto, paths: Sequence[str], sample: Input) -> Tuple[np.ndarray, int]:
-    """The model's answers in ONNX Runtime.
+def answers(
+    model: onnx.ModelProto, paths: Sequence[str], sample: Input, what: str = "inference"
+) -> Tuple[np.ndarray, int]:
+    """The model's answers in ONNX Runtime, with a progress bar that says `what`.
 
     Returns (int [images]: the class with the highest logit, the number of classes).
     """
-    logits_of = operators.logits_of(model)
-    top1: List[int] = []
-    for start in range(0, len(paths), sample.batch_size):
-        batch = list(paths[start : start + sample.batch_size])
-        logits = logits_of(read_batch(batch, sample))
-        top1 += logits[: len(batch)].argmax(1).tolist()
-    return np.array(top1), logits.shape[1]
+    result = logits(model, paths, sample, what)
+    return result.argmax(1), result.shape[1]
+
+
+def logits(model: onnx.ModelProto, paths: Sequence[str], sample: Input, what: str) -> np.ndarray:
+    """float32 [images, classes]: the model's logits in ONNX Runtime."""
+    infer = operators.logits_of(model)
+    parts: List[np.ndarray] = []
+    with progress.Bar(what, len(paths), "images", lines_every=10) as bar:
+        for start in range(0, len(paths), sample.batch_size):
+            batch = list(paths[start : start + sample.batch_size])
+            parts.append(infer(read_batch(batch, sample))[: len(batch)])
+            bar.advance(len(batch))
+    return np.concatenate(parts)
 
 
 class Drop(NamedTuple):
@@ -235,14 +267,23 @@ class Drop(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.points:.2f} points of Top-1 (95 % interval {self.low:.2f} to {self.high:.2f}, "
-            f"{counted(self.images, 'image')})"
+            f"{change_words(self.points)} (95 % interval of the loss {self.low:.2f} to "
+            f"{self.high:.2f} points, {counted(self.images, 'image')})"
         )
 
 
-def paired_drop(before: np.ndarray, after: np.ndarray) -> Drop:
+def change_words(points: float) -> str:
+    """A drop in words: "loses 0.07 points of Top-1"; points: negative for a gain."""
+    verb = "gains" if points < 0 else "loses"
+    return f"{verb} {abs(points):.2f} points of Top-1"
+
+
+def paired_drop(before: np.ndarray, after: np.ndarray, looks: int = 0) -> Drop:
     """The drop of Top-1; before, after: whether each image was right, bool [n].
 
+    looks: how many drops on these images were looked at until this one was small enough; 0 if
+    nothing depends on it. Look k may be wrong in 5 % / (k (k + 1)) of all cases: together that is
+    less than 5 %, however many there are.
     The interval is Wald's with half an image added to each of the four cells. It holds for few
     images too, and where no answer changed. Source: Agresti and Min 2005.
     """
@@ -250,8 +291,28 @@ def paired_drop(before: np.ndarray, after: np.ndarray) -> Drop:
     lost, won = int(np.sum(before & ~after)), int(np.sum(~before & after))
     total, b, c = images + 2, lost + 0.5, won + 0.5
     middle = (b - c) / total
-    half = NORMAL_95 * (b + c - (b - c) ** 2 / total) ** 0.5 / total
+    wrong = 0.05 / (looks * (looks + 1)) if looks else 0.05
+    half = normal_quantile(1 - wrong / 2) * (b + c - (b - c) ** 2 / total) ** 0.5 / total
     return Drop(100 * (lost - won) / images, 100 * (middle - half), 100 * (middle + half), images)
+
+
+class Halves(NamedTuple):
+    """Which labelled images choose the layers that stay float, and which judge the result."""
+
+    choosing: np.ndarray  # bool [n]
+    judging: np.ndarray  # bool [n]
+
+    @property
+    def are_different(self) -> bool:
+        return not bool((self.choosing & self.judging).any())
+
+
+def halves(images: int) -> Halves:
+    """Every second image judges, if there are enough; else all of them do both."""
+    if images < LEAST_FOR_HALVES:
+        return Halves(np.ones(images, bool), np.ones(images, bool))
+    choosing = np.arange(images) % 2 == 0
+    return Halves(choosing, ~choosing)
 
 
 def keep_promise(
@@ -263,25 +324,32 @@ def keep_promise(
 ) -> Report:
     """Put the costliest layers back to float until Top-1 drops by at most max_drop points.
 
-    It tries 0, 1, 3, 7, … layers.
+    It tries 0, 1, 3, 7, … layers. From LEAST_FOR_HALVES images on, the drop has to hold on one half
+    of them first; the other half is only looked at then, and its drop is the one that is reported.
     right: bool [n], whether float32 is right for each image.
     judge: the same for the int8 model in which these layers stay float.
     rank: {layer: its cost}; it takes a while, so it is only called if int8 alone does not hold.
-    Returns {"max_drop", "drop", "interval", "images", "held", "put_back": [{"name", "cost"}],
-    "rounds": [{"layers", "drop"}]}.
+    Returns {"max_drop", "drop", "interval", "images", "chosen_on" (images), "looks", "held",
+    "put_back": [{"name", "cost"}], "rounds": [{"layers", "drop"}]}.
     """
+    parts = halves(len(right))
     back: List[str] = []
     rounds: List[Dict[str, Any]] = []
     cost: Dict[str, float] = {}
+    looks = 0
     while True:
-        drop = paired_drop(right, judge(back))
+        after = judge(back)
+        drop = paired_drop(right[parts.choosing], after[parts.choosing])
         rounds.append({"layers": len(back), "drop": drop.points})
+        is_last = bool(cost) and len(back) == len(cost)
         held = drop.points <= max_drop
+        if held or is_last or not parts.are_different:
+            looks += 1
+            drop = paired_drop(right[parts.judging], after[parts.judging], looks)
+            held = held and drop.points <= max_drop
         outcome = "within" if held else "more than"
-        say(
-            f"int8 with {counted(len(back), 'layer')} put back to float loses {drop}, {outcome} "
-            f"--max-drop {max_drop:g}"
-        )
+        put_back = f" with {words_of(back)} put back to float" if back else ""
+        say(f"int8{put_back} {drop}, {outcome} --max-drop {max_drop:g}")
         if held:
             break
         cost = cost or rank()
@@ -293,6 +361,8 @@ def keep_promise(
         "drop": drop.points,
         "interval": [drop.low, drop.high],
         "images": drop.images,
+        "chosen_on": int(parts.choosing.sum()),
+        "looks": looks,
         "held": held,
         "put_back": [{"name": name, "cost": cost[name]} for name in back],
         "rounds": rounds,
@@ -333,12 +403,18 @@ class Task:
     """What is quantised, by which images, and its record.
 
     single, several: the model's input for the calibration, and for the runs of --max-drop.
-    paths, stems: all images, and the names of their results; chosen: those for the calibration.
+    paths, stems: all images, and the names of their results; chosen: those for the calibration;
+    tried: those for a trial of several ways to quantise.
     report_path: the JSON file that says which layers stayed float, and why.
     """
 
-    def __init__(self, tool: str, arguments: argparse.Namespace, **more: Any) -> None:
-        """tool: the program's file; more: what the product depends on beside the options."""
+    def __init__(
+        self, tool: str, arguments: argparse.Namespace, trial: int = 0, **more: Any
+    ) -> None:
+        """tool: the program's file; trial: the number of images of the trial.
+
+        more: what the product depends on beside the options.
+        """
         self.arguments = arguments
         self.described = onnx_file.describe(arguments.model)
         fixed = self.described["shape"][0]
@@ -346,12 +422,18 @@ class Task:
         self.several = input_of(self.described, arguments.aipp, fixed or BATCH)
         self.paths = list_inputs(arguments.calibrate)
         self.stems = list(map(result_stem, self.paths))
-        self.chosen = spaced(self.paths, arguments.images)
+        choosing = self.paths
+        if arguments.max_drop is not None:  # what judges the promise does not choose anything
+            choosing = [*itertools.compress(self.paths, halves(len(self.paths)).choosing)]
+        self.chosen = spaced(choosing, arguments.images)
+        calibrating = set(self.chosen)
+        others = [path for path in choosing if path not in calibrating]
+        self.tried = spaced(others if len(others) >= trial else choosing, trial)
         self.report_path = arguments.output[: -len(".onnx")] + ".json"
         settings: Dict[str, Any] = {"aipp": self.single.aipp}
         settings.update((name, getattr(arguments, name)) for name in OPTIONS)
         settings["background"] = evaluation.has_background(arguments.model)
-        inputs, labels = self.chosen, []
+        inputs, labels = [*dict.fromkeys([*self.chosen, *self.tried])], []
         if arguments.max_drop is not None:
             inputs, labels = self.paths, [arguments.labels]
         inputs = [*onnx_file.all_files(arguments.model), *inputs]
@@ -377,17 +459,19 @@ class Task:
         groups: Groups,
         quantise: Callable[[List[str]], onnx.ModelProto],
         answers_of: Callable[[onnx.ModelProto], np.ndarray],
+        costs_on: Callable[[np.ndarray], Dict[str, float]],
     ) -> Tuple[onnx.ModelProto, Report]:
         """Quantise the model; with --max-drop put groups back to float until it holds.
 
         quantise: the int8 model in which these groups stay float.
         answers_of: int [images], the class that an int8 model gives each image.
+        costs_on: what each group costs, on these images, as where the model will run.
         Returns (the int8 model, its report).
         """
         arguments = self.arguments
         if arguments.max_drop is None:
             return quantise([]), {"put_back": []}
-        float32_answers, count = answers(model, self.paths, self.several)
+        float32_answers, count = answers(model, self.paths, self.several, "inference in float32")
         labels = true_classes(
             arguments.labels,
             arguments.calibrate,
@@ -407,19 +491,22 @@ class Task:
 
         def rank() -> Dict[str, float]:
             images = [read_batch([path], self.single) for path in self.chosen[:RANKED]]
-            return costs(model, groups, np.concatenate(images))
+            return costs_on(np.concatenate(images))
 
         is_right = float32_answers == classes
         report = keep_promise(arguments.max_drop, is_right, judge, rank, print)
         return latest, report
 
-    def write(self, quantised_model: onnx.ModelProto, report: Report) -> int:
-        """Write the int8 model and its report; returns the size of the model in bytes."""
+    def write(self, quantised_model: onnx.ModelProto, report: Report, **about: str) -> int:
+        """Write the int8 model and its report; returns the size of the model in bytes.
+
+        about: more for the model's metadata.
+        """
         report = {"tool": self.made_by.row["tool"], "version": cli.VERSION, **report}
         metadata = onnx_file.read(self.arguments.model)["metadata"]
-        onnx.helper.set_model_props(quantised_model, dict(metadata, precision="int8"))
+        onnx.helper.set_model_props(quantised_model, dict(metadata, precision="int8", **about))
         data = quantised_model.SerializeToString()
         contents = {self.report_path: json_file.encode(report), self.arguments.output: data}
         notes = evaluation.notes_of(self.arguments.model)
-        record.write(self.arguments.output, self.made_by, contents, **notes)
+        record.write(self.arguments.output, self.made_by, contents, **{**notes, **about})
         return len(data)

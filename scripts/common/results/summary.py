@@ -4,7 +4,7 @@ import os
 from typing import Any, Collection, Dict, List, Optional, Tuple
 
 from common.core import record
-from common.core.cli import shown
+from common.core.cli import counted, shown
 from common.model import claims
 from common.model.network import lineage_is_assumed
 from common.results import claimed
@@ -52,35 +52,57 @@ def put_back(model: str) -> List[Tuple[str, str]]:
         for row in report["put_back"]
     )
     low, high = report["interval"]
+    verb = "gains" if report["drop"] < 0 else "loses"
+    images = f", {counted(report['images'], 'image')}" if "images" in report else ""
     return [
         (
-            "int8 loses",
-            f"{report['drop']:.2f} points of Top-1 against float32 (95 % interval {low:.2f} to "
-            f"{high:.2f}), --max-drop {report['max_drop']:g}",
+            f"int8 {verb}",
+            f"{abs(report['drop']):.2f} points of Top-1 against float32 (95 % interval of the loss "
+            f"{low:.2f} to {high:.2f}{images}), --max-drop {report['max_drop']:g}",
         ),
         ("put back", layers or "nothing"),
     ]
 
 
-def against_float32(workdir: str, result: str, float32: str, backend: str) -> List[Tuple[str, str]]:
+def int8_speed(model: str, backend: str, before: float, now: float) -> List[Tuple[str, str]]:
+    """The lines about the speed of an int8 model, and about its weights.
+
+    before, now: images/s of the two inferences; they ran at different times, so their ratio says
+    little, and only what was measured in turns is given as one.
+    """
+    report = INT8.read(model[: -len(".onnx")] + ".json")
+    if "speed" not in report:  # the card
+        figures = f"{now:.1f} images/s, {precision_before(backend)} {before:.1f}"
+        if not (now and before):  # a run that was stopped after its last image
+            return [("speed", "not measured: nothing was left to infer; --force measures it")]
+        return [("speed", f"{figures} (one pass each; --tune measures them in turns)")]
+    lines = [("int8", report["weights"]), ("speed", speed_words(report["speed"]))]
+    if report["speed"]["ratio"] < 1:
+        lines.append(("WARNING", "int8 is slower than float32 on this CPU: use float32"))
+    return lines
+
+
+def speed_words(row: Dict[str, Any]) -> str:
+    """int8's speed beside float32's, measured in turns; row: of the quantisation's report."""
+    low, high = row["spread"]
+    return (
+        f"{row['int8']:.1f} images/s, float32 {row['float32']:.1f}: {row['ratio']:.2f} times as "
+        f"fast ({low:.2f} to {high:.2f}), measured in turns at batch size {row['batch_size']}"
+    )
+
+
+def against_float32(
+    workdir: str, result: str, float32: str, backend: str, model: str
+) -> List[Tuple[str, str]]:
     """(what, value) of the lines that set a quantised model beside the one it was made from."""
     before, now = (
         SUMMARY.read(folder + "_summary.json")["throughput"] for folder in (float32, result)
     )
     comparison = COMPARE.read_in(workdir)
-    before_precision = precision_before(backend)
-    if now and before:
-        speed = (
-            f"{now:.1f} images/s, {before_precision} {before:.1f}: {now / before:.2f} times as fast"
-        )
-    else:  # a run was stopped after its last image and had nothing left to measure
-        speed = (
-            "not measured: nothing was left to infer after an interrupted run; --force measures it"
-        )
     with_float32 = os.path.basename(comparison["a"]) == "result_onnx"
-    other = "float32" if with_float32 else before_precision
+    other = "float32" if with_float32 else precision_before(backend)
     return [
-        ("speed", speed),
+        *int8_speed(model, backend, before, now),
         (
             "agreement",
             f"the same Top-1 as {other} for {comparison['top1_agreement']:.2f} % of the images, "
@@ -170,7 +192,8 @@ def show(
         other = precision_before(backend)
         before = accuracy(workdir, BEFORE_INT8[other].name)
         lines += [(key, f"{value}, {other} {before[key]}") for key, value in now.items()]
-        lines += against_float32(workdir, result, float32, backend) + put_back(model)
+        lines += against_float32(workdir, result, float32, backend, model)
+        lines += put_back(model)
     else:
         lines += now.items()
     for comparison in claimed.compare(about, REPORT.read_in(workdir)):

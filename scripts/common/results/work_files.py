@@ -70,6 +70,8 @@ def check_promise(report: Dict[str, Any]) -> None:
     lacking = {"drop", "max_drop", "interval"} - report.keys()
     if "held" in report and lacking:
         raise ValueError(f"it lacks {min(lacking)!a}")
+    if "speed" in report and "weights" not in report:
+        raise ValueError("it lacks 'weights'")
 
 
 def check_speed(report: Dict[str, Any]) -> None:
@@ -232,6 +234,16 @@ INT8 = WorkFile(
         "drop?": FIGURE,
         "max_drop?": FIGURE,
         "interval?": [FIGURE, FIGURE],
+        "images?": SIZE,
+        "chosen_on?": SIZE,
+        "weights?": str,
+        "speed?": {
+            "batch_size": SIZE,
+            "int8": FIGURE,
+            "float32": FIGURE,
+            "ratio": FIGURE,
+            "spread": [FIGURE, FIGURE],
+        },
     },
     check_promise,
 )
