@@ -234,6 +234,7 @@ def describe_target(args: argparse.Namespace, how: Evaluation, sources: Sources)
         "labels": sources.labels is not None,
         "class_folders": sources.class_folders,
         "class_order": class_order(args),
+        "folder": os.path.abspath(args.dst),
     }
     classes = evaluation.known_classes(args.model) if args.model else 0
     if classes:

@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import os
 import shutil
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from common.core import cli
 
@@ -235,6 +235,7 @@ class Data(NamedTuple):
     labels: str
     checkpoint: str
     prepared: str = ""
+    prepares: bool = True  # whether this run makes the prepared folder, or takes what is there
     sources: Dict[str, files.Stamp] = {}  # the images, as far as they exist already
 
     @property
@@ -323,6 +324,8 @@ def choose_prepared(data: Data) -> Data:
         source=os.path.abspath(data.images),
     )
     folder = prepared.place_for(given.workdir, settings)
+    if not data.prepares and not os.path.isdir(folder):
+        folder = prepared.place_of_others(given.workdir, settings) or folder
     if data.from_folders:  # preprocessing writes their labels
         return data._replace(prepared=folder, labels=os.path.join(folder, prepared.LABELS))
     return data._replace(prepared=folder)
@@ -550,8 +553,12 @@ def data_rows(data: Data, on_ascend: bool) -> List[Row]:
 # ---- all of it -----------------------------------------------------------------------------------
 
 
-def choose(given: argparse.Namespace, rows: List[Row]) -> Tuple[str, str]:
+def choose(
+    given: argparse.Namespace, rows: List[Row], unneeded: Sequence[str] = ()
+) -> Tuple[str, str]:
     """(backend, why): auto takes ascend if npu-smi, atc and ais_bench are all there.
+
+    unneeded: codes of rows that this run does not need.
 
     auto also takes ascend if the user names a device or a chip, or has to choose between chips:
     then the run stops with a message instead of computing for hours on the CPU.
@@ -562,14 +569,16 @@ def choose(given: argparse.Namespace, rows: List[Row]) -> Tuple[str, str]:
         return "ascend", "a device was named"
     if given.soc_version:
         return "ascend", "a chip was named"
-    missing = [row for row in rows if row.code and not row.good]
+    missing = [row for row in rows if row.code and not row.good and row.code not in unneeded]
     codes = [row.code for row in missing]
     facts = "; ".join(f"{row.item}: {row.fact or row.state}" for row in missing)
     if chips.UNREADABLE in codes or len(codes) == 1 and codes[0] in chips.TO_CHOOSE:
         return "ascend", facts
     if missing:
         return "cpu", f"for ascend, {facts}"
-    return "ascend", f"{rows[0].state}, atc and ais_bench are there"
+    there = " and ".join(code for code in (ATC, BENCH) if code not in unneeded)
+    verb = "is" if unneeded else "are"
+    return "ascend", f"{rows[0].state}, {there} {verb} there"
 
 
 def overlooked(given: argparse.Namespace, findings: "Findings") -> str:
@@ -614,12 +623,15 @@ def is_int8(given: argparse.Namespace) -> bool:
     return getattr(given, "precision", "") == "int8"
 
 
-def examine(given: argparse.Namespace, data: Data) -> Findings:
-    """Choose the backend, and check all that it needs."""
+def examine(given: argparse.Namespace, data: Data, unneeded: Sequence[str] = ()) -> Findings:
+    """Choose the backend, and check all that it needs.
+
+    unneeded: codes of rows that do not decide about the backend of this run.
+    """
     rows = []
     if given.backend != "cpu":
         rows = ascend_rows(given.soc_version, given.device, is_int8(given))
-    backend, reason = choose(given, rows)
+    backend, reason = choose(given, rows, unneeded)
     rows.append(workdir_row(given.workdir))
     rows += setup_rows(given, environment.choose(given.venv, given.workdir))
     return Findings(backend, reason, rows + data_rows(data, backend == "ascend"))

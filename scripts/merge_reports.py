@@ -30,7 +30,7 @@ from common.results.work_files import ACCURACY, EXPORTED, REPORT
 import numpy as np
 
 ON_CARD = "infer_om.py"
-VOLATILE = ("shard", "source", "given")  # what a prepared folder's settings may differ in
+VOLATILE = ("shard", "source", "given", "folder")  # what a prepared folder's settings may differ in
 SUMMED = ("images", "preprocessed", "bad", "inferred", "evaluated", "left_out")
 
 

@@ -38,14 +38,15 @@ if __name__ == "__main__":
     cli.start("pipeline.sh")  # the name that its user typed
 
 from common.ascend import chips, host
-from common.core import environment, files, json_file, options, record
-from common.core.cli import ROOT, Refusal
+from common.core import config, environment, files, json_file, options, progress, record, run_log
+from common.core.cli import ROOT, Refusal, shown
 from common.core.names import STEMS, om_path
 from common.core.packages import Source
 from common.core.places import VARIABLE, Place
 from common.data import class_names, dataset, evaluation, wnids
 from common.results import published, summary
-from common.results.work_files import TUNE
+from common.results.step_times import StepTimes
+from common.results.work_files import RUN, TUNE
 
 import check
 import timm_source
@@ -54,11 +55,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LABELS = ["labels", "labels_encoding", "label_offset"]  # options of steps that read them
 GATES = ("min_top1", "min_top5", "min_throughput", "min_cosine")
 QUANT = ("quant_bits", "quant_scales", "quant_ranges")  # options for int8 on the CPU
+LOG = "pipeline.log"  # in the work folder: all that is printed
 HOST_FACTS = ".host.json"  # host.host_facts() in the work folder, while a run on the card lasts
 Command = List[str]
 
 
-def parse_arguments() -> argparse.Namespace:
+def make_parser() -> cli.Parser:
     parser = cli.parser(__doc__)
     check.add_options(parser)
     options.add(
@@ -85,6 +87,9 @@ def parse_arguments() -> argparse.Namespace:
         *GATES,
         "expect",
         "stall",
+        "only",
+        "from_step",
+        "config",
         "check",
         "force",
         "dry_run",
@@ -100,7 +105,11 @@ def parse_arguments() -> argparse.Namespace:
             f"is another: {', '.join(sorted(published.EXPECTED))}",
         },
     )
-    return parser.parse_args()  # main() looks for contradictions when it knows the backend
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    return config.parse(make_parser())  # main() looks for contradictions: it knows the backend
 
 
 # ---- running commands ----------------------------------------------------------------------------
@@ -109,13 +118,16 @@ def parse_arguments() -> argparse.Namespace:
 class Runner:
     """Runs commands one after the other, each in its own process group, which a signal ends."""
 
-    def __init__(self, dry_run: bool) -> None:
-        self.dry_run = dry_run
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.dry_run = given.dry_run
         self.name = "set-up"  # of the current step
         self.lock = -1  # the open file that holds the work folder
+        self.times = StepTimes(given.workdir, given.force)
+        self.earlier: Dict[str, Any] = {}  # what run.json says, at first of an earlier run
+        with contextlib.suppress(Refusal):
+            self.earlier = RUN.read_in(given.workdir)
         # For the report: what was done.
         self.commands: List[str] = []
-        self.times: List[Dict[str, Any]] = []  # {"name", "seconds"} of each step
         self.made: Set[str] = set()  # what the report may show; other files are an earlier run's
         for number in SIGNALS:
             signal.signal(number, self.stop)
@@ -175,6 +187,7 @@ class Run(NamedTuple):
     place: Place  # of all that the set-up made
     python: str  # the interpreter of the steps
     began: float  # s
+    taken: Tuple[str, ...] = ()  # the words of the steps that this run takes
     devices: List[int] = [0]
     chip: str = ""  # as npu-smi names it; "" on the CPU
     soc: str = ""  # as atc names it
@@ -182,6 +195,16 @@ class Run(NamedTuple):
     @property
     def on_card(self) -> bool:
         return self.backend == "ascend"
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only some of the steps are taken."""
+        return bool(self.given.only or self.given.from_step)
+
+    @property
+    def judges(self) -> bool:
+        """Whether one of the steps looks at labels."""
+        return bool({"quantise", "accuracy"}.intersection(self.taken))
 
     @property
     def quantised(self) -> bool:
@@ -530,6 +553,30 @@ def report(run: Run) -> List[Command]:
     return [run.command("scripts/report.py", run.given.workdir, *run.words("force"))]
 
 
+# ---- what the steps make -------------------------------------------------------------------------
+
+
+def sample_products(run: Run) -> List[str]:
+    return [os.path.join(run.data.folder, "sample")]
+
+
+def unpacked_products(run: Run) -> List[str]:
+    return [run.data.images if run.data.packed else run.data.labels]
+
+
+def om_paths(run: Run, model: str) -> List[str]:
+    return [om_path(model, size) for size in step_values(run)["batch_sizes"]]
+
+
+def inferred_products(run: Run) -> List[str]:
+    return [run.result, run.work_path("result_onnx")] if run.compared else [run.result]
+
+
+def quantised_products(run: Run) -> List[str]:
+    compiled = om_paths(run, run.judged_model) if run.on_card else []
+    return [run.judged_model, *compiled, run.judged_result]
+
+
 # ---- what this program does itself before and after a step ---------------------------------------
 
 
@@ -555,19 +602,56 @@ def write_run(run: Run, runner: Runner) -> None:
         "gates": {gate: values[gate] for gate in GATES if values[gate] is not None},
         "made": ["run", *sorted(runner.made)],
         "commands": runner.commands,
-        "steps": runner.times,
+        "steps": runner.times.steps,
         "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began)),
         "seconds": time.time() - run.began,
+        "options": config.values(make_parser(), run.given),
+        "making": runner.times.noted(),
     }
+    if run.is_partial:
+        about = joined(runner.earlier, about)
+    runner.earlier = about
+    write_about(run, about)
+
+
+def joined(earlier: Dict[str, Any], about: Dict[str, Any]) -> Dict[str, Any]:
+    """What run.json says after some of the steps: what an earlier run did still counts.
+
+    earlier: what it said before; {} if there was no earlier run.
+    """
+    steps = {step["name"]: step for step in (*earlier.get("steps", ()), *about["steps"])}
+    return {
+        **about,
+        "made": list(dict.fromkeys((*earlier.get("made", ()), *about["made"]))),
+        "commands": list(dict.fromkeys((*earlier.get("commands", ()), *about["commands"]))),
+        "steps": list(steps.values()),
+    }
+
+
+def write_options(run: Run, runner: Runner) -> None:
+    """Bring the options and times in run.json up to date; the rest is of a run that ended well."""
+    if not runner.earlier:
+        write_run(run, runner)
+        return
+    now = {
+        "options": config.values(make_parser(), run.given),
+        "making": runner.times.noted(),
+    }
+    write_about(run, {**runner.earlier, **now})
+
+
+def write_about(run: Run, about: Dict[str, Any]) -> None:
     path = run.work_path("run.json")
     content = json_file.encode(about)
     record.write(path, record.Recipe({"tool": cli.program()}), {path: content})
 
 
-def know_the_network(run: Run, runner: Runner) -> Run:
+def learn_network(run: Run, runner: Runner) -> Run:
     """After the export: check the labels and names of the classes, and learn the evaluation."""
     if runner.dry_run:
         return run
+    if not run.judges:
+        return run._replace(data=check.choose_prepared(run.data))
     classes = int(record.read(run.model).notes["num_classes"])
     check.check_classes(run.data, classes)
     if run.given.class_names:
@@ -583,19 +667,38 @@ def know_the_network(run: Run, runner: Runner) -> Run:
 class Step(NamedTuple):
     """One step."""
 
+    word: str  # for --only and --from
     name: str
     wanted: bool
     commands: Callable[[Run], List[Command]]
+    # Which products it makes: if all stay as they are, the step kept what was there.
+    products: Callable[[Run], List[str]] = lambda run: []
     makes: Tuple[str, ...] = ()  # the JSON files that the report may show
     before: Callable[[Run, Runner], None] = lambda run, runner: None  # what this program does first
     after: Callable[[Run, Runner], Run] = lambda run, runner: run  # and last: what is known then
 
+    def records(self, run: Run) -> List[str]:
+        """The records of its products."""
+        return [
+            os.path.join(path, record.MANIFEST)
+            if path == run.data.prepared
+            else record.path_of(path)
+            for path in self.products(run)
+        ]
 
-REPORT = Step("Report", True, report, before=write_run)
+
+REPORT = Step(
+    "report",
+    "Report",
+    True,
+    report,
+    products=lambda run: [run.work_path("report.html")],
+    before=write_run,
+)
 
 
 def plan(run: Run) -> List[Step]:
-    """The steps of a run, in their order."""
+    """The table of all steps, in their order."""
     given, data, on_card = run.given, run.data, run.on_card
     complete = not given.tune  # --tune ends after the measurements
     first_shard_on_card = on_card and given.shard[0] == 1
@@ -605,40 +708,173 @@ def plan(run: Run) -> List[Step]:
     accuracies: Tuple[str, ...] = ("acc", "acc_report")
     if run.quantised:
         accuracies += (f"acc_{before}",)
-    steps = [
-        Step("Sample data", data.is_sample, sample),
-        Step("Data", data.to_prepare, unpack),
-        Step("Export", True, export, after=know_the_network),
+    return [
+        Step("sample", "Sample data", data.is_sample, sample, sample_products),
+        Step("data", "Data", data.to_prepare, unpack, unpacked_products),
+        Step("export", "Export", True, export, lambda run: [run.model], after=learn_network),
         Step(
+            "speed",
             "Forecast of the speed",
             complete and can_forecast_speed,
             forecast_speed,
+            products=lambda run: [run.work_path("speed")],
             makes=("speed",),
         ),
-        Step("Preprocess", True, preprocess),
-        Step("Tuning", given.tune, tune, before=make_tune_folder),
+        Step("preprocess", "Preprocess", True, preprocess, lambda run: [run.data.prepared]),
+        Step("tune", "Tuning", given.tune, tune, before=make_tune_folder),
         Step(
+            "forecast",
             "Forecast for float16",
             run.compared or (complete and given.forecast),
             forecast,
+            products=lambda run: [run.work_path("forecast")],
             makes=("forecast",),
         ),
-        Step("Compile", complete and on_card, compile_models),
-        Step("Inference", complete, infer),
-        Step("Quantise", complete and run.quantised, quantise, makes=("tresnet_int8",)),
-        Step("Accuracy", complete, judge, makes=accuracies),
-        Step("Published accuracy", complete and bool(given.expect), expect, makes=("expect",)),
-        Step("Comparison with ONNX Runtime", run.compared, compare_with_cpu, makes=("compare",)),
         Step(
+            "compile",
+            "Compile",
+            complete and on_card,
+            compile_models,
+            products=lambda run: om_paths(run, run.model),
+        ),
+        Step("inference", "Inference", complete, infer, inferred_products),
+        Step(
+            "quantise",
+            "Quantise",
+            complete and run.quantised,
+            quantise,
+            products=quantised_products,
+            makes=("tresnet_int8",),
+        ),
+        Step("accuracy", "Accuracy", complete, judge, makes=accuracies),
+        Step(
+            "expect",
+            "Published accuracy",
+            complete and bool(given.expect),
+            expect,
+            makes=("expect",),
+        ),
+        Step(
+            "compare",
+            "Comparison with ONNX Runtime",
+            run.compared,
+            compare_with_cpu,
+            makes=("compare",),
+        ),
+        Step(
+            "compare",
             f"Comparison with {before}",
             complete and run.quantised and not run.compared,
             compare_with_float,
             makes=("compare",),
         ),
-        Step("Performance", complete and speed_wanted, measure, makes=("perf",)),
+        Step(
+            "performance",
+            "Performance",
+            complete and speed_wanted,
+            measure,
+            products=lambda run: [run.work_path("perf")],
+            makes=("perf",),
+        ),
         REPORT._replace(wanted=complete),
     ]
-    return [step for step in steps if step.wanted]
+
+
+# What a step needs beside the products of earlier steps: the rows of check.examine(). All steps
+# need the rows that are not here.
+BENCH = (check.CHIP_ITEM, "ais_bench", "aclruntime")
+ATC = ("atc", "host's python3", check.CHIP_ITEM)
+NEEDS = {
+    "data": ("images", "labels", "disk space"),
+    "sample": ("disk space",),
+    "export": ("checkpoint",),
+    "preprocess": ("images", "disk space"),
+    "tune": (*ATC, *BENCH),
+    "compile": ATC,
+    "inference": BENCH,
+    "quantise": (*ATC, *BENCH, "labels"),
+    "accuracy": ("labels",),
+    "performance": BENCH,
+}
+# The steps without which a gate would let everything pass.
+JUDGES = {
+    "min_top1": ("accuracy",),
+    "min_top5": ("accuracy",),
+    "min_throughput": ("performance",),
+    "min_cosine": ("compare", "tune"),
+}
+# --from one of these does not need atc.
+AFTER_COMPILING = ("inference", "accuracy", "expect", "compare", "performance", "report")
+# Steps that do not look at the model.
+BEFORE_MODEL = ("sample", "data", "export")
+
+
+def steps_of(run: Run) -> List[Step]:
+    """The steps that these options give, or those of them that --only and --from name.
+
+    Raises: Refusal for a name that is not a step, or not one of this run.
+    """
+    given, table = run.given, plan(run)
+    steps = [step for step in table if step.wanted]
+    there = [step.word for step in steps]
+    for name in (*given.only, *filter(None, [given.from_step])):
+        if name not in {step.word for step in table}:
+            names = dict.fromkeys(step.word for step in table)
+            raise Refusal(f"{shown(name)} is not a step; there are {', '.join(names)}", cli.USAGE)
+        if name not in there:
+            advice = ""
+            if name == "compile" and not run.on_card:
+                advice = "; for a card that is not here, name its chip: --soc-version Ascend310P3"
+            raise Refusal(
+                f"with these options a run on {run.backend} does not have the step {name}, only "
+                f"{', '.join(there)}{advice}",
+                cli.USAGE,
+            )
+    if given.only:
+        steps = [step for step in steps if step.word in given.only]
+    elif given.from_step:
+        steps = steps[there.index(given.from_step) :]
+    words = {step.word for step in steps}
+    for gate, judges in JUDGES.items():
+        if vars(given)[gate] is not None and run.is_partial and not words.intersection(judges):
+            raise Refusal(
+                f"--{gate.replace('_', '-')} is decided by the step {judges[0]}, which --only or "
+                "--from leaves out",
+                cli.USAGE,
+            )
+    return steps
+
+
+def may_compile(given: argparse.Namespace) -> bool:
+    """Whether a run on the card could need atc, as far as --only and --from say it."""
+    if given.only:
+        return bool({"compile", "tune", "quantise"}.intersection(given.only))
+    return given.from_step not in AFTER_COMPILING or given.precision == "int8"
+
+
+def unneeded_items(steps: List[Step]) -> Set[str]:
+    """The rows of check.examine() without which these steps can run."""
+    taken = {step.word for step in steps}
+    needed: Set[str] = set()
+    others: Set[str] = set()
+    for word, items in NEEDS.items():
+        (needed if word in taken else others).update(items)
+    return others - needed
+
+
+def know_model(run: Run, runner: Runner) -> Run:
+    """Where --only or --from leaves out the export: what is known of the model that is there.
+
+    Raises: Refusal if a step needs a model, and there is not one.
+    """
+    first = next((word for word in run.taken if word not in BEFORE_MODEL), REPORT.word)
+    if "export" in run.taken or first == REPORT.word:
+        return run
+    if not runner.dry_run and not os.path.exists(run.model):
+        raise Refusal(
+            f"there is no {shown(run.model)}, which the step {first} needs; add the step export"
+        )
+    return learn_network(run, runner)
 
 
 def take(step: Step, run: Run, runner: Runner) -> Run:
@@ -650,29 +886,46 @@ def take(step: Step, run: Run, runner: Runner) -> Run:
     return step.after(run, runner)
 
 
+def take_timed(step: Step, run: Run, runner: Runner) -> Run:
+    """take() a step, and note how long it took and whether it only kept what was there."""
+    start = time.time()
+    runner.times.begin([] if runner.dry_run else step.records(run))
+    run = take(step, run, runner)
+    took = runner.times.end(step.name, time.time() - start)
+    if took["kept"]:
+        made_in = took["made_in"]
+        how_long = "" if made_in is None else f" (made in {progress.duration(made_in)})"
+        print(f"kept{how_long}", flush=True)
+    return run
+
+
 def carry_out(run: Run, runner: Runner) -> None:
     """Carry out every step and print the summary.
 
     If a figure is below a minimum, the run ends with a report of the accuracy, if that is known.
     """
-    steps = plan(run)
+    steps = steps_of(run)
+    run = know_model(run, runner)
     for number, step in enumerate(steps, 1):
-        start = time.time()
         runner.header(step.name, number, len(steps))
         try:
-            run = take(step, run, runner)
+            run = take_timed(step, run, runner)
         except SystemExit as end:
             if end.code == cli.BELOW_MINIMUM and "acc" in runner.made:
                 runner.header(REPORT.name, len(steps), len(steps))
                 take(REPORT, run, runner)
             raise
-        runner.times.append({"name": step.name, "seconds": time.time() - start})
     if runner.dry_run:
         return
     if run.given.tune:
         say_best(run)
         return
     runner.name = "summary"
+    if REPORT.word not in run.taken:
+        write_run(run, runner)
+    if "accuracy" not in run.taken and REPORT.word not in run.taken:
+        say_rest(run)
+        return
     print(f"\n== Summary ({time.time() - run.began:.0f} s) ==")
     summary.show(
         run.given.workdir,
@@ -686,11 +939,20 @@ def carry_out(run: Run, runner: Runner) -> None:
     )
 
 
+def say_rest(run: Run) -> None:
+    """The last lines of a run of some steps: what was done, and what comes next."""
+    print(f"\n== {', '.join(run.taken)}: done ({time.time() - run.began:.0f} s) ==")
+    wanted = [step.word for step in plan(run) if step.wanted]
+    following = wanted[wanted.index(run.taken[-1]) + 1 :]
+    if following:
+        print(f"the next step of this run is {following[0]}: --from {following[0]}")
+
+
 def say_best(run: Run) -> None:
     """Print the command line of this run with the best options."""
     chosen = TUNE.read(run.work_path("tune.json"))["options"]
     replaced = ("--tune", "--uint8", "--small-channel")
-    words = [word for word in sys.argv[1:] if word not in replaced]
+    words = [word for word in run.given.words if word not in replaced]
     command = ["bash", script_path("scripts/pipeline.sh"), *words, *chosen]
     print(f"\nthe best of them:\n\n    {' '.join(map(shlex.quote, command))}")
 
@@ -711,23 +973,23 @@ def prepare(runner: Runner, given: argparse.Namespace, place: Place) -> str:
     return python
 
 
-def describe(
-    given: argparse.Namespace,
-    data: check.Data,
-    backend: str,
-    reason: str,
-    place: Place,
-    python: str,
-) -> Run:
-    """The run that these options describe. Raises: Refusal if there are no such devices."""
+def describe(run: Run, python: str) -> Run:
+    """The run with what is known after the set-up. Raises: Refusal if there are no such devices.
+
+    python: the interpreter of the steps.
+    """
     if os.getcwd() == ROOT and python.startswith(ROOT + "/"):
         python = os.path.relpath(python, ROOT)
-    run = Run(given, data, backend, reason, place, python, time.time())
-    if run.on_card:
-        choice = chips.choose_devices(given.device, given.soc_version)
-        soc = chips.named(choice.name, choice.soc)
-        run = run._replace(devices=choice.devices, chip=choice.name, soc=soc)
-    return run
+    return choose_chips(run._replace(python=python))
+
+
+def choose_chips(run: Run) -> Run:
+    """The run with its devices and chip. Raises: Refusal if there are no such devices."""
+    if not run.on_card:
+        return run
+    choice = chips.choose_devices(run.given.device, run.given.soc_version)
+    soc = chips.named(choice.name, choice.soc)
+    return run._replace(devices=choice.devices, chip=choice.name, soc=soc)
 
 
 @contextlib.contextmanager
@@ -751,11 +1013,23 @@ def main() -> int:
         return check.print_table(given)
     if given.class_names:
         files.read_regular(given.class_names)  # can it be read? its lines are checked later
-    runner, data = Runner(given.dry_run), check.locate(given)
-    findings = check.examine(given, data)
+    runner, data = Runner(given), check.locate(given)
+    findings = check.examine(given, data, [] if may_compile(given) else [check.ATC])
     backend = findings.backend
+    place = environment.choose(given.venv, given.workdir)
+    run = Run(given, data, backend, findings.reason, place, "", time.time())
+    with contextlib.suppress(Refusal):  # what is wrong with the chips is said below
+        run = choose_chips(run)
+    steps = steps_of(run)
+    run = run._replace(taken=tuple(step.word for step in steps))
+    if "preprocess" not in run.taken:
+        run = run._replace(data=check.choose_prepared(data._replace(prepares=False)))
+    unneeded = unneeded_items(steps) if run.is_partial else set()
     for row in findings.missing:
-        raise Refusal(f"{row.item}: {row.state}; {row.advice}; `--check` shows all that is missing")
+        if row.item not in unneeded:
+            raise Refusal(
+                f"{row.item}: {row.state}; {row.advice}; `--check` shows all that is missing"
+            )
     broken = options.contradiction(
         given, backend=backend, several_classes=check.has_several_classes(data)
     )
@@ -764,16 +1038,27 @@ def main() -> int:
     if not given.dry_run:
         files.make_folder(given.workdir, "--workdir")
         runner.lock = files.hold(os.path.join(given.workdir, ".lock"))
-    place = environment.choose(given.venv, given.workdir)
-    python = prepare(runner, given, place)
+        command = " ".join(
+            map(shlex.quote, ["bash", script_path("scripts/pipeline.sh"), *sys.argv[1:]])
+        )
+        log = run_log.start(os.path.join(given.workdir, LOG), command, [runner.lock])
+        cli.AT_END.append(log.end)
+    python = prepare(runner, given, run.place)
     files.limit_rights()  # only now: the environment is for all users of the checkout
     print(f"backend: {backend}: {findings.reason}", flush=True)
     warning = check.overlooked(given, findings)
     if warning:
         cli.say(warning)
-    run = describe(given, data, backend, findings.reason, place, python)
-    with known_host(run, runner):
-        carry_out(run, runner)
+    run = describe(run, python)
+    if not given.dry_run:
+        write_options(run, runner)
+    try:
+        with known_host(run, runner):
+            carry_out(run, runner)
+    finally:
+        if not given.dry_run:
+            with contextlib.suppress(OSError):  # a full disk: what failed has said so
+                write_options(run, runner)
     return 0
 
 

@@ -76,10 +76,9 @@ def run_pipeline(*words: object, **options: Any) -> "subprocess.CompletedProcess
     return subprocess.run(
         pipeline_command(*words),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         universal_newlines=True,
-        **options,
+        **{"stderr": subprocess.PIPE, **options},
     )
 
 

@@ -20,6 +20,7 @@ NEEDED = {  # all pages but CHANGELOG and CONTRIBUTING
     "graph",
     "performance",
     "report",
+    "runs",
     "scale",
     "speed",
     "weights",

@@ -48,9 +48,9 @@ def chain(*words: object, **options: Any) -> "subprocess.CompletedProcess[str]":
     return run_pipeline(*words, **{"cwd": str(ROOT), "env": ENVIRONMENT, **options})
 
 
-def chain_output(*words: object) -> str:
+def chain_output(*words: object, **options: Any) -> str:
     """What a run of the chain that must succeed prints on stdout."""
-    done = chain(*words)
+    done = chain(*words, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -77,6 +77,7 @@ def product_hashes(workdir: Path) -> Dict[str, str]:
         "acc_report.json",
         "result_summary.json",
         "run.json",
+        "pipeline.log",
         "report.html",
     }
     return {
@@ -222,9 +223,8 @@ def test_the_samples_accuracy_is_a_proof_only_with_its_own_evaluation(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["pipeline.sh", *words])
     arguments = pipeline.parse_arguments()
-    run = pipeline.describe(
-        arguments, pipeline.check.locate(arguments), "cpu", "", places.checkout(), sys.executable
-    )
+    data = pipeline.check.locate(arguments)
+    run = pipeline.Run(arguments, data, "cpu", "", places.checkout(), sys.executable, 0.0)
     assert run.note == note
 
 
@@ -342,6 +342,15 @@ def test_gates_end_with_status_3_and_one_sentence(
             ("--small-channel", "--backend", "cpu"),
             2,
             "--small-channel is for a first convolution behind AIPP on the card",
+        ),
+        (("--only", "exprt"), 2, "exprt is not a step; there are sample, data, export, preprocess"),
+        (("--only", "export,"), 2, "'export,' is not a step, or several joined by commas"),
+        (("--from", "compile"), 2, "a run on cpu does not have the step compile, only sample, exp"),
+        (("--only", "export", "--from", "export"), 2, "--only and --from contradict each other"),
+        (
+            ("--only", "export", "--min-top1", "50"),
+            2,
+            "--min-top1 is decided by the step accuracy, which --only or --from leaves out",
         ),
         (("--data", "/nowhere"), 1, "/nowhere does not exist; give the folder or the archive"),
         (("--workdir", "/proc/work"), 1, "cannot be made or written"),
@@ -520,6 +529,96 @@ def test_a_second_run_does_nothing_again(work_copy: Path, options: Tuple[object,
     assert heavy_imports(done.stderr) == [], (
         "what takes a second to import is not needed to see that nothing is to do"
     )
+
+
+def steps_of(workdir: Path) -> Dict[str, Dict[str, Any]]:
+    """{name: what run.json says} of the steps of the last run."""
+    steps = json.loads((workdir / "run.json").read_text())["steps"]
+    return {step.pop("name"): step for step in steps}
+
+
+def test_a_step_that_kept_what_was_there_says_how_long_that_had_taken(
+    work_copy: Path, options: Tuple[object, ...]
+) -> None:
+    some_steps = ("--only", "export,preprocess,inference")
+    out = chain_output(*options, "--only", "preprocess,inference", "--force")
+    assert "\nkept" not in out
+    first = steps_of(work_copy)
+    assert not first["Preprocess"]["kept"] and not first["Inference"]["kept"]
+    out = chain_output(*options, *some_steps)
+    second = steps_of(work_copy)
+    assert second["Export"]["kept"] and out.count("\nkept (made in ") == 2
+    for name in ("Preprocess", "Inference"):
+        assert second[name]["kept"] and second[name]["made_in"] == first[name]["seconds"]
+    bins = sorted((work_copy / "prep_dataset").glob("*.bin"))
+    bins[0].unlink()
+    chain_output(*options, *some_steps)
+    assert not steps_of(work_copy)["Preprocess"]["kept"]
+    chain_output(*options, *some_steps)
+    third = steps_of(work_copy)["Preprocess"]
+    assert third["kept"] and third["made_in"] is None, "19 of the images were made before that run"
+
+
+def test_from_a_step_on_and_without_what_comes_before(
+    work_copy: Path, options: Tuple[object, ...], tmp_path: Path
+) -> None:
+    (work_copy / "acc.json").unlink()
+    out = chain_output(*options, "--from", "Accuracy")
+    assert re.findall(r"^== (.*) \(step", out, re.MULTILINE) == ["Accuracy", "Report"]
+    assert accuracy(work_copy)["Top1 accuracy"] == "100.0%" and "== Summary (" in out
+    said = chain_refusal(*options, "--workdir", tmp_path / "empty", "--only", "inference")
+    assert "tresnet.onnx, which the step inference needs; add the step export\n" in said
+
+
+def test_a_work_folder_that_moved_is_up_to_date_with_its_images(
+    small_sample: Path, small_model: Path, tmp_path: Path
+) -> None:
+    """The images lie in the work folder, as the sample's and unpacked archives do."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    copy_products(small_model, before)
+    copy_products(small_sample, before / "data")
+    words = ("--only", "export,preprocess,inference", *SIZE)
+    chain_output("--workdir", before, "--data", before / "data", *words)
+    before.rename(after)
+    out = chain_output("--workdir", after, "--data", after / "data", *words)
+    assert "(20 already there)" in out and "20 results in" in out
+    assert [path.name for path in after.glob("prep_dataset*")] == ["prep_dataset"]
+
+
+def test_prepared_images_serve_where_their_originals_are_elsewhere(
+    work_copy: Path, options: Tuple[object, ...], small_sample: Path, tmp_path: Path
+) -> None:
+    copy_products(small_sample, tmp_path / "elsewhere")
+    words = ("--data", tmp_path / "elsewhere", "--from", "inference")
+    out = chain_output(*options, *words)
+    assert "20 results in" in out and f"--prep {work_copy}/prep_dataset\n" in out
+
+
+def test_run_json_gives_the_options_of_the_run_again(
+    work_copy: Path, options: Tuple[object, ...], tmp_path: Path
+) -> None:
+    chain_output(*options)
+    words = ("--config", work_copy / "run.json", "--only", "inference")
+    (tmp_path / "elsewhere").mkdir()
+    out = chain_output(*words, cwd=str(tmp_path / "elsewhere"))
+    assert f"20 results in {work_copy}/result are up to date" in out
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_the_log_has_what_all_steps_printed(
+    small_model: Path, small_sample: Path, tmp_path: Path
+) -> None:
+    copy_products(small_model, tmp_path / "work")
+    words = ("--workdir", tmp_path / "work", "--data", small_sample, *SIZE)
+    done = chain(*words, stderr=subprocess.STDOUT)
+    shutil.rmtree(str(tmp_path / "work" / "result"))
+    failed = chain(*words, "--from", "accuracy", stderr=subprocess.STDOUT)
+    assert (done.returncode, failed.returncode) == (0, 1)
+    log = (tmp_path / "work" / "pipeline.log").read_text()
+    lines = [line for line in log.splitlines(keepends=True) if not line.startswith("==== ")]
+    assert "".join(lines) == f"{done.stdout}\n{failed.stdout}\n"
+    assert "$ " in done.stdout and "the step 'Accuracy' failed" in failed.stdout
+    assert "==== ended with status 1 after " in log
 
 
 def test_a_second_run_at_the_same_time_learns_which_process_is_at_work(

@@ -524,3 +524,50 @@ def test_int8_on_the_card_stands_beside_float16_and_keeps_its_promise(card: Card
     assert last[-1] == "--enable_small_channel=1"
     assert (card.work / "tresnet_int8_bs1.om").exists()
     assert (card.work / "acc_float16.json").exists()
+
+
+# ---- some of the steps, on several hosts ---------------------------------------------------------
+
+
+def only_with(card: Card, *tools: str) -> Dict[str, str]:
+    """The switches of a host that has only these of the stand-ins on its PATH."""
+    folder = card.home / "tools"
+    folder.mkdir(parents=True)
+    for tool in tools:
+        (folder / tool).symlink_to(ROOT / "test" / "ascend" / "bin" / tool)
+    standins = str(ROOT / "test" / "ascend" / "bin")
+    path = ascend_environment(card.home)["PATH"].replace(standins, str(folder))
+    return {"PATH": path}
+
+
+def test_a_host_without_a_card_compiles_and_another_goes_on_with_a_copy(
+    small_sample: Path, small_model: Path, tmp_path: Path
+) -> None:
+    first = Card(tmp_path / "first", tmp_path / "nothing here")
+    copy_products(small_model, first.work)
+    switches = dict(only_with(first, "atc"), STANDIN_AIS_BENCH="none")
+    checkpoint = ("--checkpoint", small_sample / "model_best.pth.tar")
+    words = ("--only", "export,compile", *checkpoint, *ONE)
+    done = pipeline(first, *words, **switches)
+    assert done.returncode == 2 and "name its chip: --soc-version" in done.stderr
+    out = passed(first, *words, "--soc-version", "Ascend310P3", **switches)
+    assert "== export, compile: done (" in out and re.findall("^== (.*) .step", out, re.M) == [
+        "Export",
+        "Compile",
+    ]
+    assert len(commands_of(first, "atc")) == 1 and not commands_of(first, "ais_bench")
+    compiled = (first.work / "tresnet_bs1.om").read_bytes()
+
+    second = Card(tmp_path / "second", small_sample)
+    shutil.copytree(str(first.work), str(second.work))
+    others = ("--only", "preprocess,inference,accuracy,performance,report", *ONE)
+    out = passed(second, *others, "--min-top1", "100", **only_with(second, "npu-smi"))
+    assert not commands_of(second, "atc") and "network        tresnet_m, 1000 classes" in out
+    assert (second.work / "tresnet_bs1.om").read_bytes() == compiled
+    made = json.loads((second.work / "run.json").read_text())["made"]
+    assert made == ["run", "acc", "acc_report", "perf"]
+
+
+def test_a_step_that_this_run_does_not_have_is_refused(card: Card) -> None:
+    done = pipeline(card, "--only", "quantise")
+    assert done.returncode == 2 and "does not have the step quantise, only export" in done.stderr

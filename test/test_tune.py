@@ -306,8 +306,7 @@ def test_the_pipelines_command_of_the_best_can_be_pasted(
     monkeypatch.chdir(ROOT)
     given = pipeline.parse_arguments()
     data = pipeline.check.locate(given)
-    run = pipeline.describe(given, data, "cpu", "", places.checkout(), "python3")
-    pipeline.say_best(run)
+    pipeline.say_best(pipeline.Run(given, data, "cpu", "", places.checkout(), "python3", 0.0))
     expected = (
         f"bash scripts/pipeline.sh --data 'my images' --workdir {tmp_path} --stem conv4 --uint8 "
         "--batch-size 16"

@@ -33,6 +33,7 @@ NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 # The signals that ended this process. PyTorch 1.6, and an import that is interrupted, turn a signal
 # into another error; without this list that error would blame a file or a package.
 SIGNALLED: List[int] = []
+AT_END: List[Callable[[int], None]] = []  # what follows the last sentence, with the exit status
 NAMED: List[str] = []  # the name of the program, if its user typed another one than the file's
 
 
@@ -117,6 +118,8 @@ def start(name: str = "") -> None:
 class Parser(argparse.ArgumentParser):
     """An argument parser that answers a mistake with one line, and names the nearest option."""
 
+    source = ""  # the file that the words come from, for messages; "" for the command line
+
     def error(self, message: str) -> NoReturn:
         unknown = re.fullmatch(r"unrecognized arguments: (--[^\s=]+).*", message, re.DOTALL)
         if unknown:
@@ -126,10 +129,11 @@ class Parser(argparse.ArgumentParser):
                 unknown.group(1), self._option_string_actions, 1, ALIKE
             ):
                 message += f" (did you mean {nearest}?)"
-        self.exit(USAGE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        where = f"{self.source}: " if self.source else ""
+        self.exit(USAGE, f"{self.prog}: error: {where}{message}; see {self.prog} --help\n")
 
 
-def parser(doc: Optional[str], **settings: Any) -> argparse.ArgumentParser:
+def parser(doc: Optional[str], **settings: Any) -> Parser:
     """An argument parser with --version, whose --help begins with the program's docstring."""
     declared = Parser(
         prog=program(),
@@ -176,7 +180,14 @@ def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was writt
     finally:
         # A signal cannot interrupt Python's own end cleanly.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave(status)
     sys.exit(status)
+
+
+def leave(status: Any) -> None:
+    """Do what follows the last sentence of this program. status: as sys.exit() takes it."""
+    while AT_END:
+        AT_END.pop()(status if isinstance(status, int) else int(status is not None))
 
 
 def terminate(number: int, _: Any) -> None:
@@ -285,6 +296,7 @@ def end_uncaught(
     else:
         say(defect(kind, error, trace))
     sys.stdout.flush()
+    leave(status)
     os._exit(status)  # Python itself would exit with 1
 
 

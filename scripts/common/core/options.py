@@ -94,6 +94,14 @@ def network_size(text: str) -> int:
     return size
 
 
+def step_names(text: str) -> List[str]:
+    """Names of steps joined by commas; the pipeline knows which there are."""
+    names = [word.strip().lower() for word in text.split(",")]
+    if not all(names):
+        raise Wrong(f"{text!r} is not a step, or several joined by commas, such as export,compile")
+    return names
+
+
 def path(text: str) -> str:
     """A path that is not empty: an unset shell variable leaves an empty one."""
     if not text:
@@ -584,6 +592,26 @@ TABLE = (
     ),
     option("--json", FLAG, "print JSON", name="as_json"),
     option("--check", FLAG, "say what is there and what is missing for each backend, run nothing"),
+    option(
+        "--only STEP[,STEP]",
+        step_names,
+        "take only these steps, by the names that a wrong one lists, such as export,compile",
+        default=[],
+    ),
+    option(
+        "--from STEP",
+        str.lower,
+        "take this step and those after it; what comes before must be there",
+        name="from_step",
+        dest="from_step",
+        default="",
+    ),
+    option(
+        "--config FILE",
+        path,
+        "take options from a JSON file, such as the run.json of an earlier run; those of the "
+        "command line win",
+    ),
     option("--force", FLAG, "do everything again, even what is up to date"),
     option("--dry-run", FLAG, "print the commands and run nothing"),
     option(
@@ -603,6 +631,7 @@ SHARED = {  # {word: what it means in one program or another}
     "--json": ("json_file", "as_json"),
     "--forecast": ("forecast_file", "forecast"),
     "--img-size": ("img_size", "pixels"),
+    "--from": ("from", "from_step"),
     "--images": ("images", "few_images"),
     "--device": ("devices", "device"),
     "--soc-version": ("soc_version", "as_soc_version"),
@@ -693,6 +722,12 @@ def top_gate_for_several_classes(given: Any) -> bool:
 
 
 RULES = (
+    Rule(
+        "only-from",
+        ("only", "from_step"),
+        lambda given: given.only and given.from_step,
+        "--only and --from contradict each other; give one of them",
+    ),
     Rule(
         "small-channel",
         ("small_channel", "uint8", "stem", "backend"),

@@ -40,7 +40,9 @@ class Prepared(NamedTuple):
     """
 
     settings: Row  # see make_recipe()
-    about: Row  # "given": the settings that were options; "labels": bool; "class_folders": names
+    # "given": the settings that were options; "labels": bool; "class_folders": names; "folder":
+    # where this folder was made
+    about: Row
     versions: Row  # {package: version}
     sources: Dict[str, str]  # {stem of a .bin: its image's path below the source}
     bad: Dict[str, str]  # {an image's path below the source: why it has no .bin}
@@ -115,21 +117,54 @@ def place_for(workdir: str, settings: Dict[str, Any]) -> str:
     settings, so that nothing is made again when somebody tries other settings and comes back.
     """
     plain = os.path.join(workdir, "prep_dataset")
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    own = dict(settings, source=beside(settings["source"], plain))
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     named = f"{plain}-{digest[:8]}"
-    present = read(plain).settings
-    differs = any(present.get(key, value) != value for key, value in settings.items())
+    differs = bool(differing(open_record(plain), settings))
     return named if differs or os.path.isdir(named) else plain
+
+
+def place_of_others(workdir: str, settings: Dict[str, Any]) -> str:
+    """The prepared folder in a work folder for some settings, wherever the images were then.
+
+    Returns "" if there is not one.
+    """
+    names = sorted(os.listdir(workdir)) if os.path.isdir(workdir) else []
+    for name in names:
+        folder = os.path.join(workdir, name)
+        before = open_record(folder) if name.startswith("prep_dataset") else None
+        if before and before.recipe and differing(before, settings) in ([], ["source"]):
+            return folder
+    return ""
+
+
+def beside(source: str, folder: str) -> str:
+    """A source relative to what the prepared folder lies in; a source elsewhere stays absolute."""
+    above = os.path.dirname(os.path.abspath(folder))
+    inside = os.path.commonpath([above, os.path.abspath(source)]) == above
+    return os.path.relpath(source, above) if inside and above != "/" else source
+
+
+def differing(before: Record, settings: Row) -> List[str]:
+    """The names of the settings that differ from those of a prepared folder.
+
+    Images that moved together with the folder are the same source: a work folder may be copied.
+    """
+    old = dictionary(before.recipe.get("options"))
+    names = [name for name, value in settings.items() if old.get(name, value) != value]
+    folder = before.about.get("folder")
+    if "source" in names and isinstance(folder, str):
+        source = beside(str(old["source"]), folder)
+        if not os.path.isabs(source) and source == beside(settings["source"], before.folder):
+            names.remove("source")
+    return names
 
 
 def changed_settings(before: Record, new: Recipe) -> List[str]:
     """Which settings of the folder differ from a recipe's, in words."""
     old = dictionary(before.recipe.get("options"))
-    return [
-        f"{name} was {shown(str(old[name]))}"
-        for name, value in new.row["options"].items()
-        if old.get(name, value) != value
-    ]
+    names = differing(before, new.row["options"])
+    return [f"{name} was {shown(str(old[name]))}" for name in names]
 
 
 def changed_program(before: Record, new: Recipe) -> List[str]:

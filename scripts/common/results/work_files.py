@@ -222,7 +222,9 @@ RUN = WorkFile(
         "commands": [str],
         "began": str,
         "seconds": FIGURE,
-        "steps": [{"name": str, "seconds": FIGURE}],
+        "steps": [{"name": str, "seconds": FIGURE, "kept?": bool, "made_in?": (FIGURE, None)}],
+        "options?": {str: (str, bool, FIGURE, [FIGURE])},
+        "making?": {str: {"recipe": str, "seconds": (FIGURE, None)}},
     },
 )
 INT8 = WorkFile(
