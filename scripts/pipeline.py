@@ -792,7 +792,7 @@ NEEDS = {
     "tune": (*ATC, *BENCH),
     "compile": ATC,
     "inference": BENCH,
-    "quantise": (*ATC, *BENCH, "labels"),
+    "quantise": (*ATC, *BENCH, "AMCT", "labels"),
     "accuracy": ("labels",),
     "performance": BENCH,
 }

@@ -114,7 +114,7 @@ class Copier:
         except OSError:  # a pseudo-terminal that nobody has open gives EIO
             data = b""
         if data and not self.pass_on(channel, data):
-            data = b""  # as without this process, whoever prints is told so by a broken pipe
+            data = b""  # whoever prints gets a broken pipe, as without this process
         self.write(channel.screen.take(data, final=not data))
         if not data:
             self.selector.unregister(channel.source)

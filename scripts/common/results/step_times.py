@@ -28,7 +28,7 @@ Making = Dict[str, Dict[str, Any]]  # {record: {"recipe": checksum, "seconds": s
 
 
 def state_of(path: str) -> State:
-    """The state of the record at a path, of which only the first row is read."""
+    """The state of the record at a path; only its first row is read."""
     status = record.status_of_regular(path)
     if not status:
         return State(None, "")
