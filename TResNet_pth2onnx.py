@@ -54,6 +54,7 @@ OPSETS = range(11, 19)  # the graph is the same in all of them
 CANN_6_OPSET = 15
 # Of the largest logit: float32 rounding is near 1e-6, a wrong slope or padding near 1e-2.
 TOLERANCE = 1e-4
+NOTED = {"variant", "num_classes", "lineage"}  # what the record says of each model, at least
 VERIFIED_BATCHES = (1, 2, 5)
 # Lineages of weights that a user trained with timm: class 0 is the first class folder, never a
 # class "background", however many classes the head has.
@@ -363,8 +364,9 @@ def main() -> None:
             "read more); the graph is the same in every opset, so --opset 11 loses nothing"
         )
     made_by = make_recipe(arguments)
-    if record.is_up_to_date(arguments.output, made_by, force=arguments.force):
-        notes = record.read(arguments.output).notes
+    is_current = record.is_up_to_date(arguments.output, made_by, force=arguments.force)
+    notes = record.read(arguments.output).notes
+    if is_current and NOTED <= notes.keys():
         print(
             f"{shown(arguments.output)} is up to date: {notes['variant']}, {notes['num_classes']} "
             f"classes, {notes['lineage']} lineage; --force exports again"

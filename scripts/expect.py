@@ -211,15 +211,14 @@ def other_lineages(run: Run, checkpoint: str) -> Iterator[Tuple[str, Infer]]:
 
     path = evaluation.weights_file(checkpoint)
     tensors = find_state_dict(load_checkpoint(path), path).tensors
-    tried = [run.notes["lineage"]]
+    tried = [run.notes.get("lineage")]
     if STEM_TODAY in tensors:
         tried = ["miil", "miil-bn"]  # the same network, if the weights have timm 0.8's names
     pool = str(run.notes.get("global_pool", POOLS[0]))
     for lineage in LINEAGES:
         if lineage in tried:
             continue
-        num_classes = int(run.notes["num_classes"])
-        seen = Recognised(run.notes["variant"], num_classes, lineage, "", pool=pool)
+        seen = Recognised(run.notes["variant"], run.report["classes"], lineage, "", pool=pool)
         network = load_network(tensors, path, seen)
         yield lineage, operators.logits_of(build_model(network, run.img_size, 11))
 

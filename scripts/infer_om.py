@@ -203,7 +203,7 @@ def part_of(name: str, path: str) -> Part:
     Raises: Refusal for a link.
     """
     checksum = files.checksum_of(path)
-    if not checksum:
+    if not checksum or os.lstat(path).st_nlink != 1:
         raise Refusal(f"ais_bench wrote {shown(path)}, which is a link or not a regular file")
     return Part(name, path, os.lstat(path).st_size, checksum)
 
@@ -282,7 +282,7 @@ class Run:
         """Leave a device that failed, and put its images back where they were in the order."""
         self.failed[work.device] = reason
         log = self.log(work.device)
-        shutil.copyfile(work.log, log)
+        files.write_whole(log, files.read_regular(work.log))
         waiting = {*self.waiting, *work.paths}
         self.waiting = [path for path in self.images if path in waiting]
         if len(self.devices) > 1:

@@ -89,6 +89,8 @@ def find_all(words: List[str]) -> List[str]:
     for word in words:
         if os.path.isdir(word):
             good, bad, _ = images.find_images(word)
+            if "." in bad:
+                raise Refusal(f"{shown(word)}: {bad['.']}")
             paths = [os.path.join(word, name) for name in sorted([*good, *bad], key=natural_key)]
         elif os.path.lexists(word):
             paths = [word]

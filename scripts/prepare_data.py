@@ -49,21 +49,29 @@ class Member(NamedTuple):
 
 
 def is_image(member: tarfile.TarInfo) -> bool:
-    return member.isfile() and member.name.lower().endswith(SUFFIXES)
+    return member.name.lower().endswith(SUFFIXES) and not member.isdir()
 
 
 def list_tar(path: str) -> List[Member]:
-    """The images of a tar file, by their base names. Raises: Refusal for a broken archive."""
+    """The images of a tar file, by their base names.
+
+    Raises: Refusal for a broken archive, and for one with links or devices among its images.
+    """
     try:
         with tarfile.open(path) as archive:
-            return [
-                Member(os.path.basename(member.name), member.size, -1)
-                for member in filter(is_image, archive)
-            ]
+            images = list(filter(is_image, archive))
     except dataset.BROKEN as error:
         raise Refusal(
             f"the archive {shown(path)} cannot be read ({cli.why(error)}); fetch it again"
         ) from None
+    special = [member.name for member in images if not member.isfile()]
+    if special:
+        verb = "is a link or a device" if len(special) == 1 else "are links or devices"
+        raise Refusal(
+            f"{shown(path)} has {counted(len(special), 'image')} that {verb}: {some(special)}; "
+            "pack the files themselves (tar --dereference --hard-dereference)"
+        )
+    return [Member(os.path.basename(member.name), member.size, -1) for member in images]
 
 
 def read_tar(path: str) -> Iterator[Tuple[str, bytes]]:

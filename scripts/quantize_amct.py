@@ -81,7 +81,34 @@ def calibrate(task: quantisation.Task, skipped: List[str], folder: str) -> onnx.
         raise Refusal(
             f"amct_onnx {outcome} and said {bench.complaint(log)!a}; its whole output: {shown(log)}"
         )
-    return onnx.load(deploy)
+    return read_deploy(deploy, task.arguments.model, log)
+
+
+def read_deploy(deploy: str, model: str, log: str) -> onnx.ModelProto:
+    """The deploy model that AMCT made of a model.
+
+    log: AMCT's output. Raises: Refusal if it is half a file, or not made of this model.
+    """
+    advice = f"run the same command again; AMCT's whole output: {shown(log)}"
+    if os.path.islink(deploy):
+        raise Refusal(f"amct_onnx wrote a link in the place of its deploy model; {advice}")
+    try:
+        made = onnx_file.load(deploy)
+    except Refusal:
+        raise Refusal(f"amct_onnx wrote a deploy model that is half a file; {advice}") from None
+    if ends_of(made) != ends_of(onnx_file.load(model, external_data=False)):
+        raise Refusal(f"amct_onnx wrote a deploy model of another network; {advice}")
+    return made
+
+
+def ends_of(model: onnx.ModelProto) -> Tuple[List[str], List[str], int]:
+    """The names of a model's inputs and outputs, and how many opset imports it has.
+
+    Older files list their weights among the inputs.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value.name for value in model.graph.input if value.name not in weights]
+    return inputs, [value.name for value in model.graph.output], len(model.opset_import)
 
 
 # ---- the promise of --max-drop -------------------------------------------------------------------

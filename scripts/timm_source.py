@@ -10,13 +10,12 @@ If the patched source exists, nothing is done. Your own clone of v0.4.5 is patch
 Runs on a bare Python 3.7 or newer with git; its pip is the environment's, if that has been made.
 """
 
-import contextlib
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from typing import IO, Iterator, List, NamedTuple, Optional, Set, Tuple, cast
+from typing import IO, Iterator, List, Optional, Tuple, cast
 
 from common.core import cli
 
@@ -26,11 +25,11 @@ if __name__ == "__main__":
 from common.core import environment, files, options, packages
 from common.core.cli import ROOT, Refusal, shown
 from common.core.packages import Source, say
+from common.core.patched import OURS, THEIRS, changed, modules, read_stamp, write_stamp
 from common.core.places import PATCHED, UNFINISHED, Place
 from common.core.recipe import sha256
 
 PATCH = os.path.join(ROOT, "TResNet.patch")
-OURS, THEIRS = "fetched", "the user's"  # who made the folder of the source
 TAG = "v0.4.5"
 GIT_URL = "https://github.com/huggingface/pytorch-image-models.git"
 INSTALL_GIT = "on Debian and Ubuntu: apt-get install git"
@@ -63,23 +62,6 @@ def git(arguments: List[str], folder: str) -> "subprocess.CompletedProcess[bytes
     )
 
 
-def modules(folder: str) -> Set[str]:
-    """The paths of timm's Python files, relative to `folder`."""
-    paths: Set[str] = set()
-    for path, _, names in os.walk(os.path.join(folder, "timm")):
-        python_files = [os.path.join(path, name) for name in names if name.endswith(".py")]
-        paths.update(os.path.relpath(file, folder) for file in python_files)
-    return paths
-
-
-class Stamp(NamedTuple):
-    """What the file PATCHED in the folder of the source says of it."""
-
-    patch: str  # SHA-256 of the patch; "" without a stamp
-    owner: str  # OURS or THEIRS
-    modules: List[str]
-
-
 def patch(folder: str, patch_sha256: str, owner: str) -> None:
     """Apply TResNet.patch to the source in `folder`, unless it is applied, and write the stamp.
 
@@ -91,8 +73,7 @@ def patch(folder: str, patch_sha256: str, owner: str) -> None:
             f"TResNet.patch does not fit {shown(folder)}, which is not timm v0.4.5 "
             f"({last_line(apply)}); move that folder away and run the same command again"
         )
-    with open(os.path.join(folder, PATCHED), "w", encoding="utf-8") as file:
-        file.write("\n".join([patch_sha256, owner, *sorted(modules(folder))]))
+    write_stamp(folder, patch_sha256, owner)
 
 
 def last_line(done: "subprocess.CompletedProcess[bytes]") -> str:
@@ -117,22 +98,10 @@ def fetch(source: Source, url: str, folder: str) -> None:
         unpack(packages.fetch(packages.TIMM_SOURCE, downloads, source), folder)
 
 
-def read_stamp(target: str) -> Stamp:
-    """The stamp of a source. Early versions wrote only its first line; a clone is the user's."""
-    path = os.path.join(target, PATCHED)
-    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
-        lines = file.read().split("\n")
-        if len(lines) > 1:
-            return Stamp(lines[0], lines[1], lines[2:])
-        is_clone = os.path.exists(os.path.join(target, ".git"))
-        return Stamp(lines[0], THEIRS if is_clone else OURS, [])
-    return Stamp("", THEIRS, [])
-
-
 def is_complete(target: str) -> bool:
-    """Whether a source is patched with this patch and has all of its files."""
-    stamp, present = read_stamp(target), modules(target)
-    return stamp.patch == sha256(PATCH) and bool(present) and present.issuperset(stamp.modules)
+    """Whether a source is patched with this patch and has all of its files as they were then."""
+    is_patched = read_stamp(target).patch == sha256(PATCH)
+    return is_patched and bool(modules(target)) and not changed(target)
 
 
 def obstacles(place: Place) -> Iterator[Tuple[str, str]]:
@@ -164,11 +133,12 @@ def prepare(place: Place, source: Source, url: str = "") -> None:
         if stamp.patch and not is_complete(target):
             if stamp.owner == THEIRS:
                 raise Refusal(
-                    f"{shown(target)} is your own clone, and it lacks files or was patched with "
-                    "another TResNet.patch; move it away, or bring it back to timm v0.4.5 and "
+                    f"{shown(target)} is your own clone, and it lacks files, has changed ones, or "
+                    "was patched with another TResNet.patch; move it away, or bring it back to "
+                    "timm v0.4.5 and "
                     f"remove {shown(os.path.join(target, PATCHED))}"
                 )
-            os.rename(target, partial)  # a source of ours that has another patch or lost files
+            os.rename(target, partial)  # ours, with another patch, or other files
             shutil.rmtree(partial)
         if not os.path.exists(target):
             origin = "git" if url else source.offline or "registry"

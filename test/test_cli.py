@@ -311,3 +311,23 @@ def test_avx2_is_asked_for_only_on_x86_64(monkeypatch: pytest.MonkeyPatch) -> No
     assert native.has_avx2() == bool(
         re.search(r"^flags\s*:.* avx2( |$)", Path("/proc/cpuinfo").read_text(), re.M)
     )
+
+
+def test_an_error_about_the_model_is_a_sentence_about_the_model(tmp_path: Path) -> None:
+    """ONNX Runtime's own kinds of errors, wherever they come up."""
+    done = end_of(
+        write_program(
+            tmp_path,
+            "import onnxruntime; onnxruntime.InferenceSession(b'no model')",
+        ),
+        TMPDIR=str(tmp_path),
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "ONNX Runtime refuses the model: " in done.stderr and "make it again" in done.stderr
+    (log,) = tmp_path.glob("*.log")
+    assert "InvalidProtobuf" in log.read_text() and str(log) in done.stderr
+
+
+def test_an_inspecting_python_does_not_take_an_end_for_a_defect(tmp_path: Path) -> None:
+    done = end_of(write_program(tmp_path, "raise cli.Refusal('2 is not 3; take 3')"), PYTHONINSPECT="1")
+    assert done.returncode == 1 and done.stderr.endswith("2 is not 3; take 3\n"), done.stderr

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import unittest.mock
 from pathlib import Path
 from typing import Dict, List
@@ -14,6 +15,7 @@ import compare_results
 import numpy as np
 import pytest
 from conftest import refusal
+from records import write_finished
 
 SCRIPT = "scripts/compare_results.py"
 
@@ -210,3 +212,19 @@ def test_wrong_usage_is_status_2(
     with pytest.raises(SystemExit) as refusing:
         compare(tmp_path, tmp_path, *wrong)
     assert refusing.value.code == 2 and "--help" in capsys.readouterr().err
+
+
+def test_a_result_that_changed_since_its_inference_is_refused(tmp_path: Path) -> None:
+    """One bit of one result is another; its time is as it was."""
+    scores: Dict[str, List[float]] = {"i1": [1, 2], "i2": [2, 1], "i3": [3, 1]}
+    a, b = write_results(tmp_path / "a", scores, "npy"), write_results(tmp_path / "b", scores)
+    names = {name: [f"a/{name}_0.npy"] for name in scores}
+    write_finished(tmp_path / "a.record.jsonl", {"tool": "infer_onnx.py"}, names)
+    assert "Top-1 agreement: 100.00 % (3 of 3)" in compare(a, b)
+    path = a / "i2_0.npy"
+    content, status = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(str(path), ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert comparison_refusal(1, a, b).startswith(
+        f"1 result file in {a} did not come from the run that made the others: i2_0.npy"
+    )

@@ -575,10 +575,7 @@ def test_hostile_names_in_an_archive_stay_in_the_folder(
     (tmp_path / "data").mkdir()
     with tarfile.open(str(tmp_path / "data" / "ILSVRC2012_img_val.tar"), "w") as archive:
         add_member(archive, "../../../evil.jpg", b"x")
-        link = tarfile.TarInfo("link.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    write_files(tmp_path / "data", {"val.txt": b"evil.jpg 3\nlink.jpg 4\n"})
+    write_files(tmp_path / "data", {"val.txt": b"evil.jpg 3\n"})
     prepare_here(tmp_path / "data", tmp_path / "out")
     assert os.listdir(str(tmp_path / "out" / "val_union")) == ["evil.jpg"]
     with tarfile.open(str(tmp_path / "data" / "ILSVRC2012_img_val.tar"), "w") as archive:
@@ -587,6 +584,22 @@ def test_hostile_names_in_an_archive_stay_in_the_folder(
     assert "has 1 image that it has more than once: same.jpg" in prepare_here(
         tmp_path / "data", tmp_path / "out2"
     )
+
+
+def test_links_and_devices_in_an_archive_are_named_and_not_left_out(
+    jpegs: Dict[str, bytes], tmp_path: Path, prepare_here: PrepareHere
+) -> None:
+    (tmp_path / "data").mkdir()
+    with tarfile.open(str(tmp_path / "data" / "ILSVRC2012_img_val.tar"), "w") as archive:
+        add_member(archive, "a.jpg", b"x")
+        for name, kind in (("b.jpg", tarfile.SYMTYPE), ("c.jpg", tarfile.CHRTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+    write_files(tmp_path / "data", {"val.txt": b"a.jpg 3\nb.jpg 4\nc.jpg 4\n"})
+    said = prepare_here(tmp_path / "data", tmp_path / "out")
+    assert "has 2 images that are links or devices: b.jpg, c.jpg; pack the files themselves" in said
+    assert not (tmp_path / "out" / "val_union").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Tuple
 
+from common.ascend import host
 from common.core import files
 from common.core.cli import Refusal
 
@@ -116,3 +117,17 @@ def test_no_program_sets_a_umask_of_its_own() -> None:
 def test_the_pipeline_starts_where_python_does_not_look_beside_programs() -> None:
     done = run_pipeline("--help", env=dict(os.environ, PYTHONSAFEPATH="1"))
     assert done.returncode == 0 and "--workdir" in done.stdout, done.stderr
+
+
+def test_a_log_that_is_a_link_takes_nothing_from_the_file_it_leads_to(tmp_path: Path) -> None:
+    """Tools write their output into a new file in the place of what has its name."""
+    letter = tmp_path / "letter"
+    letter.write_text("somebody's")
+    (tmp_path / "link.log").symlink_to(letter)
+    os.link(str(letter), str(tmp_path / "same.log"))
+    for name in ("link.log", "same.log", "new.log"):
+        log = tmp_path / name
+        assert host.run_tool(["sh", "-c", "echo said"], str(log)) == 0
+        assert log.read_text() == "said\n" and not log.is_symlink()
+    assert letter.read_text() == "somebody's" and letter.stat().st_nlink == 1
+    assert sorted(os.listdir(str(tmp_path))) == ["letter", "link.log", "new.log", "same.log"]

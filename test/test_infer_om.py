@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Dict, Optional
 
 from common.ascend.slices import FACTOR, IMAGE, START, Sizes
+from common.core.cli import Refusal
 
 import infer_om
 import numpy as np
@@ -374,3 +375,12 @@ def test_devices_that_do_not_exist_are_refused(
         machine, "--device", device, **({"STANDIN_NPU_SMI": "fail"} if device == "all" else {})
     )
     assert done.returncode == status and sentence in done.stderr
+
+
+def test_a_result_that_is_a_hard_link_to_somebodys_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("somebody's")
+    (tmp_path / "i1_0.txt").write_text("1.000000 \n")
+    assert infer_om.part_of("result/i1_0.txt", str(tmp_path / "i1_0.txt")).size == 10
+    os.link(str(tmp_path / "letter"), str(tmp_path / "i2_0.txt"))
+    with pytest.raises(Refusal, match="i2_0.txt, which is a link or not a regular file"):
+        infer_om.part_of("result/i2_0.txt", str(tmp_path / "i2_0.txt"))

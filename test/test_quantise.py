@@ -9,6 +9,7 @@ from unittest import mock
 
 from common.ascend import host
 from common.core import record
+from common.core.cli import Refusal
 from common.model import onnx_file, operators, quantisation
 from common.model.statistics import cosine_similarity
 
@@ -480,3 +481,20 @@ def test_amct_that_fails_is_reported(tiny: Path, machine: Machine) -> None:
         done.stderr
     )
     assert "the data overflow" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_deploy_model_that_is_damaged_or_of_another_network_is_refused(
+    tiny: Path, tmp_path: Path
+) -> None:
+    model, deploy, other = tiny / "tiny.onnx", tmp_path / "deploy.onnx", tmp_path / "other.onnx"
+    shutil.copy(str(model), str(deploy))
+    assert quantize_amct.read_deploy(str(deploy), str(model), "x.log").graph.node
+    deploy.write_bytes(model.read_bytes()[:-1000])
+    with pytest.raises(Refusal, match="a deploy model that is half a file; .* output: x.log"):
+        quantize_amct.read_deploy(str(deploy), str(model), "x.log")
+    deploy.write_bytes(b"")
+    with pytest.raises(Refusal, match="a deploy model of another network"):
+        quantize_amct.read_deploy(str(deploy), str(model), "x.log")
+    other.symlink_to(model)
+    with pytest.raises(Refusal, match="a link in the place of its deploy model"):
+        quantize_amct.read_deploy(str(other), str(model), "x.log")

@@ -17,7 +17,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 from common.ascend import cann
 from common.ascend.cann import numbers
 from common.core.cli import ROOT, Refusal, end_group, shown
-from common.core.files import read_regular
+from common.core.files import create_instead, read_regular
 from common.core.names import SAFE_PATH
 
 Facts = Dict[str, Any]  # see host_facts()
@@ -302,7 +302,7 @@ def start_tool(command: List[str], log: str, **options: Any) -> "subprocess.Pope
     holds until the command has ended as well.
     options: Popen's.
     """
-    with open(log, "wb") as output:
+    with open(create_instead(log), "wb") as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

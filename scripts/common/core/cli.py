@@ -25,6 +25,8 @@ GRACE = 1.2  # seconds that a process has after SIGTERM, before it is killed
 USAGE, BELOW_MINIMUM = 2, 3  # exit statuses, beside 0 good, 1 failure, 128 + number of a signal
 CLOSED_PIPE = 128 + signal.SIGPIPE
 ALIKE = 0.75  # how similar a mistyped option and the one that it is taken for must be
+# Their errors are about the model that they were given: {package as it is imported: its name}.
+OF_MODELS = {"onnxruntime": "ONNX Runtime", "onnx": "onnx", "google": "protobuf"}
 INSTALLED_AS = {"PIL": "Pillow"}  # {package as it is imported: as it is installed}
 # ONNX Runtime reads it when it is imported. Without it 1.32 sends paths, names, times and error
 # texts to its maker. It keeps a device's number and the queue of such events in the user's cache.
@@ -256,8 +258,10 @@ def is_pythons_own(name: str, folder: str) -> bool:
     return name in sys.builtin_module_names or any(map(os.path.exists, files))
 
 
-def defect(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> str:
-    """The sentence for an error that nobody expected; its details go into a file."""
+def write_details(
+    kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]
+) -> str:
+    """Write all that is known of an error into a new file. Returns: where that is, in words."""
     log_path = "nowhere: no folder for them can be written"
     try:
         file, log_path = tempfile.mkstemp(prefix=f"{program()}-", suffix=".log", text=True)
@@ -266,6 +270,12 @@ def defect(kind: Type[BaseException], error: BaseException, trace: Optional[Trac
             traceback.print_exception(kind, error, trace, file=log)
     except OSError:
         traceback.print_exception(kind, error, trace)
+    return log_path
+
+
+def defect(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> str:
+    """The sentence for an error that nobody expected; its details go into a file."""
+    log_path = write_details(kind, error, trace)
     return (
         f"a defect of this program, version {VERSION}, or of its environment ended it: "
         f"{kind.__name__}: {why(error)}; the details for a report are in {log_path}"
@@ -279,7 +289,10 @@ def end_uncaught(
     status = 1
     hidden, path = hidden_module()
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    if issubclass(kind, KeyboardInterrupt) or SIGNALLED:
+    package = kind.__module__.split(".")[0]
+    if isinstance(error, SystemExit):  # of run(), where PYTHONINSPECT is set
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif issubclass(kind, KeyboardInterrupt) or SIGNALLED:
         say("interrupted")
         status = 128 + signal.SIGINT
     elif missing and missing.split(".")[0] != hidden:
@@ -293,6 +306,12 @@ def end_uncaught(
         say(broken_package(error))
     elif isinstance(error, MemoryError):
         say("there is not enough memory; free some, or take a smaller batch or fewer workers")
+    elif package in OF_MODELS:
+        say(
+            f"{OF_MODELS[package]} refuses the model: {why(error)}; make it again with "
+            "TResNet_pth2onnx.py; if that made it, report what is in "
+            f"{write_details(kind, error, trace)}"
+        )
     else:
         say(defect(kind, error, trace))
     sys.stdout.flush()

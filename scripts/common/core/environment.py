@@ -169,7 +169,7 @@ def this_python() -> str:
 
 def stamp(place: Place) -> List[str]:
     """The lines that the last set-up wrote at its end; [] if no set-up came to its end."""
-    with contextlib.suppress(OSError), open(
+    with contextlib.suppress(OSError, UnicodeDecodeError), open(
         os.path.join(place.venv, STAMP), encoding="utf-8"
     ) as file:
         return file.read().splitlines(keepends=True)

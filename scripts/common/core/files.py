@@ -93,6 +93,23 @@ def write_whole(path: str, data: Any, durable: bool = False) -> Stamp:
     return stamp(os.lstat(path))  # not before: the renaming sets the time of the change
 
 
+def create_instead(path: str) -> int:
+    """Make a new file in the place of whatever has its name, and open it for writing.
+
+    A link, or another name of somebody's file, loses this name; that file stays as it is.
+    Raises: OSError, also for a folder.
+    """
+    part = part_path(path)
+    file = create(part)
+    try:
+        with removed_on_error(part, path):
+            os.replace(part, path)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
 def append(file: int, data: Any) -> None:
     """Write all of `data` to an open file; one os.write() may write less."""
     rest = memoryview(data).cast("B")

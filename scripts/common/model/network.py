@@ -6,8 +6,8 @@ import re
 import sys
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from common.core import places
-from common.core.cli import ROOT, Refusal, say, shown
+from common.core import patched, places
+from common.core.cli import ROOT, Refusal, say, shown, some, why
 from common.core.names import POOLS
 from common.model.checkpoint import Tensors
 
@@ -302,6 +302,11 @@ def create_network(variant: str, num_classes: int) -> Any:
     hint = "run: python3 scripts/timm_source.py"
     if not os.path.isdir(os.path.join(TIMM, "timm")):
         raise Refusal(f"the patched source of timm v0.4.5 is not in {shown(TIMM)}; {hint}")
+    changed = patched.changed(TIMM)
+    if changed:
+        raise Refusal(
+            f"{shown(TIMM)} is not as it was when it was patched: {some(changed)} changed; {hint}"
+        )
     sys.path.insert(0, TIMM)
     try:
         import timm
@@ -311,8 +316,9 @@ def create_network(variant: str, num_classes: int) -> Any:
                 network = create_v2_l(num_classes)
             else:
                 network = timm.create_model(variant, num_classes=num_classes)
-    except ImportError as error:  # torchvision or inplace_abn: unpatched
-        raise Refusal(f"{shown(TIMM)} is not patched ({error}); move it away and {hint}")
+    # ImportError: torchvision or inplace_abn, it is unpatched; the others: it is damaged
+    except (ImportError, SyntaxError, AttributeError, NameError) as error:
+        raise Refusal(f"{shown(TIMM)} is not patched ({why(error)}); move it away and {hint}")
     finally:
         sys.path.remove(TIMM)
     is_ours = timm.__file__.startswith(TIMM) and timm.__version__ == "0.4.5"

@@ -6,8 +6,9 @@ import os
 import re
 from typing import Dict, Iterator, NoReturn, Sequence
 
+from common.core import record
 from common.core.cli import Refusal, shown, some
-from common.core.files import read_regular
+from common.core.files import checksum, read_regular
 from common.core.names import FORMATS, RESULT
 
 import numpy as np
@@ -132,7 +133,11 @@ def read_result(path: str, classes: int = 0) -> np.ndarray:
     Raises: Refusal if the file is damaged, a link or not a file, holds NaN or infinity, or more
     than one sample.
     """
-    data = read_regular(path, follow_links=False)
+    return parse_result(read_regular(path, follow_links=False), path, classes)
+
+
+def parse_result(data: bytes, path: str, classes: int = 0) -> np.ndarray:
+    """read_result() for the content of a file."""
     if not data:
         raise Refusal(f"{shown(path)} is empty; run the inference again")
     suffix = os.path.splitext(path)[1]
@@ -211,14 +216,18 @@ def chunks(
 
     They are float32, or float64 where the files hold more digits (TXT is read as float64).
     paths: {stem: path}, as result_files() gives them; classes: see read_result().
-    Raises: Refusal as read_result() does, and for a result with another number of classes than the
-    first one has.
+    Raises: Refusal as read_result() does, for a result with another number of classes than the
+    first one has, and at the end for results that are not what the record of their folder says.
     """
     expected = 0
+    checksums: Dict[str, Dict[str, str]] = {}  # by folder: {file name: of what was read}
     for start in range(0, len(stems), size):
         rows = []
         for stem in stems[start : start + size]:
-            row = read_result(paths[stem], classes)
+            data = read_regular(paths[stem], follow_links=False)
+            folder, name = os.path.split(paths[stem])
+            checksums.setdefault(folder, {})[name] = checksum(data)
+            row = parse_result(data, paths[stem], classes)
             expected = expected or len(row)
             if len(row) != expected:
                 raise Refusal(
@@ -227,6 +236,8 @@ def chunks(
                 )
             rows.append(row)
         yield np.stack(rows)
+    for folder, of_folder in checksums.items():
+        record.check_results(folder, of_folder)
 
 
 def answers(paths: Dict[str, str], stems: Sequence[str], classes: int = 0) -> np.ndarray:
