@@ -329,5 +329,7 @@ def test_an_error_about_the_model_is_a_sentence_about_the_model(tmp_path: Path) 
 
 
 def test_an_inspecting_python_does_not_take_an_end_for_a_defect(tmp_path: Path) -> None:
-    done = end_of(write_program(tmp_path, "raise cli.Refusal('2 is not 3; take 3')"), PYTHONINSPECT="1")
+    done = end_of(
+        write_program(tmp_path, "raise cli.Refusal('2 is not 3; take 3')"), PYTHONINSPECT="1"
+    )
     assert done.returncode == 1 and done.stderr.endswith("2 is not 3; take 3\n"), done.stderr

@@ -94,7 +94,7 @@ def write_whole(path: str, data: Any, durable: bool = False) -> Stamp:
 
 
 def create_instead(path: str) -> int:
-    """Make a new file in the place of whatever has its name, and open it for writing.
+    """Make a new file in the place of what has its name, and open it for writing.
 
     A link, or another name of somebody's file, loses this name; that file stays as it is.
     Raises: OSError, also for a folder.
