@@ -90,6 +90,7 @@ def make_parser() -> cli.Parser:
         "only",
         "from_step",
         "config",
+        "language",
         "check",
         "force",
         "dry_run",
@@ -550,7 +551,7 @@ def measure(run: Run) -> List[Command]:
 
 
 def report(run: Run) -> List[Command]:
-    return [run.command("scripts/report.py", run.given.workdir, *run.words("force"))]
+    return [run.command("scripts/report.py", run.given.workdir, *run.words("language", "force"))]
 
 
 # ---- what the steps make -------------------------------------------------------------------------

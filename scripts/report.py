@@ -3,11 +3,12 @@
 
     python3 scripts/report.py work
     python3 scripts/report.py work --class-names names.txt --force
+    python3 scripts/report.py work --language zh
 
 In:  the work folder of pipeline.sh, or any folder with acc_report.json of TResNet_postprocess.py.
      Beside it, as far as they are there: the results and the prepared images that acc_report.json
      names, run.json, perf.json, compare.json, expect.json, forecast.json, speed.json. The page
-     leaves out what is not there.
+     leaves out what is not there. Its language is Chinese where LANG is, or as --language says.
 Out: WORKDIR/report.html, at most 1 MB. report.html.record.jsonl says what it was made of: a page
      that is up to date is kept.
 """
@@ -30,8 +31,9 @@ from common.data import class_names, evaluation, prepared
 from common.model import claims
 from common.model.network import lineage_is_assumed
 from common.model.statistics import interval
-from common.results import accuracy, claimed, figures, published, summary
-from common.results.results import chunks, percent, result_files
+from common.results import accuracy, claimed, figures, published, ranks, summary, tables
+from common.results.results import percent, read_result, result_files
+from common.results.texts import ENGLISH, HTML_NAMES, Say, language_of
 from common.results.work_files import (
     ACCURACY,
     BEFORE_INT8,
@@ -53,11 +55,16 @@ SOURCES = os.path.join(ROOT, "scripts", "common", "results")
 TEMPLATE = os.path.join(SOURCES, PAGE)
 STYLE, SCRIPT = os.path.join(SOURCES, "report.css"), os.path.join(SOURCES, "report.js")
 PARTS = (ACCURACY, *BEFORE_INT8.values(), REPORT, RUN, PERF, COMPARE, EXPECT, FORECAST, SPEED)
+LARGEST = 1_000_000  # bytes of the page
 MISTAKES = 24  # pictures of wrong answers
+WORST = 200  # mistakes that are listed if the page would be too large with all of them
+LINE = 70  # bytes of a listed mistake, without its names
 CHANGED = 12  # pictures of answers that differ between two runtimes
-PAIRS = 15  # most confused pairs of classes
+PAIRS, MORE_PAIRS = 15, 30  # most confused pairs of classes: beside a matrix, without one
+MATRIX = 50  # classes, up to which the confusion matrix is a picture
 ROWS = 1000  # of the table of classes
 LISTED = 20  # images that were left out, operators of a forecast
+WIDE_SPREAD = 10.0  # per cent between runs, above which a throughput is worth a look
 NAME_SHOWN = 60  # characters of a name; the page stays small for names of any length
 CLASS_SHOWN = 32  # of a class's, without its number
 PICTURE = 120  # pixels, each side of a thumbnail
@@ -72,6 +79,10 @@ Call = Callable[[int], str]  # what caller() gives
 # ---- the work folder -----------------------------------------------------------------------------
 
 
+def stem_of(part: WorkFile) -> str:
+    return part.name[: -len(".json")]
+
+
 def read_part(workdir: str, part: WorkFile) -> Dict[str, Any]:
     """One JSON file of the work folder, {} if it is not there. Raises: Refusal if it is damaged."""
     return part.read_in(workdir) if os.path.lexists(os.path.join(workdir, part.name)) else {}
@@ -82,7 +93,7 @@ def read_parts(workdir: str) -> Parts:
 
     Raises: Refusal if there is no acc_report.json, or if a file is damaged.
     """
-    parts = {part.name[: -len(".json")]: read_part(workdir, part) for part in PARTS}
+    parts = {stem_of(part): read_part(workdir, part) for part in PARTS}
     if not parts["acc_report"]:
         raise Refusal(
             f"{shown(workdir)} should hold {REPORT.name} of TResNet_postprocess.py, but does not; "
@@ -131,23 +142,18 @@ def predictions(report: Dict[str, Any], results: List[str]) -> Optional[figures.
         f"the results in {some(results)} are not those of {REPORT.name}; run "
         "TResNet_postprocess.py again"
     )
-    stems, right = report["evaluated"], [[label] for label in report["true"]]
+    stems, classes = report["evaluated"], report["classes"]
     if not paths.keys() >= set(stems):
         raise other_results
-    summaries: List[figures.Predictions] = []
-    done = 0
-    with progress.Bar("report", len(stems), "images") as bar:
-        for scores in chunks(paths, stems, classes=report["classes"]):
-            if scores.shape[1] != report["classes"]:
-                raise other_results
-            summaries.append(figures.summarise(scores, right[done : done + len(scores)]))
-            done += len(scores)
-            bar.advance(len(scores))
-    joined = figures.join(summaries)
-    hits = [int((joined.rank < k).sum()) for k in range(1, len(report["hits"]) + 1)]
+    in_order = [paths[stem] for stem in stems]
+    if len(read_result(in_order[0], classes)) != classes:
+        raise other_results
+    labels = np.array(report["true"], np.int64)
+    found = ranks.read(in_order, labels, classes, options.CORES).predictions(labels)
+    hits = [int((found.rank < k).sum()) for k in range(1, len(report["hits"]) + 1)]
     if hits != report["hits"]:
         raise other_results
-    return joined
+    return found
 
 
 class Pictures:
@@ -204,25 +210,36 @@ def share(hits: int, images: int) -> str:
     return "100 %" if hits == images else f"{percent(hits, images):.2f} %"
 
 
-def accuracies(parts: Parts) -> List[Dict[str, Any]]:
+def second_k(classes: int) -> int:
+    """The k of the Top-k that is shown beside Top-1: with few classes Top-5 says nothing; 0: none.
+
+    (Of five classes the right one always is among the five best.)
+    """
+    if classes > figures.TOP:
+        return figures.TOP
+    return 2 if classes > 2 else 0
+
+
+def accuracies(parts: Parts, say: Say = ENGLISH) -> List[Dict[str, Any]]:
     """The figures that stand first: {"title", "value", "about": sentences}."""
     report, images = parts["acc_report"], parts["acc_report"]["counts"]["evaluated"]
     hits = report.get("hits")
     if not hits:  # several labels an image: acc.json says what was computed
         return [
-            {"title": row["key"], "value": row["value"], "about": []}
+            {"title": say("mean_average_precision"), "value": row["value"], "about": []}
             for row in parts["acc"].get("value", ())
             if not row["key"].startswith("Number")
         ]
     other = "float16" if parts["acc_float16"] else "float32"
     before = {row["key"]: row["value"] for row in parts[f"acc_{other}"].get("value", ())}
     cards = []
-    for k in dict.fromkeys((1, min(figures.TOP, len(hits)))):
+    for k in filter(None, (1, second_k(report["classes"]))):
         low, high = interval(hits[k - 1], images)
-        about = [f"95 % interval {low:.2f} to {high:.2f} %"]
-        about += [f"{other}: {value}" for key, value in before.items() if key == f"Top{k} accuracy"]
+        about = [say("interval", low=f"{low:.2f}", high=f"{high:.2f}")]
+        if f"Top{k} accuracy" in before:
+            about.append(say("named_value", name=other, value=before[f"Top{k} accuracy"]))
         about += [
-            f"the checkpoint says {row.claimed:.2f} %"
+            say("checkpoint_says", value=f"{row.claimed:.2f} %")
             for row in claimed.compare(parts["network"], report)
             if row.top == k
         ]
@@ -230,7 +247,7 @@ def accuracies(parts: Parts) -> List[Dict[str, Any]]:
             {
                 "title": f"Top-{k}",
                 "value": share(hits[k - 1], images),
-                "about": about + known_figures(parts, report, k),
+                "about": about + known_figures(parts, report, k, say),
             }
         )
     return cards
@@ -242,23 +259,25 @@ def exported_size(network: Dict[str, Any]) -> Optional[int]:
     return exported.evaluation.img_size if exported else None
 
 
-def known_figures(parts: Parts, report: Dict[str, Any], k: int) -> List[str]:
+def known_figures(parts: Parts, report: Dict[str, Any], k: int, say: Say) -> List[str]:
     """Published figures for this network and data set, in words."""
     expect = parts["expect"].get("published") or {}
+    values: List[Tuple[Any, Optional[float]]] = []
     if expect.get(f"top{k}"):
-        return [f"published for {parts['expect'].get('name')}: {expect[f'top{k}']:.2f} %"]
-    network = parts["network"]
-    case = network.get("variant"), network.get("lineage"), exported_size(network)
-    if (report["counts"]["evaluated"], report["classes"]) != (published.VALIDATION_IMAGES, 1000):
-        return []
-    values = [
-        (name, getattr(weights, f"top{k}"))
-        for name, weights in published.WEIGHTS.items()
-        if (weights.variant, weights.lineage, weights.img_size) == case
+        values = [(parts["expect"].get("name"), expect[f"top{k}"])]
+    elif (report["counts"]["evaluated"], report["classes"]) == (published.VALIDATION_IMAGES, 1000):
+        network = parts["network"]
+        case = network.get("variant"), network.get("lineage"), exported_size(network)
+        values = [
+            (name, getattr(weights, f"top{k}", None))
+            for name, weights in published.WEIGHTS.items()
+            if (weights.variant, weights.lineage, weights.img_size) == case
+        ]
+        if k == 5 and case == ("tresnet_m", "ascend", 224):
+            values.append(("an Ascend 310P3", published.CARD_TOP5))
+    return [
+        say("published_for", name=name, value=f"{value:.2f} %") for name, value in values if value
     ]
-    if k == 5 and case == ("tresnet_m", "ascend", 224):
-        values.append(("an Ascend 310P3", published.CARD_TOP5))
-    return [f"published for {name}: {value:.2f} %" for name, value in values if value]
 
 
 def figure(value: float, decimals: int = 1) -> str:
@@ -266,35 +285,46 @@ def figure(value: float, decimals: int = 1) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.{decimals}f}"
 
 
-def speed_cards(perf: Dict[str, Any]) -> List[Dict[str, Any]]:
+def spread(row: Dict[str, Any]) -> float:
+    """How far the runs at one batch size are from their middle, in per cent, as perf.md has it."""
+    return 50 * float(row.get("throughput_spread") or 0)
+
+
+def spread_words(row: Dict[str, Any]) -> str:
+    return f"{spread(row):.1f} %"
+
+
+def speed_cards(perf: Dict[str, Any], say: Say) -> List[Dict[str, Any]]:
     """Throughput and latency at the best batch size."""
     if not perf.get("rows"):
         return []
     best = max(perf["rows"], key=lambda row: row["throughput"])
-    batch = f"at batch size {best['batch_size']}"
-    about = [batch]
+    about = [say("at_batch_size", batch=best["batch_size"])]
+    if perf["repeat"] > 1:
+        about.append(say("spread_of_runs", spread=spread_words(best), n=perf["repeat"]))
     if "reference" in best:
-        about.append(f"published: {best['reference']:,.0f} images/s, ratio {best['ratio']:.2f}")
+        ratio = f"{best['ratio']:.2f}"
+        about.append(say("published_speed", speed=f"{best['reference']:,.0f}", ratio=ratio))
     return [
         {
-            "title": "Throughput",
+            "title": say("throughput"),
             "value": figure(best["throughput"]),
-            "unit": "images/s",
+            "unit": say("images_per_s"),
             "about": about,
         },
         {
-            "title": "Latency",
+            "title": say("latency"),
             "value": figure(best["latency_mean"], 2),
             "unit": "ms",
             "about": [
-                f"mean of a batch, {batch}",
-                f"99 % are quicker than {figure(best['latency_p99'], 2)} ms",
+                say("latency_mean_of_batch", batch=best["batch_size"]),
+                say("latency_99", latency=figure(best["latency_p99"], 2)),
             ],
         },
     ]
 
 
-def expected_speed(parts: Parts) -> Dict[str, Any]:
+def expected_speed(parts: Parts, say: Say) -> Dict[str, Any]:
     """The forecast of the speed on a card, and what was measured there; {} without a forecast.
 
     Figures that were measured elsewhere are not shown beside it.
@@ -302,21 +332,39 @@ def expected_speed(parts: Parts) -> Dict[str, Any]:
     forecast, perf = parts["speed"], parts["perf"]
     if not forecast:
         return {}
-    measured = {}
-    if "expected" in perf:
+    measured, judged = {}, dict(perf.get("expected") or {})
+    if judged:
         measured = {row["batch_size"]: row["throughput"] for row in perf["rows"]}
+        judged["verdict"] = verdict_on_speed(judged, measured, say)
     rows = [dict(row, measured=measured.get(row["batch_size"])) for row in forecast["rows"]]
     return {
         "chip": forecast["chip"],
-        "limits": "; ".join(forecast["limits"]),
+        "limits": say("semicolon").join(map(say.known, forecast["limits"])),
         "best": forecast["best_batch_size"],
         "measured": any(row["measured"] for row in rows),
-        **perf.get("expected", {}),
+        **judged,
         "rows": rows,
     }
 
 
-def caller(names: Optional[Sequence[str]]) -> Callable[[int], str]:
+def verdict_on_speed(judged: Dict[str, Any], measured: Dict[int, float], say: Say) -> str:
+    """Whether the card is as fast as the forecast; judged: perf.json's "expected"."""
+    if not judged.get("rows"):
+        return say("card_is", verdict=judged["verdict"])
+    ratios = [row["ratio"] for row in judged["rows"]]
+    if not judged["slow"]:
+        return say("card_fast", low=f"{min(ratios):.2f}", high=f"{max(ratios):.2f}")
+    slow = [row for row in judged["rows"] if measured.get(row["batch_size"], 0) < row["low_90"]]
+    worst = min(slow or judged["rows"], key=lambda row: row["ratio"])
+    return say(
+        "card_slow",
+        measured=f"{measured.get(worst['batch_size'], 0):,.0f}",
+        batch=worst["batch_size"],
+        reach=f"{worst['low_90']:,.0f}",
+    )
+
+
+def caller(names: Optional[Sequence[str]], say: Say) -> Callable[[int], str]:
     """A function that says what a class is called: its name, if it is known, and its number.
 
     Of a long list of synonyms, as ImageNet's names are, the first ones are taken.
@@ -327,29 +375,50 @@ def caller(names: Optional[Sequence[str]]) -> Callable[[int], str]:
         while len(name) > CLASS_SHOWN and "," in name:
             name = name.rpartition(",")[0]
         if not name or name == str(label):
-            return f"class {label}"
+            return say("class_number", number=label)
         return f"{plain(name, CLASS_SHOWN)} ({label})"
 
     return call
 
 
-def comparison(parts: Parts, pictures: Pictures, call: Call) -> Dict[str, Any]:
+def true_classes(report: Dict[str, Any]) -> Dict[str, int]:
+    """{stem: its right class}; {} where an image has several, or may have."""
+    if not report["hits"] or str(report["labels"]).endswith(".json"):
+        return {}
+    return dict(zip(report["evaluated"], report["true"]))
+
+
+def changed_counts(compared: Dict[str, Any], true: Dict[str, int]) -> Dict[str, int]:
+    """How many of the changed answers became right, became wrong, and were wrong and stay so.
+
+    compared: compare.json's content, the run that was evaluated second. {} if nobody knows it.
+    """
+    rows = compared["disagreements"]
+    if not rows or any(row["image"] not in true for row in rows):
+        return {}
+    right = sum(row["b"] == true[row["image"]] for row in rows)
+    wrong = sum(row["a"] == true[row["image"]] for row in rows)
+    return {"right": right, "wrong": wrong, "other": len(rows) - right - wrong}
+
+
+def comparison(parts: Parts, pictures: Pictures, call: Call, say: Say) -> Dict[str, Any]:
     """Two runtimes or precisions side by side; {} if nothing was compared."""
-    compared = parts["compare"]
+    compared, true = parts["compare"], true_classes(parts["acc_report"])
     if not compared:
         return {}
     sides = [os.path.basename(str(compared[side])) for side in "ab"]
     before = "float16" if parts["acc_float16"] else "float32"
     words = {
         "result_onnx": "ONNX Runtime",
-        "result_int8": "int8" if "result" in sides else "the card, int8,",
-        "result": before if "result_int8" in sides else "the card",
+        "result_int8": "int8" if "result" in sides else say("the_card_int8"),
+        "result": before if "result_int8" in sides else say("the_card"),
     }
     first, second = (words.get(side, side) for side in sides)
     rows = [
         {
             "source": pictures.source(row["image"]),
             "picture": pictures.picture(row["image"]),
+            "true": call(true[row["image"]]) if row["image"] in true else "",
             "first": call(row["a"]),
             "second": call(row["b"]),
         }
@@ -360,6 +429,7 @@ def comparison(parts: Parts, pictures: Pictures, call: Call) -> Dict[str, Any]:
         "second": second,
         "images": compared["images"],
         "changed": rows,
+        "changed_counts": changed_counts(compared, true),
         "differ": len(compared["disagreements"]),
         "agreement": compared["top1_agreement"],
         "cosine": compared["cosine"],
@@ -388,25 +458,96 @@ def mistakes(
     return rows
 
 
+def mistakes_by_class(
+    report: Dict[str, Any],
+    found: figures.Predictions,
+    pictures: Pictures,
+    call: Call,
+    most: Optional[int],
+) -> List[Dict[str, Any]]:
+    """The wrong answers by right class, the class with most of them first.
+
+    most: how many, those that the network was surest of; None for all.
+    Each: {"name", "images" (of the class), "wrong" (all of them), "rows" (the listed ones)}.
+    """
+    images = np.bincount(found.true)
+    wrong = np.bincount(found.true[~found.correct], minlength=len(images))
+    groups: Dict[int, List[Dict[str, Any]]] = {}
+    for place in figures.most_confident_mistakes(found, most):
+        row = {
+            "source": pictures.source(report["evaluated"][place]),
+            "answer": call(int(found.top[place, 0])),
+            "probability": float(found.confidence[place]),
+        }
+        groups.setdefault(int(found.true[place]), []).append(row)
+    in_order = sorted(groups, key=lambda label: (-wrong[label], label))
+    return [
+        {
+            "name": call(label),
+            "images": int(images[label]),
+            "wrong": int(wrong[label]),
+            "rows": groups[label],
+        }
+        for label in in_order
+    ]
+
+
+def size_of(groups: List[Dict[str, Any]]) -> int:
+    """How many bytes the listed mistakes will take in the page, roughly."""
+    size = 0
+    for group in groups:
+        for row in group["rows"]:
+            names = plain(row["source"]) + row["answer"]
+            size += LINE + len(names.encode("utf-8", "replace"))
+    return size
+
+
+def matrix_picture(
+    found: figures.Predictions, classes: int, names: List[str], say: Say
+) -> Optional[str]:
+    """The confusion matrix as SVG; None if there are too many classes for a picture."""
+    from common.results import plots
+
+    if not 1 < classes <= MATRIX:
+        return None
+    return plots.confusion(say, figures.confusion_matrix(found, classes), names)
+
+
 def answered(
-    report: Dict[str, Any], found: Optional[figures.Predictions], pictures: Pictures, call: Call
+    report: Dict[str, Any],
+    found: Optional[figures.Predictions],
+    pictures: Pictures,
+    call: Call,
+    say: Say,
 ) -> Dict[str, Any]:
     """What the page shows of the answers; {} if the results are not there."""
     if found is None:
         return {}
-    rows = figures.weakest_first(figures.every_class(found, report["classes"]))
+    classes, k = report["classes"], second_k(report["classes"])
+    all_rows = figures.every_class(found, classes, k or 1)
+    rows = figures.weakest_first(all_rows)
     for row in rows:
         row["name"] = call(row["class"])
         row["taken_for"] = call(row["taken_for"]) if row["times"] else ""
+    matrix = matrix_picture(found, classes, list(map(call, range(min(classes, MATRIX)))), say)
+    pairs = figures.confused(found)
+    all_mistakes = mistakes_by_class(report, found, pictures, call, None)
     return {
         "mistakes": mistakes(report, found, pictures, call),
+        "mistake_groups": all_mistakes,
+        "worst_groups": mistakes_by_class(report, found, pictures, call, WORST),
+        "mistakes_listed": None,
         "wrong": int((~found.correct).sum()),
+        "matrix": matrix,
         "pairs": [
             {"true": call(true), "answer": call(answer), "images": count}
-            for true, answer, count in figures.confused(found)[:PAIRS]
+            for true, answer, count in pairs[: PAIRS if matrix else MORE_PAIRS]
         ],
+        "all_pairs": len(pairs),
+        "second_k": k,
         "classes": rows[:ROWS],
         "all_classes": len(rows),
+        "averages": figures.averages(all_rows),
         "calibration": figures.calibration(found),
     }
 
@@ -420,30 +561,31 @@ class Gate(NamedTuple):
     good: bool  # False too if it was not measured
 
 
-def measured_with_gates(parts: Parts) -> Dict[str, Tuple[str, Optional[float], str]]:
+def measured_with_gates(parts: Parts, say: Say) -> Dict[str, Tuple[str, Optional[float], str]]:
     """{option of a gate: (what it is about, the value or None, unit)}."""
     report = parts["acc_report"]
     images, hits = report["counts"]["evaluated"], report.get("hits") or []
     throughputs = [row["throughput"] for row in parts["perf"].get("rows") or []]
     cosine = parts["compare"].get("cosine") or {}
     accuracies_of_k = {k: 100 * hits[min(k, len(hits)) - 1] / images for k in (1, 5) if hits}
+    unit = f" {say('images_per_s')}"
     return {
-        "min_top1": ("Top-1 accuracy", accuracies_of_k.get(1), " %"),
-        "min_top5": ("Top-5 accuracy", accuracies_of_k.get(5), " %"),
-        "min_throughput": ("throughput", max(throughputs, default=None), " images/s"),
-        "min_cosine": ("lowest cosine similarity", cosine.get("min"), ""),
+        "min_top1": (say("gate_top1"), accuracies_of_k.get(1), " %"),
+        "min_top5": (say("gate_top5"), accuracies_of_k.get(5), " %"),
+        "min_throughput": (say("gate_throughput"), max(throughputs, default=None), unit),
+        "min_cosine": (say("gate_cosine"), cosine.get("min"), ""),
     }
 
 
-def gates(parts: Parts) -> List[Gate]:
+def gates(parts: Parts, say: Say = ENGLISH) -> List[Gate]:
     """The minimums that the run was given, and what was measured."""
-    measured = measured_with_gates(parts)
+    measured = measured_with_gates(parts, say)
     rows = []
     for name, least in (parts["run"].get("gates") or {}).items():
         if name not in measured or least is None:
             continue
         what, value, unit = measured[name]
-        good, text = False, "not measured"
+        good, text = False, say("not_measured")
         if value is not None:
             good = value >= least
             rounded = f"{value:.6g}"
@@ -453,61 +595,82 @@ def gates(parts: Parts) -> List[Gate]:
     return rows
 
 
-def network_name(variant: str) -> str:
+def network_name(variant: str, say: Say) -> str:
     """tresnet_v2_l -> TResNet-V2-L."""
     if not variant.startswith("tresnet_"):
-        return variant or "The network"
+        return variant or say("the_network")
     return "TResNet-" + variant[len("tresnet_") :].replace("_", "-").upper()
 
 
-def headline(parts: Parts, best: float) -> str:
+def card_name(parts: Parts, say: Say) -> str:
+    """Ascend 310P3; or only that it is a card."""
+    chip = str(parts["perf"].get("chip") or say("card"))
+    return chip if "Ascend" in chip else f"Ascend {chip}"
+
+
+def headline(parts: Parts, best: float, say: Say) -> str:
     """The run in one sentence; best: the highest throughput, images/s, 0 if not measured."""
     report = parts["acc_report"]
     images, hits = report["counts"]["evaluated"], report.get("hits")
-    chip = str(parts["perf"].get("chip") or "card")
-    places = {"cpu": " on the CPU", "ascend": f" on Ascend {chip}"}
-    if "Ascend" in chip:
-        places["ascend"] = f" on {chip}"
-    subject = network_name(str(parts["network"].get("variant") or ""))
-    subject += places.get(str(parts["run"].get("backend")), "")
+    subject = network_name(str(parts["network"].get("variant") or ""), say)
+    backend = parts["run"].get("backend")
+    if backend == "cpu":
+        subject = say("on_cpu", network=subject)
+    elif backend == "ascend":
+        subject = say("on_card", network=subject, chip=card_name(parts, say))
     if hits:
-        text = f"{subject} gives the right answer for {share(hits[0], images)} of {images:,} images"
+        share_right = share(hits[0], images)
+        text = say("right_answers", subject=subject, share=share_right, n=images)
     else:
-        text = f"{subject} was evaluated on {images:,} images"
+        text = say("was_evaluated", subject=subject, n=images)
     if best:
-        text += f" and classifies {figure(best)} images a second"
-    return text + "."
+        text = say("and_speed", sentence=text, speed=figure(best))
+    return say("full_stop", sentence=text)
 
 
-def remarks(page: Dict[str, Any], parts: Parts) -> List[str]:
+def widest_spread(parts: Parts) -> Optional[Dict[str, Any]]:
+    """The row of perf.json whose runs are furthest apart, if that is too far; else None."""
+    rows = parts["perf"].get("rows") or []
+    widest = max(rows, key=spread, default=None)
+    return widest if widest and spread(widest) > WIDE_SPREAD else None
+
+
+def notes(report: Dict[str, Any], say: Say) -> List[str]:
+    """acc_report.json's notes; those that this program knows in the language of the page."""
+    known = dict(zip(accuracy.notes(report), accuracy.notes(report, say)))
+    return [known.get(note, note) for note in report.get("notes") or []]
+
+
+def remarks(page: Dict[str, Any], parts: Parts, say: Say) -> List[str]:
     """What one should know of the run."""
-    compared, expect = page["comparison"], parts["expect"]
+    compared, expect, network = page["comparison"], parts["expect"], parts["network"]
     points = []
     if compared:
         same = share(compared["images"] - compared["differ"], compared["images"])
+        first, second = compared["first"], compared["second"]
         points.append(
-            f"{compared['second']} and {compared['first']} give the same answer for {same} of "
-            f"{compared['images']:,} images"
+            say("same_answer_for", first=first, second=second, share=same, n=compared["images"])
         )
     if expect:
-        position = "within" if expect.get("within") else "not within"
-        cause = f"; likely cause: {expect['cause']}" if expect.get("cause") else ""
-        points.append(
-            f"Top-1 is {position} the 95 % interval of the figure published for "
-            f"{expect.get('name')}{cause}"
-        )
-    if lineage_is_assumed(parts["network"]):
-        points.append(
-            "the checkpoint does not show the lineage of its weights clearly; "
-            f"{parts['network']['lineage']} was assumed, and if that is wrong, so is every figure"
-        )
-    points += [row.words for row in claimed.compare(parts["network"], parts["acc_report"])]
-    points += [f"the checkpoint says {remark}" for remark in claims.remarks_of(parts["network"])]
+        key = "published_within" if expect.get("within") else "published_not_within"
+        sentence_on_it = say(key, name=expect.get("name"))
+        if expect.get("cause"):
+            sentence_on_it = say("likely_cause", sentence=sentence_on_it, cause=expect["cause"])
+        points.append(sentence_on_it)
+    if lineage_is_assumed(network):
+        points.append(say("lineage_assumed", lineage=network["lineage"]))
+    points += [row.sentence(say) for row in claimed.compare(network, parts["acc_report"])]
+    points += [say("claim_remark", remark=remark) for remark in claims.remarks_of(network)]
     if page["expected"].get("slow"):
-        points.append(f"the card is {page['expected']['verdict']}")
-    points += parts["acc_report"].get("notes") or []
+        points.append(page["expected"]["verdict"])
+    points += notes(parts["acc_report"], say)
+    widest = widest_spread(parts)
+    if widest:
+        batch, spread_of_it = widest["batch_size"], spread_words(widest)
+        points.append(say("spread_wide", spread=spread_of_it, batch=batch))
     points += [
-        f"{gate.what}: {gate.measured}, the minimum is {gate.least}" for gate in page["gates"]
+        say("gate", what=gate.what, measured=gate.measured, least=gate.least)
+        for gate in page["gates"]
     ]
     return points
 
@@ -528,6 +691,7 @@ def verdict(page: Dict[str, Any], parts: Parts) -> str:
         report.get("clipped"),
         not all(row.within for row in claimed.compare(parts["network"], report)),
         page["expected"].get("slow"),
+        widest_spread(parts),
     )
     return "look" if any(doubts) else "good"
 
@@ -537,85 +701,95 @@ def listed(words: Dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in words.items())
 
 
-def describe_network(parts: Parts, pictures: Pictures) -> str:
+def describe_network(parts: Parts, pictures: Pictures, say: Say) -> str:
     """Variant, lineage, classes, size and precision, as far as they are known."""
     network, classes = parts["network"], parts["acc_report"]["classes"]
-    size, lineage = (
-        exported_size(network) or pictures.header.get("img_size"),
-        network.get("lineage"),
-    )
+    size = exported_size(network) or pictures.header.get("img_size")
+    lineage = network.get("lineage")
     words = [
         network.get("variant"),
-        lineage and f"{lineage} lineage",
-        f"{classes:,} classes",
-        size and f"{size}×{size} pixels",
+        lineage and say("lineage", name=lineage),
+        say("classes_count", n=classes),
+        size and say("pixels", size=size),
         parts["run"].get("precision"),
     ]
-    return ", ".join(filter(None, words))
+    return say("list_separator").join(filter(None, words))
+
+
+def where_it_ran(parts: Parts, say: Say) -> str:
+    """On what the inference ran; "" if nobody knows. Why no card was used is in run.json."""
+    backend = parts["run"].get("backend")
+    if backend == "cpu":
+        return say("ran_on_cpu")
+    return say("ran_on_card", chip=card_name(parts, say)) if backend == "ascend" else ""
 
 
 def settings(
-    parts: Parts, workdir: str, results: List[str], pictures: Pictures
+    parts: Parts, workdir: str, results: List[str], pictures: Pictures, say: Say
 ) -> List[Tuple[str, str]]:
     """What was run with what: (term, words)."""
     run, network, report = parts["run"], parts["network"], parts["acc_report"]
     inferred = record.read(results[0]).recipe if results else {}
     exported = record.read(os.path.join(workdir, EXPORTED)).recipe
     versions = {
-        "this program": cli.VERSION,
+        say("this_program"): cli.VERSION,
         **(exported.get("versions") or {}),
         **pictures.versions,
         **(inferred.get("versions") or {}),
         **(inferred.get("host") or {}),
     }
-    counts = {key: count for key, count in report["counts"].items() if count is not None}
+    counts = [
+        say(f"count_{key}", count=f"{count:,}")
+        for key, count in report["counts"].items()
+        if count is not None and f"count_{key}" in say.table
+    ]
+    prepared_as = {key: pictures.header[key] for key in EVALUATION if key in pictures.header}
     rows = [
         ("checkpoint", run.get("checkpoint")),
         ("SHA-256", network.get("checkpoint_sha256")),
-        ("network", describe_network(parts, pictures)),
-        (
-            "preparation",
-            listed({key: pictures.header[key] for key in EVALUATION if key in pictures.header}),
-        ),
+        ("network", describe_network(parts, pictures, say)),
+        ("preparation", listed(prepared_as)),
         ("data", run.get("data")),
         ("labels", report.get("labels")),
-        (
-            "images",
-            ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in counts.items()),
-        ),
-        ("ran on", run.get("reason") and f"{run.get('backend')}: {run['reason']}"),
+        ("images", say("list_separator").join(counts)),
+        ("ran_on", where_it_ran(parts, say)),
         ("chip", parts["perf"].get("chip")),
         ("versions", listed({name: version for name, version in versions.items() if version})),
         ("began", run.get("began")),
         ("took", run.get("seconds") and progress.duration(run["seconds"])),
     ]
-    return [(term, str(words)) for term, words in rows if words]
+    return [(say(term) if term in say.table else term, str(words)) for term, words in rows if words]
 
 
-def draw(parts: Parts, found: Optional[figures.Predictions]) -> Dict[str, str]:
+def draw(parts: Parts, found: Optional[figures.Predictions], say: Say) -> Dict[str, str]:
     """{name: SVG} of all plots for which there are figures."""
     from common.results import plots
 
     drawn: Dict[str, str] = {}
-    if parts["perf"].get("rows"):
-        drawn.update(
-            speed=plots.speed(parts["perf"]["rows"]), latency=plots.latency(parts["perf"]["rows"])
-        )
-    if len(parts["compare"].get("cosines") or ()) > 1:
-        drawn["cosines"] = plots.cosines(
-            parts["compare"]["cosines"], parts["forecast"].get("cosines") or ()
-        )
+    rows = parts["perf"].get("rows")
+    if rows:
+        drawn.update(speed=plots.speed(say, rows), latency=plots.latency(say, rows))
+    cosines = parts["compare"].get("cosines") or ()
+    if len(cosines) > 1:
+        drawn["cosines"] = plots.cosines(say, cosines, parts["forecast"].get("cosines") or ())
     if found is not None and len(found.true) > 1:
         right = found.correct
         drawn.update(
-            reliability=plots.reliability(figures.calibration(found)["bins"]),
-            coverage=plots.coverage(figures.coverage(found)),
-            confidences=plots.confidences(found.confidence[right], found.confidence[~right]),
+            reliability=plots.reliability(say, figures.calibration(found)["bins"]),
+            coverage=plots.coverage(say, figures.coverage(found)),
+            confidences=plots.confidences(say, found.confidence[right], found.confidence[~right]),
         )
     return drawn
 
 
-def describe(workdir: str, parts: Parts, names_file: Optional[str]) -> Dict[str, Any]:
+def files_beside(workdir: str, parts: Parts) -> List[str]:
+    """The names of the files of the run that have the figures of the page."""
+    names = [part.name for part in (ACCURACY, REPORT, PERF, COMPARE) if parts[stem_of(part)]]
+    written = record.read(os.path.join(workdir, tables.PREDICTIONS)).made
+    return names + [name for name in (tables.PREDICTIONS, tables.CLASSES) if name in written]
+
+
+def describe(workdir: str, parts: Parts, names_file: Optional[str], say: Say) -> Dict[str, Any]:
     """Everything that the template shows."""
     report = parts["acc_report"]
     results = folders(report, workdir, "result")
@@ -624,24 +798,36 @@ def describe(workdir: str, parts: Parts, names_file: Optional[str]) -> Dict[str,
     if names_file:
         background = report["label_offset"] != 0
         names = class_names.read(names_file, report["classes"], background=background)
-    call = caller(names)
+    call = caller(names, say)
     best = max((row["throughput"] for row in parts["perf"].get("rows") or ()), default=0)
     page: Dict[str, Any] = {
+        "say": say,
+        "language": HTML_NAMES[say.language],
         "parts": parts,
         "report": report,
         "best": best,
-        "cards": accuracies(parts) + speed_cards(parts["perf"]),
-        "gates": gates(parts),
-        "comparison": comparison(parts, pictures, call),
-        "expected": expected_speed(parts),
-        **answered(report, found, pictures, call),
-        "plots": draw(parts, found),
+        "cards": accuracies(parts, say) + speed_cards(parts["perf"], say),
+        "gates": gates(parts, say),
+        "comparison": comparison(parts, pictures, call, say),
+        "expected": expected_speed(parts, say),
+        **answered(report, found, pictures, call, say),
+        "plots": draw(parts, found, say),
         "left_out": (report.get("left_out") or [])[:LISTED],
-        "settings": settings(parts, workdir, results, pictures),
-        "sentence": headline(parts, best),
+        "settings": settings(parts, workdir, results, pictures, say),
+        "sentence": headline(parts, best, say),
+        "note": sample_note(parts["run"].get("note") or "", say),
+        "files": files_beside(workdir, parts),
     }
-    page["state"], page["points"] = verdict(page, parts), remarks(page, parts)
+    page["state"], page["points"] = verdict(page, parts), remarks(page, parts, say)
     return page
+
+
+def sample_note(note: str, say: Say) -> str:
+    """run.json's note in the language of the page, if this program knows it."""
+    for key in ("sample_note", "sample_prepared_otherwise"):
+        if note == ENGLISH(key):
+            return say(key)
+    return note
 
 
 # ---- the page ------------------------------------------------------------------------------------
@@ -684,13 +870,20 @@ def template() -> Any:
         sentence=sentence,
         share=share,
         figure=figure,
+        percent=per_cent,
+        spread=spread_words,
         duration=progress.duration,
         two_digits=summary.rounded,
     )
     return environment.get_template(PAGE)
 
 
-def render(page: Dict[str, Any]) -> bytes:
+def per_cent(share_of_one: Optional[float], decimals: int = 1) -> str:
+    """A share of 0 to 1 in per cent; a dash without one."""
+    return "–" if share_of_one is None else f"{100 * share_of_one:.{decimals}f}\u00a0%"
+
+
+def fill(page: Dict[str, Any]) -> bytes:
     """The page as HTML, style and script in it; its own policy forbids it to load anything."""
     style, script = files.read_regular(STYLE), files.read_regular(SCRIPT)
     digest = base64.b64encode(hashlib.sha256(script).digest()).decode("ascii")
@@ -704,8 +897,17 @@ def render(page: Dict[str, Any]) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+def render(page: Dict[str, Any]) -> bytes:
+    """The page with all mistakes; with the surest ones if it would be too large."""
+    if size_of(page.get("mistake_groups", [])) < LARGEST:
+        content = fill(page)
+        if len(content) <= LARGEST:
+            return content
+    return fill(dict(page, mistake_groups=page.get("worst_groups"), mistakes_listed=WORST))
+
+
 def make_recipe(
-    workdir: str, parts: Parts, exported: str, names_file: Optional[str]
+    workdir: str, parts: Parts, exported: str, names_file: Optional[str], language: str
 ) -> record.Recipe:
     """All that the page depends on."""
     results = folders(parts["acc_report"], workdir, "result")
@@ -713,13 +915,19 @@ def make_recipe(
     texts = [os.path.join(workdir, part.name) for part in PARTS if part is not RUN]
     texts += [TEMPLATE, STYLE, SCRIPT]
     texts += map(record.path_of, [*results, exported])
+    texts.append(record.path_of(os.path.join(workdir, tables.PREDICTIONS)))
     if names_file:
         texts.append(names_file)
     shown_of_run = ("backend", "gates", "made", "data", "commands")
     run = {key: value for key, value in parts["run"].items() if key in shown_of_run}
     return recipe.make(
         __file__,
-        {"run": run, "results": bool(results), "pictures": bool(images)},
+        {
+            "run": run,
+            "results": bool(results),
+            "pictures": bool(images),
+            "language": language,
+        },
         ("numpy", "Pillow", "matplotlib", "Jinja2"),
         settings=filter(os.path.isfile, texts),
     )
@@ -733,6 +941,7 @@ def main() -> None:
     options.add(
         parser,
         "class_names",
+        "language",
         "force",
         help={
             "class_names": "names of the classes, one a line or lines `FOLDER NAME` "
@@ -744,11 +953,12 @@ def main() -> None:
     product, exported = os.path.join(workdir, PAGE), os.path.join(workdir, EXPORTED)
     parts = read_parts(workdir)
     parts["network"] = record.read(exported).notes
-    made_by = make_recipe(workdir, parts, exported, arguments.class_names)
+    language = arguments.language or language_of(os.environ)
+    made_by = make_recipe(workdir, parts, exported, arguments.class_names, language)
     if record.is_up_to_date(product, made_by, force=arguments.force):
         print(f"{shown(product)} is up to date")
         return
-    page = render(describe(workdir, parts, arguments.class_names))
+    page = render(describe(workdir, parts, arguments.class_names, Say(language)))
     record.write(product, made_by, {product: page})
     print(f"wrote {shown(product)} ({len(page) / 1e3:,.0f} kB): open it in a browser")
 

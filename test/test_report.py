@@ -240,7 +240,7 @@ def test_the_page_says_what_the_run_found(card: Path) -> None:
         "worth a look",
         "Top-1 accuracy: 80 %, the minimum is 70 %",
         "published: 3,249 images/s, ratio 1.00",
-        "16 3,262.0 3,249 1.00 4.90 5.20",
+        "16 3,262.0 ± 0.5 % 3,249 1.00 4.90 5.20",
         "Images whose answer changed",
         "60 wrong answers in all",
         "All 20 classes that have images",
@@ -407,6 +407,169 @@ def test_published_figures_stand_beside_where_the_case_is_the_same() -> None:
     assert report.accuracies(parts)[1]["about"][1:] == ["published for an Ascend 310P3: 94.43 %"]
     about["counts"] = {"evaluated": 49999}
     assert report.accuracies(parts)[1]["about"][1:] == []
+
+
+def test_a_wide_spread_between_runs_is_a_warning(copy: Path) -> None:
+    perf = json.loads((copy / "perf.json").read_text())
+    perf["rows"][1]["throughput_spread"] = 1.166  # ± 58.3 %, as perf.md has it
+    (copy / "perf.json").write_text(json.dumps(perf))
+    about = json.loads((copy / "run.json").read_text())
+    (copy / "compare.json").unlink()  # the only other reason to look
+    (copy / "run.json").write_text(json.dumps(dict(about, made=["acc_report", "run", "perf"])))
+    said = text(make(copy))
+    assert "worth a look" in said and "4 2,548.9 ± 58.3 % 2,552" in said
+    assert "the throughput varied by ± 58.3 % between the runs at batch size 4" in said
+    perf["rows"][1]["throughput_spread"] = 0.2  # ± 10 %
+    (copy / "perf.json").write_text(json.dumps(perf))
+    said = text(make(copy))
+    assert "all minimums reached" in said and "varied by" not in said
+    assert "at batch size 16 ± 0.5 % between 3 runs" in said
+
+
+@pytest.mark.parametrize(
+    "classes, headings", ((2, ["Top-1"]), (3, ["Top-1", "Top-2"]), (6, ["Top-1", "Top-5"]))
+)
+def test_with_few_classes_no_heading_says_top_5(
+    tmp_path: Path, classes: int, headings: List[str]
+) -> None:
+    made_up.make_run(tmp_path, 30, classes, 20, 30)
+    page = make(tmp_path)
+    assert re.findall(r"<dt>(Top-\d)</dt>", page) == headings
+    columns = re.findall(r'<button type="button">(Top-\d)', page)
+    assert columns == headings
+
+
+def cells(page: str) -> Dict[str, int]:
+    """{"right → answer": images} of the picture of the confusion matrix."""
+    titles = re.findall(r'<rect [^>]*class="(hit|miss)"[^>]*><title>(.*?): ([\d,]+)</title>', page)
+    return {words: int(count.replace(",", "")) for _, words, count in titles}
+
+
+def test_the_confusion_matrix_has_the_counts_of_each_pair(tmp_path: Path) -> None:
+    names = [f"thing {place}" for place in range(12)]
+    true, logits = made_up.make_run(tmp_path, 200, 12, 150, 190, names=names)
+    page = make(tmp_path)
+    expected: Dict[str, int] = {}
+    for right, answer in zip(true.tolist(), logits.argmax(1).tolist()):
+        key = f"thing {right} ({right}) → thing {answer} ({answer})"
+        expected[key] = expected.get(key, 0) + 1
+    assert cells(page) == expected and len(expected) > 20
+    assert "The 15 most confused pairs of classes of" in text(page)
+
+
+def test_more_than_50_classes_have_no_matrix_but_the_most_confused_pairs(tmp_path: Path) -> None:
+    made_up.make_run(tmp_path, 300, 51, 150, 190)
+    page = make(tmp_path)
+    assert 'class="matrix"' not in page and "The 30 most confused pairs of classes of" in text(page)
+
+
+def listed(page: str) -> List[List[str]]:
+    """The listed mistakes: image, answer, probability."""
+    tables = re.findall(r"<details>.*?</details>", page, re.DOTALL)
+    rows = re.findall(r"<tr><td>(.*?)<td>(.*?)<td>(.*?)\n", "\n".join(tables))
+    return [[text(cell) for cell in row] for row in rows]
+
+
+def test_all_mistakes_are_listed_by_class(card: Path) -> None:
+    page = (card / "report.html").read_text()
+    rows = listed(page)
+    assert len(rows) == 60 == len({image for image, _, _ in rows})
+    assert "All mistakes by right class" in page
+    summaries = re.findall("<summary>(.*?): (\\d+) wrong of (\\d+)</summary>", page)
+    assert sum(int(wrong) for _, wrong, _ in summaries) == 60
+    assert {images for _, _, images in summaries} == {"15"}
+    wrong = [int(wrong) for _, wrong, _ in summaries]
+    assert wrong == sorted(wrong, reverse=True)
+
+
+def test_a_page_that_would_be_too_large_lists_the_surest_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, logits = made_up.make_run(tmp_path, 900, 20, 500, 600)
+    monkeypatch.setattr(report, "LARGEST", len(make(tmp_path).encode()) - 1)
+    page = make(tmp_path, "--force")
+    rows = listed(page)
+    assert "The 200 surest mistakes by right class" in page and len(rows) == 200
+    powers = np.exp(logits.astype(float) - logits.max(1, keepdims=True))
+    surest = (1 / powers.sum(1))[500:]  # the first 500 are right
+    places = np.argsort(-surest, kind="stable")[:200] + 500
+    assert {image for image, _, _ in rows} == {f"i{place:05d}.jpg" for place in places}
+
+
+def test_what_a_step_only_kept_is_said_with_the_time_that_it_took_to_make(copy: Path) -> None:
+    about = json.loads((copy / "run.json").read_text())
+    steps = [
+        {"name": "Export", "seconds": 0.4, "kept": True, "made_in": 51.2},
+        {"name": "Preprocess", "seconds": 0.2, "kept": True, "made_in": None},
+        {"name": "Inference", "seconds": 38.0, "kept": False},
+    ]
+    (copy / "run.json").write_text(json.dumps(dict(about, steps=steps)))
+    said = text(make(copy, "--force"))
+    assert "Export kept (made in 51 s) Preprocess kept Inference 38 s" in said
+
+
+def test_the_reader_is_not_shown_why_there_was_no_card(copy: Path) -> None:
+    about = json.loads((copy / "run.json").read_text())
+    reason = "for ascend, ais_bench: python3 cannot import it (ModuleNotFoundError)"
+    (copy / "run.json").write_text(json.dumps(dict(about, backend="cpu", reason=reason)))
+    said = text(make(copy))
+    assert "ran on this machine's CPU, with ONNX Runtime" in said.replace("&#39;", "'")
+    assert "ModuleNotFoundError" not in said
+
+
+def test_the_page_in_chinese_has_the_same_figures(
+    card: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    english = (card / "report.html").read_text()
+    chinese = make(copy, "--language", "zh")
+    assert '<html lang="zh-CN">' in chinese and '<html lang="en">' in english
+    assert "对 300 张图片中的 80.00 % 给出正确答案，每秒分类 3,262 张图片。" in chinese.replace(
+        "\u00a0", " "
+    )
+    assert "共有 60 个错误答案" in chinese and "导出 14 s" in text(chinese)
+    figures_of = [
+        sorted(re.findall(r"\d[\d,.]*\d", re.sub(r"(?s)<svg.*?</svg>|<h1>.*?</h1>", "", page)))
+        for page in (english, chinese)
+    ]
+    assert len(figures_of[0]) > 500
+    kept_words = set(re.findall("[A-Za-z]{4,}", text(re.sub("<pre>.*?</pre>", "", chinese))))
+    assert kept_words & {
+        "wrong",
+        "images",
+        "classes",
+        "answer",
+        "right",
+        "Speed",
+        "probability",
+    } <= {
+        "classes"  # classes.csv
+    }
+    monkeypatch.delenv("LC_ALL", raising=False)
+    monkeypatch.setenv("LC_MESSAGES", "zh_CN.UTF-8")
+    before = (copy / "report.html").stat().st_mtime_ns
+    assert make(copy) == chinese and (copy / "report.html").stat().st_mtime_ns == before
+    monkeypatch.setenv("LC_MESSAGES", "C")
+    assert '<html lang="en">' in make(copy)
+
+
+def test_the_page_links_the_tables_that_the_evaluation_wrote(copy: Path) -> None:
+    from unittest import mock
+
+    import TResNet_postprocess as post
+
+    page = (copy / "report.html").read_text()
+    assert ".csv" not in page
+    words = [copy / "result", copy / "val_label.txt", copy, "acc.json"]
+    words += ["--prep", copy / "prep_dataset", "--beside", copy / "result_onnx"]
+    with mock.patch("sys.argv", ["TResNet_postprocess.py", *map(str, words)]):
+        post.main()
+    page = make(copy)
+    assert re.findall('href="([a-z.]+csv)"', page) == ["predictions.csv", "classes.csv"]
+    said = text(page)
+    assert "2 became right, 0 became wrong, 0 wrong before and after" in said
+    assert "the rows with “yes” in the column “changed” of predictions.csv" in said
+    changed = (copy / "predictions.csv").read_text().count(",yes\n")
+    assert changed == 2
 
 
 # ---- hostile, foreign, stale ---------------------------------------------------------------------

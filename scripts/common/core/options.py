@@ -18,6 +18,7 @@ from common.core.names import CLASS_ORDERS, FORMATS, POOLS, REFLECTIONS, STEMS
 MULTIPLE = 32  # pixels: the network halves the image five times
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("bilinear", "bicubic")
+LANGUAGES = ("en", "zh")
 LINEAGES = ("ascend", "miil", "miil-bn")
 BATCH_SIZES = "1,4,8,16,32"  # those of the published figures
 ALL_IMAGES = [1, 1]  # --shard 1/1, as shard() gives it
@@ -238,6 +239,11 @@ TABLE = (
         path,
         "names of the classes, one a line or lines `FOLDER NAME` (default: class folders' or "
         "ImageNet's)",
+    ),
+    option(
+        "--language",
+        LANGUAGES,
+        "language of report.html: English or Chinese (default: Chinese if LANG is, else English)",
     ),
     option("--workdir DIR", folder, "where all products go (default: ./work)", default="work"),
     option("--model -m MODEL.onnx", path, "the ONNX file"),

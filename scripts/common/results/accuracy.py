@@ -6,13 +6,11 @@ from typing import Any, Dict, List
 from common.core import record
 from common.core.files import write_whole
 from common.core.names import other_order
-from common.data import prepared
 from common.results.results import percent
+from common.results.texts import ENGLISH, Say
 
 TITLE = "Overall statistical evaluation"  # how acc.json begins
 TOOL = "TResNet_postprocess.py"  # how the report begins
-BACKGROUND = 'class 0 is taken for "background", so each label is one lower than its class'
-NO_BACKGROUND = 'class 0 is not taken for "background", so each label is its class'
 CHANCE_IMAGES, CHANCE_CLASSES = 200, 5  # from so many on, chance is a sign of something wrong
 
 
@@ -44,35 +42,27 @@ def near_chance(report: Dict[str, Any]) -> bool:
     return bool(hits[0] * classes <= 2 * report["counts"]["evaluated"])
 
 
-def notes(report: Dict[str, Any]) -> List[str]:
-    """What the accuracy does not cover and why it may be wrong, in sentences."""
+def notes(report: Dict[str, Any], say: Say = ENGLISH) -> List[str]:
+    """What the accuracy does not cover and why it may be wrong, in sentences of a language."""
     counts = report["counts"]
     unpredicted, left_out = len(report["labelled_without_prediction"]), len(report["left_out"])
     sentences = []
     if report.get("all_equal"):
-        sentences.append(
-            f"all {counts['inferred']} results are the same: the network's answer does not depend "
-            "on the image, so the inference is wrong, or all images are one"
-        )
-    sentences += note_on_offsets(report)
-    sentences += note_on_orders(report) + prepared.describe_clipped(report.get("clipped", ()))
+        sentences.append(say("note_all_equal", n=counts["inferred"]))
+    sentences += note_on_offsets(report, say) + note_on_orders(report, say)
+    for row in report.get("clipped", ()):
+        sentences.append(say(f"note_clipped_{row['to']}", n=row["images"], mode=row["mode"]))
     if counts["inferred"] >= CHANCE_IMAGES and near_chance(report):
-        sentences.append(
-            "Top-1 is at the level of chance: usually the labels are numbered otherwise than the "
-            "network's classes (from 1, or in another order), or the images were prepared "
-            "otherwise than in training"
-        )
+        sentences.append(say("note_chance"))
     if unpredicted:
-        sentences.append(
-            f"{unpredicted} of {counts['labelled']} labelled names have no prediction: this is a "
-            "subset"
-        )
+        sentences.append(say("note_subset", n=unpredicted, labelled=counts["labelled"]))
     if left_out:
-        sentences.append(f"{left_out} of {counts['evaluated'] + left_out} images were left out")
+        images = counts["evaluated"] + left_out
+        sentences.append(say("note_left_out", n=left_out, images=images))
     return sentences
 
 
-def note_on_offsets(report: Dict[str, Any]) -> List[str]:
+def note_on_offsets(report: Dict[str, Any], say: Say) -> List[str]:
     """What both label offsets give, where the labels allow both and nobody chose one."""
     top1_hits = report.get("label_offsets")
     if not top1_hits:
@@ -81,12 +71,17 @@ def note_on_offsets(report: Dict[str, Any]) -> List[str]:
     other = 1 - used
     top1 = {offset: percent(top1_hits[str(offset)], images) for offset in (used, other)}
     return [
-        f"of {report['classes']:,} classes {BACKGROUND if used else NO_BACKGROUND}: Top-1 is "
-        f"{top1[used]}%, and {top1[other]}% with --label-offset {other}"
+        say(
+            "note_background" if used else "note_no_background",
+            classes=f"{report['classes']:,}",
+            top1=top1[used],
+            other_top1=top1[other],
+            other=other,
+        )
     ]
 
 
-def note_on_orders(report: Dict[str, Any]) -> List[str]:
+def note_on_orders(report: Dict[str, Any], say: Say) -> List[str]:
     """What the two orders of the class folders give, where they differ; [] where they do not."""
     top1_hits = report.get("class_orders")
     if not top1_hits:
@@ -96,8 +91,15 @@ def note_on_orders(report: Dict[str, Any]) -> List[str]:
     top1 = {order: percent(hits, images) for order, hits in top1_hits.items()}
     who = {"natural": "timm", "text": "torchvision"}
     return [
-        f"Top-1 is {top1[used]}% with the class folders in {used} order, as {who[used]} numbers "
-        f"them, and {top1[other]}% in {other} order, as {who[other]} does (--class-order {other})"
+        say(
+            "note_orders",
+            top1=top1[used],
+            order=used,
+            who=who[used],
+            other_top1=top1[other],
+            other=other,
+            other_who=who[other],
+        )
     ]
 
 

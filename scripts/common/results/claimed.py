@@ -5,9 +5,9 @@ Standard library only.
 
 from typing import Any, Dict, List, NamedTuple
 
-from common.core.cli import counted
 from common.model import claims
 from common.model.statistics import interval
+from common.results.texts import ENGLISH, Say
 
 LONGEST = 80  # characters of the checkpoint's own words
 
@@ -36,21 +36,26 @@ class Comparison(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The sentence about it."""
+        """The sentence about it, in English."""
+        return self.sentence(ENGLISH)
+
+    def sentence(self, say: Say) -> str:
         about = ""
         if self.of_other_weights:
-            about = ", of other weights in the same file (see --ema)"
+            about = say("claimed_other_weights")
         elif self.is_best:
-            about = ", the best of its training"
-        reason = "chance does not explain"
-        advice = "; compare images, labels, preparation and lineage with those of training"
-        if self.within:
-            reason, advice = "chance explains", ""
-        return (
-            f"{self.title}: the checkpoint says {self.claimed:.2f} % ({self.said}{about}), "
-            f"measured {self.measured:.2f} % on {counted(self.images, 'image')}: "
-            f"{self.measured - self.claimed:+.2f} points, which {reason} (95 % interval "
-            f"{self.low:.2f} to {self.high:.2f} %){advice}"
+            about = say("claimed_best")
+        return say(
+            "claimed_within" if self.within else "claimed_outside",
+            k=self.top,
+            claimed=f"{self.claimed:.2f} %",
+            said=self.said,
+            about=about,
+            measured=f"{self.measured:.2f} %",
+            n=self.images,
+            points=f"{self.measured - self.claimed:+.2f}",
+            low=f"{self.low:.2f}",
+            high=f"{self.high:.2f}",
         )
 
 

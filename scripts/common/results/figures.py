@@ -98,15 +98,21 @@ def confused(predictions: Predictions) -> List[Tuple[int, int, int]]:
     return sorted(rows, key=lambda row: (-row[2], row[:2]))
 
 
+def confusion_matrix(predictions: Predictions, classes: int) -> np.ndarray:
+    """int [classes, classes]: how many images of each right class (row) had each answer."""
+    cells = predictions.true.astype(np.int64) * classes + predictions.top[:, 0]
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
 def share_of(part: float, total: float) -> Optional[float]:
     """A share, 0 to 1; None of nothing."""
     return part / total if total else None
 
 
-def every_class(predictions: Predictions, classes: int) -> List[Dict[str, Any]]:
+def every_class(predictions: Predictions, classes: int, k: int = TOP) -> List[Dict[str, Any]]:
     """A row for each class of the network.
 
-    Each: {"class", "images", "answers" (how often it was the answer), "top1", "top5" (counts),
+    Each: {"class", "images", "answers" (how often it was the answer), "top1", "top_k" (counts),
     "precision", "recall", "f1" (0 to 1, None if it is a share of nothing), "taken_for" (class or
     None), "times"}.
     """
@@ -117,7 +123,7 @@ def every_class(predictions: Predictions, classes: int) -> List[Dict[str, Any]]:
     images = np.bincount(true, minlength=classes).tolist()
     answers = np.bincount(predictions.top[:, 0], minlength=classes).tolist()
     top1 = np.bincount(true[rank < 1], minlength=classes).tolist()
-    top5 = np.bincount(true[rank < TOP], minlength=classes).tolist()
+    top_k = np.bincount(true[rank < k], minlength=classes).tolist()
     rows = []
     for label in range(classes):
         taken_for, times = most.get(label, (None, 0))
@@ -127,7 +133,7 @@ def every_class(predictions: Predictions, classes: int) -> List[Dict[str, Any]]:
                 "images": images[label],
                 "answers": answers[label],
                 "top1": top1[label],
-                "top5": top5[label],
+                "top_k": top_k[label],
                 "precision": share_of(top1[label], answers[label]),
                 "recall": share_of(top1[label], images[label]),
                 "f1": share_of(2 * top1[label], images[label] + answers[label]),
@@ -197,8 +203,11 @@ def coverage(predictions: Predictions) -> List[Tuple[float, float]]:
     return [(float(count / len(order)), float(right[count - 1] / count)) for count in counts]
 
 
-def most_confident_mistakes(predictions: Predictions, most: int) -> List[int]:
-    """Places of the wrong answers that the network was surest of, the surest first."""
+def most_confident_mistakes(predictions: Predictions, most: Optional[int]) -> List[int]:
+    """Places of the wrong answers that the network was surest of, the surest first.
+
+    most: how many; None for all.
+    """
     wrong = np.flatnonzero(~predictions.correct)
     surest_first = np.argsort(-predictions.confidence[wrong], kind="stable")
     return [int(place) for place in wrong[surest_first][:most]]

@@ -4,11 +4,14 @@ matplotlib takes long to import: programs import this module only when they draw
 """
 
 import functools
+import html
 import io
 import re
+import warnings
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from common.model import float16
+from common.results.texts import Say
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -204,18 +207,23 @@ def svg(figure: Figure, words: str) -> str:
     )
 
 
-def plot(words: str, height: float = HEIGHT) -> Callable[[Callable[..., None]], Callable[..., str]]:
-    """Makes of a function that draws into axes one that returns the plot as svg() does."""
+def plot(key: str, height: float = HEIGHT) -> Callable[[Callable[..., None]], Callable[..., str]]:
+    """Makes of a function that draws into axes one that returns the plot as svg() does.
+
+    key: of the text that describes the plot. The first argument says the texts of a language.
+    """
 
     def decorate(draw: Callable[..., None]) -> Callable[..., str]:
         @functools.wraps(draw)
-        def drawn(*data: Any) -> str:
+        def drawn(say: Say, *data: Any) -> str:
             style = dict(STYLE)
             style["svg.hashsalt"] = draw.__name__  # unique in a page
-            with matplotlib.rc_context(style):
+            with matplotlib.rc_context(style), warnings.catch_warnings():
+                # The browser draws the letters: matplotlib's font need not have them.
+                warnings.filterwarnings("ignore", "Glyph .* missing from")
                 figure = Figure(figsize=(WIDTH, height), layout="constrained")
-                draw(figure.add_subplot(), *data)
-                return svg(figure, words)
+                draw(figure.add_subplot(), say, *data)
+                return svg(figure, say(key))
 
         return drawn
 
@@ -227,51 +235,54 @@ def legend(axes: Any) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncol=2, borderaxespad=0.2)
 
 
-@plot("Bars: images per second at each batch size; the table beside it has the figures.")
-def speed(axes: Any, rows: List[Dict[str, Any]]) -> None:
+@plot("plot_speed")
+def speed(axes: Any, say: Say, rows: List[Dict[str, Any]]) -> None:
     """Throughput over batch size: bars, with marks for published figures. rows: perf.json's."""
     axes.bar(
         range(len(rows)),
         [row["throughput"] for row in rows],
         width=0.62,
         color=FIRST,
-        label="measured",
+        label=say("measured"),
     )
     marks = [(place, row["reference"]) for place, row in enumerate(rows) if "reference" in row]
     if marks:
         axes.plot(
-            *zip(*marks), "_", color=INK, markersize=30, markeredgewidth=2.5, label="published"
+            *zip(*marks), "_", color=INK, markersize=30, markeredgewidth=2.5, label=say("published")
         )
         legend(axes)
-    axes.set(xlabel="batch size", ylabel="images/s", xlim=(-0.75, len(rows) - 0.25))
+    axes.set(xlabel=say("batch_size"), ylabel=say("images_per_s"), xlim=(-0.75, len(rows) - 0.25))
     axes.set_xticks(range(len(rows)), [str(row["batch_size"]) for row in rows])
     axes.grid(axis="x", visible=False)
 
 
-@plot("Lines: mean and 99th percentile of the latency of a batch at each batch size.")
-def latency(axes: Any, rows: List[Dict[str, Any]]) -> None:
+@plot("plot_latency")
+def latency(axes: Any, say: Say, rows: List[Dict[str, Any]]) -> None:
     """Mean and 99th percentile of a batch's latency over batch size. rows: perf.json's."""
     for key, style, colour, label in (
-        ("latency_p99", "s--", SECOND, "99 % are quicker"),
-        ("latency_mean", "o-", FIRST, "mean"),
+        ("latency_p99", "s--", SECOND, say("quicker_99")),
+        ("latency_mean", "o-", FIRST, say("mean")),
     ):
         axes.plot([row[key] for row in rows], style, color=colour, linewidth=2, label=label)
     axes.set(
-        xlabel="batch size", ylabel="ms for a batch", ylim=(0, None), xlim=(-0.4, len(rows) - 0.6)
+        xlabel=say("batch_size"),
+        ylabel=say("ms_per_batch"),
+        ylim=(0, None),
+        xlim=(-0.4, len(rows) - 0.6),
     )
     axes.set_xticks(range(len(rows)), [str(row["batch_size"]) for row in rows])
     legend(axes)
 
 
-@plot("Histogram of the cosine similarity of each image's scores.")
-def cosines(axes: Any, values: Sequence[float], forecast: Sequence[float]) -> None:
+@plot("plot_cosines")
+def cosines(axes: Any, say: Say, values: Sequence[float], forecast: Sequence[float]) -> None:
     """Histogram of 1 - cosine on a logarithmic axis; forecast: the same of a forecast, or []."""
     floor = 1e-9  # equal scores have 0, which a logarithm does not know
     losses = [max(1 - value, floor) for value in values]
     expected = [max(1 - value, floor) for value in forecast]
     low, high = min(losses + expected) / 1.5, max(losses + expected) * 1.5
     edges = [low * (high / low) ** (step / 24) for step in range(25)]
-    axes.hist(losses, edges, color=FIRST, label="measured")
+    axes.hist(losses, edges, color=FIRST, label=say("measured"))
     if expected:
         weights = [len(losses) / len(expected)] * len(expected)
         axes.hist(
@@ -282,15 +293,15 @@ def cosines(axes: Any, values: Sequence[float], forecast: Sequence[float]) -> No
             linewidth=2,
             linestyle="--",
             color=SECOND,
-            label="forecast for float16",
+            label=say("forecast_for_float16"),
         )
         legend(axes)
-    axes.set(xscale="log", xlabel="1 − cosine similarity (left is better)", ylabel="images")
+    axes.set(xscale="log", xlabel=say("one_minus_cosine"), ylabel=say("images"))
     axes.minorticks_off()
 
 
-@plot("Reliability diagram: the share of right answers in each bin of confidence.", 3.4)
-def reliability(axes: Any, bins: List[Dict[str, Any]]) -> None:
+@plot("plot_reliability", 3.4)
+def reliability(axes: Any, say: Say, bins: List[Dict[str, Any]]) -> None:
     """Accuracy over confidence in bins, beside the diagonal. bins: figures.calibration()'s."""
     full = [row for row in bins if row["images"]]
     axes.bar(
@@ -301,21 +312,21 @@ def reliability(axes: Any, bins: List[Dict[str, Any]]) -> None:
         color=FIRST,
         edgecolor=PAPER,
     )
-    axes.plot([0, 1], [0, 1], "--", color=INK, linewidth=1.5, label="perfect calibration")
+    axes.plot([0, 1], [0, 1], "--", color=INK, linewidth=1.5, label=say("perfect_calibration"))
     axes.plot(
         [row["confidence"] for row in full],
         [row["accuracy"] for row in full],
         "o",
         color=SECOND,
         markeredgecolor=PAPER,
-        label="mean of a bin",
+        label=say("mean_of_bin"),
     )
-    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set(xlabel=say("confidence"), ylabel=say("share_right"), xlim=(0, 1), ylim=(0, 1.02))
     legend(axes)
 
 
-@plot("Histogram of the confidence of right and of wrong answers.")
-def confidences(axes: Any, right: Sequence[float], wrong: Sequence[float]) -> None:
+@plot("plot_confidences")
+def confidences(axes: Any, say: Say, right: Sequence[float], wrong: Sequence[float]) -> None:
     """Histogram of the confidence of right and of wrong answers, in one plot."""
     axes.hist(
         [right, wrong],
@@ -323,28 +334,100 @@ def confidences(axes: Any, right: Sequence[float], wrong: Sequence[float]) -> No
         range=(0, 1),
         stacked=True,
         color=[FIRST, SECOND],
-        label=["right", "wrong"],
+        label=[say("right"), say("wrong")],
         edgecolor=PAPER,
         linewidth=0.5,
     )
     for bar in axes.containers[1]:
         bar.set_hatch("////")
-    axes.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
+    axes.set(xlabel=say("confidence"), ylabel=say("images"), xlim=(0, 1))
     legend(axes)
 
 
-@plot("Accuracy if only the most confident answers are given, over their share.")
-def coverage(axes: Any, points: List[Tuple[float, float]]) -> None:
+@plot("plot_coverage")
+def coverage(axes: Any, say: Say, points: List[Tuple[float, float]]) -> None:
     """Accuracy on the most confident images over their share. points: figures.coverage()'s."""
     shares = [100 * share for share, _ in points]
     accuracies = [100 * accuracy for _, accuracy in points]
     axes.plot(shares, accuracies, color=FIRST, linewidth=2.5)
     axes.set(
-        xlabel="% of the images that are answered",
-        ylabel="% of the answers right",
+        xlabel=say("percent_answered"),
+        ylabel=say("percent_right"),
         xlim=(0, 100),
         ylim=(max(0, min(accuracies) - 3), 100.5),
     )
+
+
+# ---- the confusion matrix ------------------------------------------------------------------------
+
+NARROW, WIDE = 15, 34  # pixels of a cell: of 50 classes, of 12 and fewer
+COUNTED = 20  # classes, up to which the cells have their counts
+NAMED_CELLS = 700  # cells, up to which each says its classes; more of them would fill the page
+LETTER = 7.2  # pixels that a letter is wide; a letter that is not of ASCII has two
+LABEL = 20  # letters of a class's name
+
+
+def width_of(text: str) -> float:
+    """How wide a label is, roughly, in pixels."""
+    return sum(LETTER if letter.isascii() else 2 * LETTER for letter in text)
+
+
+def label_of(name: str) -> str:
+    return name if len(name) <= LABEL else name[: LABEL - 1] + "…"
+
+
+def matrix_axes(say: Say, names: Sequence[str], cell: float, left: float, top: float) -> List[str]:
+    """The names beside rows and columns, and what these are."""
+    parts = []
+    for place, name in enumerate(map(label_of, names)):
+        middle = (place + 0.5) * cell
+        text = html.escape(name)
+        parts.append(f'<text x="{left - 6:g}" y="{top + middle + 4:g}" class="end">{text}</text>')
+        x, y = left + middle + 4, top - 6
+        parts.append(f'<text transform="translate({x:g} {y:g}) rotate(-90)">{text}</text>')
+    rows, columns = (html.escape(say(key)) for key in ("confusion_rows", "confusion_columns"))
+    parts.append(f'<text x="0" y="{top - 6:g}" class="axis">{rows} ↓</text>')
+    parts.append(f'<text x="{left - 6:g}" y="14" class="axis end">{columns} →</text>')
+    return parts
+
+
+def confusion(say: Say, counts: Any, names: Sequence[str]) -> str:
+    """The confusion matrix as an <svg> element: right classes in rows, answers in columns.
+
+    counts: int [classes, classes]; names: of these classes.
+    """
+    classes = len(names)
+    cell = max(NARROW, min(WIDE, round(720 / classes)))
+    labels = max(map(width_of, map(label_of, names)))
+    left = max(labels, width_of(say("confusion_rows") + " ↓")) + 12
+    top, side = max(labels + 12, 24.0), cell * classes
+    size = f"0 0 {left + side + 2:g} {top + side + 2:g}"
+    parts = [
+        f'<svg class="matrix" role="img" aria-label="{html.escape(say("confusion_words"))}" '
+        f'viewBox="{size}" width="{left + side + 2:g}">',
+        *matrix_axes(say, names, cell, left, top),
+    ]
+    filled = [(int(row), int(column)) for row, column in zip(*counts.nonzero())]
+    for row, column in filled:
+        count, share = int(counts[row, column]), counts[row, column] / counts[row].sum()
+        kind = "hit" if row == column else "miss"
+        x, y = left + column * cell, top + row * cell
+        words = f"{row} → {column}: {count}"
+        if len(filled) <= NAMED_CELLS:
+            words = f"{names[row]} → {names[column]}: {count:,}"
+        parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{cell}" height="{cell}" class="{kind}" '
+            f'fill-opacity="{0.12 + 0.88 * share:.2f}"><title>{html.escape(words)}</title></rect>'
+        )
+        if classes <= COUNTED:
+            dark = " dark" if share > 0.45 else ""
+            parts.append(
+                f'<text x="{x + cell / 2:g}" y="{y + cell / 2 + 4:g}" class="count{dark}">{count}'
+                "</text>"
+            )
+    lines = [f"M{left + place * cell:g} {top:g}v{side}" for place in range(classes + 1)]
+    lines += [f"M{left:g} {top + place * cell:g}h{side}" for place in range(classes + 1)]
+    return "".join(parts) + f'<path d="{"".join(lines)}"/></svg>'
 
 
 # ---- the forecast of the speed -------------------------------------------------------------------

@@ -8,6 +8,7 @@ from common.core.cli import counted, shown
 from common.model import claims
 from common.model.network import lineage_is_assumed
 from common.results import claimed
+from common.results.texts import ENGLISH
 from common.results.work_files import (
     ACCURACY,
     BEFORE_INT8,
@@ -21,14 +22,8 @@ from common.results.work_files import (
 )
 
 COUNTS = ("images", "labelled", "preprocessed", "inferred", "evaluated", "left_out")
-SAMPLE_NOTE = (
-    "The sample checkpoint was fitted to these 20 photos: its accuracy proves that the chain is "
-    "right, and says nothing about TResNet's."
-)
-PREPARED_OTHERWISE = (
-    "The sample checkpoint was fitted to these 20 photos as it says they are prepared, and this "
-    "run prepares them otherwise: the accuracy proves nothing."
-)
+SAMPLE_NOTE = ENGLISH("sample_note")
+PREPARED_OTHERWISE = ENGLISH("sample_prepared_otherwise")
 
 
 def accuracy(workdir: str, name: str) -> Dict[str, str]:

@@ -211,7 +211,7 @@ def class_row(row: Dict[str, Any], names: List[str]) -> List[Any]:
         row["images"],
         row["answers"],
         row["top1"],
-        row["top5"],
+        row["top_k"],
         share_cell(row["precision"]),
         share_cell(row["recall"]),
         share_cell(row["f1"]),

@@ -162,7 +162,12 @@ PERF = WorkFile(
             {"batch_size": SIZE, "throughput": FIGURE, "alone": FIGURE, "loss": FIGURE},
             ...,
         ],
-        "expected?": {"slow": bool, "verdict": str, "look_at": [str]},
+        "expected?": {
+            "slow": bool,
+            "verdict": str,
+            "look_at": [str],
+            "rows?": [{"batch_size": SIZE, "low_90": FIGURE, "ratio": FIGURE}],
+        },
     },
 )
 COMPARE = WorkFile(
