@@ -397,9 +397,10 @@ def check_lines(data: Data) -> str:
         text = class_labels(data.images, data.sources, stems, given.class_map, given.class_order)
         if text is None:
             expected = os.path.join(data.folder, "val_label.txt")
+            outside = [source for source in data.sources if source.count("/") != 1]
             raise Refusal(
                 f"{shown(expected)} does not exist, and not all images are in class folders, "
-                "which would give them labels"
+                f"which would give them labels: {some(outside)}"
             )
         return f"from the {len(class_folders(data.images))} class folders"
     labels = read_labels(data)

@@ -31,7 +31,7 @@ if __name__ == "__main__":
 from common.core import files, options, progress, record
 from common.core.cli import Refusal, say, shown
 from common.core.names import natural_key
-from common.data import class_names, evaluation, images
+from common.data import class_names, evaluation, images, prepared
 from common.data.pixels import convert_file, reason
 from common.model import onnx_file
 from common.results import figures
@@ -168,11 +168,14 @@ def prepare(
     bad = {}
     for place, path in enumerate(paths):
         try:
-            data = convert_file(path, how, dtype)[0].data
+            converted, _ = convert_file(path, how, dtype)
         except Exception as error:  # Pillow raises a dozen kinds for broken files
             bad[path] = reason(error)
         else:
-            files.write_whole(os.path.join(folder, f"{place}.bin"), data)
+            files.write_whole(os.path.join(folder, f"{place}.bin"), converted.data)
+            if converted.clipped:
+                clipped = {"mode": converted.mode, "to": converted.clipped, "images": 1}
+                say(f"{shown(path)}: {prepared.describe_clipped([clipped])[0]}")
     return bad
 
 

@@ -758,7 +758,7 @@ def test_images_without_any_labels_are_refused_by_what_is_missing(tmp_path: Path
     fill(tmp_path / "photos", ["a.png"])
     assert refused_labels("--data", tmp_path / "photos", "--workdir", tmp_path / "work") == (
         f"{tmp_path}/photos/val_label.txt does not exist, and not all images are in class folders, "
-        "which would give them labels"
+        "which would give them labels: a.png"
     )
 
 

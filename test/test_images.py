@@ -13,7 +13,7 @@ from common.data.pixels import clipped_to
 import numpy as np
 import pytest
 from pictures import fill, labels_of, pattern, prepare, prepare_refused
-from PIL import Image, features
+from PIL import Image
 from records import prepared_sources
 
 # ---- suffixes ------------------------------------------------------------------------------------
@@ -31,7 +31,8 @@ WRITTEN = {  # {suffix: what Pillow calls the format}
     ".pnm": "PPM",
     ".tga": "TGA",
 }
-if features.check("avif"):
+Image.init()
+if "AVIF" in Image.SAVE:
     WRITTEN[".avif"] = "AVIF"
 
 

@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 from typing import Dict, List, Tuple
 
-from common.core import options
+from common.core import options, packages, places
 from common.core.cli import Refusal
 from common.data import labels, wnids
 from common.data.labels import Label, match_labels
@@ -81,10 +81,10 @@ def test_wordnet_ids_get_the_number_of_their_class(tmp_path: Path) -> None:
 def test_wordnet_ids_without_a_list_take_the_one_of_the_registry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wnids, "FOLDER", str(tmp_path / "kept"))
+    monkeypatch.setattr(places, "ROOT", str(tmp_path))
     text = "ImageId,Class\ntench,n01440764\ntissue,n15075141\n"
     assert read(tmp_path / "l.csv", text) == [("tench", 0), ("tissue", 999)]
-    monkeypatch.setattr(wnids, "download", None)  # a second time nobody is asked
+    monkeypatch.setattr(packages, "fetch", None)  # a second time nobody is asked
     assert read(tmp_path / "l.csv", "cat,n02123045\n") == [("cat", 281)]
 
 
@@ -92,7 +92,7 @@ def test_wordnet_ids_without_a_list_take_the_one_of_the_registry(
 def test_without_a_list_of_wordnet_ids_one_sentence_says_what_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wnids, "FOLDER", str(tmp_path / "kept"))
+    monkeypatch.setattr(places, "ROOT", str(tmp_path))
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -214,3 +214,8 @@ def test_a_labels_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: 
         file.truncate(229_000_000)
     with pytest.raises(Refusal, match="l.txt has 229 MB, but at most 67 MB are read as labels"):
         labels.read_labels(str(path))
+
+
+def test_files_with_names_in_gbk_are_found_by_labels_in_utf8() -> None:
+    source = os.fsdecode("螺栓/图一.jpg".encode("gbk"))
+    assert match({"stem": source}, [Label("螺栓/图一.jpg", (5,), 1)]) == {"stem": 5}

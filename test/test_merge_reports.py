@@ -133,6 +133,25 @@ def test_three_shards_give_what_one_run_gives(runs: Path) -> None:
             assert found.read_bytes() == (runs / "work" / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_doubts_of_the_shards_are_added_up(runs: Path) -> None:
+    for shard, text_hits in zip(SHARDS, (3, 0, 2)):
+        path = runs / f"work-{shard}" / "acc_report.json"
+        report = read(path)
+        natural = report["hits"][0]
+        report["class_order"] = "natural"
+        report["class_orders"] = {"natural": natural, "text": text_hits}
+        report["clipped"] = [{"mode": "I;16", "to": "white", "images": shard}]
+        path.write_text(json.dumps(report))
+    done = merge(runs)
+    assert done.returncode == 0, done.stderr
+    merged = read(runs / "merged" / "acc_report.json")
+    assert merged["class_orders"] == {"natural": merged["hits"][0], "text": 5}
+    assert merged["clipped"] == [{"mode": "I;16", "to": "white", "images": 6}]
+    assert "45.45% in text order" in merged["notes"][0]
+    assert merged["notes"][1].startswith("6 images of mode I;16 are clipped to white")
+
+
 def other_report(runs: Path, change: Callable[[Dict[str, Any]], None]) -> None:
     report = read(runs / "work-2" / "acc_report.json")
     change(report)

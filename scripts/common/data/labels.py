@@ -522,8 +522,12 @@ def read_similarly(images: Dict[str, str], sources: List[str]) -> Reading:
 def loose(name: str) -> str:
     """A name without what systems and tables change: quotes, back slashes, composed letters.
 
-    macOS takes accents apart (NFD), other systems keep them as one letter (NFC).
+    macOS takes accents apart (NFD), other systems keep them as one letter (NFC). Archives from
+    China give files names in GBK.
     """
+    data = os.fsencode(name)
+    if not is_utf8(data) and is_gb18030(data):
+        name = data.decode("gb18030")
     plain = name.strip(QUOTES + ",;").replace("\\", "/")
     plain = re.sub("^(?:[A-Za-z]:)?(?:\\./)*/*", "", plain)
     return unicodedata.normalize("NFC", plain)
@@ -539,6 +543,8 @@ def read_loosely(images: Dict[str, str], sources: List[str]) -> Reading:
 
     def read_all(name: str) -> List[str]:
         matches: List[str] = []
+        if not is_utf8(os.fsencode(name)):
+            return matches  # a file of another encoding is read as --labels-encoding says
         for match in read(loose(name)):
             matches += meant_by[match]
         return matches
