@@ -30,7 +30,8 @@ from common.core.names import COMMON_SUFFIXES, SUFFIXES, natural_key
 from common.core.record import Draft, Recipe
 from common.data import dataset
 from common.data.dataset import Form
-from common.data.images import find_images
+from common.data.images import find_images, is_foreign
+from common.data.images import is_image as is_image_name
 
 LABELS_KEY = "val_label.txt"  # of the labels' piece in the record; no image has that name
 LARGEST = 1 << 28  # bytes of one image in an archive
@@ -49,7 +50,10 @@ class Member(NamedTuple):
 
 
 def is_image(member: tarfile.TarInfo) -> bool:
-    return member.name.lower().endswith(SUFFIXES) and not member.isdir()
+    """Whether a member of an archive is an image, and not what macOS puts beside it."""
+    folder, name = os.path.split(member.name)
+    folders = [part for part in folder.split("/") if part not in ("", ".", "..")]
+    return is_image_name(name) and not member.isdir() and not any(map(is_foreign, folders))
 
 
 def list_tar(path: str) -> List[Member]:

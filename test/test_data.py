@@ -833,3 +833,17 @@ def test_annotations_that_are_not_tiny_imagenets_are_refused(
     assert "line 1: the name of an image, a tab and a WordNet ID were" in prepare_here(
         root, tmp_path / "out"
     )
+
+
+def test_what_macos_puts_into_an_archive_is_passed_over(
+    jpegs: Dict[str, bytes], tmp_path: Path, prepare_here: PrepareHere
+) -> None:
+    (tmp_path / "data").mkdir()
+    archives(tmp_path / "data", jpegs)
+    image = min(jpegs)
+    with tarfile.open(str(tmp_path / "data" / "ILSVRC2012_img_val.tar"), "a") as archive:
+        add_member(archive, f"./._{image}", b"\0\x05\x16\x07")
+        add_member(archive, f"__MACOSX/{image}", b"\0\x05\x16\x07")
+    prepare_here(tmp_path / "data", tmp_path / "out")
+    unpacked = {path.name: path.read_bytes() for path in (tmp_path / "out/val_union").iterdir()}
+    assert unpacked == jpegs

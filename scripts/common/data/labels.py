@@ -197,8 +197,8 @@ def bytes_of(path: str, largest: int, encoding: Optional[str] = None) -> bytes:
     if encoding:
         try:
             text = data.decode(encoding)
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
+        except UnicodeError as error:
+            line = data.count(b"\n", 0, getattr(error, "start", 0)) + 1
             raise Refusal(
                 f"{shown(path)}, line {line} is not {encoding} text; give its --labels-encoding, "
                 "or save it as UTF-8"
