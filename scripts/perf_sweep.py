@@ -11,7 +11,9 @@ Out: OUTPUT/perf.json, perf.md (a Markdown table) and perf.png. perf.record.json
      measured with what: figures that are up to date are kept. Every figure is the runner's own,
      from its _summary.json: the median over --repeat runs of --loop batches each, after the
      runner's warm-up. The batch sizes take turns, so that a slow phase of the machine does not
-     fall on one of them alone.
+     fall on one of them alone. Without --loop, a run has 20 batches; on the CPU, where a batch may
+     take seconds, it has fewer, so that it takes about 10 s. Figures whose runs differ by more
+     than ± 10 % come with a warning.
 Exit status: 0 good, 1 failure, 2 wrong usage, 3 the best throughput is below --min-throughput.
 """
 
@@ -23,7 +25,7 @@ import re
 import statistics
 import sys
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from common.core import cli
 
@@ -32,7 +34,7 @@ if __name__ == "__main__":
 
 from common.ascend import bench, chips, host
 from common.core import files, json_file, options, processor, progress, recipe, record
-from common.core.cli import Refusal, shown, why
+from common.core.cli import Refusal, counted, shown, why
 from common.core.names import om_path
 from common.model import onnx_file, speed
 from common.results.published import CARD_CASE, CARD_SPEED
@@ -54,6 +56,23 @@ TOGETHER = 0.5  # s for each of the --loop batches: devices that start a second 
 Rows = Dict[int, List[Dict[str, Any]]]  # {device: a row for each batch size}
 # What sweep() finds and what follows from that alone, as keys of perf.json.
 MEASURED = ("rows", "devices", "together", "expected")
+LOOP, LEAST_LOOP = 20, 2  # batches of a run where --loop does not say it
+RUN_SECONDS = 10.0  # s; on the CPU a run has only so many batches, but LEAST_LOOP at least
+FEW = 100  # images in all runs, which are measured on the CPU without a trial
+TRIAL = 8  # images at most of the batch that is tried on the CPU before the first run
+WIDE = 0.1  # half the span of the runs, as a share of the median: more is a warning
+
+
+class Trial(NamedTuple):
+    """How fast the machine was in a first run."""
+
+    batch_size: int
+    batch: float  # s that a batch took
+    begin: float  # s of the run in which it did not compute: its start, reading the model
+
+    def seconds(self, batch_size: int, loop: int) -> float:
+        """How long a run will take, about, with one batch to warm up."""
+        return self.begin + self.batch / self.batch_size * batch_size * (loop + 1)
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -89,15 +108,15 @@ def run(arguments: argparse.Namespace, batch_size: int, loop: int, runs: str, **
 
 
 def measure(
-    arguments: argparse.Namespace, batch_size: int, device: int, runs: str
+    arguments: argparse.Namespace, batch_size: int, device: int, runs: str, loop: int
 ) -> Dict[str, float]:
-    """One run on one device, from its summary.
+    """One run of `loop` batches on one device, from its summary.
 
     Returns {"throughput": images/s, "latency_mean", "latency_p99": ms of a batch}.
     Raises: Refusal if the runner fails or its summary is not that of this run.
     """
     place = {"output": ".", "output_dirname": "run", "device": device or None}
-    log = run(arguments, batch_size, arguments.loop, runs, **place)
+    log = run(arguments, batch_size, loop, runs, **place)
     summary = os.path.join(runs, "run_summary.json")
     try:
         found = bench.read_summary(summary)
@@ -109,10 +128,10 @@ def measure(
         if not all(math.isfinite(figure) and figure > 0 for figure in figures.values()):
             raise ValueError(f"it has figures that cannot be true: {figures}")
         expected, count = 1000 * batch_size / figures["latency_mean"], found.runs
-        if count != arguments.loop or abs(figures["throughput"] - expected) > 0.01 * expected:
+        if count != loop or abs(figures["throughput"] - expected) > 0.01 * expected:
             raise ValueError(
                 f"it says {count} runs and {figures['throughput']:.1f} images/s, expected are "
-                f"{arguments.loop} runs and {expected:.1f} images/s"
+                f"{loop} runs and {expected:.1f} images/s"
             )
         os.remove(summary)  # the next run must write its own
     except (Refusal, OSError, ValueError, KeyError, TypeError) as error:
@@ -134,7 +153,7 @@ def measure_together(
     run long enough to overlap.
     """
     batch_size, devices = row["batch_size"], arguments.device
-    loop = max(arguments.loop, math.ceil(1000 * TOGETHER * arguments.loop / row["latency_mean"]))
+    loop = max(row["loop"], math.ceil(1000 * TOGETHER * row["loop"] / row["latency_mean"]))
     log = run(arguments, batch_size, loop, runs, device=",".join(map(str, devices)))
     try:
         found, overlap = bench.read_together(log)
@@ -158,22 +177,78 @@ def measure_together(
     }
 
 
-def measure_alone(arguments: argparse.Namespace, runs: str, bar: progress.Bar) -> Rows:
+def try_out(arguments: argparse.Namespace, runs: str) -> Trial:
+    """One batch on the CPU, to see how long it takes."""
+    small = [size for size in arguments.batch_sizes if size <= TRIAL]
+    size = max(small) if small else min(arguments.batch_sizes)
+    began = time.monotonic()
+    latency = measure(arguments, size, arguments.device[0], runs, 1)["latency_mean"] / 1000
+    return Trial(size, latency, max(0.0, time.monotonic() - began - 2 * latency))
+
+
+def choose_loops(arguments: argparse.Namespace, trial: Optional[Trial]) -> Dict[int, int]:
+    """{batch size: batches of a run}: what --loop says, or LOOP, or what fits into RUN_SECONDS.
+
+    trial: None where a batch takes milliseconds.
+    """
+    loops = dict.fromkeys(arguments.batch_sizes, arguments.loop or LOOP)
+    if trial and not arguments.loop:
+        for size in loops:
+            fitting = int(RUN_SECONDS / (trial.batch / trial.batch_size * size))
+            loops[size] = min(LOOP, max(LEAST_LOOP, fitting))
+    return loops
+
+
+def say_plan(arguments: argparse.Namespace, loops: Dict[int, int], trial: Trial) -> None:
+    """Say how long it will take."""
+    seconds = sum(trial.seconds(size, loop) for size, loop in loops.items())
+    devices = len(arguments.device)
+    count = len(loops) * arguments.repeat * devices
+    rounds = arguments.repeat * devices
+    if devices > 1:  # and once all of them together
+        rounds += 1
+    took = f"{trial.batch:.1f} s" if trial.batch >= 1 else f"{1000 * trial.batch:.1f} ms"
+    batches, all_of_it = batches_words(list(loops.values())), progress.duration(seconds * rounds)
+    print(
+        f"a batch of {trial.batch_size} takes {took}: {counted(count, 'run')} of {batches}, about "
+        f"{all_of_it} in all",
+        flush=True,
+    )
+
+
+def batches_words(loops: List[int]) -> str:
+    """How many batches runs have: "2 to 20 batches"."""
+    least, most = min(loops), max(loops)
+    if least != most:
+        return f"{least} to {most} batches"
+    return f"{most} batches" if most > 1 else "one batch"
+
+
+def measure_alone(
+    arguments: argparse.Namespace, runs: str, bar: progress.Bar, loops: Dict[int, int]
+) -> Rows:
     """{device: a row for each batch size}; in each round every device measures every batch size."""
     figures: Dict[Tuple[int, int], List[Dict[str, float]]] = {}
     for repeat in range(1, arguments.repeat + 1):
         for device, batch_size in itertools.product(arguments.device, arguments.batch_sizes):
-            measured = measure(arguments, batch_size, device, runs)
+            loop = loops[batch_size]
+            began = time.monotonic()
+            measured = measure(arguments, batch_size, device, runs, loop)
+            if arguments.backend == "ascend" and not figures:  # the first run is the trial
+                batch = measured["latency_mean"] / 1000
+                begin = max(0.0, time.monotonic() - began - (loop + 1) * batch)
+                bar.erase()
+                say_plan(arguments, loops, Trial(batch_size, batch, begin))
             figures.setdefault((device, batch_size), []).append(measured)
             which = f", device {device}" if len(arguments.device) > 1 else ""
             bar.say(
                 f"run {repeat} of {arguments.repeat}{which}, batch size {batch_size}: "
                 f"{measured['throughput']:.1f} images/s"
             )
-            bar.advance()
+            bar.advance(batch_size * loop)
     rows: Rows = {device: [] for device in arguments.device}
     for (device, batch_size), of_rounds in figures.items():
-        rows[device].append(summarise(batch_size, of_rounds))
+        rows[device].append(summarise(batch_size, loops[batch_size], of_rounds))
     return rows
 
 
@@ -185,12 +260,23 @@ def sweep(arguments: argparse.Namespace) -> Dict[str, Any]:
     """
     import matplotlib  # noqa: F401 (if it is missing, that is said now and not after the runs)
 
+    with host.run_folder(os.path.join(arguments.output, "perf_runs")) as runs:
+        loops = choose_loops(arguments, None)
+        images = arguments.repeat * sum(size * loop for size, loop in loops.items())
+        if arguments.backend == "cpu" and images > FEW:
+            trial = try_out(arguments, runs)
+            loops = choose_loops(arguments, trial)
+            say_plan(arguments, loops, trial)
+        return sweep_with(arguments, runs, loops)
+
+
+def sweep_with(arguments: argparse.Namespace, runs: str, loops: Dict[int, int]) -> Dict[str, Any]:
+    """sweep() with so many batches for each batch size, and one bar over all of it."""
     devices = arguments.device
-    steps = len(devices) * len(arguments.batch_sizes) * arguments.repeat
-    with host.run_folder(os.path.join(arguments.output, "perf_runs")) as runs, progress.watched(
-        "measuring", steps, "runs of one chip", None
-    ) as bar:
-        rows = measure_alone(arguments, runs, bar)
+    images_of_round = sum(size * loop for size, loop in loops.items()) * len(devices)
+    rounds = arguments.repeat if len(devices) == 1 else arguments.repeat + 1  # one of all at once
+    with progress.watched("measuring", images_of_round * rounds, "images", None) as bar:
+        rows = measure_alone(arguments, runs, bar, loops)
         first = rows[devices[0]]
         if len(devices) == 1:
             return {"rows": first}
@@ -202,18 +288,20 @@ def sweep(arguments: argparse.Namespace) -> Dict[str, Any]:
                 f"all {len(devices)} devices at once, batch size {row['batch_size']}: "
                 f"{together[-1]['throughput']:.1f} images/s"
             )
+            bar.advance(row["batch_size"] * row["loop"] * len(devices))
     by_name = {str(device): of_device for device, of_device in rows.items()}
     return {"rows": first, "devices": by_name, "together": together}
 
 
-def summarise(batch_size: int, runs: List[Dict[str, float]]) -> Dict[str, Any]:
-    """The median of each figure of several runs, and the throughput of every run."""
+def summarise(batch_size: int, loop: int, runs: List[Dict[str, float]]) -> Dict[str, Any]:
+    """The median of each figure of several runs of `loop` batches; the throughput of every run."""
     medians = {}
     for key in runs[0]:
         medians[key] = statistics.median([figures[key] for figures in runs])
     throughputs = [figures["throughput"] for figures in runs]
     return {
         "batch_size": batch_size,
+        "loop": loop,
         **medians,
         "throughput_runs": throughputs,
         "throughput_spread": (max(throughputs) - min(throughputs)) / medians["throughput"],
@@ -333,6 +421,22 @@ def expectation_markdown(expected: Dict[str, Any]) -> str:
     return f"{text}. Look at:\n\n{causes}\n"
 
 
+def warnings(report: Dict[str, Any]) -> List[str]:
+    """A sentence about figures whose runs differ too much to be trusted; [] if all are steady."""
+    rows = [row for row in report["rows"] if row["throughput_spread"] / 2 > WIDE]
+    for of_device in report.get("devices", {}).values():
+        rows += [row for row in of_device if row["throughput_spread"] / 2 > WIDE]
+    if report["repeat"] == 1 or not rows:
+        return []
+    worst = max(rows, key=lambda row: float(row["throughput_spread"]))
+    sizes = ", ".join(map(str, sorted({row["batch_size"] for row in rows})))
+    return [
+        f"the runs differ by more than ± {100 * WIDE:.0f} % at batch size {sizes} "
+        f"(± {50 * worst['throughput_spread']:.1f} % at {worst['batch_size']}): something else "
+        "used this machine; measure again with --force when it is idle"
+    ]
+
+
 def table_lines(head: List[str], rows: List[List[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -365,11 +469,18 @@ def markdown(report: Dict[str, Any]) -> str:
     if with_reference:
         head += ["reference images/s", "ratio"]
     text = table_lines(head, [cells_of(row, report, with_reference) for row in report["rows"]])
-    batches = f"{report['loop']} batches" if report["loop"] > 1 else "one batch"
-    runs = f"one run of {batches}"
+    runs = f"one run of {report['batches']}"
     if report["repeat"] > 1:
-        runs = f"median of {report['repeat']} runs of {batches} each, ± half the span of the runs"
+        runs = (
+            f"median of {report['repeat']} runs of {report['batches']} each, ± half the span of "
+            "the runs"
+        )
     text += f"\nPure inference (zeros in, no files): {runs}. Latency is that of a whole batch.\n"
+    loops = {row["batch_size"]: row["loop"] for row in report["rows"]}
+    if len(set(loops.values())) > 1:
+        each = ", ".join(f"{loop} at batch size {size}" for size, loop in loops.items())
+        text += f"Batches in a run: {each}; --loop sets their number.\n"
+    text += "".join(f"\n**WARNING**: {warning}.\n" for warning in report["warnings"])
     if with_reference:
         text += (
             "The reference is the published figure for TResNet-M at 224 pixels on one "
@@ -496,12 +607,14 @@ def make_report(
         "model": arguments.model,
         "variant": model["metadata"].get("variant"),
         "img_size": model["shape"][-1],
-        "loop": arguments.loop,
+        "loop": max(row["loop"] for row in measured["rows"]),
+        "batches": batches_words([row["loop"] for row in measured["rows"]]),
         "repeat": arguments.repeat,
         "data_set": arguments.data_set,
         "accuracy": accuracy,
         **measured,
     }
+    report["warnings"] = warnings(report)
     add_reference(report)
     rows = report.get("together", report["rows"])
     report["best"] = max(rows, key=lambda row: float(row["throughput"]))

@@ -2,19 +2,21 @@
 measured twice.
 """
 
+import argparse
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from common.model import speed
-from common.results import plots
+from common.results import plots, summary
 
 import numpy as np
 import perf_sweep
@@ -171,7 +173,7 @@ def test_perf_sweep_takes_the_median_and_the_spread(machine: Machine, tmp_path: 
     (machine[1] / "net_bs8.om").write_text("never opened: the runner is a double")
     path = fake_runner(machine, tmp_path / "fake", [900.0, 1000.0, 1400.0])
     words = ["--batch-sizes", "8", "--chip", "X"]
-    sweep(machine, *words, PATH=path)
+    done = sweep(machine, *words, PATH=path)
     row = json.loads((machine[1] / "perf.json").read_text())["rows"][0]
     assert (
         row["throughput"],
@@ -183,6 +185,14 @@ def test_perf_sweep_takes_the_median_and_the_spread(machine: Machine, tmp_path: 
         "| X | 8 | - | - | 1000.0 ± 25.0 % | 8.000 | 16.000 |"
         in (machine[1] / "perf.md").read_text()
     )
+    warning = (
+        "the runs differ by more than ± 10 % at batch size 8 (± 25.0 % at 8): something else used "
+        "this machine; measure again with --force when it is idle"
+    )
+    assert json.loads((machine[1] / "perf.json").read_text())["warnings"] == [warning]
+    assert f"\n**WARNING**: {warning}.\n" in (machine[1] / "perf.md").read_text()
+    assert f"**WARNING**: {warning}.\n" in done.stdout
+    assert summary.speed_lines(str(machine[1]), ["perf"]) == [("WARNING", warning)]
     path = fake_runner(machine, tmp_path / "again", [900.0, 1000.0, 1400.0] * 2)
     assert (
         "perf_sweep.py: the best throughput is 1000.0 images/s (batch size 8), below "
@@ -197,6 +207,66 @@ def test_perf_sweep_takes_the_median_and_the_spread(machine: Machine, tmp_path: 
     assert (
         "below --min-throughput 1000000000.0\n"
         in sweep(machine, *words, "--min-throughput", "1e9", status=3, PATH=path).stderr
+    )
+
+
+def test_steady_figures_have_no_warning(machine: Machine, tmp_path: Path) -> None:
+    (machine[1] / "net_bs8.om").write_text("never opened: the runner is a double")
+    path = fake_runner(machine, tmp_path / "fake", [900.0, 1000.0, 1100.0])
+    done = sweep(machine, "--batch-sizes", "8", "--chip", "X", PATH=path)
+    assert json.loads((machine[1] / "perf.json").read_text())["warnings"] == []
+    assert "WARNING" not in done.stderr + (machine[1] / "perf.md").read_text()
+    assert "a batch of 8 takes 8.9 ms: 3 runs of 20 batches, about " in done.stdout
+
+
+# ---- how many batches, and how long --------------------------------------------------------------
+
+
+def namespace(loop: Optional[int], repeat: int = 3) -> argparse.Namespace:
+    sizes = [1, 4, 8, 16, 32]
+    return argparse.Namespace(batch_sizes=sizes, loop=loop, repeat=repeat, device=[0])
+
+
+SLOW = perf_sweep.Trial(batch_size=8, batch=3.2, begin=0.5)  # 2.5 images/s
+
+
+def test_where_a_batch_takes_long_a_run_has_fewer() -> None:
+    choose = perf_sweep.choose_loops
+    assert choose(namespace(None), SLOW) == {1: 20, 4: 6, 8: 3, 16: 2, 32: 2}
+    quick = perf_sweep.Trial(8, 0.08, 0.5)
+    assert set(choose(namespace(None), quick).values()) == {20}
+    assert set(choose(namespace(None), None).values()) == {20}
+    assert set(choose(namespace(50), SLOW).values()) == {50}, "--loop decides"
+
+
+def test_the_estimate_counts_each_batch_and_each_start(capsys: pytest.CaptureFixture) -> None:
+    loops = {1: 20, 4: 6, 8: 3, 16: 2, 32: 2}
+    perf_sweep.say_plan(namespace(None), loops, SLOW)
+    images = 1 * 21 + 4 * 7 + 8 * 4 + 16 * 3 + 32 * 3  # each run has one batch to warm up
+    seconds = 3 * (images * 0.4 + 5 * 0.5)
+    assert seconds == 277.5
+    assert capsys.readouterr().out == (
+        "a batch of 8 takes 3.2 s: 15 runs of 2 to 20 batches, about 4:38 min in all\n"
+    )
+
+
+@pytest.mark.slow
+def test_fewer_batches_are_said_wherever_the_figures_are(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = {1: 3, 8: 2}
+    monkeypatch.setattr(perf_sweep, "choose_loops", lambda arguments, trial: loops)
+    monkeypatch.setattr(perf_sweep, "FEW", 0)
+    done = sweep(machine, "--batch-sizes", "1,8", "--repeat", 2, backend="cpu")
+    assert re.search(r"^a batch of 8 takes [\d.]+ m?s: 4 runs of 2 to 3 batches, ", done.stdout)
+    report = json.loads((machine[1] / "perf.json").read_text())
+    assert {row["batch_size"]: row["loop"] for row in report["rows"]} == loops
+    assert (report["loop"], report["batches"]) == (3, "2 to 3 batches")
+    text = (machine[1] / "perf.md").read_text()
+    assert "median of 2 runs of 2 to 3 batches each, ± half the span" in text
+    assert "Batches in a run: 3 at batch size 1, 2 at batch size 8; --loop sets" in text
+    assert (
+        "up to date" in sweep(machine, "--batch-sizes", "1,8", "--repeat", 2, backend="cpu").stdout
     )
 
 

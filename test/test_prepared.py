@@ -269,6 +269,7 @@ def test_the_recipe_says_what_decides_over_the_bytes(prepared: Path) -> None:
         "labels": False,
         "class_folders": [],
         "class_order": "natural",
+        "folder": str(prepared / "prep"),
     }
     assert about.recipe["versions"]["numpy"] and about.recipe["versions"]["Pillow"]
 

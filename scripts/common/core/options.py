@@ -517,7 +517,11 @@ TABLE = (
         default=BATCH_SIZES,
     ),
     option("--perf", FLAG, "measure throughput per batch size (on ascend always)"),
-    option("--loop N", integer(1), "batches per measurement (default: %(default)s)", default=20),
+    option(
+        "--loop N",
+        integer(1),
+        "batches per measurement (default: 20; fewer on the CPU where a batch takes long)",
+    ),
     option(
         "--repeat N",
         integer(1),

@@ -144,7 +144,9 @@ def speed_lines(workdir: str, made: Collection[str]) -> List[Tuple[str, str]]:
             )
         )
     if "perf" in made:
-        expected = PERF.read_in(workdir).get("expected")
+        perf = PERF.read_in(workdir)
+        lines += [("WARNING", warning) for warning in perf.get("warnings", ())]
+        expected = perf.get("expected")
         if expected and expected["slow"]:
             lines.append(("WARNING", expected["verdict"]))
             lines += [("look at", cause) for cause in expected["look_at"]]

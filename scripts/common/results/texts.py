@@ -153,6 +153,11 @@ ENGLISH_TEXTS: Dict[str, str] = {
     "speed_lead": "Pure inference on {chip}: zeros in, no files. {runs}",
     "speed_median": "Each figure is the median of {repeat} runs of {n:,} batches.",
     "speed_median_one": "Each figure is the median of {repeat} runs of 1 batch.",
+    "speed_median_range": (
+        "Each figure is the median of {repeat} runs; a run has {least} to {most} batches, fewer "
+        "where a batch takes long."
+    ),
+    "speed_once_range": "One run of {least} to {most} batches, fewer where a batch takes long.",
     "speed_once": "One run of {n:,} batches.",
     "speed_once_one": "One run of 1 batch.",
     "batch_size": "batch size",
@@ -482,6 +487,10 @@ CHINESE_TEXTS: Dict[str, str] = {
     "speed_lead": "{chip} 上的纯推理：输入全为零，不读写文件。{runs}",
     "speed_median": "每个数字是 {repeat} 次测量的中位数，每次 {n:,} 个批次。",
     "speed_median_one": "每个数字是 {repeat} 次测量的中位数，每次 1 个批次。",
+    "speed_median_range": (
+        "每个数字是 {repeat} 次测量的中位数，每次 {least} 到 {most} 个批次，批次耗时较长时较少。"
+    ),
+    "speed_once_range": "一次测量，{least} 到 {most} 个批次，批次耗时较长时较少。",
     "speed_once": "一次测量，{n:,} 个批次。",
     "speed_once_one": "一次测量，1 个批次。",
     "batch_size": "batch size",

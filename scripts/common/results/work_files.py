@@ -20,6 +20,7 @@ SHARD = Number(1, 999_999, True)  # as cli.shard takes it
 COSINE = {"min": FIGURE, "mean": FIGURE, "image": str}
 MEASURED = {
     "batch_size": SIZE,
+    "loop?": SIZE,
     "throughput": FIGURE,
     "latency_mean": FIGURE,
     "latency_p99": FIGURE,
@@ -155,7 +156,9 @@ PERF = WorkFile(
     {
         "chip": str,
         "loop": SIZE,
+        "batches?": str,
         "repeat": SIZE,
+        "warnings?": [str],
         "rows": [MEASURED, ...],
         "devices?": {str: [MEASURED]},
         "together?": [
