@@ -34,6 +34,7 @@ from common.data.inputs import Input, read_aipp, read_batch
 from common.data.wnids import training_order
 from common.model import onnx_file, operators
 from common.model.statistics import interval
+from common.results import published
 from common.results.figures import share
 from common.results.published import EXPECTED, Weights
 from common.results.results import answers, result_files
@@ -372,6 +373,7 @@ def main() -> None:
     )
     arguments = options.parse(parser)
     run, weights = load(arguments.workdir), EXPECTED[arguments.name]
+    published.check_classes(arguments.name, run.report["classes"])
     comparison = compare(arguments.name, run.report)
     for line in sentences(comparison):
         print(line)

@@ -34,11 +34,11 @@ from common.core import files, json_file, options, progress, recipe, record
 from common.core.cli import Refusal, counted, shown, some
 from common.core.names import result_stem
 from common.data import evaluation
-from common.data.images import list_inputs
+from common.data.images import list_inputs, spaced
 from common.data.inputs import Input, input_of, read_batch
 from common.data.prepared import true_classes
 from common.model import float16, onnx_file, operators
-from common.model.statistics import cosine_similarity
+from common.model.statistics import cosine_similarity, interval
 from common.results.figures import share
 from common.results.work_files import FORECAST
 
@@ -182,14 +182,21 @@ def keepable(model: onnx.ModelProto, overflowing: List[Row], losing: List[Row]) 
     return kept
 
 
-def accuracies(run: Run, classes: Optional[np.ndarray]) -> Dict[str, Optional[float]]:
-    """How often both have the same Top-1, and the Top-1 of both, in %; None without classes."""
+def accuracies(run: Run, classes: Optional[np.ndarray]) -> Dict[str, Any]:
+    """How often both have the same Top-1, and the Top-1 of both, in %; None without classes.
+
+    With the 95 % interval of each, for images like these.
+    """
     half, full = run.half.argmax(1), run.full.argmax(1)
-    return {
-        "top1_agreement": share(full == half),
-        "top1": None if classes is None else share(half == classes),
-        "top1_float32": None if classes is None else share(full == classes),
-    }
+    figures: Dict[str, Any] = {"top1_agreement": share(full == half)}
+    figures["agreement_interval"] = list(interval(int((full == half).sum()), len(full)))
+    for name, answers in (("top1", half), ("top1_float32", full)):
+        figures[name] = figures[f"{name}_interval"] = None
+        if classes is not None:
+            hits = answers == classes
+            figures[name] = share(hits)
+            figures[f"{name}_interval"] = list(interval(int(hits.sum()), len(hits)))
+    return figures
 
 
 def forecast(
@@ -236,16 +243,23 @@ def describe(report: Report, seconds: float) -> str:
     lines = [
         f"forecast for float16 over {counted(images, 'image')} in {seconds:.1f} s "
         f"({seconds / images:.2f} s each):",
+        f"Top-1 agreement with float32: {report['top1_agreement']:.2f} % "
+        + interval_words(report["agreement_interval"]),
         f"cosine similarity with float32: min {cosine['min']:.6f} ({shown(cosine['image'])}), mean "
         f"{cosine['mean']:.6f}",
-        f"Top-1 agreement with float32: {report['top1_agreement']:.2f} %",
     ]
     if report["top1"] is not None:
         lines.append(
-            f"Top-1 accuracy: {report['top1']:.2f} % expected, float32 "
+            f"Top-1 of {counted(images, 'image')}, not of the whole set: "
+            f"{report['top1']:.2f} % {interval_words(report['top1_interval'])}, float32 "
             f"{report['top1_float32']:.2f} %"
         )
     return "\n".join(lines + describe_operators(report) + describe_remedy(report))
+
+
+def interval_words(limits: List[float]) -> str:
+    """A 95 % interval, in per cent."""
+    return f"(95 % interval {limits[0]:.2f} to {limits[1]:.2f} %)"
 
 
 def describe_operators(report: Report) -> List[str]:
@@ -313,7 +327,10 @@ def parse_arguments() -> argparse.Namespace:
         "min_cosine",
         "force",
         required=["input"],
-        help={"labels": "labels of the images: predicts the Top-1 accuracy as well"},
+        help={
+            "images": "so many of them, evenly spaced (default: %(default)s)",
+            "labels": "labels of the images: says the Top-1 of these images as well",
+        },
     )
     return options.parse(parser)
 
@@ -361,7 +378,7 @@ def compute(
 def main() -> None:
     arguments = parse_arguments()
     sample = input_of(onnx_file.describe(arguments.model), arguments.aipp)
-    paths = list_inputs(arguments.input)[: arguments.images]
+    paths = spaced(list_inputs(arguments.input), arguments.images)
     files.make_folder(arguments.output, "--output")
     product = os.path.join(arguments.output, "forecast")
     labels = [arguments.labels] if arguments.labels else []

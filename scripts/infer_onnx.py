@@ -35,7 +35,7 @@ from common.core.cli import Refusal, counted, shown
 from common.core.names import result_names
 from common.core.record import Draft, Part, Recipe, State, Writer
 from common.data import evaluation
-from common.data.images import list_inputs
+from common.data.images import list_inputs, spaced
 from common.data.inputs import Input, read_aipp, read_batch
 from common.model import onnx_file, operators
 from common.results import result_folder
@@ -98,6 +98,8 @@ def load_session(path: str) -> "Tuple[onnxruntime.InferenceSession, str]":
     except Refusal:
         raise
     except Exception as error:  # onnxruntime has a type of its own for each kind of broken file
+        if cli.is_out_of_memory(error):
+            raise MemoryError from None
         raise Refusal(
             f"{shown(path)} is not an ONNX model that onnxruntime {onnxruntime.__version__} can "
             f"run: {cli.why(error)}"
@@ -207,6 +209,7 @@ def parse_arguments() -> argparse.Namespace:
         "pure_data_type",
         "display_all_summary",
         "first",
+        "spaced",
         "aipp",
         "force",
         required=["model"],
@@ -390,6 +393,8 @@ def main() -> None:
     arguments = parse_arguments()
     aipp = read_aipp(arguments.aipp) if arguments.aipp else {}
     paths = list_inputs(arguments.input)[: arguments.first] if arguments.input else []
+    if arguments.spaced:
+        paths = spaced(paths, arguments.spaced)
     if not os.path.isfile(arguments.model):
         raise Refusal(
             f"the model {shown(arguments.model)} does not exist; make it: python3 "

@@ -410,11 +410,11 @@ def compile_command(run: Run, model: str) -> Command:
 
 
 def infer(run: Run) -> List[Command]:
-    """Infer; and where a comparison will follow, the first images with ONNX Runtime too."""
+    """Infer; and where a comparison will follow, some images with ONNX Runtime too."""
     commands = [infer_command(run, run.model, "result")]
     if run.compared:
-        first = run.given.compare
-        commands.append(infer_on_cpu(run, run.model, "result_onnx", 8, first=first))
+        count = run.given.compare
+        commands.append(infer_on_cpu(run, run.model, "result_onnx", 8, spaced=count))
     return commands
 
 
@@ -429,13 +429,13 @@ def infer_command(run: Run, model: str, name: str) -> Command:
     )
 
 
-def infer_on_cpu(run: Run, model: str, name: str, batch_size: int, **first: int) -> Command:
+def infer_on_cpu(run: Run, model: str, name: str, batch_size: int, **spaced: int) -> Command:
     return run.command(
         "scripts/infer_onnx.py",
         *run.words(model=model),
         *run.words("input", "output", output_dirname=name),
         *run.words("outfmt", batchsize=batch_size),
-        *run.words("aipp", "force", **first),
+        *run.words("aipp", "force", **spaced),
     )
 
 
@@ -655,6 +655,8 @@ def learn_network(run: Run, runner: Runner) -> Run:
         return run._replace(data=check.choose_prepared(run.data))
     classes = int(record.read(run.model).notes["num_classes"])
     check.check_classes(run.data, classes)
+    if run.given.expect:
+        published.check_classes(run.given.expect, classes)
     if run.given.class_names:
         class_names.read(run.given.class_names, classes)
     else:

@@ -32,7 +32,7 @@ from common.core.names import om_path, result_stem
 from common.core.record import Draft, Recipe, Writer
 from common.data import prepared
 from common.data.evaluation import AIPP, Evaluation, aipp, recorded
-from common.data.images import list_inputs
+from common.data.images import list_inputs, spaced
 from common.data.inputs import Input, apply_aipp, input_of, read_aipp, read_batch
 from common.model import onnx_file, speed
 from common.results.work_files import COMPARE, PERF
@@ -514,7 +514,7 @@ def parse_arguments() -> argparse.Namespace:
         },
         help={
             "backend": "(default: %(default)s)",
-            "images": "to compare (default: the first %(default)s)",
+            "images": "to compare (default: %(default)s, evenly spaced)",
             "precision": "int8: try that as well, on ascend by AMCT",
             "min_cosine": "a combination with a lower cosine cannot win (default: %(default)s)",
             "min_agreement": "nor can one that gives fewer per cent of the images "
@@ -529,7 +529,7 @@ def main() -> None:
 
     arguments = parse_arguments()
     sample = input_of(onnx_file.describe(arguments.models[0]), arguments.aipp)
-    paths = list_inputs(arguments.input)[: arguments.images]
+    paths = spaced(list_inputs(arguments.input), arguments.images)
     files.limit_rights()
     output = host.safe_path(arguments.output)
     product = folder = os.path.join(output, "tune")

@@ -4,9 +4,9 @@
 
 It trains the small network of test/trained.py and makes some layers hard to quantise. It then asks
 the product's own keep_promise() again and again, each time with other images out of a large set.
-The true drop is that of the whole set. Prints the table of docs/performance.md: in how many per cent
-of the runs the true drop is above the reported interval (2.5 % is what a 95 % interval promises),
-and in how many it would be if the interval were taken as if nothing had been chosen.
+The true drop is that of the whole set. It prints the table of docs/performance.md: in how many per
+cent of the runs the true drop is above the reported interval (2.5 % is what a 95 % interval
+promises), and in how many it would be if the interval were taken as if nothing had been chosen.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROOT = os.path.dirname(HERE)
 sys.path[:0] = [HERE, ROOT, os.path.join(ROOT, "scripts")]
 
 from common.data.inputs import Input  # noqa: E402 (the path comes first)
-from common.model import calibration, onnx_file, operators, quantisation  # noqa: E402
+from common.model import onnx_file, operators, quantisation  # noqa: E402
 from common.model.calibration import Quantiser, Variant  # noqa: E402
 
 import numpy as np  # noqa: E402

@@ -192,7 +192,11 @@ def test_the_report_has_every_operator_the_accuracies_and_a_plot(
     assert rows == [(node.name, node.op_type) for node in model.graph.node]
     assert report["cosine"]["min"] == min(report["cosines"]) < 1
     assert len(report["cosines"]) == IMAGES
-    assert "Top-1 accuracy: 75.00 % expected, float32 75.00 %" in done.stdout
+    # Wilson's interval of 3 in 4
+    said = "Top-1 of 4 images, not of the whole set: 75.00 % (95 % interval 30.06 to 95.44 %)"
+    assert f"{said}, float32 75.00 %" in done.stdout
+    agreement = "Top-1 agreement with float32: 100.00 % (95 % interval 51.01 to 100.00 %)"
+    assert done.stdout.splitlines()[1] == agreement
     assert (tmp_path / "out" / "forecast.png").read_bytes()[:4] == b"\x89PNG"
     assert "is up to date" in forecast(tiny, *words).stdout
     done = forecast(tiny, "--images", 2, "--output", tmp_path / "out")

@@ -17,11 +17,13 @@ import onnx
 import pytest
 import quantize_onnx
 from ascend.helpers import onnx_outputs, start_here
+from conftest import refusal
 from onnx import TensorProto, helper, numpy_helper
 from trained import IMAGES, UNSEEN, draw
 
 pytestmark = pytest.mark.slow  # the network is trained first
 WITH, WITHOUT = Processor("CPU one", "avx512_vnni"), Processor("CPU two", "")
+NO_MEMORY = "there is not enough memory; free some, or take a smaller batch or fewer workers"
 PINNED = ("--quant-scales", "channel", "--quant-ranges", "minmax")
 
 
@@ -334,3 +336,36 @@ def test_a_gain_and_several_groups_are_said_in_words() -> None:
     right = np.array([True] * 50 + [False] * 50)
     gained = quantisation.paired_drop(right, right | (np.arange(100) == 99))
     assert str(gained).startswith("gains 1.00 points of Top-1 (95 % interval of the loss ")
+
+
+# ---- models that nobody can run ------------------------------------------------------------------
+
+
+def test_a_model_that_asks_for_terabytes_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    """A constant of 4 TB, which a file of 300 bytes can ask for."""
+    shape = numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "shape")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["huge"], name="huge"),
+        helper.make_node("ReduceMax", ["huge"], ["largest"], keepdims=0, name="largest"),
+        helper.make_node("Conv", ["image", "w"], ["conv"], name="conv"),
+        helper.make_node("GlobalAveragePool", ["conv"], ["pool"], name="pool"),
+        helper.make_node("Flatten", ["pool"], ["flat"], name="flat"),
+        helper.make_node("Add", ["flat", "largest"], ["class"], name="add"),
+    ]
+    weights = numpy_helper.from_array(np.ones((2, 3, 3, 3), np.float32), "w")
+    image = helper.make_tensor_value_info("image", 1, ["batch", 3, 64, 64])
+    scores = helper.make_tensor_value_info("class", 1, ["batch", 2])
+    graph = helper.make_graph(nodes, "net", [image], [scores], [shape, weights])
+    opset = [helper.make_opsetid("", 11)]
+    model = tmp_path / "huge.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=6), str(model))
+    (tmp_path / "in").mkdir()
+    np.zeros((3, 64, 64), np.float32).tofile(str(tmp_path / "in" / "a.bin"))
+    images, out = tmp_path / "in", tmp_path / "out"
+    commands: List[List[object]] = [
+        ["infer_onnx.py", "--model", model, "--input", images, "--output", out],
+        ["quantize_onnx.py", model, tmp_path / "int8.onnx", "--calibrate", images],
+    ]
+    for script, *words in commands:
+        said = refusal(f"scripts/{script}", *words)
+        assert said == f"{script}: {NO_MEMORY}\n"

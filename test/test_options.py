@@ -162,6 +162,8 @@ CASES: Tuple[
     ("class-order-map", "pipeline", ["--class-order", "text", "--class-map", "m"], CARD),
     ("class-order-map", "preprocess", ["--class-order", "text", "--class-map", "m"], {}),
     ("", "preprocess", ["--class-order", "text"], {}),
+    ("first-spaced", "infer", ["--first", "2", "--spaced", "2"], {}),
+    ("", "infer", ["--spaced", "2"], {}),
     ("output-dirname", "infer", ["--output_dirname", "r"], {}),
     ("", "infer", ["--output_dirname", "r", "--output", "."], {}),
 )

@@ -24,6 +24,14 @@ VERSION = "1.3.0"
 GRACE = 1.2  # seconds that a process has after SIGTERM, before it is killed
 USAGE, BELOW_MINIMUM = 2, 3  # exit statuses, beside 0 good, 1 failure, 128 + number of a signal
 CLOSED_PIPE = 128 + signal.SIGPIPE
+# What ONNX Runtime and PyTorch say when they get no memory.
+OUT_OF_MEMORY = (
+    "Failed to allocate memory",
+    "bad allocation",
+    "bad_alloc",
+    "can't allocate memory",
+    "not enough memory",
+)
 ALIKE = 0.75  # how similar a mistyped option and the one that it is taken for must be
 # Their errors are about the model that they were given: {package as it is imported: its name}.
 OF_MODELS = {"onnxruntime": "ONNX Runtime", "onnx": "onnx", "google": "protobuf"}
@@ -276,9 +284,20 @@ def write_details(
 def defect(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> str:
     """The sentence for an error that nobody expected; its details go into a file."""
     log_path = write_details(kind, error, trace)
-    return (
-        f"a defect of this program, version {VERSION}, or of its environment ended it: "
-        f"{kind.__name__}: {why(error)}; the details for a report are in {log_path}"
+    what = f"a defect of this program, version {VERSION}, or of its environment ended it"
+    if kind.__module__.startswith("onnxruntime."):
+        what = "ONNX Runtime cannot run the model as it is"
+    return f"{what}: {kind.__name__}: {why(error)}; the details for a report are in {log_path}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was missing, or a model asks for more than there can be.
+
+    ONNX Runtime and PyTorch have no error of their own for that, only words.
+    """
+    of_library = type(error).__module__.startswith("onnxruntime.") or type(error) is RuntimeError
+    return isinstance(error, MemoryError) or (
+        of_library and any(words in str(error) for words in OUT_OF_MEMORY)
     )
 
 
@@ -304,7 +323,7 @@ def end_uncaught(
         )
     elif isinstance(error, ImportError):
         say(broken_package(error))
-    elif isinstance(error, MemoryError):
+    elif is_out_of_memory(error):
         say("there is not enough memory; free some, or take a smaller batch or fewer workers")
     elif package in OF_MODELS:
         say(

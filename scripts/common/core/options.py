@@ -371,6 +371,7 @@ TABLE = (
         "leave out images that cannot be read: they are a warning, not a failure",
     ),
     option("--first N", integer(1), "only the first N images, in natural order"),
+    option("--spaced N", integer(1), "only N of the images, evenly spaced"),
     option(
         "--images N",
         integer(1),
@@ -816,6 +817,12 @@ RULES = (
         ("class_order", "class_map"),
         lambda given: given.class_order is not None and given.class_map is not None,
         "--class-order and --class-map both number the class folders; give one of them",
+    ),
+    Rule(
+        "first-spaced",
+        ("first", "spaced"),
+        lambda given: given.first and given.spaced,
+        "--first and --spaced both choose images: give one of them",
     ),
     Rule(
         "output-dirname",

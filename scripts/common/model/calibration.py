@@ -105,6 +105,7 @@ class Quantiser:
         return copy.deepcopy(self.ranges[method])  # a quantiser changes what it is given
 
     def run_calibration(self, method: str, paths: List[str], folder: str) -> Any:
+        import onnxruntime
         from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
         from onnxruntime.quantization.calibrate import create_calibrator
 
@@ -122,6 +123,7 @@ class Quantiser:
             "entropy": CalibrationMethod.Entropy,
             "percentile": CalibrationMethod.Percentile,
         }
+        onnxruntime.set_default_logger_severity(4)  # what goes wrong is in the exception
         source = os.path.join(folder, "float32.onnx")
         onnx.save(self.model, source)
         calibrator = create_calibrator(

@@ -74,7 +74,7 @@ def session(model: Union[str, bytes, onnx.ModelProto]) -> onnxruntime.InferenceS
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is in the exception
     source = model if isinstance(model, (str, bytes)) else model.SerializeToString()
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

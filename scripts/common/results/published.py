@@ -5,6 +5,8 @@ Standard library only.
 
 from typing import Dict, NamedTuple, Optional
 
+from common.core.cli import Refusal
+
 
 class Weights(NamedTuple):
     """Published weights and their figures on ImageNet-1k's 50,000 validation images."""
@@ -29,6 +31,7 @@ WEIGHTS: Dict[str, Weights] = {
     "tresnet_xl.miil_in1k_448": Weights("tresnet_xl", "miil", 448, 83.066, None),
 }
 VALIDATION_IMAGES = 50_000
+CLASSES = 1000  # of ImageNet-1k, which all figures here are about
 
 # Published for TResNet-M at 224 pixels, `ascend` lineage, on one Ascend 310P3: README, "On Ascend".
 CARD_CASE = ("310P3", "tresnet_m", 224)  # chip, variant, image size
@@ -47,3 +50,15 @@ EXPECTED: Dict[str, Weights] = {
         "tresnet_m", "ascend", 224, 100.0, 100.0, "docs/checkpoints.md, the sample checkpoint"
     ),
 }
+
+
+def check_classes(name: str, classes: int) -> None:
+    """Raises: Refusal if the figure of this name cannot be about a network of so many classes.
+
+    One class more is allowed: "background".
+    """
+    if classes not in (CLASSES, CLASSES + 1):
+        raise Refusal(
+            f"the figure {name} is about ImageNet's {CLASSES:,} classes, but the network has "
+            f"{classes:,}; leave out --expect"
+        )
