@@ -54,7 +54,6 @@ import timm_source
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LABELS = ["labels", "labels_encoding", "label_offset"]  # options of steps that read them
 GATES = ("min_top1", "min_top5", "min_throughput", "min_cosine")
-QUANT = ("quant_bits", "quant_scales", "quant_ranges")  # options for int8 on the CPU
 LOG = "pipeline.log"  # in the work folder: all that is printed
 HOST_FACTS = ".host.json"  # host.host_facts() in the work folder, while a run on the card lasts
 Command = List[str]
@@ -75,7 +74,7 @@ def make_parser() -> cli.Parser:
         "outfmt",
         "precision",
         "max_drop",
-        *QUANT,
+        *options.QUANT,
         "perf",
         "loop",
         "repeat",
@@ -94,7 +93,7 @@ def make_parser() -> cli.Parser:
         "check",
         "force",
         "dry_run",
-        default={"batch_size": 8, "outfmt": "NPY"},
+        default={"batch_size": options.PIPELINE_BATCH, "outfmt": "NPY"},
         choices={"expect": sorted(published.EXPECTED)},
         help={
             "batch_size": "batch of the accuracy run (default: 8)",
@@ -369,7 +368,7 @@ def tune(run: Run) -> List[Command]:
                 precision="int8" if run.quantised else None,
                 batch_sizes=given.batch_sizes,
             ),
-            *run.words("loop", "repeat"),
+            *run.words(*options.QUANT, "loop", "repeat"),
             *run.words(device=device),
             *run.words("soc_version", "output", "host_facts", "stall", "min_cosine"),
         ),
@@ -454,7 +453,7 @@ def quantise(run: Run) -> List[Command]:
             compile_command(run, run.judged_model),
             inference,
         ]
-    return [run.command("scripts/quantize_onnx.py", *words, *run.words(*QUANT)), inference]
+    return [run.command("scripts/quantize_onnx.py", *words, *run.words(*options.QUANT)), inference]
 
 
 def judge(run: Run) -> List[Command]:
@@ -954,8 +953,8 @@ def say_rest(run: Run) -> None:
 def say_best(run: Run) -> None:
     """Print the command line of this run with the best options."""
     chosen = TUNE.read(run.work_path("tune.json"))["options"]
-    replaced = ("--tune", "--uint8", "--small-channel")
-    words = [word for word in run.given.words if word not in replaced]
+    replaced = ("tune", "uint8", "small_channel", "stem", "precision", "batch_size")
+    words = options.without(run.given.words, (*replaced, *options.QUANT))
     command = ["bash", script_path("scripts/pipeline.sh"), *words, *chosen]
     print(f"\nthe best of them:\n\n    {' '.join(map(shlex.quote, command))}")
 

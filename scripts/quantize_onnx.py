@@ -48,6 +48,7 @@ class Choice(NamedTuple):
     variant: Variant
     tried: List[Tried]  # [] if there was nothing to choose from
     images: int  # of the trial
+    reasons: List[str]  # what was taken and why, three lines
 
 
 def variants(arguments: argparse.Namespace, are_enough: bool) -> List[Variant]:
@@ -79,7 +80,7 @@ def choose(
     images: float32 [batch, 3, h, w], to measure.
     """
     if len(ways) == 1:
-        return Choice(ways[0], [], 0)
+        return Choice(ways[0], [], 0, [])
     count = len(task.tried)
     rows = calibration.try_variants(quantiser, ways, model, task.tried, task.several)
     models = {}
@@ -88,8 +89,9 @@ def choose(
         models[scales] = quantiser.make(first)
     speed = calibration.measure(models, images) if len(models) > 1 else None
     chosen = calibration.choose(rows, count, speed)
-    print("\n".join(calibration.explain(rows, chosen, count, speed)), flush=True)
-    return Choice(chosen.variant, rows, count)
+    reasons = calibration.explain(rows, chosen, count, speed)
+    print("\n".join(reasons), flush=True)
+    return Choice(chosen.variant, rows, count, reasons)
 
 
 def make(
@@ -132,6 +134,7 @@ def describe(choice: Choice) -> Dict[str, Any]:
         "ranges": choice.variant.ranges,
         "weights": bits_words(choice.variant.bits),
         "processor": here._asdict(),
+        "trial": choice.reasons,
         "trial_images": choice.images,
         "tried": [
             {**row.variant._asdict(), "agreement": row.agreement, "cosine": row.cosine}

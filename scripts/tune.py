@@ -28,14 +28,14 @@ from common.ascend import chips, host
 from common.ascend.bench import complaint
 from common.core import files, json_file, options, recipe, record
 from common.core.cli import ROOT, Refusal, shown
-from common.core.names import om_path, result_stem
+from common.core.names import STEMS, om_path, result_stem
 from common.core.record import Draft, Recipe, Writer
 from common.data import prepared
 from common.data.evaluation import AIPP, Evaluation, aipp, recorded
 from common.data.images import list_inputs, spaced
 from common.data.inputs import Input, apply_aipp, input_of, read_aipp, read_batch
 from common.model import onnx_file, speed
-from common.results.work_files import COMPARE, PERF
+from common.results.work_files import COMPARE, INT8, PERF
 
 import numpy as np
 
@@ -62,13 +62,13 @@ class Variant(NamedTuple):
         return "-".join([self.stem, pixels, *small, self.precision])
 
     def options(self, batch_size: int, on_card: bool) -> List[str]:
-        """The words that give this combination to pipeline.sh."""
+        """The words that give this combination to pipeline.sh, without its defaults."""
         return options.words(
-            stem=self.stem if on_card else None,
+            stem=self.stem if on_card and self.stem != STEMS[0] else None,
             uint8=self.uint8,
             small_channel=self.small,
-            precision="int8" if self.precision == "int8" else "float32",
-            batch_size=batch_size,
+            precision="int8" if self.precision == "int8" else None,
+            batch_size=batch_size if batch_size != options.PIPELINE_BATCH else None,
         )
 
 
@@ -173,17 +173,46 @@ class Bench:
         """Quantise and compile. Raises: Refusal if that is not possible."""
         files.make_folder(self.place(variant), "--output")
         if variant.precision == "int8":
-            script = "quantize_amct.py" if self.on_card else "quantize_onnx.py"
-            self.start(
-                script,
-                self.models[variant.stem],
-                self.model(variant),
-                calibrate=os.path.join(self.folder, "float32"),
-                host_facts=self.host_facts,
-                stall=self.stall,
-            )
+            self.quantise(variant)
         if self.on_card:
             self.compile(variant, FIRST_SIZES[:1])
+
+    def quantise(self, variant: Variant) -> None:
+        """For the CPU all images take part: 64 are too few to choose a way by."""
+        models = self.models[variant.stem], self.model(variant)
+        if self.on_card:
+            folder = os.path.join(self.folder, "float32")
+            facts = {"host_facts": self.host_facts, "stall": self.stall}
+            self.start("quantize_amct.py", *models, calibrate=folder, **facts)
+            return
+        asked = {name: getattr(self.arguments, name) for name in options.QUANT}
+        self.start(
+            "quantize_onnx.py",
+            *models,
+            calibrate=self.arguments.input,
+            aipp=self.arguments.aipp,
+            **asked,
+        )
+        for line in self.about_int8(variant).get("trial", ()):
+            print(line, flush=True)
+
+    def about_int8(self, variant: Variant) -> Dict[str, Any]:
+        """What the quantisation says of an int8 model for the CPU; {} for another one."""
+        if self.on_card or variant.precision != "int8":
+            return {}
+        return INT8.read(os.path.splitext(self.model(variant))[0] + ".json")
+
+    def options(self, variant: Variant, batch_size: int) -> List[str]:
+        """The words that give a variant to pipeline.sh: also how it was quantised."""
+        words = variant.options(batch_size, self.on_card)
+        about = self.about_int8(variant)
+        if about:
+            words += options.words(
+                quant_bits=about["weight_bits"],
+                quant_scales=about["scales"],
+                quant_ranges=about["ranges"],
+            )
+        return words
 
     def compile(self, variant: Variant, sizes: List[int]) -> None:
         words = options.words(
@@ -413,7 +442,7 @@ def measure_winner(arguments: argparse.Namespace, bench: Bench, winner: Variant)
     best = max(rows, key=lambda row: float(row["throughput"]))
     return {
         "batch_sizes": rows,
-        "options": winner.options(best["batch_size"], bench.on_card),
+        "options": bench.options(winner, best["batch_size"]),
         "best": {key: best[key] for key in ("batch_size", "throughput", "latency_mean")},
     }
 
@@ -470,7 +499,7 @@ def markdown(report: Dict[str, Any]) -> str:
         )
         text += (
             f"\nThe best, {report['winner']}, at all batch sizes: {sizes} images/s.\n"
-            f"For pipeline.sh: {' '.join(report['options'])}\n"
+            f"For pipeline.sh: {' '.join(report['options']) or 'its defaults'}\n"
         )
     return text
 
@@ -494,6 +523,7 @@ def parse_arguments() -> argparse.Namespace:
         "aipp",
         "images",
         "precision",
+        *options.QUANT,
         "batch_sizes",
         "loop",
         "repeat",

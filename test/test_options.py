@@ -361,3 +361,20 @@ def is_in_environment(target: ast.expr) -> bool:
         return False
     container = ast.dump(target.value)
     return container.startswith("Attribute(value=Name(id='os'") and "environ" in container
+
+
+# ---- a command line again ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given, kept",
+    (
+        ("--tune --data d --stem conv12 --uint8", "--data d"),
+        ("--stem=conv12 --batch-sizes 1,4 -b 4", "--batch-sizes 1,4"),
+        ("-b8 --prec int8 --workdir --x", "--workdir --x"),
+        ("--data --tuned --checkpoint c", "--data --tuned --checkpoint c"),
+    ),
+)
+def test_options_are_taken_out_of_a_command_line_with_their_values(given: str, kept: str) -> None:
+    names = ("tune", "uint8", "stem", "precision", "batch_size")
+    assert options.without(given.split(), names) == kept.split()

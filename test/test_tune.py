@@ -158,8 +158,6 @@ def test_the_fastest_combination_wins_and_the_lossy_one_is_refused(
         "conv12",
         "--uint8",
         "--small-channel",
-        "--precision",
-        "float32",
         "--batch-size",
         "4",
     ]
@@ -226,7 +224,7 @@ def test_int8_is_tried_when_asked_for_and_nothing_wins_below_the_minimum(
         assert done.returncode == 0 and report(machine)["winner"] == "conv4-float32-int8", (
             done.stdout + done.stderr
         )
-        assert "--precision int8 --batch-size 8" in done.stdout
+        assert "For pipeline.sh: --precision int8\n" in done.stdout
         done = run_tune(machine, stems, speeds, *one, "--min-cosine", 1)
     assert done.returncode == 3 and "no combination runs and keeps the cosine" in done.stderr
     assert report(machine)["winner"] is None
@@ -279,10 +277,11 @@ def test_on_the_cpu_it_tries_batch_sizes_and_precisions(stems: Path, machine: Ma
     assert {row["precision"] for row in found["rows"]} == {"float32", "int8"} and len(
         found["rows"]
     ) == 2
-    assert found["options"][-2:] == [
-        "--batch-size",
-        str(found["best"]["batch_size"]),
-    ] and not calls(machine[0])
+    size = ["--batch-size", str(found["best"]["batch_size"])]
+    int8 = ["--precision", "int8", *size, *"--quant-bits 8 --quant-scales channel".split()]
+    is_int8 = found["winner"] == "conv4-float32-int8"
+    assert found["options"] == ([*int8, "--quant-ranges", "minmax"] if is_int8 else size)
+    assert not calls(machine[0])
 
 
 def test_images_that_are_no_bytes_are_refused(stems: Path, machine: Machine) -> None:

@@ -23,6 +23,8 @@ LINEAGES = ("ascend", "miil", "miil-bn")
 BATCH_SIZES = "1,4,8,16,32"  # those of the published figures
 ALL_IMAGES = [1, 1]  # --shard 1/1, as shard() gives it
 STALL = 1800.0  # s
+PIPELINE_BATCH = 8  # of the pipeline's accuracy run
+QUANT = ("quant_bits", "quant_scales", "quant_ranges")  # how int8 is made for the CPU
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -695,6 +697,34 @@ def words(**values: Any) -> List[str]:
     return command_line
 
 
+def without(command_line: List[str], names: Container[str]) -> List[str]:
+    """A command line without some options and their values; options may be cut short, as argparse
+    takes them.
+    """
+    kept: List[str] = []
+    words_left = list(command_line)
+    while words_left:
+        word = words_left.pop(0)
+        found = [entry for entry in TABLE if entry.name in names and is_word_of(word, entry)]
+        if not found:
+            kept.append(word)
+        elif takes_next_word(word, found[0]):
+            del words_left[:1]
+    return kept
+
+
+def is_word_of(word: str, entry: Option) -> bool:
+    """Whether a word of a command line is an option, in full or cut short."""
+    name = word.split("=")[0] if word.startswith("--") else word[:2]
+    return name in entry.words or (len(name) > 3 and long_word(entry.words).startswith(name))
+
+
+def takes_next_word(word: str, entry: Option) -> bool:
+    """Whether the value of an option is the word after it: not in --stem=conv4, nor in -b8."""
+    has_value = "=" in word if word.startswith("--") else len(word) > 2
+    return entry.settings.get("action") != "store_true" and not has_value
+
+
 # ---- contradictions ------------------------------------------------------------------------------
 
 
@@ -722,7 +752,7 @@ def min_cosine_has_no_comparison(given: Any) -> bool:
 
 
 def quant_option_has_no_use(given: Any) -> bool:
-    is_given = given.quant_bits or given.quant_scales or given.quant_ranges
+    is_given = any(getattr(given, name) for name in QUANT)
     is_int8 = given.precision == "int8" or given.tune
     return bool(is_given) and not (is_int8 and given.backend != "ascend")
 

@@ -247,6 +247,10 @@ INT8 = WorkFile(
         "images?": SIZE,
         "chosen_on?": SIZE,
         "weights?": str,
+        "weight_bits?": Number(7, 8, True),
+        "scales?": str,
+        "ranges?": str,
+        "trial?": [str],
         "speed?": {
             "batch_size": SIZE,
             "int8": FIGURE,
