@@ -3,7 +3,7 @@
 import itertools
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Optional
 from unittest import mock
 
 from common.ascend import bench, host
@@ -69,7 +69,7 @@ class Ended:
     def poll(self) -> int:
         return self.returncode
 
-    def wait(self) -> int:
+    def wait(self, timeout: Optional[float] = None) -> int:
         return self.returncode
 
 

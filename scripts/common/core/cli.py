@@ -284,10 +284,10 @@ def write_details(
 def defect(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> str:
     """The sentence for an error that nobody expected; its details go into a file."""
     log_path = write_details(kind, error, trace)
-    what = f"a defect of this program, version {VERSION}, or of its environment ended it"
-    if kind.__module__.startswith("onnxruntime."):
-        what = "ONNX Runtime cannot run the model as it is"
-    return f"{what}: {kind.__name__}: {why(error)}; the details for a report are in {log_path}"
+    return (
+        f"a defect of this program, version {VERSION}, or of its environment ended it: "
+        f"{kind.__name__}: {why(error)}; the details for a report are in {log_path}"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
