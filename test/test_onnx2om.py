@@ -253,6 +253,79 @@ def test_a_solution_of_two_lines_is_shown_whole(machine: Machine) -> None:
     ], "once, though CANN's own log repeats it"
 
 
+# The form of each generation, as users show them; the words in the middle are shortened.
+OF_8_0 = """\
+ATC start working now, please wait for a moment.
+...
+ATC run failed, Please check the detail log, Try 'atc --help' for more information
+EC0010: [PID: 1] 2025-07-08-10:25:28 Failed to import Python module [No module named 'decorator'].
+        Solution: Check that all required components are properly installed.
+        TraceBack (most recent call last):
+        AOE Failed to call InitCannKB[FUNC:Initialize][FILE:python_adapter_manager.cc][LINE:47]
+"""
+OF_8_5 = """\
+ATC run failed, Please check the detail log, Try 'atc --help' for more information
+[PID: 1] 2026-01-14-06:41:59.991.811 Unsupported_Operator(EZ3002): Optype [Pad] is unsupported.
+        Possible Cause: The operator type is unsupported in the operator information library.
+        Solution: N/A
+        TraceBack (most recent call last):
+        build graph failed, graph id:0, ret:-1
+"""
+PLOG = "[ERROR] GE(1,atc.bin): [PID: 1] 2026-01-14-06:41:59.991.811 Unsupported_Operator(EZ3002): "
+
+
+@pytest.mark.parametrize(
+    "printed, log, expected",
+    [
+        (
+            OF_8_0,
+            "[ERROR] TEFUSION(1,atc.bin): some words\n",
+            [
+                "    EC0010: [PID: 1] 2025-07-08-10:25:28 Failed to import Python module "
+                "[No module named 'decorator'].",
+                "    Solution: Check that all required components are properly installed.",
+            ],
+        ),
+        (
+            OF_8_5,
+            PLOG + "Optype [Pad] is unsupported.\n        Possible Cause: repeated\n",
+            [
+                "    [PID: 1] 2026-01-14-06:41:59.991.811 Unsupported_Operator(EZ3002): Optype "
+                "[Pad] is unsupported.",
+                "    Possible Cause: The operator type is unsupported in the operator information "
+                "library.",
+            ],
+        ),
+        (
+            "ATC start working now, please wait for a moment.\n...\nfirst\x1b[1m\nlast\n",
+            "[INFO] nothing\n[ERROR] GE: the device is gone\n",
+            ["    first [1m", "    last", "    [ERROR] GE: the device is gone"],
+        ),
+        ("", "", []),
+    ],
+)
+def test_what_atc_says_is_explained(printed: str, log: str, expected: List[str]) -> None:
+    from common.ascend import atc
+
+    assert atc.explain(printed, log, failed=True) == expected
+
+
+def test_the_cure_of_a_coded_error_is_named_too(tmp_path: Path) -> None:
+    from common.ascend import atc
+
+    cann = install_cann(tmp_path, "8.5.0", "Ascend-cann-910b-ops", "ascend910b")
+    with mock.patch.dict(os.environ, ASCEND_TOOLKIT_HOME=str(cann)):
+        assert list(atc.cures(OF_8_0, "Ascend310P3")) == [
+            "python3 lacks decorator: pip3 install decorator"
+        ]
+        (operators,) = atc.cures(OF_8_5, "Ascend310P3")
+        assert operators.startswith(
+            "the operators of Ascend310P3 are missing: Ascend-cann-310p-ops was not found in "
+            f"{cann}, only Ascend-cann-910b-ops"
+        )
+        assert list(atc.cures(OF_8_5, "Ascend910B4")) == [], "they are there"
+
+
 @pytest.mark.parametrize(
     "fault, status, last, cure",
     [

@@ -319,6 +319,11 @@ def status_of(returncode: int) -> int:
     return returncode if returncode >= 0 else 128 - returncode
 
 
+def name_of(command: List[str]) -> str:
+    """The tool that a command starts: of `python3 -m ais_bench` it is ais_bench."""
+    return command[2] if command[1:2] == ["-m"] else os.path.basename(command[0])
+
+
 def run_tool(command: List[str], log: str, stall: float = 0, **options: Any) -> int:
     """Run a command to its end (see start_tool); its exit status.
 
@@ -334,7 +339,7 @@ def run_tool(command: List[str], log: str, stall: float = 0, **options: Any) -> 
                 return status_of(child.wait(timeout=watch.every if stall else None))
             except subprocess.TimeoutExpired:
                 if watch.is_stalled():
-                    raise Stalled(watch.sentence(os.path.basename(command[0]))) from None
+                    raise Stalled(watch.sentence(name_of(command))) from None
     finally:
         end_group(child)
 
