@@ -20,6 +20,7 @@ import pytest
 from conftest import ROOT
 
 pytestmark = pytest.mark.slow
+DEVNULL = subprocess.DEVNULL
 REQUIREMENTS = (
     "iniconfig==1.1.1  # small, and too old to be anywhere already\n"
     "nothing-for-you; python_version < '3.0'\n"
@@ -213,18 +214,18 @@ def point_to(clone: Path, address: str, answer: float) -> None:
     path.write_text(re.sub("ANSWER = [0-9.]+", f"ANSWER = {answer}", text))
 
 
-def write_wheel(path: Path) -> None:
-    """An empty package torch, version 1.2.3+cpu."""
+def write_wheel(path: Path, version: str = "1.2.3+cpu") -> None:
+    """An empty package torch."""
     with zipfile.ZipFile(str(path), "w") as archive:
         for name, text in (
-            ("METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 1.2.3+cpu\n"),
+            ("METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n"),
             (
                 "WHEEL",
                 "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
             ),
             ("RECORD", ""),
         ):
-            archive.writestr(f"torch-1.2.3+cpu.dist-info/{name}", text)
+            archive.writestr(f"torch-{version}.dist-info/{name}", text)
 
 
 @pytest.mark.skipif(
@@ -464,3 +465,220 @@ def test_an_environment_that_somebody_else_made_is_not_removed(clone: Path) -> N
         and "exists, and this program did not make it; move it away" in done.stderr
     )
     assert (clone / ".venv" / "mine.txt").read_text() == "mine"
+
+
+# ---- without a network ---------------------------------------------------------------------------
+
+
+def without_network(command: List[str]) -> List[str]:
+    """The command in a network namespace without any route, where that can be made."""
+    alone = ["unshare", "--net", "--"]
+    can = shutil.which("unshare") and subprocess.call([*alone, "true"], stderr=DEVNULL) == 0
+    return [*alone, *command] if can else command
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, Path]:
+    """A clone without an environment, and the folder that it has downloaded."""
+    base = tmp_path_factory.mktemp("packed")
+    clone, folder = make_clone(base / "a clone"), base / "the packages"
+    done = set_up(clone, "--download", str(folder))
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    assert not (clone / ".venv").exists()
+    return clone, folder
+
+
+def test_a_host_without_a_network_is_set_up_from_the_downloaded_folder(
+    packed: Tuple[Path, Path],
+) -> None:
+    clone, folder = packed
+    names = " ".join(path.name for path in folder.iterdir())
+    for wanted in ("iniconfig-1.1.1", "packaging-", "timm-0.4.5.tar.gz", "foolbox-3.3.4", ".json"):
+        assert wanted in names
+    environment = dict(BARE, PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="0")
+    for script in ("setup_env.py", "timm_source.py"):
+        done = subprocess.run(
+            without_network(
+                [base_python(), str(clone / "scripts" / script), "--offline", str(folder)]
+            ),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            universal_newlines=True,
+        )
+        assert done.returncode == 0, done.stderr
+    subprocess.run([str(clone / ".venv" / "bin" / "python"), "-c", "import iniconfig"], check=True)
+    names_of_classes = (clone / ".class-names" / "1000.txt").read_text().splitlines()
+    assert (len(names_of_classes), names_of_classes[0]) == (1000, "tench, Tinca tinca")
+    source = clone / "pytorch-image-models" / "timm" / "models" / "tresnet.py"
+    assert b"nn.LeakyReLU(1e-2" in source.read_bytes()
+
+
+def test_a_folder_that_was_damaged_or_is_for_another_python_is_refused(
+    packed: Tuple[Path, Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(str(packed[1]), str(copy))
+    clone = make_clone(tmp_path / "a clone")
+    (wheel,) = copy.glob("iniconfig-*.whl")
+    wheel.write_bytes(wheel.read_bytes()[:-1])
+    done = set_up(clone, "--offline", str(copy))
+    assert done.returncode == 1 and "iniconfig-1.1.1" in done.stderr
+    assert "is missing or is not what was downloaded; copy the folder again" in done.stderr
+    (list_file,) = copy.glob("packages-*.json")
+    list_file.rename(copy / "packages-3.1-x86_64.json")
+    done = set_up(clone, "--offline", str(copy))
+    assert done.returncode == 1 and "made for another Python or machine" in done.stderr
+    assert not (clone / ".venv").exists(), "it is looked at before anything is made"
+
+
+def test_a_wheelhouse_of_the_user_is_enough(packed: Tuple[Path, Path], tmp_path: Path) -> None:
+    clone = make_clone(tmp_path / "a clone")
+    wheelhouse = tmp_path / "wheelhouse"  # pip cuts PIP_FIND_LINKS at blanks
+    shutil.copytree(str(packed[1]), str(wheelhouse))
+    settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse)}
+    for script in ("setup_env.py", "timm_source.py"):
+        done = run_bare(clone / "scripts" / script, **settings)
+        assert done.returncode == 0, done.stderr
+    next(wheelhouse.glob("timm-0.4.5*")).unlink()
+    shutil.rmtree(str(clone / "pytorch-image-models"))
+    done = run_bare(clone / "scripts" / "timm_source.py", **settings)
+    assert done.returncode == 1 and f"{wheelhouse} has no timm==0.4.5" in done.stderr
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="on ARM the registry's own torch has no CUDA"
+)
+def test_an_index_that_the_user_has_set_comes_before_pytorchs_own(
+    finished: Path, tmp_path: Path
+) -> None:
+    for index, version in (("pytorch", "1.2.3+cpu"), ("mine", "1.2.3")):
+        (tmp_path / index / "torch").mkdir(parents=True)
+        write_wheel(tmp_path / index / "torch" / f"torch-{version}-py3-none-any.whl", version)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        point_to(finished, f"{address}/pytorch", 5.0)
+        (finished / "requirements.txt").write_text("torch==1.2.3\n")
+        done = set_up(finished, PIP_INDEX_URL=f"{address}/mine", PIP_CONFIG_FILE=os.devnull)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert "the index that your setting index-url of pip names" in done.stderr
+    (packages,) = (finished / ".venv" / "lib").glob("python*/site-packages")
+    assert [path.name for path in packages.glob("torch-*")] == ["torch-1.2.3.dist-info"]
+
+
+# ---- another place, another folder's files -------------------------------------------------------
+
+PLANTED = "import os\nopen(os.environ['PLANTED'], 'a').write(__name__ + '\\n')\n"
+
+
+def test_files_of_the_current_folder_are_not_executed_and_the_number_of_packages_is_said(
+    finished: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    for name in ("pip", "venv"):
+        (here / name).mkdir(parents=True)
+        (here / name / "__init__.py").write_text(PLANTED)
+        (here / name / "__main__.py").write_text(PLANTED)
+    for name in ("json.py", "select.py", "urllib.py", "ensurepip.py"):
+        (here / name).write_text(PLANTED)
+    module = finished / "scripts" / "common" / "core" / "packages.py"
+    module.write_text(module.read_text().replace("LINES_EVERY = 20.0", "LINES_EVERY = 0.01"))
+    (finished / "requirements.txt").write_text("torch==0.0.1\n")
+    point_to(finished, "http://127.0.0.1:9", 0.5)
+    (finished / "more.txt").write_text("pluggy==1.0.0\niniconfig==1.1.1\n")
+    shutil.rmtree(str(finished / ".venv"))
+    os.chdir(str(here))
+    try:
+        planted = str(tmp_path / "executed")
+        made = set_up(finished, "-r", str(finished / "more.txt"), PLANTED=planted)
+        failed = set_up(finished, PLANTED=planted)
+    finally:
+        os.chdir(str(ROOT))
+    assert made.returncode == 0, made.stderr
+    assert "set-up: installing 3 packages" in made.stderr, "packaging is one of them"
+    assert failed.returncode == 1
+    if platform.machine() == "x86_64":
+        assert "asking whether PyTorch's own index of CPU builds answers" in failed.stderr
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_checkout_that_is_read_only_is_set_up_beside_the_work_folder(
+    clone: Path, tmp_path: Path
+) -> None:
+    """As root a file's rights are no obstacle, a read-only mount is."""
+    (tmp_path / "mine").mkdir()
+    script = (
+        'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || exit 77\n'
+        'cd "$2"; for turn in 1 2; do "$3" "$1/scripts/setup_env.py" || exit; done\n'
+        '"$3" "$1/scripts/timm_source.py" || exit\n'
+        'tresnet-venv/bin/python -c "import sys; sys.path.insert(0, sys.argv[1])\n'
+        "from common.core import native, places; print(places.current().timm)\n"
+        'native.load(\'results/ranks.c\')" "$1/scripts"\n'
+        'chmod g+w tresnet-venv; "$3" "$1/scripts/setup_env.py"\n'
+    )
+    command = ["unshare", "--mount", "bash", "-c", script, "sh", str(clone), str(tmp_path / "mine")]
+    done = subprocess.run(
+        [*command, base_python()],
+        env=BARE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("this user cannot mount anything")
+    folder = tmp_path / "mine" / "tresnet-venv"
+    assert done.stdout.splitlines() == [
+        str(folder / "bin" / "python"),
+        str(folder / "bin" / "python"),
+        str(folder / "pytorch-image-models"),
+    ], done.stderr
+    assert done.stderr.count("making") == 1
+    assert done.returncode == 1 and "is not yours alone" in done.stderr.splitlines()[-1]
+    assert not any((clone / name).exists() for name in (".venv", "pytorch-image-models"))
+    if shutil.which("cc") or shutil.which("gcc"):
+        assert len(list((folder / ".libraries").glob("*.so"))) == 2
+
+
+def test_the_place_can_be_named_and_a_strange_folder_there_is_refused(
+    clone: Path, tmp_path: Path
+) -> None:
+    named, variable = tmp_path / "named", tmp_path / "variable"
+    done = set_up(clone, "--dry-run", "--venv", str(named), TRESNET_VENV=str(variable))
+    assert done.stdout == f"{named}/bin/python\n"
+    assert set_up(clone, "--dry-run", TRESNET_VENV=str(variable)).stdout == (
+        f"{variable}/bin/python\n"
+    )
+    named.mkdir()
+    (named / "mine.txt").write_text("mine")
+    done = set_up(clone, "--venv", str(named))
+    assert done.returncode == 1 and "this program did not make it" in done.stderr
+    assert (named / "mine.txt").read_text() == "mine"
+
+
+def test_what_a_set_up_lacks_is_seen_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from common.core import environment, places
+
+    import timm_source as timm_program
+
+    (tmp_path / "req.txt").write_text("nobody-has-this==1\n")
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setattr(places, "ROOT", str(tmp_path / "elsewhere"))
+    place = places.in_folder(str(tmp_path / "place"))
+
+    def problems(where: places.Place) -> List[str]:
+        return [said for said, _ in environment.obstacles(where, None, [str(tmp_path / "req.txt")])]
+
+    assert problems(place) == [] and list(timm_program.obstacles(place)) == []
+    (problem,) = problems(places.in_folder(str(tmp_path / "a file" / "place")))
+    assert "a file' is not a folder" in problem
+    monkeypatch.setattr(environment, "SPACE", 2 * 10**18)
+    (problem,) = problems(place)
+    assert problem.endswith(" MB are needed") and "MB are free" in problem
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ((problem, advice),) = timm_program.obstacles(place)
+    assert "git is not installed" in problem and advice.endswith("apt-get install git")

@@ -216,9 +216,9 @@ def fetch(pinned: Pinned, folder: str, source: Source) -> str:
     path = local_file(pinned, own_folders)
     if not path:
         raise Refusal(
-            f"{' and '.join(map(shown, own_folders)) or 'no folder'} has {pinned.package} with "
-            f"the SHA-256 {pinned.sha256}; make a folder with all files on a host with a network: "
-            "python3 scripts/setup_env.py --download DIR"
+            f"{' and '.join(map(shown, own_folders)) or 'PIP_FIND_LINKS'} has no {pinned.package} "
+            f"with the SHA-256 {pinned.sha256}; on a host with a network, make a folder that has "
+            "all: python3 scripts/setup_env.py --download DIR"
         )
     return path
 
