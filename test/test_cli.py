@@ -104,6 +104,23 @@ def test_a_missing_package_and_an_interruption_while_importing(tmp_path: Path) -
     assert (done.returncode, done.stderr) == (130, "tool.py: interrupted\n")
 
 
+def test_a_file_that_hides_a_module_of_python_is_named(tmp_path: Path) -> None:
+    script = write_program(tmp_path, "import json; json.dumps({})")
+    (tmp_path / "path").mkdir()
+    hiding = tmp_path / "path" / "json.py"
+    hiding.write_text("")
+    done = end_of(script, PYTHONPATH=str(tmp_path / "path"))
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"tool.py: {hiding} hides Python's own module json, and it ended the program with "
+        "AttributeError: module 'json' has no attribute 'dumps'; rename that file, or take its "
+        "folder out of PYTHONPATH\n",
+    )
+    hiding.write_text("import no_such_package\n")
+    done = end_of(script, PYTHONPATH=str(tmp_path / "path"))
+    assert "the package no_such_package is not installed" in done.stderr
+
+
 def test_output_that_nobody_reads_or_that_is_ascii(tmp_path: Path) -> None:
     script = write_program(tmp_path, "print('224\\u00d7224\\n' * 100000)")
     command = f"'{sys.executable}' '{script}' | head -n 1; echo ${{PIPESTATUS[0]}}"

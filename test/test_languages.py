@@ -14,6 +14,7 @@ NEEDED = {  # all pages but CHANGELOG and CONTRIBUTING
     "architecture",
     "ascend",
     "checkpoints",
+    "container",
     "data",
     "files",
     "glossary",
@@ -22,6 +23,7 @@ NEEDED = {  # all pages but CHANGELOG and CONTRIBUTING
     "report",
     "runs",
     "scale",
+    "setup",
     "speed",
     "weights",
 }
