@@ -44,7 +44,7 @@ from common.core.names import STEMS, om_path
 from common.core.packages import Source
 from common.core.places import VARIABLE, Place
 from common.data import class_names, dataset, evaluation, wnids
-from common.results import published, summary
+from common.results import leftovers, published, summary
 from common.results.step_times import StepTimes
 from common.results.work_files import RUN, TUNE
 
@@ -89,6 +89,8 @@ def make_parser() -> cli.Parser:
         "only",
         "from_step",
         "config",
+        "clean",
+        "yes",
         "language",
         "check",
         "force",
@@ -798,6 +800,8 @@ NEEDS = {
     "accuracy": ("labels",),
     "performance": BENCH,
 }
+# What decides which products are a run's: --clean needs it.
+DECIDING = ("work folder", "images", "labels", "checkpoint")
 # The steps without which a gate would let everything pass.
 JUDGES = {
     "min_top1": ("accuracy",),
@@ -1009,6 +1013,35 @@ def known_host(run: Run, runner: Runner) -> Iterator[None]:
             os.unlink(path)
 
 
+def needed_records(run: Run) -> Set[str]:
+    """The records of all that a run with these options makes or reads."""
+    records = {record.path_of(run.work_path("run.json"))}
+    for step in plan(run):
+        if step.wanted:
+            records.update(step.records(run))
+    return records
+
+
+def clean(run: Run, findings: check.Findings) -> int:
+    """List what earlier runs left and this one does not need; --yes removes it."""
+    given = run.given
+    for row in findings.missing:
+        if row.item in DECIDING:
+            raise Refusal(f"{row.item}: {row.state}; {row.advice}")
+    if not os.path.isdir(given.workdir):
+        raise Refusal(f"there is no work folder {shown(given.workdir)}; name it with --workdir")
+    held = files.hold(os.path.join(given.workdir, ".lock"))
+    print(f"backend: {run.backend}: {run.reason}")
+    unneeded = leftovers.find(given.workdir, needed_records(run), given.tune)
+    leftovers.show(given.workdir, unneeded)
+    if given.yes:
+        leftovers.remove(unneeded)
+    elif unneeded:
+        print("nothing was removed; add --yes to remove it")
+    os.close(held)
+    return 0
+
+
 def main() -> int:
     given = parse_arguments()
     if given.check:
@@ -1022,6 +1055,8 @@ def main() -> int:
     run = Run(given, data, backend, findings.reason, place, "", time.time())
     with contextlib.suppress(Refusal):  # what is wrong with the chips is said below
         run = choose_chips(run)
+    if given.clean:
+        return clean(run, findings)
     steps = steps_of(run)
     run = run._replace(taken=tuple(step.word for step in steps))
     if "preprocess" not in run.taken:

@@ -129,6 +129,8 @@ INT8, CARD = ["--precision", "int8"], {"backend": "ascend"}
 CASES: Tuple[
     Tuple[str, str, List[str], Dict[str, Any]], ...
 ] = (  # (code or "", program, words, what is known)
+    ("yes-clean", "pipeline", ["--yes"], CARD),
+    ("", "pipeline", ["--yes", "--clean"], CARD),
     ("only-from", "pipeline", ["--only", "export", "--from", "export"], CARD),
     ("", "pipeline", ["--only", "export,compile"], CARD),
     ("small-channel", "pipeline", ["--small-channel"], CARD),

@@ -142,6 +142,7 @@ def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_agai
         )
         assert difference.max() <= 1.2e-3  # of a largest logit of 12
     assert accuracy(work_copy)["Top1 accuracy"] == "100.0%"
+    clean(options, work_copy)
     before = {name: (work_copy / name).stat().st_mtime_ns for name in product_hashes(work_copy)}
     out = chain_output(*options)
     assert out.count("up to date") == 5 and "already there)\n" in out
@@ -155,6 +156,17 @@ def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_agai
         "perf.md",
         "perf.png",
     }
+
+
+def clean(options: Tuple[object, ...], work: Path) -> None:
+    """--clean lists the images of the run before, which were float32, and --yes removes them."""
+    out = chain_output(*options, "--clean")
+    assert re.search(rf" \d+ kB  {work}/prep_dataset \(20 files\)\n +\d+ kB  in all\n", out)
+    assert out.endswith("nothing was removed; add --yes to remove it\n")
+    assert (work / "prep_dataset").exists()
+    assert "removed " in chain_output(*options, "--clean", "--yes")
+    assert not (work / "prep_dataset").exists()
+    assert "needs all that earlier runs left" in chain_output(*options, "--clean")
 
 
 def test_int8_is_measured_against_float32(

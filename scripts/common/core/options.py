@@ -625,6 +625,13 @@ TABLE = (
         "take options from a JSON file, such as the run.json of an earlier run; those of the "
         "command line win",
     ),
+    option(
+        "--clean",
+        FLAG,
+        "list what a run with these options does not need of what earlier runs left in the work "
+        "folder; --yes removes it",
+    ),
+    option("--yes", FLAG, "with --clean: remove what it lists"),
     option("--force", FLAG, "do everything again, even what is up to date"),
     option("--dry-run", FLAG, "print the commands and run nothing"),
     option(
@@ -763,6 +770,12 @@ def top_gate_for_several_classes(given: Any) -> bool:
 
 
 RULES = (
+    Rule(
+        "yes-clean",
+        ("yes", "clean"),
+        lambda given: given.yes and not given.clean,
+        "--yes goes with --clean, whose list it removes",
+    ),
     Rule(
         "only-from",
         ("only", "from_step"),

@@ -384,6 +384,32 @@ class Record:
                 others.append(name)
         self.set_aside(others)
 
+    def present(self) -> Dict[str, int]:
+        """{name: bytes} of the files that are there with a content that the record names.
+
+        What lies behind a symbolic link does not count.
+        """
+        found = {}
+        for name in sorted(self.names()):
+            behind_link = "/" in name and os.path.islink(self.file_path(os.path.dirname(name)))
+            if not behind_link and self.is_ours(name):
+                found[name] = os.lstat(self.file_path(name)).st_size
+        return found
+
+    def remove(self) -> None:
+        """Remove the files that are present(), then their folders if these are empty.
+
+        The record goes last, and only if no file is left that it knows.
+        """
+        for name in self.present():
+            os.unlink(self.file_path(name))
+        if not any(os.path.lexists(self.file_path(name)) for name in self.names()):
+            os.unlink(self.path)
+        folders = {os.path.dirname(self.file_path(name)) for name in self.names()}
+        for folder in sorted({self.folder, *folders}, reverse=True):  # those inside come first
+            with contextlib.suppress(OSError):  # it is not empty, or it is a link
+                os.rmdir(folder or ".")
+
     def set_aside(self, names: List[str]) -> None:
         """Move files that are not what the record says out of the way, and say so.
 
