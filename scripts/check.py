@@ -173,7 +173,8 @@ def ascend_rows(soc: str, device: Optional[List[int]], int8: bool = False) -> Li
     for item in ("driver", "CANN"):
         version = versions[item]
         rows.append(Row("", item, bool(version), version or "no version found"))
-    rows.append(operators_row(soc or first.state.split(",")[0] if first.good else ""))
+    compiled_for = first.state.split(",")[0] if first.good else ""
+    rows.append(operators_row(compiled_for))
     rows.append(amct_row(int8))
     errors = host.host_facts().get("errors", {})
     for item, code in (("ais_bench", BENCH), ("aclruntime", "")):

@@ -5,6 +5,10 @@ set -eu
 here=$(dirname -- "$(readlink -f -- "$0")")
 python=${PYTHON:-python3}
 unset PYTHONSAFEPATH # it keeps programs from finding the modules beside them
+# CANN's set_env.sh leaves an empty word in PYTHONPATH. For Python that is the current folder, whose files it would run.
+if [ -n "${PYTHONPATH-}" ]; then
+    PYTHONPATH=$(printf '%s' "$PYTHONPATH" | tr -s ':' | sed 's/^://; s/:$//')
+fi
 if [ -n "${PYTHONHOME-}" ]; then
     echo "pipeline.sh: PYTHONHOME=$PYTHONHOME is ignored, because with it a virtual environment finds no packages" >&2
     unset PYTHONHOME

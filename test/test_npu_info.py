@@ -11,8 +11,8 @@ from unittest import mock
 from common.core.cli import Refusal
 
 import pytest
-from ascend.helpers import Machine, start_here
-from conftest import DATA, refusal, succeed
+from ascend.helpers import Machine, start, start_here
+from conftest import DATA, ROOT, refusal, succeed
 
 
 @pytest.mark.parametrize(
@@ -369,6 +369,25 @@ def test_files_of_the_current_folder_are_not_executed(machine: Machine, tmp_path
     assert not [path.name for path in tmp_path.iterdir() if path.name.endswith(".py")]
     done = start_here(onnx2om.main, environment, folder, "onnx2om.sh", "net.onnx", "--dry-run")
     assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"machine", "work"}, "nothing was executed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["pipeline.sh", "--check"], ["onnx2om.sh", "net.onnx", "--dry-run"]]
+)
+def test_an_empty_word_in_pythonpath_runs_no_file_of_the_current_folder(
+    machine: Machine, tmp_path: Path, words: List[str]
+) -> None:
+    for name in ("json", "select", "numpy", "sitecustomize", "common"):
+        (machine.folder / f"{name}.py").write_text(f"open({str(tmp_path / name)!r}, 'w').close()\n")
+    environment = dict(machine.environment)
+    environment["PYTHONPATH"] = f":{environment['PYTHONPATH']}::"
+    script, *arguments = words
+    done = start(environment, machine.folder, "bash", ROOT / "scripts" / script, *arguments)
+    assert done.returncode == 0 and ("can run" in done.stdout or "atc --" in done.stdout), (
+        done.stdout + done.stderr
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"machine", "work"}, "nothing was executed"
 
 
