@@ -149,9 +149,17 @@ def test_labels_in_gbk_are_recognised_and_the_option_is_named(tmp_path: Path) ->
     with pytest.raises(Refusal) as raised:
         match(images, lines)
     assert raised.value.sentence.endswith(
-        "; the file is not UTF-8, it seems to be GBK: --labels-encoding gb18030"
+        "; the file seems to be GBK, not UTF-8: --labels-encoding gb18030"
     )
     assert match(images, labels.read_labels(str(tmp_path / "l.txt"), "gb18030")) == {"a": 0, "b": 1}
+
+
+def test_gbk_that_is_good_utf8_as_well_is_recognised_by_its_names(tmp_path: Path) -> None:
+    content = "图片0.jpg 0\n".encode("gbk")
+    assert content.decode("utf-8") == "ͼƬ0.jpg 0\n"
+    (tmp_path / "l.txt").write_bytes(content)
+    with pytest.raises(Refusal, match="seems to be GBK, not UTF-8: --labels-encoding gb18030"):
+        match({"stem": "图片0.jpg"}, labels.read_labels(str(tmp_path / "l.txt")))
 
 
 def test_text_of_another_encoding_than_the_named_one_is_refused_by_its_line(tmp_path: Path) -> None:
@@ -169,7 +177,10 @@ def test_what_is_not_an_encoding_of_texts_is_refused(name: str) -> None:
 def test_the_step_by_hand_takes_the_encoding(tmp_path: Path) -> None:
     write(tmp_path / "result", {"图一": scores(3, 1), "图二": scores(3, 2)})
     (tmp_path / "labels.txt").write_bytes("图一.jpg 1\n图二.jpg 2\n".encode("gbk"))
-    assert "it seems to be GBK: --labels-encoding gb18030" in postprocess_refusal(tmp_path)
+    assert (
+        "; the file seems to be GBK, not UTF-8: --labels-encoding gb18030"
+        in postprocess_refusal(tmp_path)
+    )
     assert call(tmp_path, "--labels-encoding", "gbk")[0] == 0
     assert accuracy(tmp_path)["Top1 accuracy"] == "100.0%"
 
@@ -219,3 +230,11 @@ def test_a_labels_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: 
 def test_files_with_names_in_gbk_are_found_by_labels_in_utf8() -> None:
     source = os.fsdecode("螺栓/图一.jpg".encode("gbk"))
     assert match({"stem": source}, [Label("螺栓/图一.jpg", (5,), 1)]) == {"stem": 5}
+
+
+def test_a_class_map_in_gbk_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "map.txt").write_bytes("螺栓 0\n螺母 1\n".encode("gbk"))
+    with pytest.raises(Refusal, match="folder 螺母; the file seems to be GBK: save it as UTF-8"):
+        labels.class_labels(
+            str(tmp_path), ["螺母/a.png"], {"螺母/a.png": "a"}, str(tmp_path / "map.txt")
+        )

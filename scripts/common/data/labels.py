@@ -41,6 +41,7 @@ LARGEST = 1 << 26  # bytes of a labels file
 PLAIN_CLASS = re.compile(rf"[0-9]{{1,9}}|{WNID.pattern}")
 # A class in a table: also 281.0, or a WordNet ID with what Kaggle's tables have behind it.
 CLASS = re.compile(rf"([0-9]{{1,9}})(?:\.0+)?|({WNID.pattern})(?:\s.*)?")
+PROBED_NAMES = 20_000  # names that are looked at for the encoding of a file
 PROBED = 50  # lines that are looked at for the form of a file
 QUOTES = " \"'"
 # Headings of tables, in small letters without anything else.
@@ -382,7 +383,9 @@ def class_labels(
         lacking = f"{shown(folder)} has no number"
     for name in sorted(set(folders.values()), key=natural_key):
         if name not in classes:
-            raise Refusal(f"{lacking} for the class folder {shown(name)}")
+            as_gbk = (os.fsencode(key).decode("gb18030", "replace") for key in classes)
+            hint = "; the file seems to be GBK: save it as UTF-8" if name in as_gbk else ""
+            raise Refusal(f"{lacking} for the class folder {shown(name)}{hint}")
     lines = [f"{stems[source]} {classes[name]}\n" for source, name in folders.items()]
     return "".join(lines).encode("ascii")
 
@@ -553,20 +556,24 @@ def read_loosely(images: Dict[str, str], sources: List[str]) -> Reading:
 
 
 def likely_encoding(labels: Sequence[Label], sources: Iterable[str]) -> str:
-    """The encoding in which most NAMEs that are not UTF-8 name an image; "" if none fits."""
-    names = [os.fsencode(label.name) for label in labels]
-    foreign = [name for name in names if not is_utf8(name)][:PROBED]
+    """The encoding in which most NAMEs name an image; "" if the NAMEs are plain or none fits.
+
+    Text in GBK can be good UTF-8 as well: then the NAMEs are other words.
+    """
+    names = [os.fsencode(label.name) for label in labels[:PROBED_NAMES]]
+    foreign = [name for name in names if any(byte > 127 for byte in name)]
     bases: Set[str] = set()
     for source in sources:
         bases.update((os.path.basename(source), os.path.basename(without_suffix(source))))
     hits = {}
     for encoding in ENCODINGS:
-        decoded = [name.decode(encoding, "replace") for name in foreign]
-        hits[encoding] = sum(os.path.basename(loose(name)) in bases for name in decoded)
+        decoded = [loose(name.decode(encoding, "replace")) for name in foreign]
+        hits[encoding] = sum(os.path.basename(name) in bases for name in decoded)
     best = max(ENCODINGS, key=lambda encoding: hits[encoding])
     if hits[best]:
         return best
-    return ENCODINGS[0] if foreign and all(map(is_gb18030, foreign)) else ""
+    not_utf8 = [name for name in foreign if not is_utf8(name)]
+    return ENCODINGS[0] if not_utf8 and all(map(is_gb18030, not_utf8)) else ""
 
 
 def is_utf8(data: bytes) -> bool:
@@ -625,7 +632,7 @@ def match_labels(
         unnamed = " (or --prep, for names that TResNet_preprocess.py made)"
     encoding = likely_encoding(labels, lacking)
     called = {"gb18030": "GBK", "cp1252": "Windows-1252"}.get(encoding, encoding)
-    hint = f"; the file is not UTF-8, it seems to be {called}: --labels-encoding {encoding}"
+    hint = f"; the file seems to be {called}, not UTF-8: --labels-encoding {encoding}"
     raise Refusal(
         f"{len(lacking)} of {len(images)} images have no label in {shown(path)}: "
         f"{some(lacking)}; a line 'NAME INT' was expected for each{unnamed}; its first one "
