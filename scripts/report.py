@@ -162,31 +162,36 @@ class Pictures:
     def __init__(self, folders_of_images: List[str]) -> None:
         self.header: Dict[str, Any] = {}  # the settings of the prepared folder
         self.versions: Dict[str, Any] = {}
-        self.known: Dict[str, Tuple[str, str]] = {}  # by stem: folder, source
+        # by stem: the path of the .bin, the image's path, the checksum of what was prepared
+        self.known: Dict[str, Tuple[str, str, str]] = {}
         for folder in folders_of_images:
             about = prepared.read(folder)
             self.header, self.versions = about.settings, about.versions
-            self.known.update((stem, (folder, source)) for stem, source in about.sources.items())
+            for stem, source in about.sources.items():
+                name = stem + ".bin"
+                path = os.path.join(folder, name)
+                self.known[stem] = (path, source, about.checksums[name])
 
     def source(self, stem: str) -> str:
         """The path of the image that a .bin was made from, or the stem if nobody knows."""
-        return self.known.get(stem, ("", stem))[1]
+        return self.known.get(stem, ("", stem, ""))[1]
 
     def picture(self, stem: str) -> str:
-        """A data: address of the image; "" if it is gone or not of the expected size."""
+        """A data: address of the image; "" if it is gone, or not the one that was prepared.
+
+        Raises: Refusal if it is there but cannot be read.
+        """
         from PIL import Image
 
-        size, dtype = int(self.header.get("img_size") or 0), self.header.get("dtype")
-        if stem not in self.known or dtype not in ("uint8", "float32"):
+        path, _, checksum = self.known.get(stem, ("", "", ""))
+        if not os.path.isfile(path):
             return ""
-        path = os.path.join(self.known[stem][0], stem + ".bin")
-        try:
-            pixels = np.frombuffer(files.read_regular(path), dtype)
-            pixels = pixels.reshape((size, size, 3) if dtype == "uint8" else (3, size, size))
-        except (Refusal, ValueError):
+        content = files.read_regular(path)
+        pixels = None
+        if files.checksum(content) == checksum:
+            pixels = self.pixels_of(content)
+        if pixels is None:
             return ""
-        if dtype == "float32":
-            pixels = self.bytes_of(pixels)
         data = io.BytesIO()
         image = Image.fromarray(np.ascontiguousarray(pixels))
         image.resize((PICTURE, PICTURE), Image.Resampling.LANCZOS).save(
@@ -194,11 +199,21 @@ class Pictures:
         )
         return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
-    def bytes_of(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [size, size, 3] from prepared float32 [3, size, size]."""
-        mean = np.reshape(self.header.get("mean") or [0.0] * 3, (3, 1, 1))
-        std = np.reshape(self.header.get("std") or [1.0] * 3, (3, 1, 1))
-        levels = np.rint(255 * np.clip(pixels * std + mean, 0, 1))
+    def pixels_of(self, content: bytes) -> Optional[np.ndarray]:
+        """uint8 [size, size, 3] of a .bin; None if the manifest's settings cannot be its."""
+        size: Any = self.header.get("img_size")
+        dtype = self.header.get("dtype")
+        if dtype not in ("uint8", "float32"):
+            return None
+        try:
+            if dtype == "uint8":
+                return np.frombuffer(content, np.uint8).reshape(size, size, 3)
+            planes = np.frombuffer(content, np.float32).reshape(3, size, size)
+            mean = np.reshape(self.header.get("mean") or [0.0] * 3, (3, 1, 1))
+            std = np.reshape(self.header.get("std") or [1.0] * 3, (3, 1, 1))
+            levels = np.rint(255 * np.clip(planes * std + mean, 0, 1))
+        except (TypeError, ValueError):  # anybody may have written the manifest
+            return None
         return levels.astype(np.uint8).transpose(1, 2, 0)
 
 

@@ -3,6 +3,7 @@ browser is content.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -266,6 +267,28 @@ def test_pictures_are_the_prepared_images(card: Path) -> None:
         image.shape[:2], Image.Resampling.LANCZOS
     )
     assert np.abs(image - np.asarray(own, float)).mean() < 12
+
+
+def test_only_the_image_that_was_prepared_is_shown_and_an_unreadable_one_ends_the_page(
+    tmp_path: Path,
+) -> None:
+    pixels = made_up.picture(1, 8)
+    for name, content in (("same", pixels), ("other", 255 - pixels), ("gone", pixels)):
+        content.tofile(str(tmp_path / f"{name}.bin"))
+    write_prepared(
+        tmp_path,
+        {"same": "same.png", "other": "other.png", "gone": "gone.png"},
+        dtype="uint8",
+        img_size=8,
+    )
+    (pixels // 2).tofile(str(tmp_path / "other.bin"))
+    (tmp_path / "gone.bin").unlink()
+    shown = report.Pictures([str(tmp_path)])
+    assert shown.picture("same").startswith("data:image/jpeg;base64,")
+    assert [shown.picture(stem) for stem in ("other", "gone", "unknown")] == ["", "", ""]
+    os.truncate(str(tmp_path / "same.bin"), 1 << 29)
+    with pytest.raises(Refusal, match="same.bin has 536,870,912 bytes"):
+        shown.picture("same")
 
 
 @pytest.mark.slow

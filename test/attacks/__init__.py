@@ -1,0 +1,1 @@
+"""The attacks of test/attack.py: a module for each class."""
