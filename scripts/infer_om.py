@@ -183,6 +183,10 @@ def collect(work: Slice, outfmt: str, prefix: str) -> Tuple[List[Part], Summary]
     for path in work.paths:
         expected += result_names(path, 1, outfmt)
     check_names(work, expected)
+    parts = [
+        part_of(result_folder.inside(prefix, name), os.path.join(work.results, name))
+        for name in expected
+    ]
     check_whole(work, expected, outfmt)
     try:
         summary = bench.read_summary(f"{work.results}_summary.json")
@@ -190,10 +194,6 @@ def collect(work: Slice, outfmt: str, prefix: str) -> Tuple[List[Part], Summary]
         raise Refusal(
             f"ais_bench ended well, but its summary cannot be read: {cli.why(error)}"
         ) from None
-    parts = [
-        part_of(result_folder.inside(prefix, name), os.path.join(work.results, name))
-        for name in expected
-    ]
     return parts, summary
 
 

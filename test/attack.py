@@ -53,7 +53,8 @@ CLASSES = (
 # What the steps import when they need it: a try, which is a copy of this process, has it already.
 PACKAGES = (
     "numpy onnx onnxruntime onnxruntime.quantization torch PIL.Image pyarrow.parquet jinja2 "
-    "matplotlib.backends.backend_agg matplotlib.pyplot onnx.shape_inference"
+    "matplotlib.backends.backend_agg matplotlib.pyplot onnx.shape_inference encodings.ascii "
+    "encodings.latin_1 encodings.utf_16 encodings.gbk encodings.cp437 unicodedata"
 ).split()
 PROGRAMS = "infer_om npu_info onnx2om perf_sweep quantize_amct".split()
 MODULES = (

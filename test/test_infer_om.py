@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Dict, Optional
 
+from common.ascend import bench, host
 from common.ascend.slices import FACTOR, IMAGE, START, Sizes
 from common.core.cli import Refusal
 
@@ -384,3 +385,26 @@ def test_a_result_that_is_a_hard_link_to_somebodys_file_is_refused(tmp_path: Pat
     os.link(str(tmp_path / "letter"), str(tmp_path / "i2_0.txt"))
     with pytest.raises(Refusal, match="i2_0.txt, which is a link or not a regular file"):
         infer_om.part_of("result/i2_0.txt", str(tmp_path / "i2_0.txt"))
+
+
+def test_a_result_that_is_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    results = tmp_path / "out0"
+    results.mkdir()
+    os.mkfifo(str(results / "i1_0.txt"))
+    child = subprocess.Popen(["true"])
+    child.wait()
+    log = str(tmp_path / "log")
+    watch = host.Watch([log], 0)
+    work = infer_om.Slice(0, ["in/i1.bin"], child, 0.0, log, str(results), watch)
+    with pytest.raises(Refusal, match="i1_0.txt, which is a link or not a regular file"):
+        infer_om.collect(work, "TXT", "result")
+
+
+def test_a_summary_with_a_figure_that_is_not_finite_is_none(tmp_path: Path) -> None:
+    path, times = tmp_path / "out_summary.json", {"mean": 2.0, "percentile(99%)": 3.0, "count": 1}
+    content: Dict[str, object] = {"throughput": 500.0, "NPU_compute_time": times}
+    path.write_text(json.dumps(content))
+    assert bench.read_summary(str(path)).throughput == 500.0
+    path.write_text(json.dumps(dict(content, throughput=float("nan"))))
+    with pytest.raises(ValueError, match="not finite"):
+        bench.read_summary(str(path))

@@ -100,14 +100,6 @@ STEPS = [
         ["merged/acc.json", "merged/acc_report.json"],
     ),
     Step(
-        "expect",
-        "scripts/expect.py",
-        ". tresnet_m.miil_in1k".split(),
-        ["acc*.json", "prep/*", "result*", "result/*", "expect*"],
-        ["expect.json"],
-        weight=2,
-    ),
-    Step(
         "report",
         "scripts/report.py",
         ["."],
@@ -188,7 +180,6 @@ REMAINS = {
     "quantise": ["net_int8*"],
     "forecast": ["forecast*"],
     "speed": ["speed*"],
-    "expect": ["expect.record.jsonl"],
     "report": ["report.html.record.jsonl"],
     "unpack": ["unpacked/*.record.jsonl"],
 }

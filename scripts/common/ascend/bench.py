@@ -6,6 +6,7 @@ at --help, for the key at the summary itself.
 """
 
 import functools
+import math
 import os
 import re
 import subprocess
@@ -125,13 +126,17 @@ def read_summary(path: str) -> Summary:
     summary = json_file.load(path)
     times = summary["NPU_compute_time"]
     percentile = next((key for key in PERCENTILES if key in times), PERCENTILES[0])
-    return Summary(
+    read = Summary(
         float(summary["throughput"]),
         float(times["mean"]),
         float(times[percentile]),
         int(times["count"]),
         list(map(float, summary.get("npu_compute_time_list", []))),
     )
+    figures_read = [read.throughput, read.mean, read.p99, *read.times]
+    if not all(map(math.isfinite, figures_read)):
+        raise ValueError("one of its figures is not finite")
+    return read
 
 
 def figures(times: Sequence[float]) -> Dict[str, float]:

@@ -217,12 +217,12 @@ def chunks(
     They are float32, or float64 where the files hold more digits (TXT is read as float64).
     paths: {stem: path}, as result_files() gives them; classes: see read_result().
     Raises: Refusal as read_result() does, for a result with another number of classes than the
-    first one has, and at the end for results that are not what the record of their folder says.
+    first one has, and for results that are not what the record of their folder says.
     """
     expected = 0
-    checksums: Dict[str, Dict[str, str]] = {}  # by folder: {file name: of what was read}
     for start in range(0, len(stems), size):
         rows = []
+        checksums: Dict[str, Dict[str, str]] = {}  # by folder: {file name: of what was read}
         for stem in stems[start : start + size]:
             data = read_regular(paths[stem], follow_links=False)
             folder, name = os.path.split(paths[stem])
@@ -235,9 +235,9 @@ def chunks(
                     f"{shown(paths[stems[0]])} holds {expected}"
                 )
             rows.append(row)
+        for folder, of_folder in checksums.items():
+            record.check_results(folder, of_folder)
         yield np.stack(rows)
-    for folder, of_folder in checksums.items():
-        record.check_results(folder, of_folder)
 
 
 def answers(paths: Dict[str, str], stems: Sequence[str], classes: int = 0) -> np.ndarray:
