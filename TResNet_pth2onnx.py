@@ -178,11 +178,11 @@ def warn_of_lineage(about: Dict[str, Any], path: str) -> None:
     """Say that the lineage is a guess, if it is one; about: the notes of the model's record."""
     if not lineage_is_assumed(about):
         return
-    signs = about.get("lineage_doubts")
-    if isinstance(signs, list) and signs:
+    signs = claims.texts_of(about.get("lineage_doubts"))
+    if signs:
         cli.say(
             f"{shown(path)} may be of another lineage than {about['lineage']}, which is assumed: "
-            f"{'; '.join(map(str, signs))}. If BatchNorm and LeakyReLU replaced InplaceABN in the "
+            f"{'; '.join(signs)}. If BatchNorm and LeakyReLU replaced InplaceABN in the "
             "official network, give --lineage miil-bn, else --lineage ascend"
         )
         return
@@ -199,7 +199,7 @@ def check_classes(said: claims.Claims, num_classes: int, checkpoint: str) -> Lis
     Raises: Refusal if config.json does.
     """
     claimed, config = said.num_classes, evaluation.config_path(checkpoint)
-    if claimed is None or claimed == num_classes:
+    if claimed is None or (evaluation.is_number(claimed) and claimed == num_classes):
         return []
     if config:
         raise Refusal(
@@ -220,9 +220,9 @@ def say_remarks(notes: Dict[str, Any], path: str) -> None:
         print(f"it says that it had Top-{row['top']} {row['value']:.2f} % ({row['said']}){others}")
 
 
-def print_checkpoint(seen: Recognised, state: StateDict, averaged: bool) -> None:
+def print_checkpoint(seen: Recognised, state: StateDict, asked_lineage: Optional[str]) -> None:
     """Print what was recognised in the checkpoint, and where its state dict was."""
-    kind = ", averaged weights" if averaged else ""
+    kind = ", averaged weights" if state.averaged else ""
     pool = f", global pooling {seen.pool}" if seen.pool != POOLS[0] else ""
     print(
         f"checkpoint: {seen.variant}, {seen.num_classes} classes, {seen.lineage} lineage, named as "
@@ -232,13 +232,13 @@ def print_checkpoint(seen: Recognised, state: StateDict, averaged: bool) -> None
         key = f" under {shown(state.key)}" if state.key else ""
         prefix = f", their names without {shown(state.prefix)}" if state.prefix else ""
         print(f"its state dict: {len(state.tensors)} tensors{key}{prefix}")
-    if seen.lineage == "ascend":
+    if seen.lineage == "ascend" and seen.lineage_is_known and not asked_lineage:
         print(
             f"its lineage: ascend, because it has {TRACKED} (if BatchNorm replaced InplaceABN in "
             "the official network: --lineage miil-bn)"
         )
     others = [key for key in state.others if AVERAGED.search(key)]
-    if others and not averaged:
+    if others and not state.averaged:
         print(
             f"it also holds averaged weights ({shown(others[0])}), which are often better: "
             "--ema takes them"
@@ -258,7 +258,7 @@ def read_source(arguments: argparse.Namespace) -> Source:
     remarks = check_classes(said, seen.num_classes, path)
     said = said._replace(notes=said.notes + remarks)
     img_size = choose_size(arguments.img_size, said.evaluation, path)
-    print_checkpoint(seen, state, state.averaged)
+    print_checkpoint(seen, state, arguments.lineage)
     return Source(load_network(state.tensors, path, seen), seen, said, state, img_size)
 
 

@@ -77,6 +77,31 @@ def test_a_pooling_that_nobody_knows_is_refused_unless_the_user_says_another() -
         "give --gp if that is wrong"
     )
     assert claims.read(of_args(gp="gem"), {}, "m.pth", "max").pool == "max"
+    by_option = claims.read(of_args(gp="avg"), {}, "m.pth", "max")
+    assert (by_option.pool, by_option.notes) == (
+        "max",
+        ["gp = avg, which --gp max contradicts: the option is followed"],
+    )
+
+
+def test_arrays_and_tensors_among_the_options_are_numbers_too() -> None:
+    said = claims.read(
+        of_args(
+            img_size=np.int64(96),
+            mean=np.array([0.5]),
+            std=torch.tensor([0.5, 0.25, 0.5]),
+            in_chans=np.int64(3),
+            class_map=np.zeros(3),
+            model_kwargs={"drop_rate": torch.ones(2)},
+        ),
+        {},
+        "m.pth",
+    )
+    assert said.evaluation == {
+        "img_size": 96,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.25, 0.5),
+    }
 
 
 @pytest.mark.parametrize(
@@ -99,8 +124,8 @@ def test_an_image_that_is_not_square_is_refused_by_name_until_an_option_says_the
     with pytest.raises(Refusal) as refusing:
         evaluation.resolve({}, exported, "m.pth")
     assert refusing.value.sentence == (
-        "m.pth says img_size = [256, 192], but these are height and width, and only square images "
-        "are supported; say --img-size"
+        "m.pth says img_size = [256, 192], but these are height and width of input_size, and only "
+        "square images are supported; say --img-size"
     )
     assert evaluation.resolve({"img_size": 192}, exported, "m.pth")[0].img_size == 192
 
@@ -235,10 +260,10 @@ def test_the_difference_and_whether_the_interval_explains_it() -> None:
 def test_a_record_of_somebody_else_cannot_say_nonsense() -> None:
     good = {"top": 1, "value": 80.0, "said": "x"}
     bad: List[Any] = [{}, 7, "x", dict(good, value="80"), dict(good, top=2), dict(good, value=101)]
-    bad += [dict(good, said=5), dict(good, value=True)]
+    bad += [dict(good, said=5), dict(good, value=True), dict(good, said="a\x1b[31m")]
     assert claims.rows_of({"claimed": [*bad, good]}) == [good]
     assert claims.rows_of({"claimed": "x"}) == []
-    assert claims.remarks_of({"remarks": ["a", 5]}) == ["a"]
+    assert claims.remarks_of({"remarks": ["a", 5, "b\n"]}) == ["a"]
     assert claims.remarks_of({"remarks": 5}) == []
 
 

@@ -131,7 +131,7 @@ def problem(name: str, value: Any) -> str:
     if name == "img_size":
         fits = is_number(value) and isinstance(value, int) and 1 <= value <= 4096
         if str(value).startswith("["):
-            return "these are height and width, and only square images are supported"
+            return "these are height and width of input_size, and only square images are supported"
         return "" if fits else "a whole number is expected"
     if name == "crop_pct":
         fits = is_number(value) and 0 < value <= 1

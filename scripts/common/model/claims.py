@@ -73,13 +73,24 @@ def arguments_of(checkpoint: Any) -> Dict[str, Any]:
 def fields_of(source: Dict[str, Any]) -> Dict[str, Any]:
     """The fields of args or config.json in one dict; None and "" say nothing.
 
-    config.json has those of the evaluation under `pretrained_cfg`.
+    config.json has those of the evaluation under `pretrained_cfg`. Arrays and tensors become lists.
     """
     fields: Dict[str, Any] = {}
     nested = source.get("pretrained_cfg")
     for part in (nested if isinstance(nested, dict) else {}, source):
-        fields.update({name: value for name, value in part.items() if is_given(value)})
+        plain_values = {name: plain(value) for name, value in part.items()}
+        fields.update({name: value for name, value in plain_values.items() if is_given(value)})
     return fields
+
+
+def plain(value: Any) -> Any:
+    """A value without NumPy's and PyTorch's types; a tensor without values becomes its repr()."""
+    if not hasattr(value, "tolist"):
+        return value
+    try:
+        return value.tolist()
+    except (RuntimeError, NotImplementedError):
+        return repr(value)
 
 
 def is_given(value: Any) -> bool:
@@ -147,9 +158,10 @@ def notes_of(fields: Dict[str, Any]) -> Iterator[str]:
 def check_channels(fields: Dict[str, Any], path: str) -> None:
     """Raises: Refusal for a network or images that are not in three colours."""
     for name in CHANNELS:
-        if fields.get(name) not in (None, 3):
+        value = fields.get(name, 3)
+        if not (evaluation.is_number(value) and value == 3):
             raise Refusal(
-                f"{shown(path)} says {name} = {fields[name]}, but only images of 3 channels (red, "
+                f"{shown(path)} says {name} = {value}, but only images of 3 channels (red, "
                 "green, blue) are supported; give another file"
             )
     size = fields.get("input_size")
@@ -158,8 +170,8 @@ def check_channels(fields: Dict[str, Any], path: str) -> None:
             f"{shown(path)} says input_size = {list(size)}, but only images of 3 channels (red, "
             "green, blue) are supported; give another file"
         )
-    mode = fields.get("input_img_mode")
-    if mode not in (None, "RGB"):
+    mode = str(fields.get("input_img_mode", "RGB"))
+    if mode != "RGB":
         raise Refusal(
             f"{shown(path)} says input_img_mode = {mode!a}, but images are always read as RGB; "
             "give weights that were trained on RGB images"
@@ -265,7 +277,7 @@ def accuracies_of(checkpoint: Any, arguments: Dict[str, Any]) -> List[Accuracy]:
         if is_timm and key == "metric":
             of_averaged = bool(averaged_in_timm)
         is_best = any(word in OF_BEST for word in words)
-        said = f"{key} = {number:g}"
+        said = f"{shown(key)} = {number:g}"
         found.append(Accuracy(TOPS[kind], per_cent, said, of_averaged, is_best))
     return found
 
@@ -313,14 +325,21 @@ def rows_of(notes: Dict[str, Any]) -> List[Dict[str, Any]]:
 
 def remarks_of(notes: Dict[str, Any]) -> List[str]:
     """The sentences of Claims.notes in the notes of a model's record, which may be anybody's."""
-    remarks = notes.get("remarks")
-    texts = remarks if isinstance(remarks, list) else []
-    return [text for text in texts if isinstance(text, str)]
+    return texts_of(notes.get("remarks"))
+
+
+def texts_of(value: Any) -> List[str]:
+    """The texts in a list that may be anything, as far as they can be printed."""
+    return list(filter(is_printable, value)) if isinstance(value, list) else []
+
+
+def is_printable(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
 
 
 def is_sound(row: Any) -> bool:
     """Whether a row of a record is as TResNet_pth2onnx.py writes it."""
-    if not isinstance(row, dict) or not isinstance(row.get("said"), str):
+    if not isinstance(row, dict) or not is_printable(row.get("said")):
         return False
     value = row.get("value")
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -347,6 +366,11 @@ def read(checkpoint: Any, config: Dict[str, Any], path: str, gp: Optional[str] =
             f"eval_metric = {shown(metric[:60])}: the checkpoint's metric is not an accuracy, so "
             "it is not compared"
         )
+    if gp:
+        with contextlib.suppress(Refusal):  # what nobody knows is replaced
+            said = pool_of(fields, path)
+            if said not in (None, gp):
+                notes.append(f"gp = {said}, which --gp {gp} contradicts: the option is followed")
     arch = config.get("architecture") or fields.get("model")
     if not config and isinstance(checkpoint, dict):
         arch = checkpoint.get("arch") or arch
