@@ -10,9 +10,10 @@
 
 In:  RESULT, one file per image as the inference writes it: STEM_0.txt (each value as "%f ", then a
      newline), STEM_0.bin (raw float32) or STEM_0.npy.
-     LABELS, lines "NAME[.suffix] INT": NAME is the image's path or the end of it. Or ReaL's
-     real.json: any of an image's classes is right, and images without a class are left out. With
-     --multi-label the lines are "NAME INT INT …", and the figure is the mean average precision.
+     LABELS, lines "NAME[.suffix] INT": NAME is the image's path or the end of it, INT may be a
+     WordNet ID. Or a table (CSV) with a name and a class in each row. Or ReaL's real.json: any of
+     an image's classes is right, and images without a class are left out. With --multi-label the
+     lines are "NAME INT INT …", and the figure is the mean average precision.
 Out: OUT_DIR/OUT_NAME, the accuracy as strings, and beside it ..._report.json, which accounts for
      every image: what the accuracy covers, what was left out and why. With --prep DIR this is
      checked against DIR/manifest.jsonl. The number of classes is checked against the record of the
@@ -626,7 +627,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     for name, kind, about in (
         ("result", options.path, "folder of results, one file per image"),
-        ("labels", options.path, 'text file of lines "NAME[.suffix] INT", or real.json'),
+        (
+            "labels",
+            options.path,
+            'text file of lines "NAME[.suffix] INT", a table (CSV), or real.json',
+        ),
         ("out_dir", options.path, "folder for the output; made if missing"),
         ("out_name", options.file_name, f"name of the output, such as {ACCURACY.name}"),
     ):

@@ -6,8 +6,8 @@
     python3 scripts/prepare_data.py ./kaggle ./labels
 
 In:  a folder or an archive: the archives of image-net.org, Kaggle's tree, class folders named by
-     WordNet IDs, ImageNet-V2's folders, images with Caffe's val.txt, or Parquet files as Hugging
-     Face's imagenet-1k has them.
+     WordNet IDs, ImageNet-V2's folders, images with Caffe's val.txt, Tiny-ImageNet, an archive with
+     a table of labels, or Parquet files as Hugging Face's imagenet-1k has them.
 Out: DST/val_label.txt, lines `NAME CLASS`, sorted by NAME; CLASS is 0..999, in training order
      DST/val_union/, the images, if they come from an archive; a folder of images stays where it is
 What is there already is kept; to continue a run that was stopped, run the same command again.

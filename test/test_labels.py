@@ -45,6 +45,7 @@ CATS = [("a b.jpg", 281), ("c", 7)]
         "\ufeffimage_name,split,label\na b.jpg,val,281\nc,val,7\n",
         "label,filename\n281,a b.jpg\n7,c\n",
         "图片,类别\na b.jpg,281\nc,7\n",
+        "id,file_name,class,class_id\n0,a b.jpg,cat,281\n1,c,dog,7\n",
         "filename\tlabel\na b.jpg\t281.0\nc\t7.0\n",
         "281,a b.jpg\n7,c\n",
     ],

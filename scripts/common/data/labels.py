@@ -44,15 +44,15 @@ CLASS = re.compile(rf"([0-9]{{1,9}})(?:\.0+)?|({WNID.pattern})(?:\s.*)?")
 PROBED_NAMES = 20_000  # names that are looked at for the encoding of a file
 PROBED = 50  # lines that are looked at for the form of a file
 QUOTES = " \"'"
-# Headings of tables, in small letters without anything else.
-IMAGE_HEADINGS = {
-    *("imageid", "image", "images", "imagename", "imagepath", "img", "imgname", "filename"),
-    *("file", "filepath", "path", "name", "id"),
-}
-CLASS_HEADINGS = {
-    *("class", "classid", "classindex", "classidx", "label", "labels", "labelid", "target"),
-    *("category", "categoryid", "wnid", "synset", "predictionstring", "groundtruth", "y"),
-}
+# Headings of tables, in small letters without anything else; the first ones count first.
+IMAGE_HEADINGS = (
+    *("filename", "filepath", "imagepath", "path", "imagename", "imgname", "image", "img"),
+    *("imageid", "images", "file", "name", "id"),
+)
+CLASS_HEADINGS = (
+    *("classid", "labelid", "classindex", "classidx", "categoryid", "target", "label", "class"),
+    *("labels", "category", "groundtruth", "y", "wnid", "synset", "predictionstring"),
+)
 VALIDATION_NAME = "ILSVRC2012_val_{:08d}"  # of image N, from 1, in ImageNet's validation set
 
 
@@ -297,8 +297,8 @@ def read_table(path: str, separator: str, encoding: Optional[str]) -> List[Label
 def columns_of(first: List[str], path: str) -> Columns:
     """The columns of a table; first: its first row that is not empty. Raises: Refusal."""
     words = [re.sub("[^a-z]", "", cell.lower()) for cell in first]
-    images = [place for place, word in enumerate(words) if word in IMAGE_HEADINGS]
-    labels = [place for place, word in enumerate(words) if word in CLASS_HEADINGS]
+    images = [words.index(word) for word in IMAGE_HEADINGS if word in words]
+    labels = [words.index(word) for word in CLASS_HEADINGS if word in words]
     if len(first) == 2 and not any(map(class_in, first)):
         label = labels[0] if labels else 1
         return Columns(1 - label, label, True)
