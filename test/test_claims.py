@@ -14,7 +14,7 @@ from common.core.cli import Refusal
 from common.data import evaluation
 from common.model import checkpoint, claims, network
 from common.model.checkpoint import Tensors, find_state_dict, load_checkpoint
-from common.results import claimed
+from common.results import claimed, summary
 
 import numpy as np
 import onnx
@@ -265,6 +265,22 @@ def test_a_record_of_somebody_else_cannot_say_nonsense() -> None:
     assert claims.rows_of({"claimed": "x"}) == []
     assert claims.remarks_of({"remarks": ["a", 5, "b\n"]}) == ["a"]
     assert claims.remarks_of({"remarks": 5}) == []
+
+
+@pytest.mark.slow
+def test_summary_and_report_show_it_beside_the_measured_accuracy(
+    small_work: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The sample's checkpoint says metric = 100. Wilson's interval of 20 of 20: 83.887 to 100 %."""
+    model, result = str(small_work / "tresnet.onnx"), str(small_work / "result")
+    summary.show(str(small_work), "cpu", model, model, result, None, (), "")
+    words = (
+        "Top-1: the checkpoint says 100.00 % (metric = 100), measured 100.00 % on 20 images: +0.00 "
+        "points, which chance explains (95 % interval 83.89 to 100.00 %)"
+    )
+    assert f"checkpoint     {words}\n" in capsys.readouterr().out
+    page = (small_work / "report.html").read_text(encoding="utf-8")
+    assert words in page.replace("\u00a0", " ")
 
 
 # ---- saved on an NPU -----------------------------------------------------------------------------
