@@ -41,6 +41,7 @@ from common.results.work_files import (
     EXPECT,
     EXPORTED,
     FORECAST,
+    INT8,
     PAGE,
     PERF,
     REPORT,
@@ -54,7 +55,7 @@ import numpy as np
 SOURCES = os.path.join(ROOT, "scripts", "common", "results")
 TEMPLATE = os.path.join(SOURCES, PAGE)
 STYLE, SCRIPT = os.path.join(SOURCES, "report.css"), os.path.join(SOURCES, "report.js")
-PARTS = (ACCURACY, *BEFORE_INT8.values(), REPORT, RUN, PERF, COMPARE, EXPECT, FORECAST, SPEED)
+PARTS = (ACCURACY, *BEFORE_INT8.values(), REPORT, RUN, PERF, COMPARE, EXPECT, FORECAST, SPEED, INT8)
 LARGEST = 1_000_000  # bytes of the page
 MISTAKES = 24  # pictures of wrong answers
 WORST = 200  # mistakes that are listed if the page would be too large with all of them
@@ -454,6 +455,27 @@ def comparison(parts: Parts, pictures: Pictures, call: Call, say: Say) -> Dict[s
     }
 
 
+def about_int8(parts: Parts, say: Say) -> List[Tuple[str, str]]:
+    """(term, words) of an int8 model: its weights, its speed, what --max-drop found; [] without."""
+    about = parts["tresnet_int8"]
+    rows = []
+    if "weight_bits" in about:
+        rows.append(("int8", say("int8_weights", bits=about["weight_bits"])))
+    if "speed" in about:
+        low, high = (f"{value:.2f}" for value in about["speed"]["spread"])
+        values = {key: figure(about["speed"][key]) for key in ("int8", "float32")}
+        values.update(ratio=f"{about['speed']['ratio']:.2f}", low=low, high=high)
+        rows.append((say("int8_speed"), say("int8_speed_words", **values)))
+    if "held" in about:
+        low, high = (f"{value:.2f}" for value in about["interval"])
+        points = f"{abs(about['drop']):.2f}"
+        words = say("int8_loses" if about["drop"] >= 0 else "int8_gains", points=points)
+        back = ", ".join(row["name"] for row in about["put_back"]) or say("int8_nothing")
+        promise = say("int8_promise", change=words, low=low, high=high, back=plain(back, 300))
+        rows.append((f"--max-drop {about['max_drop']:g}", promise))
+    return rows
+
+
 def mistakes(
     report: Dict[str, Any], found: figures.Predictions, pictures: Pictures, call: Call
 ) -> List[Dict[str, Any]]:
@@ -676,6 +698,8 @@ def remarks(page: Dict[str, Any], parts: Parts, say: Say) -> List[str]:
         points.append(say("lineage_assumed", lineage=network["lineage"]))
     points += [row.sentence(say) for row in claimed.compare(network, parts["acc_report"])]
     points += [say("claim_remark", remark=remark) for remark in claims.remarks_of(network)]
+    if is_int8_slower(parts):
+        points.append(say("int8_slower"))
     if page["expected"].get("slow"):
         points.append(page["expected"]["verdict"])
     points += notes(parts["acc_report"], say)
@@ -690,6 +714,11 @@ def remarks(page: Dict[str, Any], parts: Parts, say: Say) -> List[str]:
     return points
 
 
+def is_int8_slower(parts: Parts) -> bool:
+    """Whether int8 was measured to be slower than float32."""
+    return bool(parts["tresnet_int8"].get("speed", {"ratio": 1})["ratio"] < 1)
+
+
 def verdict(page: Dict[str, Any], parts: Parts) -> str:
     """good, look or bad."""
     if not all(gate.good for gate in page["gates"]):
@@ -699,6 +728,7 @@ def verdict(page: Dict[str, Any], parts: Parts) -> str:
         compared and compared["agreement"] < CERTAIN,
         expect and not expect.get("within"),
         lineage_is_assumed(parts["network"]),
+        is_int8_slower(parts),
         report.get("left_out"),
         accuracy.near_chance(report),
         accuracy.other_order_is_better(report),
@@ -824,6 +854,7 @@ def describe(workdir: str, parts: Parts, names_file: Optional[str], say: Say) ->
         "cards": accuracies(parts, say) + speed_cards(parts["perf"], say),
         "gates": gates(parts, say),
         "comparison": comparison(parts, pictures, call, say),
+        "int8": about_int8(parts, say),
         "expected": expected_speed(parts, say),
         **answered(report, found, pictures, call, say),
         "plots": draw(parts, found, say),

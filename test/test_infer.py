@@ -199,6 +199,13 @@ def test_only_the_first_images_in_natural_order(model: Path, tmp_path: Path) -> 
     assert sorted(os.listdir(str(tmp_path / "result"))) == ["8_0.txt", "9_0.txt"]
 
 
+def test_images_that_are_evenly_spaced(model: Path, tmp_path: Path) -> None:
+    images = put_images(tmp_path / "images", [f"{number}.bin" for number in range(6)])
+    infer_images(model, images, "--spaced", 3)
+    names = sorted(os.listdir(str(tmp_path / "result")))
+    assert names == ["0_0.txt", "2_0.txt", "4_0.txt"]
+
+
 def test_results_of_images_that_are_not_asked_for_any_more_do_not_stay(
     model: Path, tmp_path: Path
 ) -> None:

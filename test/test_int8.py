@@ -6,16 +6,20 @@ from typing import Any, Dict, List
 from unittest import mock
 
 from common.core import processor, record
+from common.core.cli import Refusal
 from common.core.processor import Processor
 from common.model import calibration, onnx_file, operators, quantisation
 from common.model.calibration import Quantiser, Speed, Tried, Variant
 from common.model.statistics import cosine_similarity
+from common.results import published, summary
+from common.results.texts import ENGLISH
 
 import infer_onnx
 import numpy as np
 import onnx
 import pytest
 import quantize_onnx
+import report
 from ascend.helpers import onnx_outputs, start_here
 from conftest import refusal
 from onnx import TensorProto, helper, numpy_helper
@@ -336,6 +340,78 @@ def test_a_gain_and_several_groups_are_said_in_words() -> None:
     right = np.array([True] * 50 + [False] * 50)
     gained = quantisation.paired_drop(right, right | (np.arange(100) == 99))
     assert str(gained).startswith("gains 1.00 points of Top-1 (95 % interval of the loss ")
+
+
+# ---- what is said of it --------------------------------------------------------------------------
+
+REPORT = {
+    "put_back": [{"name": "head.fc", "cost": 0.25}],
+    "held": True,
+    "drop": -0.07,
+    "max_drop": 0.5,
+    "interval": [-0.4, 0.3],
+    "images": 720,
+    "weights": "weights of 7 bits",
+    "weight_bits": 7,
+    "speed": {
+        "batch_size": 8,
+        "int8": 90.0,
+        "float32": 100.0,
+        "ratio": 0.9,
+        "spread": [0.85, 0.95],
+    },
+}
+
+
+def test_the_summary_says_a_gain_and_warns_of_a_ratio_below_1(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(REPORT))
+    model = str(tmp_path / "m.onnx")
+    assert summary.put_back(model) == [
+        (
+            "int8 gains",
+            "0.07 points of Top-1 against float32 (95 % interval of the loss -0.40 to 0.30, "
+            "720 images), --max-drop 0.5",
+        ),
+        ("put back", "head.fc (alone it costs 2.5e-01 of the cosine)"),
+    ]
+    assert summary.int8_speed(model, "cpu", 50, 100) == [
+        ("int8", "weights of 7 bits"),
+        (
+            "speed",
+            "90.0 images/s, float32 100.0: 0.90 times as fast (0.85 to 0.95), measured in turns "
+            "at batch size 8",
+        ),
+        ("WARNING", "int8 is slower than float32 on this CPU: use float32"),
+    ]
+    (tmp_path / "m.json").write_text(json.dumps({"put_back": []}))
+    words = "100.0 images/s, float16 50.0 (one pass each; --tune measures them in turns)"
+    assert summary.int8_speed(model, "ascend", 50, 100) == [("speed", words)]
+
+
+def test_the_page_says_what_int8_costs_and_how_fast_it_is() -> None:
+    parts: Dict[str, Any] = {"tresnet_int8": REPORT}
+    assert report.about_int8(parts, ENGLISH) == [
+        ("int8", "weights of 7 bits"),
+        (
+            "speed",
+            "90.0 images/s, float32 100: 0.90 times as fast (0.85 to 0.95), measured in turns",
+        ),
+        (
+            "--max-drop 0.5",
+            "gains 0.07 points of Top-1 (95 % interval of the loss -0.40 to 0.30); put back: "
+            "head.fc",
+        ),
+    ]
+    assert report.is_int8_slower(parts) and not report.is_int8_slower({"tresnet_int8": {}})
+    assert report.about_int8({"tresnet_int8": {}}, ENGLISH) == []
+
+
+def test_a_figure_of_imagenet_is_not_for_twelve_classes() -> None:
+    for classes in (1000, 1001):
+        published.check_classes("tresnet_m.miil_in1k", classes)
+    with pytest.raises(Refusal) as refused:
+        published.check_classes("tresnet_m.miil_in1k", 12)
+    assert "is about ImageNet's 1,000 classes, but the network has 12" in str(refused.value)
 
 
 # ---- models that nobody can run ------------------------------------------------------------------

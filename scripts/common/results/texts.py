@@ -207,6 +207,17 @@ ENGLISH_TEXTS: Dict[str, str] = {
     "cosine_facts": "{least} at least ({image}), {mean} on average",
     "largest_difference": "largest difference",
     "in_a_score": "{value} in a score",
+    "int8_weights": "weights of {bits} bits",
+    "int8_speed": "speed",
+    "int8_speed_words": (
+        "{int8} images/s, float32 {float32}: {ratio} times as fast ({low} to {high}), measured in "
+        "turns"
+    ),
+    "int8_loses": "loses {points} points of Top-1",
+    "int8_gains": "gains {points} points of Top-1",
+    "int8_nothing": "nothing",
+    "int8_promise": "{change} (95 % interval of the loss {low} to {high}); put back: {back}",
+    "int8_slower": "int8 is slower than float32 on this CPU: use float32",
     "forecast_for_float16": "forecast for float16",
     "forecast_facts": "cosine {cosine} at least, same answer for {share} %",
     "answer_changed": "Images whose answer changed",
@@ -534,6 +545,16 @@ CHINESE_TEXTS: Dict[str, str] = {
     "cosine_facts": "最低 {least}（{image}），平均 {mean}",
     "largest_difference": "最大差值",
     "in_a_score": "某个得分相差 {value}",
+    "int8_weights": "权重 {bits} 位",
+    "int8_speed": "速度",
+    "int8_speed_words": (
+        "{int8} 图片/秒，float32 为 {float32}：轮流测量，为其 {ratio} 倍（{low} 到 {high}）"
+    ),
+    "int8_loses": "Top-1 损失 {points} 个百分点",
+    "int8_gains": "Top-1 提高 {points} 个百分点",
+    "int8_nothing": "无",
+    "int8_promise": "{change}（损失的 95 % 置信区间 {low} 到 {high}）；恢复为浮点：{back}",
+    "int8_slower": "在此 CPU 上 int8 比 float32 慢：请使用 float32",
     "forecast_for_float16": "float16 的预估",
     "forecast_facts": "余弦相似度最低 {cosine}，{share} % 的答案相同",
     "answer_changed": "答案改变的图片",
