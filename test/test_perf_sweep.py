@@ -578,9 +578,9 @@ def test_plot_takes_any_name() -> None:
         ),
         (["--batch-sizes", "1"], {"STANDIN_FAULT": "ais-crash=0"}, "507011"),
         (
-            ["--batch-sizes", "1", "--stall", "1.5"],
+            ["--batch-sizes", "1", "--stall", "0.5"],
             {"STANDIN_FAULT": "ais-hang=0"},
-            "at batch size 1 ais_bench was ended: for 1.5 s it gave no output and no result; if",
+            "at batch size 1 ais_bench was ended: for 0.5 s it gave no output and no result; if",
         ),
         (["--batch-sizes", "1"], {"STANDIN_NPU_SMI": "no_process_tail"}, "names no NPU"),
         (["--batch-sizes", "1", "--accuracy", "net.onnx"], {}, "net.onnx is damaged"),
