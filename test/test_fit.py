@@ -66,12 +66,14 @@ def test_without_a_summary_the_model_can_be_named(tmp_path: Path) -> None:
     assert call(tmp_path)[0] == 0, "nothing says how many classes there are"
 
 
+@pytest.mark.parametrize("is_there", [True, False])
 def test_a_compiled_model_without_a_record_has_the_classes_of_its_onnx_file(
-    tmp_path: Path,
+    is_there: bool, tmp_path: Path
 ) -> None:
     write_bins(tmp_path, [scores(48, number) for number in range(4)], "<f4")
     write_model(tmp_path, 12)
-    (tmp_path / "tresnet_bs4.om").write_bytes(b"om")
+    if is_there:
+        (tmp_path / "tresnet_bs4.om").write_bytes(b"om")
     write_summary(tmp_path, Path("elsewhere/tresnet_bs4.om"))
     assert "tresnet_bs4.om has 12 classes" in postprocess_refusal(tmp_path)
 

@@ -13,6 +13,7 @@ from common.core import record
 from common.core.cli import Refusal, counted, shown
 from common.core.files import read_regular
 from common.core.record import Draft, Piece, Recipe, Record, Writer
+from common.data import evaluation
 
 SUMMARY = ""  # the key of the piece that is the summary
 
@@ -74,6 +75,7 @@ def summary_name(prefix: str) -> str:
 def model_of(result: str) -> str:
     """The model that RESULT_summary.json says was run; "" if it does not, or if it is gone.
 
+    A compiled model may be gone if its ONNX file is still where it was.
     The runners and ais_bench note their command line there. Its paths are those of the folder where
     the inference ran: that may have been this one, or the result folder's parent.
     """
@@ -86,7 +88,9 @@ def model_of(result: str) -> str:
         model = model_among(words)
         parent = os.path.dirname(result)
         beside = [os.path.join(parent, model), os.path.join(parent, os.path.basename(model))]
-        return next(filter(os.path.isfile, [os.path.abspath(model), *beside]), "")
+        for path in (os.path.abspath(model), *beside):
+            if os.path.isfile(path) or os.path.isfile(evaluation.onnx_of(path)):
+                return path
     return ""
 
 
