@@ -217,3 +217,11 @@ def test_a_model_that_is_not_what_its_record_says_is_refused_where_it_is_used(
         Refusal, match="net.onnx changed after this program created it; run the step"
     ):
         recipe.make(record.__file__, {}, inputs=[str(model)])
+
+
+def test_a_part_of_imagenet_is_told_how_its_folders_get_their_numbers() -> None:
+    names = ["n01440764", "n02102040"]
+    with pytest.raises(Refusal, match="--class-map FILE, or put Kaggle's LOC_synset_mapping.txt"):
+        labels.check_folders("val", names, 1000)
+    with pytest.raises(Refusal, match="--class-map FILE$"):
+        labels.check_folders("val", names, 10)

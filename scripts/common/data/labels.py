@@ -35,7 +35,7 @@ from common.core.names import (
     without_suffix,
 )
 from common.data.images import class_folders
-from common.data.wnids import IMAGENET_CLASSES, WNID, of_imagenet
+from common.data.wnids import IMAGENET_CLASSES, SYNSETS, WNID, of_imagenet
 
 LARGEST = 1 << 26  # bytes of a labels file
 PLAIN_CLASS = re.compile(rf"[0-9]{{1,9}}|{WNID.pattern}")
@@ -411,10 +411,14 @@ def note_on_order(names: List[str], class_order: str) -> str:
 def check_folders(folder: str, names: List[str], classes: int) -> None:
     """Refuse class folders that were numbered by their order if there is not one for each class."""
     if len(names) not in (classes, classes - label_shift(classes)):
+        are_imagenets = all(map(WNID.fullmatch, names))
+        hint = ""
+        if are_imagenets and classes - label_shift(classes) == IMAGENET_CLASSES:
+            hint = f", or put Kaggle's {SYNSETS} beside it, which numbers ImageNet's classes"
         raise Refusal(
             f"{shown(folder)} has {counted(len(names), 'class folder')} ({some(names)}), numbered "
             f"0 to {len(names) - 1} by their order, but the network has {classes} classes; give "
-            "the number of each folder: --class-map FILE"
+            f"the number of each folder: --class-map FILE{hint}"
         )
 
 
