@@ -45,6 +45,7 @@ CLASS_FOLDERS = ("folders", "wnids", "v2")  # of dataset.Form.labels
 ARCHIVED_IMAGE = 100_000  # bytes: ImageNet's validation images have 134,000 on average
 RESULT_BYTES = 12_000  # of one image's result, as text of 1,000 classes
 SAMPLE_IMAGES = 20
+NO_WHEEL = (3, 13)  # the first Python for which ais_bench has no wheel
 SPACE_ADVICE = "free some space, or use --workdir on another disk"
 
 CHIP_ITEM = "NPU (npu-smi)"
@@ -185,6 +186,11 @@ def ascend_rows(soc: str, device: Optional[List[int]], int8: bool = False) -> Li
 def bench_row(item: str, code: str, version: str, error: str, source: str) -> Row:
     """ais_bench or aclruntime, imported by the host's python3."""
     install = f"pip3 install the {item} wheel of Ascend's tools for this Python, then: {source}"
+    if host.numbers(host.host_facts().get("python", ""))[:2] >= NO_WHEEL:
+        install = (
+            f"build {item} from the sources of Ascend's tools of 2025-12-10 or later (there is no "
+            f"wheel for this Python), then: {source}"
+        )
     state = version or f"python3 cannot import it ({error or 'there is no python3'})"
     if "'ais_bench.infer'" in error:
         state = (

@@ -349,6 +349,21 @@ def test_the_versions_that_amct_names_are_compared(
         assert advice in host.amct_advice() and bool(advice) == bool(host.amct_advice())
 
 
+@pytest.mark.parametrize(
+    "python, advice",
+    [
+        ("3.12.3", "pip3 install the ais_bench wheel of Ascend's tools for this Python, then: x"),
+        ("3.13.1", "build ais_bench from the sources of Ascend's tools of 2025-12-10 or later"),
+    ],
+)
+def test_where_ais_bench_has_no_wheel_it_is_built(python: str, advice: str) -> None:
+    import check
+
+    with host_with(python):
+        row = check.bench_row("ais_bench", check.BENCH, "", "ModuleNotFoundError", "x")
+    assert row.advice.startswith(advice) and not row.good
+
+
 def test_files_of_the_current_folder_are_not_executed(machine: Machine, tmp_path: Path) -> None:
     """Nor where PYTHONPATH has an empty word, as after CANN's set_env.sh; ais_bench in the user's
     own site-packages is still found.
