@@ -136,11 +136,11 @@ def collect(folder: str, requirements: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         new_venv(scratch)
         source = Source(os.path.join(scratch, "bin", "python"))
-        index = packages.torch_index(source)
+        torch = [line for line in lines if line.startswith("torch==")]
+        index = packages.torch_index(source) if torch else packages.TorchIndex()
         if index.warning:
             say(index.warning)
         if index.words:
-            torch = [line for line in lines if line.startswith("torch==")]
             run_pip([*words, *index.words, *torch], source)
             lines = [line for line in lines if line not in torch]
         run_pip([*words, *lines], source)
