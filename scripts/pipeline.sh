@@ -13,10 +13,6 @@ if [ -n "${PYTHONHOME-}" ]; then
     echo "pipeline.sh: PYTHONHOME=$PYTHONHOME is ignored, because with it a virtual environment finds no packages" >&2
     unset PYTHONHOME
 fi
-if [ -n "${PYTHONPATH-}" ]; then # an empty word in it, as CANN's set_env.sh leaves, is the current folder
-    PYTHONPATH=$(printf '%s' "$PYTHONPATH" | sed 's/::*/:/g; s/^://; s/:$//')
-    export PYTHONPATH
-fi
 if ! command -v "$python" >/dev/null; then
     echo "pipeline.sh: there is no $python on the PATH; install Python 3.7 or newer, or name yours: PYTHON=python3.11 bash scripts/pipeline.sh" >&2
     exit 1
