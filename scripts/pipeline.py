@@ -534,6 +534,9 @@ def measure(run: Run) -> List[Command]:
     data_set = os.path.basename(os.path.abspath(run.data.folder))
     if run.data.is_sample:
         data_set = "20 sample photos"
+    accuracy: Optional[str] = run.work_path("acc.json")
+    if "accuracy" not in run.taken and not os.path.exists(run.work_path("acc.json")):
+        accuracy = None
     return [
         run.command(
             "scripts/perf_sweep.py",
@@ -543,7 +546,7 @@ def measure(run: Run) -> List[Command]:
                 "loop",
                 "repeat",
                 data_set=data_set,
-                accuracy=run.work_path("acc.json"),
+                accuracy=accuracy,
             ),
             *run.words("output", "device", "chip", "host_facts", "aipp", "stall", "force"),
             *run.words("min_throughput"),
@@ -703,15 +706,14 @@ REPORT = Step(
 
 def plan(run: Run) -> List[Step]:
     """The table of all steps, in their order."""
-    given, data, on_card = run.given, run.data, run.on_card
+    return [*steps_to_models(run), *steps_with_results(run)]
+
+
+def steps_to_models(run: Run) -> List[Step]:
+    """The steps up to the models, and those that look only at them."""
+    given, data = run.given, run.data
     complete = not given.tune  # --tune ends after the measurements
-    first_shard_on_card = on_card and given.shard[0] == 1
-    can_forecast_speed = not on_card or run.chip == published.CARD_CASE[0]
-    speed_wanted = given.perf or given.min_throughput is not None or first_shard_on_card
-    before = summary.precision_before(run.backend)
-    accuracies: Tuple[str, ...] = ("acc", "acc_report")
-    if run.quantised:
-        accuracies += (f"acc_{before}",)
+    can_forecast_speed = not run.on_card or run.chip == published.CARD_CASE[0]
     return [
         Step("sample", "Sample data", data.is_sample, sample, sample_products),
         Step("data", "Data", data.to_prepare, unpack, unpacked_products),
@@ -737,10 +739,24 @@ def plan(run: Run) -> List[Step]:
         Step(
             "compile",
             "Compile",
-            complete and on_card,
+            complete and run.on_card,
             compile_models,
             products=lambda run: om_paths(run, run.model),
         ),
+    ]
+
+
+def steps_with_results(run: Run) -> List[Step]:
+    """The steps that run the models, and what follows from their results."""
+    given = run.given
+    complete = not given.tune
+    first_shard_on_card = run.on_card and given.shard[0] == 1
+    speed_wanted = given.perf or given.min_throughput is not None or first_shard_on_card
+    before = summary.precision_before(run.backend)
+    accuracies: Tuple[str, ...] = ("acc", "acc_report")
+    if run.quantised:
+        accuracies += (f"acc_{before}",)
+    return [
         Step("inference", "Inference", complete, infer, inferred_products),
         Step(
             "quantise",
@@ -1042,6 +1058,44 @@ def clean(run: Run, findings: check.Findings) -> int:
     return 0
 
 
+def choose_run(given: argparse.Namespace, findings: check.Findings, data: check.Data) -> Run:
+    """The run that these options give on this machine, as far as it is known before the set-up.
+
+    Raises: Refusal for steps that it does not have.
+    """
+    place = environment.choose(given.venv, given.workdir)
+    run = Run(given, data, findings.backend, findings.reason, place, "", time.time())
+    with contextlib.suppress(Refusal):  # check_run() says what is wrong with the chips
+        run = choose_chips(run)
+    run = run._replace(taken=tuple(step.word for step in steps_of(run)))
+    if "preprocess" in run.taken:
+        return run
+    return run._replace(data=check.choose_prepared(data._replace(prepares=False)))
+
+
+def check_run(run: Run, findings: check.Findings) -> None:
+    """Raises: Refusal if machine or data lack something, or if options contradict each other."""
+    unneeded = unneeded_items(steps_of(run)) if run.is_partial else set()
+    for row in findings.missing:
+        if row.item not in unneeded:
+            raise Refusal(
+                f"{row.item}: {row.state}; {row.advice}; `--check` shows all that is missing"
+            )
+    several_classes = check.has_several_classes(run.data)
+    broken = options.contradiction(run.given, backend=run.backend, several_classes=several_classes)
+    if broken:
+        raise Refusal(broken.sentence, cli.USAGE)
+
+
+def take_workdir(run: Run, runner: Runner) -> None:
+    """Make the work folder, hold it for this run, and begin its log. Raises: Refusal."""
+    files.make_folder(run.given.workdir, "--workdir")
+    runner.lock = files.hold(run.work_path(".lock"))
+    words = ["bash", script_path("scripts/pipeline.sh"), *sys.argv[1:]]
+    log = run_log.start(run.work_path(LOG), " ".join(map(shlex.quote, words)), [runner.lock])
+    cli.AT_END.append(log.end)
+
+
 def main() -> int:
     given = parse_arguments()
     if given.check:
@@ -1050,52 +1104,29 @@ def main() -> int:
         files.read_regular(given.class_names)  # can it be read? its lines are checked later
     runner, data = Runner(given), check.locate(given)
     findings = check.examine(given, data, [] if may_compile(given) else [check.ATC])
-    backend = findings.backend
-    place = environment.choose(given.venv, given.workdir)
-    run = Run(given, data, backend, findings.reason, place, "", time.time())
-    with contextlib.suppress(Refusal):  # what is wrong with the chips is said below
-        run = choose_chips(run)
+    run = choose_run(given, findings, data)
     if given.clean:
         return clean(run, findings)
-    steps = steps_of(run)
-    run = run._replace(taken=tuple(step.word for step in steps))
-    if "preprocess" not in run.taken:
-        run = run._replace(data=check.choose_prepared(data._replace(prepares=False)))
-    unneeded = unneeded_items(steps) if run.is_partial else set()
-    for row in findings.missing:
-        if row.item not in unneeded:
-            raise Refusal(
-                f"{row.item}: {row.state}; {row.advice}; `--check` shows all that is missing"
-            )
-    broken = options.contradiction(
-        given, backend=backend, several_classes=check.has_several_classes(data)
-    )
-    if broken:
-        raise Refusal(broken.sentence, cli.USAGE)
+    check_run(run, findings)
     if not given.dry_run:
-        files.make_folder(given.workdir, "--workdir")
-        runner.lock = files.hold(os.path.join(given.workdir, ".lock"))
-        command = " ".join(
-            map(shlex.quote, ["bash", script_path("scripts/pipeline.sh"), *sys.argv[1:]])
-        )
-        log = run_log.start(os.path.join(given.workdir, LOG), command, [runner.lock])
-        cli.AT_END.append(log.end)
+        take_workdir(run, runner)
     python = prepare(runner, given, run.place)
     files.limit_rights()  # only now: the environment is for all users of the checkout
-    print(f"backend: {backend}: {findings.reason}", flush=True)
+    print(f"backend: {run.backend}: {run.reason}", flush=True)
     warning = check.overlooked(given, findings)
     if warning:
         cli.say(warning)
     run = describe(run, python)
-    if not given.dry_run:
-        write_options(run, runner)
+    if given.dry_run:
+        carry_out(run, runner)
+        return 0
+    write_options(run, runner)
     try:
         with known_host(run, runner):
             carry_out(run, runner)
     finally:
-        if not given.dry_run:
-            with contextlib.suppress(OSError):  # a full disk: what failed has said so
-                write_options(run, runner)
+        with contextlib.suppress(OSError):  # a full disk: what failed has said so
+            write_options(run, runner)
     return 0
 
 

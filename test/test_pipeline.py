@@ -537,7 +537,7 @@ def test_a_second_run_does_nothing_again(work_copy: Path, options: Tuple[object,
         for name in product_hashes(work_copy)
         if name != "acc.json"
     } == before
-    assert done.stdout.count("up to date") == 3 and "(20 already there)\n" in done.stdout
+    assert done.stdout.count("up to date") == 4 and "(20 already there)\n" in done.stdout
     assert heavy_imports(done.stderr) == [], (
         "what takes a second to import is not needed to see that nothing is to do"
     )
@@ -578,7 +578,10 @@ def test_from_a_step_on_and_without_what_comes_before(
     out = chain_output(*options, "--from", "Accuracy")
     assert re.findall(r"^== (.*) \(step", out, re.MULTILINE) == ["Accuracy", "Report"]
     assert accuracy(work_copy)["Top1 accuracy"] == "100.0%" and "== Summary (" in out
-    said = chain_refusal(*options, "--workdir", tmp_path / "empty", "--only", "inference")
+    elsewhere = (*options, "--workdir", tmp_path / "empty")
+    out = chain_output(*elsewhere, "--perf", "--only", "performance", "--dry-run")
+    assert "perf_sweep.py" in out and "--accuracy" not in out, "there is no acc.json to show"
+    said = chain_refusal(*elsewhere, "--only", "inference")
     assert "tresnet.onnx, which the step inference needs; add the step export\n" in said
 
 
