@@ -31,7 +31,7 @@ import time
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Counter, Dict, List
+from typing import Any, Counter, Dict, Iterable, List
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "test"), str(ROOT / "scripts"), str(ROOT)]
@@ -53,8 +53,7 @@ CLASSES = (
 # What the steps import when they need it: a try, which is a copy of this process, has it already.
 PACKAGES = (
     "numpy onnx onnxruntime onnxruntime.quantization torch PIL.Image pyarrow.parquet jinja2 "
-    "matplotlib.backends.backend_agg matplotlib.pyplot onnx.shape_inference encodings.ascii "
-    "encodings.latin_1 encodings.utf_16 encodings.gbk encodings.cp437 unicodedata"
+    "matplotlib.backends.backend_agg matplotlib.pyplot onnx.shape_inference"
 ).split()
 PROGRAMS = "infer_om npu_info onnx2om perf_sweep quantize_amct".split()
 MODULES = (
@@ -81,15 +80,22 @@ class Table:
     def __str__(self) -> str:
         heads = ("class", "tries", *trial.OUTCOMES)
         rows: List[List[Any]] = []
+        total: Counter[str] = collections.Counter()
         for name, counts in self.counts.items():
-            rows.append([name, sum(counts.values()), *(counts[kind] for kind in trial.OUTCOMES)])
-        totals = [sum(row[place] for row in rows) for place in range(1, len(heads))]
-        lines = [
-            "  ".join(f"{word:>12}" for word in row) for row in [heads, *rows, ["all", *totals]]
-        ]
+            rows.append(row_of(name, counts))
+            total.update(counts)
+        lines = list(map(line_of, [heads, *rows, row_of("all", total)]))
         for name, reasons in self.left_out.items():
             lines += [f"{name}: {count} left out: {why}" for why, count in reasons.items()]
         return "\n".join(lines)
+
+
+def row_of(name: str, counts: "Counter[str]") -> List[Any]:
+    return [name, sum(counts.values()), *(counts[kind] for kind in trial.OUTCOMES)]
+
+
+def line_of(words: Iterable[Any]) -> str:
+    return "  ".join(f"{word:>12}" for word in words)
 
 
 def load(name: str) -> ModuleType:

@@ -70,7 +70,7 @@ def mutate(data: bytes, dice: random.Random) -> Tuple[bytes, str]:
         head = min(64, len(mutable))
         mutable[dice.randrange(head)] ^= 1 << dice.randrange(8)
         return bytes(mutable), "a bit of its beginning"
-    return bytes(mutable) + os.urandom(0) + bytes(dice.randrange(5000)), "zeros appended"
+    return bytes(mutable) + bytes(dice.randrange(5000)), "zeros appended"
 
 
 # ---- images --------------------------------------------------------------------------------------
@@ -385,27 +385,12 @@ HOSTILE = (
 def make_hostile(path: Path, way: str, outside: Path) -> int:
     """Make a hostile model of the good one at `path`."""
     import onnx
-    from onnx import TensorProto, helper
+    from onnx import helper
 
     model = onnx.load(str(path))
     graph = model.graph
     if way.startswith("external"):
-        location = {
-            "external outside": "../outside/letter.txt",
-            "external absolute": str(outside / "letter.txt"),
-            "external link": "weights.bin",
-            "external device": "/dev/zero",
-            "external beyond": "labels.txt",
-        }[way]
-        if way == "external link":
-            os.symlink(str(outside / "letter.txt"), str(path.with_name("weights.bin")))
-        tensor = graph.initializer[0]
-        length = len(tensor.raw_data)
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", location), ("offset", "0"), ("length", str(length))):
-            entry = tensor.external_data.add()
-            entry.key, entry.value = key, value
+        put_outside(graph.initializer[0], path, way, outside)
     elif way == "huge constant":
         graph.initializer[0].dims[:] = [2**40, 2**20]
     elif way == "custom operator":
@@ -433,6 +418,27 @@ def make_hostile(path: Path, way: str, outside: Path) -> int:
         graph.node.insert(0, helper.make_node("If", ["image"], ["z"], then_branch=inner))
     path.write_bytes(model.SerializeToString())
     return 0
+
+
+def put_outside(tensor: Any, path: Path, way: str, outside: Path) -> None:
+    """Let a weight's values be in another file than the model at `path`."""
+    from onnx import TensorProto
+
+    location = {
+        "external outside": "../outside/letter.txt",
+        "external absolute": str(outside / "letter.txt"),
+        "external link": "weights.bin",
+        "external device": "/dev/zero",
+        "external beyond": "labels.txt",
+    }[way]
+    if way == "external link":
+        os.symlink(str(outside / "letter.txt"), str(path.with_name("weights.bin")))
+    length = len(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", str(length))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
 
 
 # ---- labels --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import List
+from typing import Any, Callable, Dict, List
 
 STANDINS = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "ascend")
 AIS_BENCH = (
@@ -45,7 +45,7 @@ def spoil(way: str, began: float) -> None:
     paths = outputs(began)
     if not paths:
         return
-    path, outside = paths[0], os.environ["ATTACK_OUTSIDE"]
+    path = paths[0]
     with open(path, "rb") as file:
         content = file.read()
     if way == "half":
@@ -68,28 +68,41 @@ def spoil(way: str, began: float) -> None:
     elif way == "other format":
         with open(path, "wb") as file:
             file.write(b"<html>503 Service Unavailable</html>\n")
-    elif way == "link":
+    elif way in INSTEAD:
         os.unlink(path)
-        os.symlink(os.path.join(outside, "letter.txt"), path)
-    elif way == "hard link":
-        os.unlink(path)
-        os.link(os.path.join(outside, "letter.txt"), path)
-    elif way == "fifo":
-        os.unlink(path)
-        os.mkfifo(path)
-    elif way == "folder":
-        os.unlink(path)
-        os.mkdir(path)
+        INSTEAD[way](path)
     elif way == "other user":
         for path in paths:
             os.chown(path, 54321, 54321)
             os.chmod(path, 0o600)
     elif way == "summary":
-        for folder, _, names in os.walk("."):
-            for name in names:
-                if name.endswith("_summary.json"):
-                    with open(os.path.join(folder, name), "w") as file:
-                        file.write(random.choice(['{"throughput": NaN}', "[]", '{"a": ', "null"]))
+        spoil_summaries()
+
+
+def letter() -> str:
+    return os.path.join(os.environ["ATTACK_OUTSIDE"], "letter.txt")
+
+
+INSTEAD: Dict[str, Callable[[str], Any]] = {
+    "link": lambda path: os.symlink(letter(), path),
+    "hard link": lambda path: os.link(letter(), path),
+    "fifo": os.mkfifo,
+    "folder": os.mkdir,
+}
+
+
+def dice() -> random.Random:
+    """The same for the same try."""
+    return random.Random(os.environ["ATTACK_DICE"])
+
+
+def spoil_summaries() -> None:
+    text = dice().choice(['{"throughput": NaN}', "[]", '{"a": ', "null"])
+    for folder, _, names in os.walk("."):
+        for name in names:
+            if name.endswith("_summary.json"):
+                with open(os.path.join(folder, name), "w") as file:
+                    file.write(text)
 
 
 def leave_copy() -> None:
@@ -119,7 +132,8 @@ def main() -> int:
     if way == "copy":
         leave_copy()
     if way in ("garbage", "only garbage"):
-        sys.stdout.buffer.write(os.urandom(300_000) + b"\x1b[2J\x1b]0;title\x07\n" * 100)
+        noise = dice().getrandbits(8 * 300_000).to_bytes(300_000, "little")
+        sys.stdout.buffer.write(noise + b"\x1b[2J\x1b]0;title\x07\n" * 100)
         sys.stdout.flush()
         if way == "only garbage":
             return 0

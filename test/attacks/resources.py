@@ -22,7 +22,7 @@ from attacks.bed import Bed
 from attacks.trial import Outcome, Skip, Step
 
 NEWNS = 0x20000  # CLONE_NEWNS of Linux
-MS_REC, MS_PRIVATE, MS_RDONLY, MS_NOEXEC = 1 << 14, 1 << 18, 1, 8
+MS_REC, MS_PRIVATE, MS_BIND, MS_RDONLY, MS_NOEXEC = 1 << 14, 1 << 18, 1 << 12, 1, 8
 NAMES = "preprocess infer postprocess compare merge unpack".split()  # those that start quickly
 EVIL = "json numpy onnxruntime PIL common tempfile sitecustomize usercustomize random".split()
 
@@ -152,13 +152,44 @@ def cgroup(bed: Bed, dice: random.Random, machine: Machine) -> str:
 # ---- what is mounted -----------------------------------------------------------------------------
 
 
+def mount(source: str, path: str, kind: str, flags: int, options: str = "") -> None:
+    """Linux's mount(2). Raises: OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    words = [os.fsencode(word) for word in (source, path, kind, options)]
+    if libc.mount(words[0], words[1], words[2], flags, words[3]):
+        raise OSError(ctypes.get_errno(), path)
+
+
+def leave_mounts() -> None:
+    """Give this process a namespace of mounts of its own. Raises: OSError."""
+    if ctypes.CDLL(None, use_errno=True).unshare(NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    mount("none", "/", "none", MS_REC | MS_PRIVATE)
+
+
 def mount_over(path: str, flags: int, options: str) -> None:
     """In a namespace of its own: an empty file system over a folder."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
-        raise OSError(ctypes.get_errno(), "unshare")
-    if libc.mount(b"none", path.encode(), b"tmpfs", flags, options.encode()):
-        raise OSError(ctypes.get_errno(), path)
+    leave_mounts()
+    mount("none", path, "tmpfs", flags, options)
+
+
+def open_to_all(path: str, spare: Path) -> None:
+    """In a namespace of its own: let every user reach a folder that lies in a private one.
+
+    An empty folder takes the place of the private one and shows only the way to `path`.
+    spare: an empty folder.
+    """
+    private = ""
+    for folder in Path(path).parents:
+        if not folder.stat().st_mode & 0o001:
+            private = str(folder)
+    if not private:
+        return
+    leave_mounts()
+    mount(path, str(spare), "none", MS_BIND | MS_REC)
+    mount("none", private, "tmpfs", 0, "mode=755")
+    os.makedirs(path)
+    mount(str(spare), path, "none", MS_BIND | MS_REC)
 
 
 def need_root() -> None:

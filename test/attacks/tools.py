@@ -93,7 +93,12 @@ def attack(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
         what = f"{step.name}: its log is a link, {tool} {way or 'behaves'}"
     else:
         what = f"{step.name} {step.words[-1] if step.words else ''}: {tool}: {way}"
-    environment.update(ATTACK_TOOL=tool, ATTACK_WAY=way, ATTACK_OUTSIDE=str(bed.outside))
+    environment.update(
+        ATTACK_TOOL=tool,
+        ATTACK_WAY=way,
+        ATTACK_OUTSIDE=str(bed.outside),
+        ATTACK_DICE=str(dice.random()),
+    )
     if way in ("hang", "deaf"):
         outcome = hang(bed, step, environment)
     else:
@@ -101,12 +106,9 @@ def attack(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
     if tool == "npu-smi" and outcome.kind == trial.SURVIVED and way not in ("copy", "garbage"):
         outcome = Outcome(trial.WRONG, "npu-smi said nothing, and the step found a chip")
     outcome = ground.judge_outside(bed, before, outcome)
-    left = trial.at_work_in(bed.here)
-    for process in left:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+    left = end_left(bed)
     if left and way != "copy" and outcome.kind not in trial.BAD:  # that one leaves its group
-        outcome = Outcome(trial.HANG, f"{len(left)} processes of the tool were left")
+        outcome = Outcome(trial.HANG, f"{left} processes of the tool were left")
     if outcome.kind in trial.BAD:
         return what, outcome
     environment["ATTACK_TOOL"] = ""
@@ -115,6 +117,15 @@ def attack(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
         kind = trial.DAMAGE if again.kind == trial.SENTENCE else again.kind
         return what, Outcome(kind, f"after '{outcome.details}', with good tools: {again.details}")
     return what, ground.judge_outside(bed, before, outcome)
+
+
+def end_left(bed: Bed) -> int:
+    """End what is still at work in the folder of the tries. Returns: how many processes."""
+    left = trial.at_work_in(bed.here)
+    for process in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    return len(left)
 
 
 def machine(bed: Bed) -> Dict[str, str]:

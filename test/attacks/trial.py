@@ -79,11 +79,12 @@ Products = Dict[str, str]  # {path: SHA-256}
 def processes_of(session: int) -> List[int]:
     """The living processes of a session."""
     living = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for number in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
-            words = path.read_text(errors="replace").rpartition(")")[2].split()
+            text = Path("/proc", number, "stat").read_text(errors="replace")
+            words = text.rpartition(")")[2].split()
             if int(words[3]) == session and words[0] != "Z":
-                living.append(int(path.parent.name))
+                living.append(int(number))
     return living
 
 
@@ -107,11 +108,11 @@ def ends_soon(session: int) -> bool:
 def at_work_in(folder: Path) -> List[int]:
     """The living processes whose current folder is this one or below it."""
     processes = []
-    for path in Path("/proc").glob("[0-9]*/cwd"):
+    for number in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            current = Path(os.readlink(str(path)))
+            current = Path(os.readlink(f"/proc/{number}/cwd"))
             if folder in (current, *current.parents):
-                processes.append(int(path.parent.name))
+                processes.append(int(number))
     return processes
 
 

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -16,14 +17,17 @@ from typing import Callable, Iterator, Tuple
 from conftest import DATA
 
 from attacks import bed as ground
-from attacks import faults, trial
+from attacks import faults, resources, trial
 from attacks.bed import Bed
 from attacks.faults import Order
 from attacks.trial import Outcome, Skip
 
 OLDER = DATA / "older_work.tar.xz"  # made by version 1.2.0 on the images and the network of bed.py
 MANY = int(os.environ.get("ATTACK_IMAGES", "500"))
+MOST_LINKS = 10_000  # to a file; ext4 has 65,000 at most
 FIRST_USER, SECOND_USER, GROUP = 54321, 54322, 54323
+FOLDER_MODES = {True: 0o2770, False: 0o755}  # shared with the group, or not
+FILE_MODES = {True: 0o660, False: 0o644}
 OPTIONS = (
     "--chmod-ignore --chown-ignore,--chmod-deny,--hide-hard-links,--delete-deny,--rename-deny,"
     "--multithreaded --enable-lock-forwarding,-o attr_timeout=0 -o entry_timeout=0,"
@@ -198,12 +202,15 @@ def two_users(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
     bed.folder.parent.chmod(0o711)  # perhaps a folder of mkdtemp()
     for path in [bed.here, *bed.here.rglob("*")]:
         os.chown(str(path), FIRST_USER, GROUP)
-        group_mode = (0o2770 if path.is_dir() else 0o660) if shared else None
-        private_mode = 0o755 if path.is_dir() else 0o644
-        path.chmod(group_mode or private_mode)
+        modes = FOLDER_MODES if path.is_dir() else FILE_MODES
+        path.chmod(modes[shared])
+
+    spare = bed.folder / "spare-folder"
+    spare.mkdir(exist_ok=True)
 
     def become(user: int) -> Callable[[], None]:
         def setup() -> None:
+            resources.open_to_all(sys.base_prefix, spare)
             os.setgroups([])
             os.setgid(GROUP)
             os.setuid(user)
@@ -226,11 +233,13 @@ def two_users(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
 def many_images(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
     """MANY tiny images: all are prepared, and the second run prepares none."""
     folder = bed.here / "images"
-    sources = sorted(folder.iterdir())[:2]
     for number in range(MANY):
-        os.link(
-            str(sources[number % 2]), str(folder / f"many{number:06}{sources[number % 2].suffix}")
-        )
+        path = str(folder / f"many{number:06}.jpg")
+        if number % MOST_LINKS == 0:
+            shutil.copyfile(str(folder / "i1.jpg"), path)
+            first_of_them = path
+        else:
+            os.link(first_of_them, path)
     step = ground.BY_NAME["preprocess"]
     began = time.monotonic()
     outcome = trial.judge_end(bed.run(step, patience=7200))
