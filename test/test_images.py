@@ -228,3 +228,16 @@ def test_images_of_16_and_32_bits_keep_pillows_bytes_and_are_said(tmp_path: Path
 )
 def test_what_becomes_of_values_that_do_not_fit(values: np.ndarray, expected: str) -> None:
     assert clipped_to(Image.fromarray(values)) == expected
+
+
+@pytest.mark.parametrize("suffix, kind", [(".tga", "TGA"), (".dib", "DIB")])
+def test_a_format_without_a_mark_is_known_only_by_its_suffix(
+    suffix: str, kind: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "src"
+    folder.mkdir()
+    pattern(32, 32).save(str(folder / f"good{suffix}"), kind)
+    (folder / "damaged.jpg").write_bytes((folder / f"good{suffix}").read_bytes())
+    said = prepare_refused(folder, tmp_path / "prep", *WHOLE)
+    assert said.startswith("bad image damaged.jpg: not an image, or in no format known here\n")
+    assert list(prepared_sources(tmp_path / "prep")) == [f"good{suffix}"]

@@ -153,9 +153,10 @@ def expected_pixels(folder: Path) -> Dict[str, str]:
     expected = {}
     for path in sorted(folder.iterdir()):
         try:
-            from common.data.pixels import FORMATS, MOST_PIXELS
+            from common.data.pixels import MOST_PIXELS, known_formats
 
-            image: Any = Image.open(str(path), formats=FORMATS)
+            formats = known_formats(path.suffix.lower())
+            image: Any = Image.open(str(path), formats=formats)
             side = int(ground.SIDE / 0.875)
             width, height = image.size
             short, long = min(width, height), max(width, height)

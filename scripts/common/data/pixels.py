@@ -23,9 +23,10 @@ from PIL import Image, UnidentifiedImageError
 # Formats of photos, as far as the installed Pillow reads them. Only these: for EPS, Pillow would
 # run Ghostscript. HEIF and JXL are there for a Pillow that reads them one day.
 FORMATS = (
-    *("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF", "TGA"),
-    *("HEIF", "JXL"),
+    *("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF", "HEIF", "JXL"),
 )
+# These have no mark at their beginning, so anything could be one of them: only by the suffix.
+UNMARKED = {".tga": "TGA", ".dib": "DIB"}
 WIDE = ("I", "F")  # how the modes begin whose values do not fit 8 bits
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 BYTES = {"float32": 4, "uint8": 1}  # of one value
@@ -101,11 +102,12 @@ def network_input(pixels: np.ndarray, dtype: str, evaluation: Evaluation) -> byt
     return normalise(planes, evaluation).tobytes()
 
 
-@functools.lru_cache(maxsize=1)
-def known_formats() -> Tuple[str, ...]:
-    """Those of FORMATS that the installed Pillow reads."""
+@functools.lru_cache(maxsize=None)
+def known_formats(suffix: str) -> Tuple[str, ...]:
+    """The formats of a file with this suffix, as far as the installed Pillow reads them."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    names = [*FORMATS, UNMARKED.get(suffix, "")]
+    return tuple(name for name in names if name in Image.OPEN)
 
 
 def clipped_to(image: Image.Image) -> str:
@@ -129,18 +131,22 @@ def convert(
 
 
 def convert_image(
-    file: BinaryIO, evaluation: Evaluation, dtype: str, fast: Optional[Convert] = None
+    file: BinaryIO,
+    evaluation: Evaluation,
+    dtype: str,
+    fast: Optional[Convert] = None,
+    suffix: str = "",
 ) -> Converted:
     """An image as the content of its .bin.
 
-    fast: see fast_path(); takes a JPEG if it can.
+    fast: see fast_path(); takes a JPEG if it can. suffix: of its file, in small letters.
     Raises: any exception of Pillow for a bad image; ValueError for one of too many pixels.
     """
     is_small = file.seek(0, os.SEEK_END) < FAST_LIMIT
     file.seek(0)
     data = file.read() if is_small else b""
     stream = io.BytesIO(data) if is_small else file
-    image = Image.open(stream, formats=known_formats())  # only the header
+    image = Image.open(stream, formats=known_formats(suffix))  # only the header
     width, height = resized_size(image.width, image.height, evaluation)
     after_first_pass = width * image.height
     if max(image.width * image.height, after_first_pass, width * height) > MOST_PIXELS:
@@ -180,7 +186,7 @@ def convert_file(
             raise ValueError("not a regular file")
         if status.st_size == 0:
             raise ValueError("empty")
-        return convert_image(file, evaluation, dtype, fast), status
+        return convert_image(file, evaluation, dtype, fast, suffix), status
 
 
 def reason(error: Exception) -> str:
