@@ -281,6 +281,22 @@ def describe_source(source: Source) -> Dict[str, Any]:
     return {name: value for name, value in values.items() if value not in ([], None)}
 
 
+def metadata(about: Dict[str, Any], how: Dict[str, Any], made_by: record.Recipe) -> Dict[str, str]:
+    """The metadata of the ONNX file, which are all texts.
+
+    about: of the network; how: of the evaluation; both are notes of the record too.
+    """
+    properties = dict(
+        about,
+        lineage_told=str(about["lineage_told"]),
+        tool=made_by.row["tool"],
+        version=cli.VERSION,
+    )
+    for name, value in (*how.items(), ("options", made_by.row["options"])):
+        properties[name] = json.dumps(value, sort_keys=True)
+    return properties
+
+
 def export(arguments: argparse.Namespace, made_by: record.Recipe) -> int:
     """Write the ONNX file and its record; returns the file's size in bytes.
 
@@ -309,15 +325,7 @@ def export(arguments: argparse.Namespace, made_by: record.Recipe) -> int:
     say_remarks(beside, arguments.checkpoint)
     # for the size of this file
     how = evaluation.of_fields(dict(source.claims.evaluation, img_size=img_size)).notes()
-    properties = dict(
-        about,
-        lineage_told=str(seen.lineage_is_known),  # all metadata of an ONNX file are texts
-        tool=made_by.row["tool"],
-        version=cli.VERSION,
-    )
-    for name, value in (*how.items(), ("options", made_by.row["options"])):
-        properties[name] = json.dumps(value, sort_keys=True)
-    onnx.helper.set_model_props(model, properties)
+    onnx.helper.set_model_props(model, metadata(about, how, made_by))
     kinds = Counter(node.op_type for node in model.graph.node)
     counts = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
     print(f"graph: opset {arguments.opset}, {sum(kinds.values())} nodes: {counts}")

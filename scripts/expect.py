@@ -215,7 +215,8 @@ def other_lineages(run: Run, checkpoint: str) -> Iterator[Tuple[str, Infer]]:
     tried = [run.notes.get("lineage")]
     if STEM_TODAY in tensors:
         tried = ["miil", "miil-bn"]  # the same network, if the weights have timm 0.8's names
-    pool = str(run.notes.get("global_pool", POOLS[0]))
+    pool = run.notes.get("global_pool")
+    pool = pool if pool in POOLS else POOLS[0]
     for lineage in LINEAGES:
         if lineage in tried:
             continue

@@ -23,6 +23,7 @@ import torch
 from ascend.helpers import onnx_scores
 from conftest import SMALL, run_here, small_network
 from fill import fill
+from torch.optim import swa_utils
 
 import TResNet_pth2onnx as export
 
@@ -93,6 +94,7 @@ def test_arrays_and_tensors_among_the_options_are_numbers_too() -> None:
             in_chans=np.int64(3),
             class_map=np.zeros(3),
             model_kwargs={"drop_rate": torch.ones(2)},
+            crop_mode=torch.ones(1).expand(10**12),
         ),
         {},
         "m.pth",
@@ -101,6 +103,7 @@ def test_arrays_and_tensors_among_the_options_are_numbers_too() -> None:
         "img_size": 96,
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.25, 0.5),
+        "crop_mode": "'an array of shape [1000000000000]'",
     }
 
 
@@ -362,13 +365,13 @@ def test_another_object_of_torch_npu_is_refused_with_advice_that_helps(
 
 
 def test_the_averaged_model_of_torch_is_read_without_its_counter() -> None:
-    """torch.optim.swa_utils.AveragedModel itself makes the state dict."""
-    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 3))
+    """AveragedModel itself makes the state dict."""
+    averaged = swa_utils.AveragedModel(torch.nn.Linear(2, 3))
     averaged.update_parameters(torch.nn.Linear(2, 3))
     state = find_state_dict(averaged.state_dict(), "x.pth")
     assert (sorted(state.tensors), state.prefix) == (["bias", "weight"], "module.")
     assert state.averaged
-    fresh = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 3))
+    fresh = swa_utils.AveragedModel(torch.nn.Linear(2, 3))
     with pytest.raises(Refusal, match="were never updated .n_averaged is 0."):
         find_state_dict(fresh.state_dict(), "x.pth")
 

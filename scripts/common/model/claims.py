@@ -12,7 +12,7 @@ import re
 import types
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from common.core.cli import Refusal, shown
+from common.core.cli import Refusal, shown, some
 from common.core.names import POOLS
 from common.data import evaluation
 
@@ -28,6 +28,7 @@ KNOWN_OF_NETWORK = (
     "pretrained",
 )
 CHANNELS = ("in_chans", "chans")
+FEW_VALUES = 16  # no option of a training script is an array of more
 # {field: what it means if it is set, in words; "" for a value that changes nothing}
 Notes = Dict[str, Callable[[Any], str]]
 
@@ -84,13 +85,23 @@ def fields_of(source: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value without NumPy's and PyTorch's types; a tensor without values becomes its repr()."""
+    """A value without NumPy's and PyTorch's types; of a large array its shape."""
     if not hasattr(value, "tolist"):
         return value
+    if count_of(value.shape) > FEW_VALUES:  # a view of a tensor may claim any number of values
+        return f"an array of shape {list(value.shape)}"
     try:
         return value.tolist()
-    except (RuntimeError, NotImplementedError):
-        return repr(value)
+    except (RuntimeError, NotImplementedError):  # a tensor without values
+        return f"an array of shape {list(value.shape)}"
+
+
+def count_of(shape: Any) -> int:
+    """How many values an array of this shape has."""
+    count = 1
+    for side in shape:
+        count *= int(side)
+    return count
 
 
 def is_given(value: Any) -> bool:
@@ -102,7 +113,7 @@ def unknown_options(value: Any) -> str:
     names = [str(name) for name in options if name not in KNOWN_OF_NETWORK]
     if not names:
         return ""
-    return f"{', '.join(map(shown, names))}: this program builds the network without it"
+    return f"{some(names)}: this program builds the network without it"
 
 
 def other_order(value: Any) -> str:
