@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 from unittest import mock
 
 from common.ascend import chips
-from common.core import cli, options
+from common.core import cli, options, places
 from common.core.cli import Refusal
 from common.data import evaluation, prepared
 from common.model import quantisation
@@ -199,6 +199,24 @@ def test_a_program_refuses_a_contradiction_as_wrong_usage(tmp_path: Path) -> Non
     assert (
         "TResNet_postprocess.py: error: --min-top1 and --min-top5 are not for --multi-label" in said
     )
+
+
+# ---- some of the steps ---------------------------------------------------------------------------
+
+
+def test_what_a_step_needs_is_looked_at(tmp_path: Path) -> None:
+    """A name that the check does not have would never be missing."""
+    words = ["--backend", "ascend", "--precision", "int8", "--data", str(tmp_path)]
+    given = values("pipeline", [*words, "--workdir", str(tmp_path / "work")])
+    looked_at = {row.item for row in check.examine(given, check.locate(given)).rows}
+    assert set(itertools.chain.from_iterable(pipeline.NEEDS.values())) <= looked_at
+    data = check.locate(given)
+    for backend in ("cpu", "ascend"):
+        run = pipeline.Run(given, data, backend, "", places.checkout(), "", 0.0)
+        names = {step.word for step in pipeline.plan(run)}
+        judges = itertools.chain.from_iterable(pipeline.JUDGES.values())
+        used = {*pipeline.NEEDS, *pipeline.BEFORE_MODEL, *pipeline.AFTER_COMPILING, *judges}
+        assert used <= names
 
 
 # ---- importing changes nothing -------------------------------------------------------------------
