@@ -60,7 +60,7 @@ MODULES = (
     "common.results.plots common.results.figures common.model.graph common.model.network "
     "common.model.quantisation common.model.speed common.data.pixels"
 ).split()
-EVERY = {"tools": 2, "resources": 2}  # rounds in which a class has a try: its programs are slow
+EVERY = {"tools": 4, "resources": 3}  # rounds in which a class has a try: its programs are slow
 
 
 class Table:
