@@ -468,6 +468,9 @@ def test_ais_bench_is_started_with_the_contracts_words() -> None:
         ("910B4+310P3", [], "", "of different kinds"),
         ("910B4+310P3", [1, 2], "", "--device 2 (310P3) or --device 1 (910B4), or by"),
         ("fail", [], "Ascend310P3", "(--device 0,1 --soc-version NAME)"),
+        ("A3", None, "Ascend910", "Ascend910 is not the chip of this machine, which is Ascend910_"),
+        ("A3", None, "Ascend910_9392", ([0], "Ascend910", "Ascend910_9392")),
+        ("fail", None, "Ascend910", ([0], "910", "Ascend910")),
     ],
 )
 def test_which_devices_a_run_uses(

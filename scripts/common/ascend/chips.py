@@ -282,6 +282,17 @@ def the_chip(chips: List[Chip], devices: Sequence[int] = ()) -> Chip:
     return chips[chosen[0]]
 
 
+def check_shared(chips: List[Chip], soc: str) -> None:
+    """Refuse a soc version that is only the name that the chips share, if their own is known."""
+    for chip in chips:
+        if chip.soc and is_shared(chip.name) and soc_version(chip.name) == soc:
+            raise ChipProblem(
+                UNNAMED,
+                f"for atc {soc} is not the chip of this machine, which is {chip.soc}",
+                f"give --soc-version {chip.soc}, or leave it out",
+            )
+
+
 def choose_devices(wanted: Optional[List[int]], soc: str = "") -> Choice:
     """The devices of a run, and the name of their chip.
 
@@ -306,6 +317,8 @@ def choose_devices(wanted: Optional[List[int]], soc: str = "") -> Choice:
             f"--device {beyond[0]} was asked for, but there are {len(chips)}, numbered from 0"
             + (f" ({note})" if note else ""),
         )
+    if soc and is_shared(soc):
+        check_shared(chips, soc)
     every = range(len(chips))
     fitting = [device for device in every if soc in ("", chips[device].soc)]
     # names of one chip differ between npu-smi and atc: if none fits, the user knows
