@@ -25,6 +25,7 @@ import importlib
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -169,6 +170,7 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no class {', '.join(unknown)}; there are {', '.join(CLASSES)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # clear away, then end
     folder = Path(tempfile.mkdtemp(prefix="attack-", dir=os.environ.get("ATTACK_FOLDER")))
     try:
         library = faults.build(folder)

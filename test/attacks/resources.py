@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Tuple
 
+from common.core import cli
+
 from conftest import ROOT
 
 from attacks import bed as ground
@@ -52,6 +54,8 @@ def attack(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
     outcome = trial.judge_end(ended)
     if kill_is_fair and ended.status == -9:
         outcome = Outcome(trial.SENTENCE, "killed by the system for want of memory")
+    if ended.status == cli.CLOSED_PIPE and not ended.err:  # as `… | head` ends every program
+        outcome = Outcome(trial.SENTENCE, "nobody reads what it prints")
     if outcome.kind == trial.SURVIVED:
         outcome = trial.judge(ended, bed.products(step), bed.expected[step.name])
     for path in bed.here.glob("evil-*"):
