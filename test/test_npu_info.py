@@ -284,7 +284,11 @@ def test_operators_of_another_chip_are_named(tmp_path: Path) -> None:
     from common.ascend import cann
 
     with mock.patch.object(cann, "folders", return_value=[]):
-        assert cann.operators("Ascend310P3") == (False, "not looked for: no CANN was found", "")
+        assert cann.operators("Ascend310P3") == (
+            False,
+            "Ascend-cann-310p-ops was not looked for: no CANN was found",
+            "",
+        )
     assert cann.operators("") == (False, "not looked for: the chip is not known", "")
     folder = install_cann(tmp_path, "9.0.0", "Ascend-cann-910b-ops", "ascend910b")
     with mock.patch.dict(os.environ, ASCEND_TOOLKIT_HOME=str(folder)):

@@ -320,7 +320,7 @@ def test_the_cure_of_a_coded_error_is_named_too(tmp_path: Path) -> None:
         ]
         (operators,) = atc.cures(OF_8_5, "Ascend310P3")
         assert operators.startswith(
-            "the operators of Ascend310P3 are missing: Ascend-cann-310p-ops was not found in "
+            "atc needs the operators of Ascend310P3: Ascend-cann-310p-ops was not found in "
             f"{cann}, only Ascend-cann-910b-ops"
         )
         assert list(atc.cures(OF_8_5, "Ascend910B4")) == [], "they are there"

@@ -101,8 +101,9 @@ def cures(text: str, soc: str) -> Iterator[str]:
         else:
             yield f"python3 lacks {module}: pip3 install {DISTRIBUTIONS.get(module, module)}"
     operators = cann.operators(soc)
-    if needs_operators and operators.advice:
-        yield f"the operators of {soc} are missing: {operators.state}; {operators.advice}"
+    if needs_operators and not operators.there:
+        state = "; ".join(filter(None, [operators.state, operators.advice]))
+        yield f"atc needs the operators of {soc}: {state}"
 
 
 def how_it_ended(status: int, batch_size: int) -> str:

@@ -159,7 +159,7 @@ def operators(soc: str) -> Operators:
     except LookupError:
         return Operators(False, f"not looked for: {soc or 'the chip'} is not known")
     if not folder:
-        return Operators(False, "not looked for: no CANN was found")
+        return Operators(False, f"{wanted.package_name(())} was not looked for: no CANN was found")
     kernels = f"{folder}/{KERNELS}/{wanted.folder}"
     with contextlib.suppress(OSError):
         if os.listdir(kernels):
