@@ -1,5 +1,6 @@
 """Which files of a folder are images: none vanishes, and what is passed over is said."""
 
+import errno
 import os
 import re
 from collections import Counter
@@ -12,6 +13,8 @@ from common.data.pixels import clipped_to
 
 import numpy as np
 import pytest
+from attacks import faults
+from conftest import run
 from pictures import fill, labels_of, pattern, prepare, prepare_refused
 from PIL import Image
 from records import prepared_sources
@@ -241,3 +244,23 @@ def test_a_format_without_a_mark_is_known_only_by_its_suffix(
     said = prepare_refused(folder, tmp_path / "prep", *WHOLE)
     assert said.startswith("bad image damaged.jpg: not an image, or in no format known here\n")
     assert list(prepared_sources(tmp_path / "prep")) == [f"good{suffix}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["list", "stat"])
+def test_a_folder_that_a_bad_disk_does_not_give_is_named(kind: str, tmp_path: Path) -> None:
+    """The preloaded library fails the system's calls on the folder with EIO, as a bad disk does."""
+    library = faults.build(tmp_path)
+    if not library:
+        pytest.skip("the library needs a C compiler")
+    folder = fill(tmp_path / "src", ["a.png", "lost/b.png"])
+    page = faults.Page(tmp_path / "order")
+    below = str(folder / "lost")
+    page.give(faults.Order(below, [kind], nth=1, error=errno.EIO, lasting=True))
+    environment = {"LD_PRELOAD": str(library), faults.VARIABLE: str(page.path)}
+    words = (folder, tmp_path / "prep", "--img-size", 32, "-j", 1)
+    done = run("TResNet_preprocess.py", *words, env=environment)
+    assert page.fired and done.returncode == 1
+    assert done.stderr.startswith("bad image lost: folder cannot be read: Input/output error\n")
+    done = run("TResNet_preprocess.py", *words, "--skip-bad", env=environment)
+    assert done.returncode == 0 and "1 image in" in done.stdout
