@@ -11,7 +11,7 @@
 Takes the first of these: a finished `.venv`; the Python that runs this script, if it has all
 packages; a new `.venv`, which pip fills. An interrupted set-up leaves no finished `.venv`, so the
 next call repairs it. If the environment variable PYTHON names another Python, the folder is
-`.venv-3.7` and so on. The set-up also compiles the C files.
+`.venv-3.7` and so on. The set-up also compiles the C files and fetches the names of the classes.
 Prints only the interpreter's path to stdout; messages go to stderr, with pip's output if it fails.
 Runs on a bare Python 3.7 or newer.
 """
@@ -23,7 +23,7 @@ from common.core import cli
 if __name__ == "__main__":
     cli.start()  # before imports that may fail
 
-from common.core import environment, options
+from common.core import environment, files, options
 from common.core.cli import shown
 from common.core.packages import Source, say
 from common.data import class_names
@@ -51,7 +51,7 @@ def main() -> None:
         return
     place = environment.choose(arguments.venv, requirements=requirements)
     python = environment.python(place, requirements, arguments.offline, arguments.dry_run)
-    if arguments.offline and not arguments.dry_run:
+    if not arguments.dry_run and not files.unusable(place.base):
         class_names.fetch(IMAGENET_CLASSES, place, Source(python, arguments.offline))
     print(python)
 

@@ -51,4 +51,8 @@ chmod 750 "$root/data"
 within root bash -c 'cd /data && bash /opt/tresnet/scripts/pipeline.sh --workdir as-root'
 chown -R 1234:1234 "$root/data"
 within 1234:1234 bash -c 'cd /data && bash /opt/tresnet/scripts/pipeline.sh --workdir as-user'
+if [[ -e $root/data/tresnet-venv ]]; then
+    echo "the image's environment was not used: another one was made beside the work folder" >&2
+    exit 1
+fi
 echo "the container recipe works as root and as a user"

@@ -21,6 +21,8 @@ from conftest import ROOT
 
 pytestmark = pytest.mark.slow
 DEVNULL = subprocess.DEVNULL
+UMASK = os.umask(0o022)
+os.umask(UMASK)
 REQUIREMENTS = (
     "iniconfig==1.1.1  # small, and too old to be anywhere already\n"
     "nothing-for-you; python_version < '3.0'\n"
@@ -90,6 +92,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, List[str]]:
     said = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     assert {out for out, _ in said} == {str(clone / ".venv" / "bin" / "python") + "\n"}
+    rights = (clone / ".venv" / "finished").stat().st_mode & 0o777
+    assert rights == 0o644 & ~UMASK, "other users of the checkout see that it is finished"
     return clone, [error for _, error in said]
 
 

@@ -152,7 +152,7 @@ def collect(folder: str, requirements: Sequence[str]) -> None:
     for name in sorted(os.listdir(folder)):
         if name.endswith((".whl", ".tar.gz", ".zip")):
             sums[name] = recipe.sha256(os.path.join(folder, name))
-    files.write_whole(list_path, json.dumps({"files": sums}, indent=1).encode(), durable=True)
+    files.write_whole(list_path, json.dumps({"files": sums}, indent=1).encode(), True, files.SHARED)
 
 
 # ---- the environment's folder --------------------------------------------------------------------
@@ -276,7 +276,7 @@ def make_bare(place: Place, source: Source) -> None:
     say(f"making {place.venv} for Python {sys.version.split()[0]} (a few minutes, once)")
     os.makedirs(place.venv, exist_ok=True)
     begun = os.path.join(place.venv, BEGUN)
-    files.write_whole(begun, b"a set-up has begun to fill this folder\n")
+    files.write_whole(begun, b"a set-up has begun to fill this folder\n", mode=files.SHARED)
     system = ["--system-site-packages"] if host_torch() else []
     new_venv(place.venv, *system)
     if sys.version_info < (3, 8):  # its pip does not know today's names of wheels
@@ -321,7 +321,7 @@ def make(place: Place, requirements: Sequence[str], offline: Optional[str]) -> N
     if from_host:
         lines.add(f"{BORROWED}{from_host}\n")
     stamp_path = os.path.join(path, STAMP)
-    files.write_whole(stamp_path, "".join(sorted(lines)).encode(), durable=True)
+    files.write_whole(stamp_path, "".join(sorted(lines)).encode(), True, files.SHARED)
     say(f"{path} is ready after {time.time() - start:.0f} s")
 
 

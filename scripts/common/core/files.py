@@ -23,6 +23,7 @@ BLOCK = 4096  # bytes; a file takes up whole blocks of the disk
 ENTRY = 256  # bytes that a file's entry in a folder takes up, about
 CHUNK = 1 << 20  # bytes that are read at a time where a file is not needed in one piece
 MODE = 0o640  # of files that are made; the umask can only take rights away
+SHARED = 0o644  # of those that the set-up makes for all users of the checkout
 PART = re.compile(r"(.+)\.[0-9a-f]{8}\.part", re.DOTALL)  # FILE.XXXXXXXX.part
 
 Stamp = Tuple[int, int, int]  # size in bytes, time of the last modification and of the last change
@@ -44,9 +45,9 @@ def part_path(path: str) -> str:
     return f"{path}.{os.urandom(4).hex()}.part"
 
 
-def create(path: str) -> int:
+def create(path: str, mode: int = MODE) -> int:
     """Make a new file and open it for writing. Raises: FileExistsError if the name is taken."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
 
 @contextlib.contextmanager
@@ -62,14 +63,14 @@ def removed_on_error(part: str, path: str) -> Iterator[None]:
         raise
 
 
-def write_part(path: str, data: Any, durable: bool = False) -> str:
+def write_part(path: str, data: Any, durable: bool = False, mode: int = MODE) -> str:
     """Write a part of the file `path`. Returns: the path of the part.
 
     data: bytes or any contiguous buffer. durable: wait until the disk has it.
     Raises: OSError; then the part is removed.
     """
     part = part_path(path)
-    file = create(part)
+    file = create(part, mode)
     with removed_on_error(part, path):
         try:
             append(file, data)
@@ -80,14 +81,14 @@ def write_part(path: str, data: Any, durable: bool = False) -> str:
     return part
 
 
-def write_whole(path: str, data: Any, durable: bool = False) -> Stamp:
+def write_whole(path: str, data: Any, durable: bool = False, mode: int = MODE) -> Stamp:
     """Write a file that appears whole under its name or not at all.
 
     data: bytes or any contiguous buffer.
     durable: it is on the disk before it appears, so that a power loss cannot leave it empty.
     Returns: its stamp(). Raises: OSError; then the part is removed.
     """
-    part = write_part(path, data, durable)
+    part = write_part(path, data, durable, mode)
     with removed_on_error(part, path):
         os.replace(part, path)
     return stamp(os.lstat(path))  # not before: the renaming sets the time of the change

@@ -71,7 +71,8 @@ def fetch(
         (kept_names(classes, place), [name_of[wnid] for wnid in wnids]),
     ):
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        files.write_whole(path, "".join(word + "\n" for word in words).encode("utf-8"))
+        text = "".join(word + "\n" for word in words)
+        files.write_whole(path, text.encode("utf-8"), mode=files.SHARED)
 
 
 def training_order(wnids: Iterable[str], source: str) -> Numbers:
