@@ -26,10 +26,19 @@ import onnxruntime
 import pytest
 import torch
 from ascend.helpers import onnx_scores
-from conftest import GOLDEN, ROOT, SMALL, refusal, run_here, sha256, small_network
+from conftest import (
+    GOLDEN,
+    ROOT,
+    SMALL,
+    copy_products,
+    refusal,
+    run_here,
+    sha256,
+    small_network,
+)
 from fill import fill
 from make_sample import load_images
-from records import change_recipe, rows_of
+from records import change_recipe, change_rows, rows_of
 
 import TResNet_pth2onnx as export
 
@@ -696,3 +705,21 @@ def test_wrong_usage(arguments: Any, status: int, words: str, tmp_path: Path) ->
 def test_an_output_folder_that_is_not_there_is_named(small: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="cannot be written"):
         export_small(small, tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_a_record_that_does_not_say_what_the_network_is_is_not_believed(
+    small_sample: Path, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Somebody else may have written it: the model is exported again."""
+    copy_products(small_model, tmp_path / "copy")
+    path = tmp_path / "copy" / "tresnet.onnx.record.jsonl"
+    words = [small_sample / "model_best.pth.tar", path.with_name("tresnet.onnx"), "--img-size", 64]
+    with small_network():
+        run_here(export.main, *words)
+        assert "is up to date: tresnet_m, 1000 classes" in capsys.readouterr().out
+        change_rows(path, lambda rows: [row.pop("notes", None) for row in rows])
+        run_here(export.main, *words)
+        assert "verified: ONNX Runtime differs" in capsys.readouterr().out
+        run_here(export.main, *words)
+        assert "is up to date: tresnet_m, 1000 classes" in capsys.readouterr().out
