@@ -279,7 +279,8 @@ def known_figures(parts: Parts, report: Dict[str, Any], k: int, say: Say) -> Lis
     """Published figures for this network and data set, in words."""
     expect = parts["expect"].get("published") or {}
     values: List[Tuple[Any, Optional[float]]] = []
-    if expect.get(f"top{k}"):
+    is_own = parts["expect"].get("name") == published.CHECKPOINT  # that is said elsewhere
+    if expect.get(f"top{k}") and not is_own:
         values = [(parts["expect"].get("name"), expect[f"top{k}"])]
     elif (report["counts"]["evaluated"], report["classes"]) == (published.VALIDATION_IMAGES, 1000):
         network = parts["network"]
@@ -688,15 +689,17 @@ def remarks(page: Dict[str, Any], parts: Parts, say: Say) -> List[str]:
         points.append(
             say("same_answer_for", first=first, second=second, share=same, n=compared["images"])
         )
+    own = [row.sentence(say) for row in claimed.compare(network, parts["acc_report"])]
     if expect:
+        is_own = expect.get("name") == published.CHECKPOINT and own
         key = "published_within" if expect.get("within") else "published_not_within"
-        sentence_on_it = say(key, name=expect.get("name"))
+        sentence_on_it = own.pop(0) if is_own else say(key, name=expect.get("name"))
         if expect.get("cause"):
             sentence_on_it = say("likely_cause", sentence=sentence_on_it, cause=expect["cause"])
         points.append(sentence_on_it)
     if lineage_is_assumed(network):
         points.append(say("lineage_assumed", lineage=network["lineage"]))
-    points += [row.sentence(say) for row in claimed.compare(network, parts["acc_report"])]
+    points += own
     points += [say("claim_remark", remark=remark) for remark in claims.remarks_of(network)]
     if is_int8_slower(parts):
         points.append(say("int8_slower"))

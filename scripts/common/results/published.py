@@ -52,12 +52,17 @@ EXPECTED: Dict[str, Weights] = {
 }
 
 
+# Instead of one of these: the accuracy that the checkpoint says it had (model/claims).
+CHECKPOINT = "checkpoint"
+NAMES = sorted([*EXPECTED, CHECKPOINT])
+
+
 def check_classes(name: str, classes: int) -> None:
     """Raises: Refusal if the figure of this name cannot be about a network of so many classes.
 
     One class more is allowed: "background".
     """
-    if classes not in (CLASSES, CLASSES + 1):
+    if name != CHECKPOINT and classes not in (CLASSES, CLASSES + 1):
         raise Refusal(
             f"the figure {name} is about ImageNet's {CLASSES:,} classes, but the network has "
             f"{classes:,}; leave out --expect"
