@@ -206,7 +206,8 @@ TABLE = (
     option(
         "--data DIR",
         folder,
-        "folder with val_union/ (images) and val_label.txt, or with class folders in val/; or "
+        "folder with val_union/ (images) and val_label.txt, or with class folders in val/ or "
+        "directly inside; or "
         "ImageNet as it comes (archives, Kaggle's tree, Parquet: docs/data.md) (default: "
         "sample data)",
     ),
