@@ -44,7 +44,7 @@ if __name__ == "__main__":
 from common.core import options, record
 from common.core.cli import Refusal, shown, some
 from common.core.files import make_folder, read_regular
-from common.core.names import ordered, other_order
+from common.core.names import CLASS_ORDERS, ordered, other_order
 from common.data import class_names, evaluation, prepared
 from common.data.labels import (
     check_folders,
@@ -366,10 +366,13 @@ def older_results(prep: str, results: Dict[str, str], written: Dict[str, int]) -
 def folder_order(labels: str) -> FolderOrder:
     """The class folders whose order numbers these labels, as the prepared folder knows them."""
     about = prepared.read(os.path.dirname(os.path.abspath(labels)))
-    source, names = str(about.settings.get("source")), about.about.get("class_folders")
-    if os.path.basename(labels) != prepared.LABELS or not names:
+    source = str(about.settings.get("source"))
+    names: Any = about.about.get("class_folders")
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if os.path.basename(labels) != prepared.LABELS or not are_names:
         return FolderOrder(source)
-    return FolderOrder(source, names, str(about.about.get("class_order")))
+    order = about.about.get("class_order")  # earlier versions knew one order only
+    return FolderOrder(source, names, order if order in CLASS_ORDERS else CLASS_ORDERS[0])
 
 
 def number_of_classes(path: str, model: str, prep: Optional[str]) -> int:

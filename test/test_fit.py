@@ -10,6 +10,7 @@ from common.data import evaluation
 import numpy as np
 import pytest
 from pictures import fill, prepare
+from records import change_rows
 from test_postprocess import (
     accuracy,
     call,
@@ -194,3 +195,19 @@ def test_what_is_made_from_a_model_knows_its_classes_and_evaluation(tmp_path: Pa
     model = write_model(tmp_path, 12, **notes)
     assert evaluation.notes_of(str(model)) == {**notes, "num_classes": "12"}
     assert evaluation.notes_of(str(tmp_path / "another.onnx")) == {}
+
+
+@pytest.mark.parametrize("about", [{}, {"class_order": "backwards"}, {"class_order": ["text"]}])
+def test_a_folder_of_an_earlier_version_was_numbered_in_natural_order(
+    about: Dict[str, Any], tmp_path: Path
+) -> None:
+    prep = folders_and_results(tmp_path, [f"c{number}" for number in range(1, 13)])
+
+    def change(rows: List[Any]) -> None:
+        del rows[0]["about"]["class_order"]
+        rows[0]["about"].update(about)
+
+    change_rows(prep / "manifest.jsonl", change)
+    main(tmp_path / "result", prep / "val_label.txt", tmp_path, "acc.json", "--prep", prep)
+    assert report(tmp_path)["class_order"] == "natural"
+    assert report(tmp_path)["class_orders"] == {"natural": 24, "text": 2}
