@@ -31,7 +31,7 @@ from common.core import options, processor
 from common.core.cli import Refusal, counted, shown
 from common.data.inputs import read_batch
 from common.model import calibration, onnx_file, operators, quantisation
-from common.model.calibration import METHODS, SCALES, Quantiser, Speed, Tried, Variant
+from common.model.calibration import SCALES, Quantiser, Speed, Tried, Variant
 from common.results.summary import speed_words
 
 import numpy as np
@@ -63,7 +63,14 @@ def variants(arguments: argparse.Namespace, are_enough: bool) -> List[Variant]:
     if arguments.quant_bits:
         bits = [int(arguments.quant_bits)]
     scales = [arguments.quant_scales] if arguments.quant_scales else list(SCALES)
-    ranges = [arguments.quant_ranges] if arguments.quant_ranges else list(METHODS)
+    ranges = calibration.methods_here()
+    if arguments.quant_ranges:
+        if arguments.quant_ranges not in ranges:
+            raise Refusal(
+                f"this ONNX Runtime needs the package scipy for --quant-ranges "
+                f"{arguments.quant_ranges}; install it, or leave the option out"
+            )
+        ranges = [arguments.quant_ranges]
     ways = [Variant(*values) for values in itertools.product(bits, scales, ranges)]
     return ways if are_enough else ways[:1]
 
@@ -101,6 +108,12 @@ def make(
     model = onnx_file.load(task.arguments.model)
     groups = quantisation.groups_of(model)
     quantiser = Quantiser(model, task.chosen, task.single)
+    ways = [way for way in ways if quantiser.can_make(way)]
+    if not ways:
+        raise Refusal(
+            "this ONNX Runtime cannot make weights of 7 bits with a scale per tensor; leave out "
+            "--quant-scales or --quant-bits, or install a later one"
+        )
     batch = read_batch(task.paths[: task.several.batch_size], task.several)
     choice = choose(task, model, quantiser, ways, batch)
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 from unittest import mock
 
 from common.core import processor, record
@@ -25,7 +25,6 @@ from conftest import refusal
 from onnx import TensorProto, helper, numpy_helper
 from trained import IMAGES, UNSEEN, draw
 
-pytestmark = pytest.mark.slow  # the network is trained first
 WITH, WITHOUT = Processor("CPU one", "avx512_vnni"), Processor("CPU two", "")
 NO_MEMORY = "there is not enough memory; free some, or take a smaller batch or fewer workers"
 PINNED = ("--quant-scales", "channel", "--quant-ranges", "minmax")
@@ -139,6 +138,28 @@ def largest_weight(path: Path) -> int:
     return max(int(np.abs(array.astype(int)).max()) for array in weights)
 
 
+@pytest.mark.slow
+def test_a_way_whose_weights_do_not_keep_to_their_bits_is_not_taken(
+    trained: Path, tmp_path: Path
+) -> None:
+    """As ONNX Runtime 1.14, which ignores 7 bits with a scale per tensor."""
+    make = Quantiser.make
+
+    def ignore_bits(self: Quantiser, variant: Variant, left: Sequence[str] = ()) -> Any:
+        bits = 8 if variant.scales == "tensor" else variant.bits
+        return make(self, variant._replace(bits=bits), left)
+
+    with mock.patch.object(Quantiser, "make", ignore_bits):
+        words = ("--quant-bits", 7, "--quant-ranges", "minmax", "--images", 8)
+        done = quantise(trained, tmp_path, "int8", *words)
+        assert done.returncode == 0, done.stderr
+        assert "weights of 7 bits, a scale per channel, ranges by minmax" in done.stdout
+        done = quantise(trained, tmp_path, "other", *words, "--quant-scales", "tensor")
+    assert done.returncode == 1
+    assert "cannot make weights of 7 bits with a scale per tensor" in done.stderr
+
+
+@pytest.mark.slow
 def test_weights_of_seven_bits_stay_within_64(models: Path) -> None:
     assert largest_weight(models / "seven.onnx") == 64
     assert largest_weight(models / "eight.onnx") == 127
@@ -147,6 +168,7 @@ def test_weights_of_seven_bits_stay_within_64(models: Path) -> None:
         assert json.loads((models / f"{name}.json").read_text())["weight_bits"] == bits
 
 
+@pytest.mark.slow
 def test_a_cpu_without_exact_products_gets_seven_bits_and_is_told(
     trained: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +184,7 @@ def test_a_cpu_without_exact_products_gets_seven_bits_and_is_told(
     assert "weights of 8 bits; this CPU adds products exactly (avx512_vnni)" in done.stdout
 
 
+@pytest.mark.slow
 def test_another_cpu_is_warned_of_a_model_that_it_does_not_compute_exactly(
     trained: Path, models: Path, tmp_path: Path
 ) -> None:
@@ -197,6 +220,7 @@ def exact_outputs(path: Path, images: np.ndarray) -> np.ndarray:
     return np.asarray(result)
 
 
+@pytest.mark.slow
 def test_int8_answers_as_float32_and_as_the_file_computed_exactly(
     trained: Path, models: Path
 ) -> None:
@@ -212,6 +236,7 @@ def test_int8_answers_as_float32_and_as_the_file_computed_exactly(
             assert min(map(cosine_similarity, int8, exact)) > 0.995
 
 
+@pytest.mark.slow
 def test_openvino_runs_the_int8_file_with_the_same_answers(models: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
     images = draw(IMAGES, UNSEEN).images
@@ -250,6 +275,7 @@ def test_of_the_ways_within_the_best_ones_interval_the_fastest_is_taken() -> Non
     assert lines[2].startswith("why: 1 way within the interval") and "but not among" in lines[2]
 
 
+@pytest.mark.slow
 def test_the_trial_says_in_three_lines_what_it_took(trained: Path, tmp_path: Path) -> None:
     done = quantise(trained, tmp_path, "int8", "--images", 20, "--quant-scales", "channel")
     assert done.returncode == 0, done.stderr
@@ -279,6 +305,7 @@ def test_a_models_speed_is_measured_in_turns() -> None:
     assert measured.batch_size == 4 and len(measured.ratios("a", "b")) == calibration.ROUNDS
 
 
+@pytest.mark.slow
 def test_a_calibration_runs_once_for_all_models_that_need_it(trained: Path) -> None:
     model = onnx_file.load(str(trained / "tresnet.onnx"))
     described = onnx_file.describe(str(trained / "tresnet.onnx"))
@@ -318,6 +345,7 @@ def test_with_a_thousand_images_one_half_chooses_and_the_other_one_judges() -> N
     assert said[1].startswith("int8 with 1 layer put back to float loses 10.00 points of Top-1 (")
 
 
+@pytest.mark.slow
 def test_the_images_that_judge_calibrate_nothing(trained: Path, tmp_path: Path) -> None:
     words = ["--calibrate", str(trained / "in"), "--labels", str(trained / "labels.txt")]
     arguments = quantisation.parser("", 100).parse_args(
@@ -417,6 +445,7 @@ def test_a_figure_of_imagenet_is_not_for_twelve_classes() -> None:
 # ---- models that nobody can run ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_that_asks_for_terabytes_is_refused_in_one_sentence(tmp_path: Path) -> None:
     """A constant of 4 TB, which a file of 300 bytes can ask for."""
     shape = numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "shape")

@@ -6,6 +6,7 @@ the fastest whose agreement with float32 is within the interval of the best one'
 
 import contextlib
 import copy
+import importlib.util
 import inspect
 import io
 import logging
@@ -28,6 +29,7 @@ OPSET = 13  # the first whose (de)quantisation has a scale per channel
 METHODS = ("minmax", "entropy", "percentile")  # by which a tensor's range is found
 SCALES = ("channel", "tensor")  # a scale for each output channel of the weights, or one for all
 BITS = (7, 8)  # of the weights
+SEVEN_BITS = 64  # the largest magnitude of such weights: -64 to 63, or -64 to 64
 AT_ONCE = 4  # images whose tensors the calibration keeps in memory
 # Images for entropy and percentile: they count every value of every tensor, half a second each.
 HISTOGRAM_IMAGES = 32
@@ -93,6 +95,7 @@ class Quantiser:
         # ONNX Runtime's own mark of a model with shapes; without it, it infers them each time.
         onnx.helper.set_model_props(self.model, {**about, "onnx.infer": "onnxruntime.quant"})
         self.ranges: Dict[str, Any] = {}  # {method: what the calibration found}
+        self.keeps_bits: Dict[str, bool] = {}  # {scales: whether 7 bits are kept}
 
     def calibrate(self, method: str) -> Any:
         """The ranges of all tensors, as ONNX Runtime's quantiser takes them."""
@@ -171,6 +174,33 @@ class Quantiser:
             quantiser = QDQQuantizer(**given)
             quantiser.quantize_model()
         return quantiser.model.model
+
+    def can_make(self, variant: Variant) -> bool:
+        """Whether this ONNX Runtime keeps to the bits: 1.14 ignores 7 of them per tensor."""
+        if variant.bits == max(BITS):
+            return True
+        if variant.scales not in self.keeps_bits:
+            largest = largest_weight(self.make(variant))
+            self.keeps_bits[variant.scales] = largest <= SEVEN_BITS
+        return self.keeps_bits[variant.scales]
+
+
+def largest_weight(model: onnx.ModelProto) -> int:
+    """The largest magnitude among the int8 weights of a model."""
+    largest = 0
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.int16)
+            largest = max(largest, int(np.abs(values).max()))
+    return largest
+
+
+def methods_here() -> List[str]:
+    """The METHODS that can be used: early ONNX Runtimes need SciPy for entropy."""
+    from onnxruntime.quantization import calibrate
+
+    has_entropy = hasattr(calibrate, "entropy") or importlib.util.find_spec("scipy") is not None
+    return [method for method in METHODS if method != "entropy" or has_entropy]
 
 
 def operator_types() -> List[str]:
