@@ -128,7 +128,7 @@ def make(
         """Each group alone, in the arithmetic that will run here."""
 
         def logits_of(group: str) -> np.ndarray:
-            others = [name for other in groups if other != group for name in groups[other]]
+            others = quantisation.names_without(groups, group)
             return operators.logits_of(quantiser.make(choice.variant, others))(images)
 
         return quantisation.costs_of(groups, operators.logits_of(model)(images), logits_of)

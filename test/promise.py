@@ -50,7 +50,7 @@ def spoil(model: onnx.ModelProto) -> None:
     makes it; a LeakyReLU stands between them.
     """
     nodes = {node.name: node for node in model.graph.node}
-    maker = {output: node for node in model.graph.node for output in node.output}
+    maker = {node.output[0]: node for node in model.graph.node}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def scale(name: str, channel: Any, factor: float) -> None:
@@ -93,7 +93,7 @@ def make_world(model: onnx.ModelProto, folder: Path, seed: int, population: trai
     images = drawn.images[: quantisation.RANKED]
 
     def logits_of(group: str) -> np.ndarray:
-        others = [name for other in groups if other != group for name in groups[other]]
+        others = quantisation.names_without(groups, group)
         return operators.logits_of(quantiser.make(VARIANT, others))(images)
 
     cost = quantisation.costs_of(groups, operators.logits_of(model)(images), logits_of)

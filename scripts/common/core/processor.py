@@ -6,6 +6,7 @@ cannot exceed it: 2 · 255 · 64 = 32,640. Standard library only.
 Source: MLAS in ONNX Runtime, platform.cpp and qgemm_kernel_avx2.cpp.
 """
 
+import contextlib
 import functools
 import os
 import platform
@@ -47,9 +48,11 @@ def described(text: str, machine: str) -> Processor:
 
 @functools.lru_cache(maxsize=None)
 def this() -> Processor:
-    """The processor of this machine."""
-    with open(CPUINFO, encoding="utf-8", errors="replace") as file:
-        return described(file.read(), os.uname().machine)
+    """The processor of this machine; where the system does not describe it, one without flags."""
+    text = ""
+    with contextlib.suppress(OSError), open(CPUINFO, encoding="utf-8", errors="replace") as file:
+        text = file.read()
+    return described(text, os.uname().machine)
 
 
 def warn_of(metadata: Mapping[str, str]) -> None:

@@ -84,6 +84,11 @@ def float_on_card(model: onnx.ModelProto) -> Dict[str, str]:
     return left
 
 
+def names_without(groups: Groups, group: str) -> List[str]:
+    """The operators of all groups but one."""
+    return [*itertools.chain(*(names for other, names in groups.items() if other != group))]
+
+
 def words_of(groups: Sequence[str]) -> str:
     """Groups in words: "2 layers and all other operators"; "" for none."""
     layer_count = sum(group != OTHERS for group in groups)

@@ -153,6 +153,16 @@ def speed_lines(workdir: str, made: Collection[str]) -> List[Tuple[str, str]]:
     return lines
 
 
+def accuracies(workdir: str, backend: str, is_int8: bool) -> List[Tuple[str, str]]:
+    """The lines of acc.json; of int8 with the accuracy of what it was made from."""
+    now = accuracy(workdir, ACCURACY.name)
+    if not is_int8:
+        return list(now.items())
+    other = precision_before(backend)
+    before = accuracy(workdir, BEFORE_INT8[other].name)
+    return [(key, f"{value}, {other} {before[key]}") for key, value in now.items()]
+
+
 def show(
     workdir: str,
     backend: str,
@@ -184,15 +194,10 @@ def show(
     ]
     if lineage_is_assumed(about):
         lines.append(("WARNING", about_lineage(about)))
-    now = accuracy(workdir, ACCURACY.name)
+    lines += accuracies(workdir, backend, bool(float32))
     if float32:
-        other = precision_before(backend)
-        before = accuracy(workdir, BEFORE_INT8[other].name)
-        lines += [(key, f"{value}, {other} {before[key]}") for key, value in now.items()]
         lines += against_float32(workdir, result, float32, backend, model)
         lines += put_back(model)
-    else:
-        lines += now.items()
     for comparison in claimed.compare(about, REPORT.read_in(workdir)):
         lines.append(("checkpoint", comparison.words))
     lines += [("note", f"the checkpoint says {remark}") for remark in claims.remarks_of(about)]
