@@ -256,7 +256,7 @@ def main() -> None:
     made_by = recipe.make(
         __file__,
         {"form": form.images, "labels": form.labels},
-        inputs=sorted(filter(os.path.isfile, sources)),
+        inputs=sorted(filter(files.is_file, sources)),
         source=os.path.abspath(form.source),
     )
     before = record.read(images)

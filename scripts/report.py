@@ -86,7 +86,7 @@ def stem_of(part: WorkFile) -> str:
 
 def read_part(workdir: str, part: WorkFile) -> Dict[str, Any]:
     """One JSON file of the work folder, {} if it is not there. Raises: Refusal if it is damaged."""
-    return part.read_in(workdir) if os.path.lexists(os.path.join(workdir, part.name)) else {}
+    return part.read_in(workdir) if files.is_there(os.path.join(workdir, part.name)) else {}
 
 
 def read_parts(workdir: str) -> Parts:
@@ -185,7 +185,7 @@ class Pictures:
         from PIL import Image
 
         path, _, checksum = self.known.get(stem, ("", "", ""))
-        if not os.path.isfile(path):
+        if not files.is_file(path):
             return ""
         content = files.read_regular(path)
         pixels = None
@@ -978,7 +978,7 @@ def make_recipe(
             "language": language,
         },
         ("numpy", "Pillow", "matplotlib", "Jinja2"),
-        settings=filter(os.path.isfile, texts),
+        settings=filter(files.is_file, texts),
     )
 
 

@@ -131,3 +131,23 @@ def test_a_log_that_is_a_link_takes_nothing_from_the_file_it_leads_to(tmp_path: 
         assert log.read_text() == "said\n" and not log.is_symlink()
     assert letter.read_text() == "somebody's" and letter.stat().st_nlink == 1
     assert sorted(os.listdir(str(tmp_path))) == ["letter", "link.log", "new.log", "same.log"]
+
+
+def test_what_the_system_cannot_say_is_not_taken_for_missing(tmp_path: Path) -> None:
+    """A name that is too long for the system is asked about in vain, as on a broken disk."""
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("gone")
+    for name, there, is_file in (
+        ("file", True, True),
+        ("loop", True, False),
+        ("nowhere", True, False),
+        ("gone", False, False),
+        ("file/below", False, False),
+        ("", True, False),
+    ):
+        path = os.path.join(str(tmp_path), name)
+        assert (files.is_there(path), files.is_file(path)) == (there, is_file), name
+    for ask in (files.is_there, files.is_file):
+        with pytest.raises(OSError, match="too long"):
+            ask(str(tmp_path / ("x" * 300)))

@@ -50,9 +50,6 @@ def spoil(way: str, began: float) -> None:
         content = file.read()
     if way == "half":
         os.truncate(path, len(content) // 2)
-    elif way == "all half":
-        for path in paths:
-            os.truncate(path, os.path.getsize(path) // 2)
     elif way == "empty":
         os.truncate(path, 0)
     elif way == "few":

@@ -26,13 +26,15 @@ from attacks.trial import Outcome, Products, Step
 HERE = Path(__file__).resolve().parent
 ANY = "KILL SEGV TERM nothing copy garbage".split() + ["only garbage", "fails late"]
 SPOILED = (
-    "half,all half,empty,few,many,wrong length,other format,link,hard link,fifo,folder,other user"
+    "half,empty,few,many,wrong length,other format,link,hard link,fifo,folder,other user"
 ).split(",")
 WAYS: Dict[str, List[str]] = {
     "npu-smi": ["hang", *ANY],
     "atc": ["hang", "deaf", *ANY, *SPOILED, "log link"],
     "amct_onnx": ["hang", "deaf", *ANY, *SPOILED, "log link"],
     "ais_bench": ["hang", "deaf", *ANY, *SPOILED, "summary", "summary", "log link"],
+    # Not tried: results that are all cut to the same length. Nothing distinguishes them from those
+    # of a model with fewer classes, or in float16.
 }
 INFER = "--model net_bs4.om --input prep --output . --output_dirname npu --outfmt".split()
 STEPS: Dict[str, List[Step]] = {

@@ -165,6 +165,33 @@ def limit_rights() -> None:
 # ---- reading -------------------------------------------------------------------------------------
 
 
+def is_there(path: str) -> bool:
+    """os.path.lexists(), but what cannot be asked about is not taken for missing.
+
+    Raises: OSError, such as EIO of a broken disk or ESTALE of a network file system.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def is_file(path: str) -> bool:
+    """os.path.isfile(), but what cannot be asked about is not taken for missing.
+
+    Raises: OSError, as is_there().
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # links that lead round lead to no file
+            return False
+        raise
+
+
 def open_regular(path: str, follow_links: bool = True) -> int:
     """Open a file for reading.
 

@@ -9,7 +9,7 @@ import stat
 from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
 from common.core.cli import Refusal, counted, shown, some
-from common.core.files import Stamp, stamp
+from common.core.files import Stamp, is_file, stamp
 from common.core.names import (
     CLASS_ORDERS,
     INPUT_SUFFIXES,
@@ -197,9 +197,7 @@ def list_inputs(folder: str) -> List[str]:
     paths = [folder]
     if os.path.isdir(folder):
         paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder), key=natural_key)]
-    paths = [
-        path for path in paths if path.lower().endswith(INPUT_SUFFIXES) and os.path.isfile(path)
-    ]
+    paths = [path for path in paths if path.lower().endswith(INPUT_SUFFIXES) and is_file(path)]
     if not paths:
         raise Refusal(
             f"{shown(folder)} should be a folder with .bin or .npy files, but holds none; prepare "

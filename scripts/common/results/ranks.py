@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional, Sequence
 
 from common.core import native, record
 from common.core.cli import Refusal, shown
-from common.core.files import checksum_of, read_regular
+from common.core.files import checksum_of, is_there, read_regular
 from common.results import figures
 from common.results.results import read_result
 
@@ -62,7 +62,7 @@ def load_kernel(values: int) -> Any:
 
 def has_record(paths: Sequence[str]) -> bool:
     """Whether a record beside their folder says what the results should be."""
-    return os.path.lexists(record.path_of(os.path.dirname(paths[0])))
+    return is_there(record.path_of(os.path.dirname(paths[0])))
 
 
 def nothing_ranked(paths: Sequence[str], classes: int) -> Ranked:

@@ -98,9 +98,9 @@ def write(
     if images:
         contents[product] = predictions_csv(images, classes, names)
         contents[of_classes] = classes_csv(images, classes, names)
-    elif not os.path.lexists(record.path_of(product)):
+    elif not files.is_there(record.path_of(product)):
         return []
-    settings = [path for path in made_from if path and os.path.isfile(path)]
+    settings = [path for path in made_from if path and files.is_file(path)]
     about = {"classes": classes, "label_offset": report["label_offset"]}
     made_by = recipe.make(program, about, ("numpy",), settings=settings)
     before = record.read(product)
