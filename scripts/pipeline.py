@@ -44,6 +44,7 @@ from common.core.names import STEMS, om_path
 from common.core.packages import Source
 from common.core.places import VARIABLE, Place
 from common.data import class_names, dataset, evaluation, wnids
+from common.model import claims
 from common.results import leftovers, published, summary
 from common.results.step_times import StepTimes
 from common.results.work_files import RUN, TUNE
@@ -657,8 +658,11 @@ def learn_network(run: Run, runner: Runner) -> Run:
         return run
     if not run.judges:
         return run._replace(data=check.choose_prepared(run.data))
-    classes = int(record.read(run.model).notes["num_classes"])
+    notes = record.read(run.model).notes
+    classes = int(notes["num_classes"])
     check.check_classes(run.data, classes)
+    if run.given.expect == published.CHECKPOINT:
+        claims.needed_rows(notes)
     if run.given.expect:
         published.check_classes(run.given.expect, classes)
     if run.given.class_names:

@@ -334,6 +334,17 @@ def rows_of(notes: Dict[str, Any]) -> List[Dict[str, Any]]:
     return [row for row in rows if is_sound(row)] if isinstance(rows, list) else []
 
 
+def needed_rows(notes: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """rows_of() for what cannot do without. Raises: Refusal if there are none."""
+    rows = rows_of(notes)
+    if not rows:
+        raise Refusal(
+            "the checkpoint does not say how accurate it was in training; leave out --expect "
+            "checkpoint, or name published weights"
+        )
+    return rows
+
+
 def remarks_of(notes: Dict[str, Any]) -> List[str]:
     """The sentences of Claims.notes in the notes of a model's record, which may be anybody's."""
     return texts_of(notes.get("remarks"))
