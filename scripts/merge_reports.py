@@ -21,7 +21,7 @@ if __name__ == "__main__":
     cli.start()  # before what may be missing
 
 from common.core import files, options, record
-from common.core.cli import Refusal, say, shown, some
+from common.core.cli import Refusal, counted, say, shown, some
 from common.data import prepared
 from common.results import accuracy, ranks, tables
 from common.results.results import result_files
@@ -222,10 +222,12 @@ def describe_shard(folder: str, report: Dict[str, Any]) -> Dict[str, Any]:
 def images_of(
     folders: List[str], reports: List[Dict[str, Any]], merged: Dict[str, Any]
 ) -> Optional[tables.Images]:
-    """What the network answered for all images; None if a shard's results are not in its folder.
+    """What the network answered for all images.
 
-    Raises: Refusal if results are not those that the shards' reports are about.
+    Returns None, and says why, if the results of a shard are not in its folder, or are others than
+    those that its report is about.
     """
+    without = f"so there is no {tables.PREDICTIONS} of all shards"
     paths: Dict[str, str] = {}
     sources: Dict[str, str] = {}
     for folder, report in zip(folders, reports):
@@ -233,25 +235,23 @@ def images_of(
             os.path.join(folder, os.path.basename(str(report[key]))) for key in ("result", "prep")
         )
         if not os.path.isdir(result):
-            say(f"{shown(result)} is not there, so there is no {tables.PREDICTIONS} of all shards")
+            say(f"{shown(result)} is not there, {without}")
             return None
-        results = result_files(result)
-        lacking = set(report["evaluated"]) - results.keys()
-        if lacking:
-            raise Refusal(
-                f"{shown(result)} lacks the results of {some(lacking)}; run that shard again"
-            )
-        paths.update(results)
+        paths.update(result_files(result))
         sources.update(prepared.read(prep).sources)
     stems = merged["evaluated"]
+    lacking = set(stems) - paths.keys()
+    if lacking:
+        say(
+            f"there are no results of {counted(len(lacking), 'image')} ({some(lacking)}), {without}"
+        )
+        return None
     labels = np.array(merged["true"], np.int64)
     ranked = ranks.read([paths[stem] for stem in stems], labels, merged["classes"], options.CORES)
     hits = [int((ranked.ranks < k).sum()) for k in range(1, len(merged["hits"]) + 1)]
     if hits != merged["hits"]:
-        raise Refusal(
-            f"the results in {some(folders)} are not those of their {REPORT.name}; run the shards "
-            "again"
-        )
+        say(f"the results in {some(folders)} are not those of their {REPORT.name}, {without}")
+        return None
     named = [sources.get(stem, stem) for stem in stems]
     return tables.Images(stems, named, ranked.predictions(labels))
 

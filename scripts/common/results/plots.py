@@ -420,10 +420,8 @@ def confusion(say: Say, counts: Any, names: Sequence[str]) -> str:
             f'fill-opacity="{0.12 + 0.88 * share:.2f}"><title>{html.escape(words)}</title></rect>'
         )
         if classes <= COUNTED:
-            dark = " dark" if share > 0.45 else ""
             parts.append(
-                f'<text x="{x + cell / 2:g}" y="{y + cell / 2 + 4:g}" class="count{dark}">{count}'
-                "</text>"
+                f'<text x="{x + cell / 2:g}" y="{y + cell / 2 + 4:g}" class="count">{count}</text>'
             )
     lines = [f"M{left + place * cell:g} {top:g}v{side}" for place in range(classes + 1)]
     lines += [f"M{left:g} {top + place * cell:g}h{side}" for place in range(classes + 1)]
