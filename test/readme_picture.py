@@ -7,7 +7,8 @@ by a browser.
 In:  nothing. A small data set of drawn things is made in the folder given, and a checkpoint whose
      head is fitted to some of them, as that of the sample is; the whole chain runs on the others,
      in minutes. Chromium is needed.
-Out: docs/report.png, under 200 kB.
+Out: docs/report.png, under 200 kB. So that mistakes, confusion and classes are on one picture, the
+     sections about speed and most of the images are left out of it.
 """
 
 import io
@@ -32,6 +33,12 @@ SIDE = 256  # pixels of a drawn picture
 FITTED, TRIED = 6, 25  # pictures of each thing: to fit the head, and to be classified
 WIDTH, HEIGHT = 1100, 1560  # of the screenshot, pixels
 LARGEST = 200_000  # bytes
+SHORTER = """
+for (const id of ["speed", "expected", "comparison"]) document.getElementById(id)?.remove();
+for (const row of [...document.querySelectorAll("#mistakes li")].slice(6)) row.remove();
+for (const group of [...document.querySelectorAll("#mistakes details")].slice(3)) group.remove();
+for (const row of [...document.querySelectorAll("#confusion tbody tr")].slice(3)) row.remove();
+"""
 Colour = Tuple[int, ...]
 # Above, below, and of the things that are strewn over it: a network of random weights knows colours
 # and textures.
@@ -116,6 +123,7 @@ def screenshot(page: Path) -> bytes:
     """PNG of the head of a page, in few colours."""
     with browser() as shown:
         shown.open(page, WIDTH, HEIGHT)
+        shown.value(SHORTER)
         image = Image.open(io.BytesIO(shown.picture())).convert("RGB")
     for colours in (256, 128, 64, 32):
         data = io.BytesIO()

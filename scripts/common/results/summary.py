@@ -8,6 +8,7 @@ from common.core.cli import counted, shown
 from common.model import claims
 from common.model.network import lineage_is_assumed
 from common.results import claimed
+from common.results.tables import CLASSES, PREDICTIONS
 from common.results.texts import ENGLISH
 from common.results.work_files import (
     ACCURACY,
@@ -203,6 +204,8 @@ def show(
     lines += [("note", f"the checkpoint says {remark}") for remark in claims.remarks_of(about)]
     lines += speed_lines(workdir, made)
     names = [("report", PAGE), ("accuracy", ACCURACY.name), ("each image", REPORT.name)]
+    if os.path.exists(os.path.join(workdir, PREDICTIONS)):  # not with labels of several classes
+        names += [("its answer", PREDICTIONS), ("each class", CLASSES)]
     if "compare" in made:
         names.append(("comparison", COMPARE.name))
     if "perf" in made:
