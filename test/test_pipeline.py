@@ -355,7 +355,7 @@ def test_gates_end_with_status_3_and_one_sentence(
             2,
             "--small-channel is for a first convolution behind AIPP on the card",
         ),
-        (("--only", "exprt"), 2, "exprt is not a step; there are sample, data, export, speed, preprocess"),
+        (("--only", "exprt"), 2, "exprt is not a step; there are sample, data, export, speed"),
         (("--only", "export,"), 2, "'export,' is not a step, or several joined by commas"),
         (("--from", "compile"), 2, "a run on cpu does not have the step compile, only sample, exp"),
         (("--only", "export", "--from", "export"), 2, "--only and --from contradict each other"),
