@@ -620,11 +620,41 @@ def write_run(run: Run, runner: Runner) -> None:
     write_about(run, about)
 
 
+# The options that decide what the figures of a run are of, whichever of its steps are taken.
+DECIDE_FIGURES = (
+    "precision",
+    "lineage",
+    "ema",
+    "key",
+    "gp",
+    "img_size",
+    *options.EVALUATION,
+    "uint8",
+    "shard",
+    "class_map",
+    "class_order",
+    *options.QUANT,
+)
+
+
+def decided_alike(earlier: Dict[str, Any], about: Dict[str, Any]) -> bool:
+    """Whether the figures of two runs, as run.json describes them, may stand side by side."""
+    before, now = earlier.get("options") or {}, about["options"]
+    if any(before.get(name) != now.get(name) for name in DECIDE_FIGURES):
+        return False
+    checkpoints = {os.path.basename(said.get("checkpoint", "")) for said in (earlier, about)}
+    return len(checkpoints) == 1 and earlier.get("backend") == about["backend"]
+
+
 def joined(earlier: Dict[str, Any], about: Dict[str, Any]) -> Dict[str, Any]:
     """What run.json says after some of the steps: what an earlier run did still counts.
 
+    Only a run of the same backend, checkpoint and evaluation counts: otherwise the report would
+    show its figures beside others.
     earlier: what it said before; {} if there was no earlier run.
     """
+    if not decided_alike(earlier, about):
+        return about
     steps = {step["name"]: step for step in (*earlier.get("steps", ()), *about["steps"])}
     return {
         **about,

@@ -620,6 +620,21 @@ def test_run_json_gives_the_options_of_the_run_again(
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+def test_figures_of_another_evaluation_are_not_shown_beside_those_of_some_steps(
+    work_copy: Path, options: Tuple[object, ...]
+) -> None:
+    """Of the run before, which measured the speed, only what is alike stays in the report."""
+    run = json.loads((work_copy / "run.json").read_text())
+    measured = dict(run, made=[*run["made"], "perf"], options={**run["options"], "uint8": True})
+    (work_copy / "run.json").write_text(json.dumps(measured))
+    chain_output(*options, "--only", "accuracy")
+    assert "perf" not in json.loads((work_copy / "run.json").read_text())["made"]
+    del measured["options"]["uint8"]
+    (work_copy / "run.json").write_text(json.dumps(measured))
+    chain_output(*options, "--only", "accuracy")
+    assert "perf" in json.loads((work_copy / "run.json").read_text())["made"]
+
+
 def test_the_log_has_what_all_steps_printed(
     small_model: Path, small_sample: Path, tmp_path: Path
 ) -> None:
