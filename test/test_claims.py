@@ -237,6 +237,8 @@ def test_of_several_accuracies_that_of_the_weights_taken_counts() -> None:
     held: Dict[str, Any] = dict(best_acc1=80.0, acc1=78.0, metric_ema=81.0)
     assert accuracies(**held) == [(1, 78.0, "acc1 = 78", False)]
     assert accuracies(averaged=True, **held) == [(1, 81.0, "metric_ema = 81", False)]
+    held = dict(best_metric_ema=82.0, acc1=78.0)
+    assert accuracies(averaged=True, **held) == [(1, 82.0, "best_metric_ema = 82", False)]
 
 
 def report_of(right: int, images: int) -> Dict[str, Any]:
@@ -257,6 +259,7 @@ def test_the_difference_and_whether_the_interval_explains_it() -> None:
         "interval 77.41 to 82.36 %); compare images, labels, preparation and lineage with those of "
         "training"
     )
+    assert not claimed.compare(notes, report_of(950, 1000))[0].within, "better is strange as well"
     assert claimed.compare(notes, {"hits": [], "counts": {"evaluated": 9}}) == [], "it is an mAP"
 
 
