@@ -192,10 +192,12 @@ def infer(arguments: argparse.Namespace, folder: str) -> str:
     if arguments.device is not None:
         command += ["--device", str(arguments.device)]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     if done.returncode:
         sys.stderr.write(done.stdout.decode(errors="replace"))
+    sys.stderr.write(done.stderr.decode(errors="replace"))  # its warnings are the user's
+    if done.returncode:
         raise Refusal(
             f"{RUNNERS[suffix]} failed with exit status {done.returncode} (see above); fix the "
             "problem and run the same command again"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 from unittest import mock
 
-from common.core import processor, record
+from common.core import processor, progress, record
 from common.core.cli import Refusal
 from common.core.processor import Processor
 from common.model import calibration, onnx_file, operators, quantisation
@@ -317,6 +317,37 @@ def test_a_calibration_runs_once_for_all_models_that_need_it(trained: Path) -> N
         again = quantiser.make(CHANNEL)
         quantiser.make(TENSOR, left=["head.fc"])
     assert first.SerializeToString() == again.SerializeToString()
+
+
+@pytest.mark.slow
+def test_the_time_left_is_estimated_without_the_set_up(trained: Path) -> None:
+    from onnxruntime.quantization import calibrate
+
+    events: List[str] = []
+    create = calibrate.create_calibrator
+
+    class Recorder(progress.Bar):
+        def __init__(self, what: str, total: float, *more: Any, **settings: Any) -> None:
+            events.append(f"{what}: {total}")
+            super().__init__(what, total, *more, **settings)
+
+        def advance(self, count: float = 1) -> None:
+            events.append(f"{count} more")
+
+    def set_up(*words: Any, **settings: Any) -> Any:
+        events.append("set-up")
+        return create(*words, **settings)
+
+    model = onnx_file.load(str(trained / "tresnet.onnx"))
+    described = onnx_file.describe(str(trained / "tresnet.onnx"))
+    paths = [str(trained / "in" / f"i{number}.bin") for number in range(1, 7)]
+    with mock.patch.object(progress, "Bar", Recorder), mock.patch.object(
+        calibrate, "create_calibrator", set_up
+    ):
+        Quantiser(model, paths, quantisation.input_of(described, None, 1)).calibrate("minmax")
+        quantisation.answers(model, paths, quantisation.input_of(described, None, 4), "int8")
+    calibration_events = ["set-up", "calibrating (minmax): 6", "4 more", "2 more"]
+    assert events == [*calibration_events, "int8: 6", "4 more", "2 more"]
 
 
 # ---- the promise ---------------------------------------------------------------------------------
