@@ -620,7 +620,7 @@ def write_run(run: Run, runner: Runner) -> None:
     write_about(run, about)
 
 
-# The options that decide what the figures of a run are of, whichever of its steps are taken.
+# The options that decide what the figures of a run are of, with any of its steps.
 DECIDE_FIGURES = (
     "precision",
     "lineage",
