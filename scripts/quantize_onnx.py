@@ -106,6 +106,7 @@ def make(
 ) -> Tuple[onnx.ModelProto, quantisation.Report, Variant]:
     """(the int8 model, its report, how it was quantised)."""
     model = onnx_file.load(task.arguments.model)
+    operators.session(model)  # it says what is wrong with a model; the quantisation does not
     groups = quantisation.groups_of(model)
     quantiser = Quantiser(model, task.chosen, task.single)
     ways = [way for way in ways if quantiser.can_make(way)]

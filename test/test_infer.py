@@ -596,3 +596,14 @@ def test_a_prepared_image_that_was_damaged_is_refused_set_aside_and_made_again(
     assert (tmp_path / "prep" / "aside" / "b.bin").read_bytes() == b"\0" * (3 * SIDE * SIDE * 4)
     assert "1 made" in succeed(*command).stdout
     succeed(*run)
+
+
+def test_a_model_with_two_opsets_of_one_domain_is_refused(tmp_path: Path) -> None:
+    """ONNX Runtime takes the last one, other programs the first."""
+    model = make_model(tmp_path / "two.onnx")
+    images = put_images(tmp_path / "images", ["a.bin"])
+    changed = onnx.load(str(model))
+    changed.opset_import.append(helper.make_opsetid("ai.onnx", 12))
+    onnx.save(changed, str(model))
+    said = refuses("--model", model, "--input", images, "--output", tmp_path, "--batchsize", 1)
+    assert "(it imports the operators of one domain twice); make it with" in said

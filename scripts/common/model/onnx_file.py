@@ -30,6 +30,9 @@ def load(path: str, external_data: bool = True) -> Any:
         for text in texts_of(model):
             if isinstance(text, bytes):  # protobuf leaves what is not UTF-8 as it is
                 raise ValueError(f"{text[:50]!a} in it is not UTF-8")
+        domains = [entry.domain or "ai.onnx" for entry in model.opset_import]
+        if len(set(domains)) < len(domains):  # programs would take different ones; atc: E16005
+            raise ValueError("it imports the operators of one domain twice")
         if external_data:
             onnx.load_external_data_for_model(model, os.path.dirname(os.path.abspath(path)))
         return model
