@@ -31,12 +31,12 @@ from PIL import Image, ImageDraw, ImageFilter
 ROOT = Path(cli.ROOT)
 SIDE = 256  # pixels of a drawn picture
 FITTED, TRIED = 6, 25  # pictures of each thing: to fit the head, and to be classified
-WIDTH, HEIGHT = 1100, 1560  # of the screenshot, pixels
+WIDTH, HEIGHT = 1100, 1760  # of the screenshot, pixels
 LARGEST = 200_000  # bytes
 SHORTER = """
 for (const id of ["speed", "expected", "comparison"]) document.getElementById(id)?.remove();
 for (const row of [...document.querySelectorAll("#mistakes li")].slice(6)) row.remove();
-for (const group of [...document.querySelectorAll("#mistakes details")].slice(3)) group.remove();
+for (const group of [...document.querySelectorAll("#mistakes details")].slice(2)) group.remove();
 for (const row of [...document.querySelectorAll("#confusion tbody tr")].slice(3)) row.remove();
 """
 Colour = Tuple[int, ...]
