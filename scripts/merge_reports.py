@@ -32,6 +32,7 @@ import numpy as np
 ON_CARD = "infer_om.py"
 VOLATILE = ("shard", "source", "given", "folder")  # what a prepared folder's settings may differ in
 SUMMED = ("images", "preprocessed", "bad", "inferred", "evaluated", "left_out")
+TRIALS = ("label_offsets", "class_orders")  # {choice: hits} of those that were tried
 
 
 def read_report(workdir: str) -> Dict[str, Any]:
@@ -161,6 +162,15 @@ def order_of_run(image: Tuple[str, int]) -> str:
     return image[0] + "_0."
 
 
+def add_up(hits_of_shards: List[Dict[str, int]]) -> Dict[str, int]:
+    """The sums over shards of hits that were counted for each of the same choices."""
+    total = dict.fromkeys(hits_of_shards[0], 0)
+    for hits in hits_of_shards:
+        for choice in total:
+            total[choice] += hits[choice]
+    return total
+
+
 def merge(folders: List[str], reports: List[Dict[str, Any]]) -> Dict[str, Any]:
     """The report over all images, as TResNet_postprocess.py writes it.
 
@@ -193,16 +203,9 @@ def merge(folders: List[str], reports: List[Dict[str, Any]]) -> Dict[str, Any]:
         class_names=join_class_names(reports),
         shards=[describe_shard(folder, report) for folder, report in zip(folders, reports)],
     )
-    if all("label_offsets" in report for report in reports):
-        offsets = [report["label_offsets"] for report in reports]
-        merged["label_offsets"] = {
-            offset: sum(of_shard[offset] for of_shard in offsets) for offset in offsets[0]
-        }
-    if all("class_orders" in report for report in reports):
-        orders = [report["class_orders"] for report in reports]
-        merged["class_orders"] = {
-            order: sum(of_shard[order] for of_shard in orders) for order in orders[0]
-        }
+    for key in TRIALS:
+        if all(key in report for report in reports):
+            merged[key] = add_up([report[key] for report in reports])
     merged["clipped"] = join_clipped(reports)
     merged["all_equal"] = all(report.get("all_equal") for report in reports)
     own = [note for note in first["notes"] if note not in accuracy.notes(first)]

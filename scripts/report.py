@@ -772,20 +772,25 @@ def where_it_ran(parts: Parts, say: Say) -> str:
     return say("ran_on_card", chip=card_name(parts, say)) if backend == "ascend" else ""
 
 
-def settings(
-    parts: Parts, workdir: str, results: List[str], pictures: Pictures, say: Say
-) -> List[Tuple[str, str]]:
-    """What was run with what: (term, words)."""
-    run, network, report = parts["run"], parts["network"], parts["acc_report"]
+def versions(workdir: str, results: List[str], pictures: Pictures, say: Say) -> str:
+    """The versions of all that a run used, as far as its records have them."""
     inferred = record.read(results[0]).recipe if results else {}
     exported = record.read(os.path.join(workdir, EXPORTED)).recipe
-    versions = {
+    known = {
         say("this_program"): cli.VERSION,
         **(exported.get("versions") or {}),
         **pictures.versions,
         **(inferred.get("versions") or {}),
         **(inferred.get("host") or {}),
     }
+    return listed({name: version for name, version in known.items() if version})
+
+
+def settings(
+    parts: Parts, workdir: str, results: List[str], pictures: Pictures, say: Say
+) -> List[Tuple[str, str]]:
+    """What was run with what: (term, words)."""
+    run, network, report = parts["run"], parts["network"], parts["acc_report"]
     counts = [
         say(f"count_{key}", count=f"{count:,}")
         for key, count in report["counts"].items()
@@ -802,7 +807,7 @@ def settings(
         ("images", say("list_separator").join(counts)),
         ("ran_on", where_it_ran(parts, say)),
         ("chip", parts["perf"].get("chip")),
-        ("versions", listed({name: version for name, version in versions.items() if version})),
+        ("versions", versions(workdir, results, pictures, say)),
         ("began", run.get("began")),
         ("took", run.get("seconds") and progress.duration(run["seconds"])),
     ]

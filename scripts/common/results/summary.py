@@ -203,6 +203,17 @@ def show(
         lines.append(("checkpoint", comparison.words))
     lines += [("note", f"the checkpoint says {remark}") for remark in claims.remarks_of(about)]
     lines += speed_lines(workdir, made)
+    lines += file_lines(workdir, made)
+    lines += [("predictions", result), ("model", model)]
+    width = max(len(what) for what, _ in lines)
+    for what, value in lines:
+        print(f"{what:<{width}}  {value if value.isprintable() else shown(value)}")
+    if note:
+        print(note)
+
+
+def file_lines(workdir: str, made: Collection[str]) -> List[Tuple[str, str]]:
+    """(what, path) of the files that this run made."""
     names = [("report", PAGE), ("accuracy", ACCURACY.name), ("each image", REPORT.name)]
     if os.path.exists(os.path.join(workdir, PREDICTIONS)):  # not with labels of several classes
         names += [("its answer", PREDICTIONS), ("each class", CLASSES)]
@@ -210,10 +221,4 @@ def show(
         names.append(("comparison", COMPARE.name))
     if "perf" in made:
         names += [("throughput", "perf.md"), ("its plot", "perf.png")]
-    lines += [(what, os.path.join(workdir, name)) for what, name in names]
-    lines += [("predictions", result), ("model", model)]
-    width = max(len(what) for what, _ in lines)
-    for what, value in lines:
-        print(f"{what:<{width}}  {value if value.isprintable() else shown(value)}")
-    if note:
-        print(note)
+    return [(what, os.path.join(workdir, name)) for what, name in names]
