@@ -42,6 +42,7 @@ from common.data.images import list_inputs
 from common.results import result_folder
 from common.results.result_folder import SUMMARY, ResultFolder
 
+NUMERIC = b"0123456789+-.eE \n" + b"naifNAIF"  # in a TXT result, also of "nan" and "inf"
 POLL = 0.02  # s between two looks at whether an ais_bench has ended
 
 
@@ -138,6 +139,13 @@ def ends_line(path: str) -> bool:
         return file.read().endswith(b"\n")
 
 
+def values_in(path: str) -> int:
+    """How many numbers a TXT result has in its one line; 0 if that is not all that it has."""
+    data = files.read_regular(path)
+    is_plain = not data.translate(None, NUMERIC)
+    return len(data.split()) if is_plain and data.count(b"\n") == 1 else 0
+
+
 def check_names(work: Slice, expected: List[str]) -> None:
     """Refuse a slice without exactly one result for each image."""
     names = set(os.listdir(work.results)) if os.path.isdir(work.results) else set()
@@ -160,6 +168,11 @@ def check_whole(work: Slice, expected: List[str], outfmt: str) -> None:
     if outfmt == "TXT":
         how = "without a closing newline"
         half = [name for name, path in paths.items() if not ends_line(path)]
+        if not half:
+            counts = {name: values_in(path) for name, path in paths.items()}
+            most = max([1, *counts.values()])
+            how = f"that are not one line of {counted(most, 'number')}"
+            half = [name for name, count in counts.items() if count != most]
     else:
         sizes = {name: os.path.getsize(path) for name, path in paths.items()}
         largest = max([1, *sizes.values()])

@@ -407,3 +407,30 @@ def test_a_summary_with_a_figure_that_is_not_finite_is_none(tmp_path: Path) -> N
     path.write_text(json.dumps(dict(content, throughput=float("nan"))))
     with pytest.raises(ValueError, match="not finite"):
         bench.read_summary(str(path))
+
+
+@pytest.mark.parametrize(
+    "content, is_whole",
+    (
+        ("1.500000 2.500000 \n", True),
+        ("nan -inf \n", True),
+        ("1.500000 \n", False),
+        ("1.500000 2.500000 \n2.500000 \n", False),
+        ("<html>503 Unavailable</html>\n", False),
+        ("\n", False),
+    ),
+)
+def test_a_txt_result_is_one_line_of_as_many_numbers_as_the_others(
+    content: str, is_whole: bool, tmp_path: Path
+) -> None:
+    for name, text in (("i1_0.txt", "0.000000 1.000000 \n"), ("i2_0.txt", content)):
+        (tmp_path / name).write_text(text)
+    child = subprocess.Popen(["true"])
+    child.wait()
+    watch = host.Watch([], 0)
+    work = infer_om.Slice(0, ["i1.bin", "i2.bin"], child, 0.0, "log", str(tmp_path), watch)
+    if is_whole:
+        infer_om.check_whole(work, ["i1_0.txt", "i2_0.txt"], "TXT")
+        return
+    with pytest.raises(Refusal, match="results that are not one line of 2 numbers: i2_0.txt"):
+        infer_om.check_whole(work, ["i1_0.txt", "i2_0.txt"], "TXT")
