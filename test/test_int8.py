@@ -446,6 +446,8 @@ def test_the_summary_says_a_gain_and_warns_of_a_ratio_below_1(tmp_path: Path) ->
     (tmp_path / "m.json").write_text(json.dumps({"put_back": []}))
     words = "100.0 images/s, float16 50.0 (one pass each; --tune measures them in turns)"
     assert summary.int8_speed(model, "ascend", 50, 100) == [("speed", words)]
+    stopped = summary.int8_speed(model, "ascend", 0, 100)
+    assert stopped == [("speed", "not measured: nothing was left to infer; --force measures it")]
 
 
 def test_the_page_says_what_int8_costs_and_how_fast_it_is() -> None:
