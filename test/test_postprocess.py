@@ -706,6 +706,19 @@ def test_the_fast_way_finds_the_right_numbers_or_none(tmp_path: Path, fast: Fast
     assert 300 < expected.count(-1) < 5700
 
 
+@pytest.mark.parametrize("stem", ("i0", "i2"))
+def test_half_a_float32_result_is_not_taken_for_float16(tmp_path: Path, stem: str) -> None:
+    """Neither by compiled C and Python together, nor by Python alone."""
+    predictions = {f"i{n}": [float(c == n) for c in range(10)] for n in range(3)}
+    write(tmp_path / "result", predictions, "bin")
+    (tmp_path / "labels.txt").write_text("i0 0\ni1 1\ni2 2\n")
+    victim = tmp_path / "result" / f"{stem}_0.bin"
+    victim.write_bytes(victim.read_bytes()[:20])
+    for kernel in (ranks.load_kernel, lambda values: None):
+        with unittest.mock.patch.object(ranks, "load_kernel", kernel):
+            assert "holds" in postprocess_refusal(tmp_path)
+
+
 def test_one_odd_file_does_not_change_the_others(tmp_path: Path) -> None:
     """A batch with a file that only the slow way can read, and one with values of 1000 and more."""
     predictions = {f"i{i:02d}": scores(1000, i) for i in range(20)}

@@ -134,12 +134,21 @@ def read(paths: Sequence[str], labels: np.ndarray, classes: int, workers: int) -
     Raises: Refusal about the first file that is damaged or has another number of classes.
     """
     ranked = read_fast(paths, labels, classes, workers)
-    for i in np.flatnonzero(ranked.ranks < 0).tolist():
-        scores, label = read_result(paths[i], classes), labels[i]
+    unranked = np.flatnonzero(ranked.ranks < 0).tolist()
+    # Beside float32 results a file of half their size is half a file, not one of float16.
+    may_be_float16 = len(unranked) == len(paths)
+    for i in unranked:
+        scores, label = read_result(paths[i], classes if may_be_float16 else 0), labels[i]
         if len(scores) != classes:
             raise Refusal(
                 f"{shown(paths[i])} holds {len(scores)} values, but {shown(paths[0])} holds "
                 f"{classes}; run the inference again"
+            )
+        sizes = [os.path.getsize(path) for path in (paths[i], paths[0])]
+        if paths[i].endswith(".bin") and sizes[0] != sizes[1]:
+            raise Refusal(
+                f"{shown(paths[i])} holds {sizes[0]} bytes, but "
+                f"{shown(paths[0])} holds {sizes[1]}; run the inference again"
             )
         higher = np.count_nonzero(scores > scores[label])
         equal_before = np.count_nonzero(scores[:label] == scores[label])
