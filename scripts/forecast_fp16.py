@@ -112,6 +112,7 @@ def run_images(model: onnx.ModelProto, paths: List[str], sample: Input) -> Run:
     """Run each image through the model in float32 and in float16."""
     from onnx import numpy_helper  # here: an up-to-date forecast does not need it
 
+    in_float16 = float16.rounded(model)
     tensors, output = [node.output[0] for node in model.graph.node], model.graph.output[0].name
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     biases = {
@@ -120,7 +121,7 @@ def run_images(model: onnx.ModelProto, paths: List[str], sample: Input) -> Run:
         if node.op_type in float16.BIASED and len(node.input) == 3
     }
     full = operators.session(operators.with_outputs(model, tensors))
-    half = operators.session(operators.with_outputs(float16.rounded(model), tensors))
+    half = operators.session(operators.with_outputs(in_float16, tensors))
     operator_of = {name: Operator() for name in tensors}
     full_logits, half_logits = [], []
     with progress.Bar("forecast", len(paths), "images", lines_every=10) as bar:

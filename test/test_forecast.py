@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
 
 from common.core import cli
+from common.core.cli import Refusal
 from common.model import float16, onnx_file, operators
 from common.model.statistics import cosine_similarity
 
@@ -392,3 +393,13 @@ def test_a_model_with_a_text_that_is_not_utf_8_is_refused(
     done = forecast(tmp_path, "--input", tiny / "in")
     assert done.returncode == 1, done.stderr
     assert "tiny.onnx is not an ONNX file, or it is damaged" in done.stderr
+
+
+def test_an_int8_model_is_refused(tiny: Path) -> None:
+    """It has no float32 arithmetic that float16 would replace."""
+    model = onnx.load(str(tiny / "tiny.onnx"))
+    assert float16.rounded(model).graph.node
+    node = onnx.helper.make_node("QuantizeLinear", ["image", "s", "z"], ["int8"])
+    model.graph.node.insert(0, node)
+    with pytest.raises(Refusal, match="is an int8 one \\(it has QuantizeLinear\\)"):
+        float16.rounded(model)

@@ -177,11 +177,10 @@ def mount_over(path: str, flags: int, options: str) -> None:
     mount("none", path, "tmpfs", flags, options)
 
 
-def open_to_all(path: str, spare: Path) -> None:
+def open_to_all(path: str) -> None:
     """In a namespace of its own: let every user reach a folder that lies in a private one.
 
     An empty folder takes the place of the private one and shows only the way to `path`.
-    spare: an empty folder.
     """
     private = ""
     for folder in Path(path).parents:
@@ -190,10 +189,11 @@ def open_to_all(path: str, spare: Path) -> None:
     if not private:
         return
     leave_mounts()
-    mount(path, str(spare), "none", MS_BIND | MS_REC)
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)  # soon it has no other name
     mount("none", private, "tmpfs", 0, "mode=755")
     os.makedirs(path)
-    mount(str(spare), path, "none", MS_BIND | MS_REC)
+    mount(f"/proc/self/fd/{opened}", path, "none", MS_BIND | MS_REC)
+    os.close(opened)
 
 
 def need_root() -> None:

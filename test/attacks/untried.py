@@ -205,12 +205,11 @@ def two_users(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
         modes = FOLDER_MODES if path.is_dir() else FILE_MODES
         path.chmod(modes[shared])
 
-    spare = bed.folder / "spare-folder"
-    spare.mkdir(exist_ok=True)
-
     def become(user: int) -> Callable[[], None]:
         def setup() -> None:
-            resources.open_to_all(sys.base_prefix, spare)
+            resources.open_to_all(sys.base_prefix)
+            resources.open_to_all(str(bed.folder))
+            os.chdir(str(bed.here))
             os.setgroups([])
             os.setgid(GROUP)
             os.setuid(user)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Collection, Dict, List
 
+from common.core.cli import Refusal
+
 import numpy as np
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 LARGEST = 65504.0  # of float16
 # Operators that make rounded numbers of rounded numbers.
 EXACT = {"Slice", "Concat", "Flatten", "Relu", "SpaceToDepth", "Pad", "MaxPool", "GlobalMaxPool"}
+INT8 = {"QuantizeLinear", "DequantizeLinear", "AscendQuant", "AscendDequant"}
 BIASED = {"Conv", "Gemm"}  # their third input, if there is one, is a bias
 # Operators whose kernels on the 310P3 also take float32. Source: CANN's sources,
 # tbe/op_info_cfg/ai_core/ascend310p (Conv2D, DepthwiseConv2D, MatMulV2, AvgPoolV2 and the reflect
@@ -42,9 +45,16 @@ def rounded(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelPro
 
     kept: names of nodes that compute and hand on float32 (atc's --keep_dtype).
     Its tensors keep their names and are float32 arrays of rounded values.
+    Raises: Refusal for an int8 model.
     """
     from onnx import TensorProto, numpy_helper
 
+    integers = sorted(INT8.intersection(node.op_type for node in model.graph.node))
+    if integers:
+        raise Refusal(
+            f"the model is an int8 one (it has {integers[0]}), and float16 replaces float32; give "
+            "the float32 model that it was made from"
+        )
     changed = copy.deepcopy(model)
     graph = changed.graph
     for tensor in graph.initializer:
