@@ -677,3 +677,21 @@ def test_comparison_catches_a_lossy_compilation(machine: Machine) -> None:
             "scripts/compare_results.py", work / name, work / "onnx", "--min-cosine", 0.999
         ).returncode
     assert outcome == {"": 0, "atc-lossy": 3}
+
+
+def test_a_negative_size_in_a_model_is_not_a_size(tmp_path: Path) -> None:
+    from common.core.cli import Refusal
+    from common.model import onnx_file
+
+    import onnx
+
+    path = save_network(tmp_path / "net.onnx")
+    model = onnx.load(str(path))
+    sides = model.graph.input[0].type.tensor_type.shape.dim
+    sides[0].dim_value = -1
+    onnx.save(model, str(path))
+    assert onnx_file.describe(str(path))["shape"] == [None, 3, 32, 32]
+    sides[2].dim_value = -32
+    onnx.save(model, str(path))
+    with pytest.raises(Refusal, match="has the shape .None, 3, None, 32., but all sizes except"):
+        onnx_file.describe(str(path))

@@ -135,10 +135,10 @@ def is_not_an_input(step: Step, name: str) -> bool:
     """Whether another content of a file rightly gives the same products, or others.
 
     A record decides what is made again; acc.json is replaced; without its archive a folder needs no
-    unpacking; the page shows the images that the results were made from.
+    unpacking; the page shows the images and results that it was made from.
     """
     is_decision = name.endswith((".jsonl", "acc.json", ".tar"))
-    return is_decision or (step.name == "report" and name.startswith("prep/"))
+    return is_decision or (step.name == "report" and name.startswith(("prep/", "result/")))
 
 
 def judge_mixture(first: Products, old: Products, new: Products, outcome: Outcome) -> Outcome:

@@ -135,7 +135,8 @@ def description(model: Any, path: str) -> Description:
             f"{listed or 'none, so it may not be an ONNX file'}; {MAKE_IT}"
         )
     name = inputs[0].name
-    shape = [side.dim_value or None for side in inputs[0].type.tensor_type.shape.dim]
+    sides = [side.dim_value for side in inputs[0].type.tensor_type.shape.dim]
+    shape = [side if side > 0 else None for side in sides]  # some programs write -1 for open
     if None in shape[1:]:
         raise Refusal(
             f"the input {shown(name)} of {shown(path)} has the shape {shape}, but all sizes except "
