@@ -79,10 +79,11 @@ class Trial(NamedTuple):
 
 
 def run(arguments: argparse.Namespace, batch_size: int, loop: int, runs: str, **more: Any) -> str:
-    """`loop` batches of zeros in the folder `runs`; returns the log.
+    """`loop` batches of zeros in the folder `runs`, which is emptied first; returns the log.
 
     more: further options of the runner. Raises: Refusal with the runner's words.
     """
+    host.empty(runs)
     values = {"loop": loop, "batchsize": batch_size, **more}
     model = arguments.models[batch_size]
     if arguments.backend == "cpu":

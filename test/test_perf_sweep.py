@@ -478,6 +478,27 @@ def test_perf_sweep_sets_the_published_figures_beside_those_of_the_same_case(
     )
 
 
+def test_what_a_run_left_does_not_reach_the_next_one(machine: Machine, tmp_path: Path) -> None:
+    """A link in the folder of the runs would lead the next run out of it."""
+    for batch in (1, 4):
+        (machine[1] / f"net_bs{batch}.om").write_text("never opened: the runner is a double")
+    path = fake_runner(machine, tmp_path / "fake", [100.0, 200.0])
+    script = tmp_path / "fake" / "runner.py"
+    (tmp_path / "letter").write_text("of somebody else")
+    script.write_text(
+        script.read_text()
+        + f"""
+link = os.path.join(flags["output"], "left")
+with open(link, "w") as file:
+    file.write("written by this run")
+os.unlink(link)
+os.symlink({str(tmp_path / "letter")!r}, link)
+"""
+    )
+    sweep(machine, "--batch-sizes", "1,4", "--repeat", 1, "--chip", "310P3", PATH=path)
+    assert (tmp_path / "letter").read_text() == "of somebody else"
+
+
 @pytest.mark.parametrize("share, is_slow", [(0.5, True), (0.9, False)])
 def test_a_310p3_is_held_against_the_forecast(
     machine: Machine, tmp_path: Path, share: float, is_slow: bool

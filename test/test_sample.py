@@ -10,7 +10,15 @@ from conftest import Shared, copy_products, listed_sha256, make_small_sample, sh
 from test_pipeline import accuracy, chain_output
 
 pytestmark = pytest.mark.slow
-STEPS = ("Sample data", "Export", "Preprocess", "Inference", "Accuracy", "Report")
+STEPS = (
+    "Sample data",
+    "Export",
+    "Forecast of the speed",
+    "Preprocess",
+    "Inference",
+    "Accuracy",
+    "Report",
+)
 
 
 @pytest.fixture(scope="session")

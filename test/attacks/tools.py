@@ -85,8 +85,6 @@ def attack(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
     """One try. Returns: what was done, and the judgement."""
     tool = dice.choices(sorted(WAYS), (6, 3, 4, 1))[0]
     step, way = dice.choice(STEPS[tool]), dice.choice(WAYS[tool])
-    if step.name == "measure" and way in ("fifo", "link", "hard link"):
-        way = "folder"  # the next repetition's ais_bench itself would wait for it, or write into it
     environment = machine(bed)
     restore(bed)
     expected = expected_of(bed, step, environment)

@@ -238,6 +238,16 @@ def run_folder(prefix: str) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def empty(folder: str) -> None:
+    """Remove what a tool left in a run_folder(), so that the next tool finds nothing to follow."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
 # ---- tools ---------------------------------------------------------------------------------------
 
 
