@@ -743,6 +743,20 @@ def test_no_error_no_request_no_sideways_scrolling(
 
 
 @pytest.mark.slow
+def test_a_large_speed_stays_inside_its_card(page: Page, copy: Path) -> None:
+    """Five digits and their unit are wider than a card where six stand beside each other."""
+    perf = json.loads((copy / "perf.json").read_text())
+    rows = [dict(row, throughput=20 * row["throughput"]) for row in perf["rows"]]
+    (copy / "perf.json").write_text(json.dumps(dict(perf, rows=rows, best=rows[3])))
+    make(copy)
+    for width in (390, 1280):
+        page.open(copy / "report.html", width)
+        values = "[...document.querySelectorAll('.cards .value')]"
+        assert page.value(f"{values}.some(value => value.textContent.includes('65,240'))")
+        assert page.value(f"{values}.every(value => value.scrollWidth <= value.clientWidth)")
+
+
+@pytest.mark.slow
 def test_text_has_contrast_in_light_and_dark(page: Page, card: Path) -> None:
     """WCAG's contrast of text against its background: 4.5 at least."""
     script = """(() => { const light = colour => {

@@ -260,8 +260,9 @@ ENGLISH_TEXTS: Dict[str, str] = {
     # confusion
     "confusion": "Confusion",
     "confusion_lead": (
-        "Each row is a right class, each column an answer. The darker a cell, the larger its share "
-        "of the row; the numbers are images. On the diagonal the answers are right."
+        "Each row is a right class, each column an answer. The stronger a cell’s colour, the "
+        "larger its share of the row; the numbers are images. On the diagonal the answers are "
+        "right."
     ),
     "confusion_words": "Confusion matrix: a row for each right class, a column for each answer.",
     "confusion_rows": "right class",
@@ -592,7 +593,7 @@ CHINESE_TEXTS: Dict[str, str] = {
     # confusion
     "confusion": "混淆",
     "confusion_lead": (
-        "每行是一个正确类别，每列是一个答案。颜色越深，占该行的比例越大；数字是图片数。"
+        "每行是一个正确类别，每列是一个答案。颜色越鲜明，占该行的比例越大；数字是图片数。"
         "对角线上的答案是正确的。"
     ),
     "confusion_words": "混淆矩阵：每行是一个正确类别，每列是一个答案。",
