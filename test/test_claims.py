@@ -2,6 +2,7 @@
 
 import argparse
 import enum
+import json
 import sys
 import types
 from collections import OrderedDict
@@ -21,7 +22,7 @@ import onnx
 import pytest
 import torch
 from ascend.helpers import onnx_scores
-from conftest import SMALL, run_here, small_network
+from conftest import SMALL, copy_products, run_here, small_network, succeed
 from fill import fill
 from torch.optim import swa_utils
 
@@ -287,6 +288,23 @@ def test_summary_and_report_show_it_beside_the_measured_accuracy(
     assert f"checkpoint     {words}\n" in capsys.readouterr().out
     page = (small_work / "report.html").read_text(encoding="utf-8")
     assert words in page.replace("\u00a0", " ")
+
+
+@pytest.mark.slow
+def test_the_summary_says_what_may_be_wrong_with_the_accuracy(
+    small_work: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Whoever reads only the end sees the accuracy's notes: here an image without a result."""
+    work = tmp_path / "work"
+    copy_products(small_work, work)
+    labels = tmp_path / "labels.txt"
+    labels.write_text((small_sample / "val_label.txt").read_text() + "other 3\n")
+    succeed("TResNet_postprocess.py", work / "result", labels, work, "acc.json")
+    model, result = str(work / "tresnet.onnx"), str(work / "result")
+    summary.show(str(work), "cpu", model, model, result, None, (), "")
+    (note,) = json.loads((work / "acc_report.json").read_text())["notes"]
+    assert "1 of 21" in note
+    assert f"note           {note}\n" in capsys.readouterr().out
 
 
 # ---- saved on an NPU -----------------------------------------------------------------------------

@@ -396,6 +396,19 @@ def test_only_a_whole_model_that_this_atc_made_is_taken(
     ]
 
 
+@pytest.mark.parametrize("mask, mode", [(0o077, 0o600), (0o022, 0o640), (0, 0o640)])
+def test_who_hides_files_from_the_group_hides_models_too(
+    machine: Machine, mask: int, mode: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        done = compile_here(machine, "--batch-sizes", "1")
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    assert (machine.folder / "net_bs1.om").stat().st_mode & 0o777 == mode
+
+
 def test_a_record_never_changes_the_mode_of_another_file(tmp_path: Path) -> None:
     """A link and a second name of a file are refused where a program's file becomes a product."""
     from common.core import record

@@ -292,6 +292,11 @@ def test_chips_of_two_kinds_work_with_the_remedy_that_is_shown(card: Card) -> No
             {"STANDIN_NPU_SMI": "A3", "STANDIN_BOARD": "fail"},
             "name it by --soc-version (Ascend910_9391, Ascend910_9392",
         ),
+        (
+            ("--soc-version", "Ascend910"),
+            {"STANDIN_NPU_SMI": "A3", "STANDIN_BOARD": "fail"},
+            "say which one it is: --soc-version (Ascend910_9391, Ascend910_9392",
+        ),
         ((), {"ASCEND_RT_VISIBLE_DEVICES": "8"}, "ASCEND_RT_VISIBLE_DEVICES='8' shows none of"),
         (
             (),

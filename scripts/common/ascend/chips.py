@@ -283,14 +283,21 @@ def the_chip(chips: List[Chip], devices: Sequence[int] = ()) -> Chip:
 
 
 def check_shared(chips: List[Chip], soc: str) -> None:
-    """Refuse a soc version that is only the name that the chips share, if their own is known."""
+    """Refuse a soc version that is only the name that the chips share."""
     for chip in chips:
-        if chip.soc and is_shared(chip.name) and soc_version(chip.name) == soc:
+        if not is_shared(chip.name) or soc_version(chip.name) != soc:
+            continue
+        if not chip.soc:
             raise ChipProblem(
                 UNNAMED,
-                f"for atc {soc} is not the chip of this machine, which is {chip.soc}",
-                f"give --soc-version {chip.soc}, or leave it out",
+                f"{soc} is what npu-smi calls several chips, and atc takes it for one of them",
+                f"say which one it is: --soc-version ({likely_names(chip.name)})",
             )
+        raise ChipProblem(
+            UNNAMED,
+            f"for atc {soc} is not the chip of this machine, which is {chip.soc}",
+            f"give --soc-version {chip.soc}, or leave it out",
+        )
 
 
 def choose_devices(wanted: Optional[List[int]], soc: str = "") -> Choice:
@@ -330,6 +337,11 @@ def choose_devices(wanted: Optional[List[int]], soc: str = "") -> Choice:
     return Choice(among[:1] if wanted is None else among, chip.name, soc or chip.soc)
 
 
+def likely_names(name: str) -> str:
+    """What atc may call a chip whose name is shared."""
+    return ", ".join(SHARED_NAMES[re.sub("^Ascend", "", name)])
+
+
 def named(name: str, soc: str) -> str:
     """The soc version of a chip that npu-smi calls `name`.
 
@@ -337,10 +349,9 @@ def named(name: str, soc: str) -> str:
     """
     if soc:
         return soc
-    likely = ", ".join(SHARED_NAMES[re.sub("^Ascend", "", name)])
     raise ChipProblem(
         UNNAMED,
         f"npu-smi calls the chip {name}, which several chips share, and `npu-smi info -t board` "
         "does not say which one it is",
-        f"name it by --soc-version ({likely})",
+        f"name it by --soc-version ({likely_names(name)})",
     )

@@ -162,6 +162,13 @@ def limit_rights() -> None:
     os.umask(os.umask(0o077) | 0o027)
 
 
+def mode_of_new() -> int:
+    """The mode of a new file: MODE, without what the umask takes away."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return MODE & ~mask
+
+
 # ---- reading -------------------------------------------------------------------------------------
 
 

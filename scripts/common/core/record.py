@@ -699,8 +699,8 @@ def is_up_to_date(
 def adopt(product: str, recipe: Recipe, path: str, **notes: Any) -> None:
     """Let a file that another program made become a product with a record.
 
-    path: the file, on the same file system. It gets the mode 0640, because ais_bench refuses a
-    model that others can write.
+    path: the file, on the same file system. It gets the mode of a new file (0640 at most), because
+    ais_bench refuses a model that others can write.
     Raises: as write(); Refusal for a link: another file's mode is not changed through it.
     """
     check_unchanged(recipe)
@@ -709,7 +709,7 @@ def adopt(product: str, recipe: Recipe, path: str, **notes: Any) -> None:
         raise Refusal(f"{shown(path)} is a link or not a regular file")
     opened = files.open_regular(path, follow_links=False)
     try:
-        os.fchmod(opened, files.MODE)
+        os.fchmod(opened, files.mode_of_new())
     finally:
         os.close(opened)
     files.sync(path)

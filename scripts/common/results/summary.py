@@ -182,7 +182,8 @@ def show(
     note: the last line, if there is one.
     """
     about = record.read(exported).notes
-    counts = REPORT.read_in(workdir)["counts"]
+    report = REPORT.read_in(workdir)
+    counts = report["counts"]
     size, classes = about["evaluation"]["img_size"], about["num_classes"]
     network = f"{about['variant']}, {classes} classes, {size}×{size}, {about['lineage']} lineage"
     known = [
@@ -196,10 +197,11 @@ def show(
     if lineage_is_assumed(about):
         lines.append(("WARNING", about_lineage(about)))
     lines += accuracies(workdir, backend, bool(float32))
+    lines += [("note", sentence) for sentence in report["notes"]]
     if float32:
         lines += against_float32(workdir, result, float32, backend, model)
         lines += put_back(model)
-    for comparison in claimed.compare(about, REPORT.read_in(workdir)):
+    for comparison in claimed.compare(about, report):
         lines.append(("checkpoint", comparison.words))
     lines += [("note", f"the checkpoint says {remark}") for remark in claims.remarks_of(about)]
     lines += speed_lines(workdir, made)
