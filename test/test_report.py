@@ -744,7 +744,7 @@ def test_no_error_no_request_no_sideways_scrolling(
 
 @pytest.mark.slow
 def test_a_large_speed_stays_inside_its_card(page: Page, copy: Path) -> None:
-    """Five digits and their unit are wider than a card where six stand beside each other."""
+    """Five digits and their unit are wider than a card where six are beside each other."""
     perf = json.loads((copy / "perf.json").read_text())
     rows = [dict(row, throughput=20 * row["throughput"]) for row in perf["rows"]]
     (copy / "perf.json").write_text(json.dumps(dict(perf, rows=rows, best=rows[3])))
