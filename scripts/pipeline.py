@@ -998,10 +998,20 @@ def carry_out(run: Run, runner: Runner) -> None:
 def say_rest(run: Run) -> None:
     """The last lines of a run of some steps: what was done, and what comes next."""
     print(f"\n== {', '.join(run.taken)}: done ({time.time() - run.began:.0f} s) ==")
-    wanted = [step.word for step in plan(run) if step.wanted]
-    following = wanted[wanted.index(run.taken[-1]) + 1 :]
-    if following:
+    wanted = [step for step in plan(run) if step.wanted]
+    last = [step.word for step in wanted].index(run.taken[-1])
+    following = [step.word for step in wanted[last + 1 :]]
+    left_out = [step.word for step in wanted[:last] if is_left_out(run, step)]
+    if left_out:
+        print(f"the rest of this run: --only {','.join(left_out + following)}")
+    elif following:
         print(f"the next step of this run is {following[0]}: --from {following[0]}")
+
+
+def is_left_out(run: Run, step: Step) -> bool:
+    """Whether a step that was not taken has none of its products in the work folder."""
+    records = step.records(run)
+    return step.word not in run.taken and bool(records) and not any(map(os.path.exists, records))
 
 
 def say_best(run: Run) -> None:

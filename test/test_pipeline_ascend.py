@@ -561,6 +561,8 @@ def test_a_host_without_a_card_compiles_and_another_goes_on_with_a_copy(
         "Compile",
     ]
     assert len(commands_of(first, "atc")) == 1 and not commands_of(first, "ais_bench")
+    (rest,) = re.findall("^the rest of this run: --only (.*)$", out, re.M)
+    assert {"preprocess", "inference"} <= set(rest.split(",")) and "compile" not in rest
     compiled = (first.work / "tresnet_bs1.om").read_bytes()
 
     second = Card(tmp_path / "second", small_sample)
