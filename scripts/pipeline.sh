@@ -17,8 +17,10 @@ if ! command -v "$python" >/dev/null; then
     echo "pipeline.sh: there is no $python on the PATH; install Python 3.7 or newer, or name yours: PYTHON=python3.11 bash scripts/pipeline.sh" >&2
     exit 1
 fi
+trap 'echo "pipeline.sh: interrupted" >&2; exit 130' INT # else Ctrl-C would look like an old Python
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 7))' 2>/dev/null; then
     echo "pipeline.sh: '$python' is not Python 3.7 or newer; name yours: PYTHON=python3.11 bash scripts/pipeline.sh" >&2
     exit 1
 fi
+trap - INT
 exec "$python" "$here/pipeline.py" "$@"

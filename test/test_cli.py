@@ -350,3 +350,18 @@ def test_an_inspecting_python_does_not_take_an_end_for_a_defect(tmp_path: Path) 
         write_program(tmp_path, "raise cli.Refusal('2 is not 3; take 3')"), PYTHONINSPECT="1"
     )
     assert done.returncode == 1 and done.stderr.endswith("2 is not 3; take 3\n"), done.stderr
+
+
+def test_ctrl_c_while_pythons_version_is_asked_does_not_blame_the_version(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -INT $PPID\nexit 1\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "pipeline.sh")],
+        env=dict(os.environ, PYTHON=str(python)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "pipeline.sh: interrupted\n"

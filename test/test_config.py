@@ -89,6 +89,13 @@ MISTAKES = (  # (content of the file, exit status, sentence)
     ('{"mean": [1, 2]}', 2, "argument --mean: expected 3 arguments"),
     ('{"data": {}}', 1, "cannot be used (data is an object"),
     ('{"loop": 1e999}', 1, "cannot be used (loop is Infinity"),
+    ('{"batch_sizes": [1, "a"]}', 1, '(entry 2 of batch_sizes is "a", a number was expected)'),
+    ('{"loop": NaN}', 1, "(loop is NaN, a number was expected)"),
+    (
+        '{"data": "a\\u0000b"}',
+        1,
+        '(data is "a\\u0000b", a text that messages',
+    ),
     ("[1]", 1, "cannot be used (it is a list, an object was expected)"),
     ("loop: 3", 1, "an object of options is expected, such as {"),
 )

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Tuple
 
@@ -151,3 +154,20 @@ def test_what_the_system_cannot_say_is_not_taken_for_missing(tmp_path: Path) -> 
     for ask in (files.is_there, files.is_file):
         with pytest.raises(OSError, match="too long"):
             ask(str(tmp_path / ("x" * 300)))
+
+
+def test_a_lock_that_outlives_its_process_names_the_child_that_holds_it(tmp_path: Path) -> None:
+    """Like a step that goes on after its pipeline was killed."""
+    code = (
+        "import subprocess, sys; from common.core import files; "
+        "held = files.hold(sys.argv[1]); sleep = ['sleep', '600']; "
+        "print(subprocess.Popen(sleep, pass_fds=[held], stdout=2).pid)"
+    )
+    environment = dict(os.environ, PYTHONPATH=str(ROOT / "scripts"))
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    child = int(subprocess.check_output(command, env=environment, stderr=subprocess.DEVNULL))
+    try:
+        with pytest.raises(Refusal, match=f"in use by another run, process {child}; wait for it"):
+            files.hold(str(tmp_path / ".lock"))
+    finally:
+        os.kill(child, signal.SIGKILL)

@@ -378,7 +378,11 @@ def test_a_damage_that_is_not_seen_can_be_drawn(finished: Path, tmp_path: Path) 
         ([], [str, ...], "it is empty"),
         ([1], [bool, bool], "it has 1 entries, 2 were expected"),
         ({"a": {"b": "x"}}, {"a": {str: json_file.COUNT}}, 'a.b is "x"'),
-        ([["x"], ["\0"]], [[str]], 'entry 1 of entry 2 is "\\u0000", a text was expected'),
+        (
+            [["x"], ["\0"]],
+            [[str]],
+            'entry 1 of entry 2 is "\\u0000", a text that messages and paths can hold was expected',
+        ),
     ),
 )
 def test_what_is_wrong_is_named_with_its_place(content: Any, shape: Any, reason: str) -> None:

@@ -327,8 +327,34 @@ def holder(path: str) -> str:
         for line in table:
             words = line.split()
             if "FLOCK" in words and lock in words and words[1] != "->":
-                return f", process {words[4]}"
+                taker = int(words[4])
+                return f", process {living_holder(taker, status)}"
     return ""
+
+
+def living_holder(taker: int, file: os.stat_result) -> int:
+    """The process that holds a lock today: the one that took it, or a child that outlives it.
+
+    The system goes on naming the process that took the lock. When that is killed, the step that it
+    started inherits the lock.
+    taker: process that took the lock. file: what is locked.
+    Returns: taker too if no other holder is visible, as with another user's processes.
+    """
+    if os.path.exists(f"/proc/{taker}"):
+        return taker
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            for number in os.listdir(f"/proc/{process}/fd"):
+                is_open = os.path.samestat(os.stat(f"/proc/{process}/fd/{number}"), file)
+                if is_open and has_lock(process, number):
+                    return int(process)
+    return taker
+
+
+def has_lock(process: str, number: str) -> bool:
+    """Whether an open file of a process holds a lock; one that waits for it does not."""
+    with open(f"/proc/{process}/fdinfo/{number}", encoding="ascii") as facts:
+        return any(line.startswith("lock:") and "FLOCK" in line for line in facts)
 
 
 def open_to_lock(path: str) -> int:

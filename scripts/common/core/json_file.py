@@ -98,7 +98,10 @@ def require(content: Any, shape: Any, name: str = ROOT_NAME) -> None:
         require_one_of(content, shape, name)
     elif not fits(content, shape):
         value = NAMES[type(content)] if isinstance(content, (dict, list)) else json.dumps(content)
-        raise ValueError(f"{name} is {value[:40]}, {name_of(shape)} was expected")
+        expected = name_of(shape)
+        if shape is str and isinstance(content, str):
+            expected += " that messages and paths can hold"
+        raise ValueError(f"{name} is {value[:40]}, {expected} was expected")
 
 
 def require_object(content: Dict[str, Any], shape: Dict[Any, Any], name: str) -> None:
@@ -140,6 +143,9 @@ def all_fit(values: List[Any], shape: Any) -> bool:
 
 
 def require_one_of(content: Any, shapes: Tuple[Any, ...], name: str) -> None:
+    alike = [shape for shape in shapes if is_alike(content, shape)]
+    if len(alike) == 1:
+        return require(content, alike[0], name)  # what is wrong lies inside the value
     reasons = []
     for shape in shapes:
         try:
@@ -160,6 +166,13 @@ def fits(content: Any, shape: Any) -> bool:
         except UnicodeEncodeError:  # half of a surrogate pair
             return False
     return type(content) is (type(None) if shape is None else shape)
+
+
+def is_alike(content: Any, shape: Any) -> bool:
+    """Whether a value is a list, an object, a text, … as a shape is; its content may be wrong."""
+    if isinstance(shape, Number):
+        return type(content) in (int, float)
+    return type(content) is (shape if isinstance(shape, type) else type(shape))
 
 
 def name_of(shape: Any) -> str:
