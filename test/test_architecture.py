@@ -1,6 +1,8 @@
 """The layers of the code base: what may import what; the documentation names every module."""
 
 import ast
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Dict, Iterator, List, Set
@@ -74,6 +76,21 @@ def test_core_needs_only_the_standard_library() -> None:
             }  # where Python 3.7 has no importlib.metadata; of pip's own
         unknown = others - allowed - set(getattr(sys, "stdlib_module_names", others))
         assert not unknown, path.name
+
+
+BARE = ("pipeline", "check", "setup_env", "timm_source", "npu_info")
+
+
+@pytest.mark.parametrize("command", BARE)
+def test_what_runs_before_the_set_up_needs_no_package(command: str) -> None:
+    """The host's own Python runs these, and it may have nothing but its standard library."""
+    code = (
+        "import sys; sys.path = [path for path in sys.path if 'site-packages' not in path];"
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r}); import {command}"
+    )
+    python = os.path.join(sys.base_prefix, "bin", "python%d.%d" % sys.version_info[:2])
+    done = subprocess.run([python, "-I", "-c", code], stderr=subprocess.PIPE)
+    assert done.stderr.decode() == ""
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -8,15 +8,16 @@ from common.core.cli import counted, shown
 from common.model import claims
 from common.model.network import lineage_is_assumed
 from common.results import claimed
-from common.results.tables import CLASSES, PREDICTIONS
 from common.results.texts import ENGLISH
 from common.results.work_files import (
     ACCURACY,
     BEFORE_INT8,
+    CLASSES,
     COMPARE,
     INT8,
     PAGE,
     PERF,
+    PREDICTIONS,
     REPORT,
     SPEED,
     SUMMARY,

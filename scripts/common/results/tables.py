@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Se
 
 from common.core import files, recipe, record
 from common.results import figures
+from common.results.work_files import CLASSES, PREDICTIONS
 
 import numpy as np
 
@@ -24,7 +25,6 @@ UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
     "\ud800-\udfff]"
 )
-PREDICTIONS, CLASSES = "predictions.csv", "classes.csv"  # beside acc.json
 IMAGE_COLUMNS = ("image", "right_class", "right_name", "predicted_class", "predicted_name")
 OTHER_COLUMNS = ("other_class", "other_name", "other_probability", "other_rank", "changed")
 CLASS_COLUMNS = (

@@ -12,6 +12,7 @@ from common.core.names import CLASS_ORDERS
 
 EXPORTED = "tresnet.onnx"  # the model
 PAGE = "report.html"
+PREDICTIONS, CLASSES = "predictions.csv", "classes.csv"  # beside acc.json
 
 PER_CENT = Number(0, 100)
 SHARES = dict.fromkeys(("compute", "memory", "overhead", "input"), Number(0, 1))
