@@ -185,9 +185,9 @@ def test_a_refusal_is_signed_once(tmp_path: Path) -> None:
     """...with this program's name, also where another module found what is wrong."""
     a = write_results(tmp_path / "a", {"i1": [1, 0]})
     (tmp_path / "b").mkdir()
-    assert (
-        refusal(SCRIPT, a, tmp_path / "b")
-        == f"compare_results.py: {tmp_path / 'b'} holds no results\n"
+    assert refusal(SCRIPT, a, tmp_path / "b") == (
+        f"compare_results.py: {tmp_path / 'b'} holds no results; name the folder that the "
+        "inference wrote, such as ./result\n"
     )
     assert refusal(SCRIPT, a, a, "--json", tmp_path / "no" / "c.json") == (
         f"compare_results.py: {tmp_path / 'no' / 'c.json'} cannot be written (No such file or "

@@ -1174,10 +1174,11 @@ def test_result_folder_empty_missing_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("a 1\n")
     assert "No such file or directory" in postprocess_refusal(tmp_path)
     (tmp_path / "result").mkdir()
-    assert "holds no results" in postprocess_refusal(tmp_path)
+    advice = "; name the folder that the inference wrote, such as ./result"
+    assert f"holds no results{advice}" in postprocess_refusal(tmp_path)
     (tmp_path / "result").rmdir()
     (tmp_path / "result").write_text("")
-    assert "Not a directory" in postprocess_refusal(tmp_path)
+    assert f"Not a directory{advice}" in postprocess_refusal(tmp_path)
 
 
 def test_a_refusal_on_the_command_line(data: Path) -> None:

@@ -21,6 +21,7 @@ ENDINGS = {*(f"_0.{outfmt.lower()}" for outfmt in FORMATS), *OLDER_ENDINGS}
 ENDING = len("_0.txt")
 FLOAT16_BYTES = 2  # of one value
 CHUNK = 256  # results that are read at once
+RESULTS_ADVICE = "name the folder that the inference wrote, such as ./result"
 
 
 # ---- one result file -----------------------------------------------------------------------------
@@ -196,9 +197,11 @@ def result_files(folder: str) -> Dict[str, str]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise Refusal(f"cannot read the result folder {shown(folder)}: {error.strerror}") from None
+        raise Refusal(
+            f"cannot read the result folder {shown(folder)}: {error.strerror}; {RESULTS_ADVICE}"
+        ) from None
     if not names:
-        raise Refusal(f"{shown(folder)} holds no results")
+        raise Refusal(f"{shown(folder)} holds no results; {RESULTS_ADVICE}")
     endings = {name[-ENDING:] for name in names}
     of_one_kind = len(endings) == 1 and endings <= ENDINGS
     without_stem = min(map(len, names)) == ENDING
