@@ -365,3 +365,20 @@ def test_ctrl_c_while_pythons_version_is_asked_does_not_blame_the_version(tmp_pa
     )
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "pipeline.sh: interrupted\n"
+
+
+def test_an_output_on_a_full_disk_is_named(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, str(write_program(tmp_path, "print('Top1 accuracy: 76.5%')"))],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            universal_newlines=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "tool.py: stdout cannot be written: No space left on device; fix this and run the same "
+        "command again\n"
+    )

@@ -185,6 +185,8 @@ def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was writt
         sentence = f"{why(error)}; fix this and run the same command again"
         if isinstance(error.filename, (str, bytes)):
             sentence = f"{shown(os.fsdecode(error.filename))}: {sentence}"
+        if is_output_lost():
+            sentence = f"stdout cannot be written: {sentence}"
         say(sentence)
         status = 1
     finally:
@@ -192,6 +194,19 @@ def run(main: Callable[[], Optional[int]], interrupted: str = "nothing was writt
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     leave(status)
     sys.exit(status)
+
+
+def is_output_lost() -> bool:
+    """Whether stdout cannot take what was printed. If so, the rest is dropped.
+
+    Otherwise Python would try again at its end, say so in its own words, and exit with 120.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return True
+    return False
 
 
 def leave(status: Any) -> None:
