@@ -192,6 +192,9 @@ def test_int8_is_measured_against_float32(
     model, quantised = str(work_copy / "tresnet.onnx"), str(work_copy / "tresnet_int8.onnx")
     summary_of.show(str(work_copy), "cpu", model, quantised, *words)
     assert f"{figures} times as fast (" in capsys.readouterr().out
+    (work_copy / "compare.json").unlink()  # as after a run without the step compare
+    summary_of.show(str(work_copy), "cpu", model, quantised, *words[:2], (), "")
+    assert "agreement" not in capsys.readouterr().out
     metadata = {
         entry.key: entry.value
         for entry in onnx.load(str(work_copy / "tresnet_int8.onnx")).metadata_props

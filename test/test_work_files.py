@@ -166,7 +166,8 @@ def judge(work: Path) -> None:
 def tell_speed(work: Path) -> None:
     """What the summary says of int8, where both models are in one folder."""
     model = str(work / "tresnet_int8.onnx")
-    summary.against_float32(str(work), str(work / "result"), str(work / "result"), "cpu", model)
+    summary.against_float32(str(work / "result"), str(work / "result"), "cpu", model)
+    summary.agreement(str(work), "cpu")
     summary.put_back(model)
 
 

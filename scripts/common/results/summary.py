@@ -88,24 +88,24 @@ def speed_words(row: Dict[str, Any]) -> str:
     )
 
 
-def against_float32(
-    workdir: str, result: str, float32: str, backend: str, model: str
-) -> List[Tuple[str, str]]:
-    """(what, value) of the lines that set a quantised model beside the one it was made from."""
+def against_float32(result: str, float32: str, backend: str, model: str) -> List[Tuple[str, str]]:
+    """(what, value) of the lines about speed of a quantised model and of what it was made from."""
     before, now = (
         SUMMARY.read(folder + "_summary.json")["throughput"] for folder in (float32, result)
     )
+    return int8_speed(model, backend, before, now)
+
+
+def agreement(workdir: str, backend: str) -> Tuple[str, str]:
+    """The line that sets the answers of a quantised model beside those of the other one."""
     comparison = COMPARE.read_in(workdir)
     with_float32 = os.path.basename(comparison["a"]) == "result_onnx"
     other = "float32" if with_float32 else precision_before(backend)
-    return [
-        *int8_speed(model, backend, before, now),
-        (
-            "agreement",
-            f"the same Top-1 as {other} for {comparison['top1_agreement']:.2f} % of the images, "
-            f"cosine similarity of the logits {comparison['cosine']['min']:.4f} at least",
-        ),
-    ]
+    return (
+        "agreement",
+        f"the same Top-1 as {other} for {comparison['top1_agreement']:.2f} % of the images, "
+        f"cosine similarity of the logits {comparison['cosine']['min']:.4f} at least",
+    )
 
 
 def about_lineage(about: Dict[str, Any]) -> str:
@@ -200,7 +200,9 @@ def show(
     lines += accuracies(workdir, backend, bool(float32))
     lines += [("note", sentence) for sentence in report["notes"]]
     if float32:
-        lines += against_float32(workdir, result, float32, backend, model)
+        lines += against_float32(result, float32, backend, model)
+        if "compare" in made:
+            lines.append(agreement(workdir, backend))
         lines += put_back(model)
     for comparison in claimed.compare(about, report):
         lines.append(("checkpoint", comparison.words))
