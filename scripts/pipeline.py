@@ -1090,6 +1090,11 @@ def clean(run: Run, findings: check.Findings) -> int:
             raise Refusal(f"{row.item}: {row.state}; {row.advice}")
     if not os.path.isdir(given.workdir):
         raise Refusal(f"there is no work folder {shown(given.workdir)}; name it with --workdir")
+    if not leftovers.known_records(given.workdir):
+        raise Refusal(
+            f"{shown(given.workdir)} holds nothing that a record calls this program's own; name "
+            "the work folder of a run with --workdir"
+        )
     held = files.hold(os.path.join(given.workdir, ".lock"))
     print(f"backend: {run.backend}: {run.reason}")
     unneeded = leftovers.find(given.workdir, needed_records(run), given.tune)

@@ -158,6 +158,15 @@ def test_bytes_with_aipp_give_the_same_logits_and_a_second_run_does_nothing_agai
     }
 
 
+def test_clean_leaves_a_folder_alone_that_no_run_worked_in(
+    small_sample: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    words = ("--data", small_sample, *SIZE, "--workdir", tmp_path / "mine", "--clean", "--yes")
+    assert "holds nothing that a record calls this program's own" in chain_refusal(*words)
+    assert not list((tmp_path / "mine").iterdir())
+
+
 def clean(options: Tuple[object, ...], work: Path) -> None:
     """--clean lists the images of the run before, which were float32, and --yes removes them."""
     out = chain_output(*options, "--clean")
