@@ -374,6 +374,8 @@ def verdict_on_speed(judged: Dict[str, Any], measured: Dict[int, float], say: Sa
     if not judged.get("rows"):
         return say("card_is", verdict=judged["verdict"])
     ratios = [row["ratio"] for row in judged["rows"]]
+    if not judged["slow"] and len(ratios) == 1:
+        return say("card_fast_one", low=f"{ratios[0]:.2f}")
     if not judged["slow"]:
         return say("card_fast", low=f"{min(ratios):.2f}", high=f"{max(ratios):.2f}")
     slow = [row for row in judged["rows"] if measured.get(row["batch_size"], 0) < row["low_90"]]

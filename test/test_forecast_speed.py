@@ -827,6 +827,9 @@ def test_a_speed_inside_the_range_is_not_named_as_slow(tmp_path: Path) -> None:
     assert speed.describe(verdicts, network) == speed.Opinion(
         False, "as fast as networks of this kind run there: 0.63 to 1.38 times the forecast"
     )
+    assert speed.describe(verdicts[:1], network).sentence == (
+        "as fast as networks of this kind run there: 0.63 times the forecast"
+    )
     assert "graph" not in speed.look_at(network)
 
 

@@ -190,10 +190,8 @@ def test_int8_is_measured_against_float32(
     figures = f"{speed['int8']:.1f} images/s, float32 {speed['float32']:.1f}: {speed['ratio']:.2f}"
     assert f"{figures} times as fast (" in summary, "measured in turns, not two single passes"
     assert comparison["images"] == 20
-    assert re.search(
-        rf"float32 for {comparison['top1_agreement']:.2f} % .*{comparison['cosine']['min']:.4f}",
-        summary,
-    )
+    agreement, cosine = comparison["top1_agreement"], comparison["cosine"]["min"]
+    assert re.search(rf"float32 for {agreement:.2f} % of 20 images, .*{cosine:.4f}", summary)
     said = json.loads((work_copy / "result_summary.json").read_text())
     # as a run leaves it that goes on after its last image
     (work_copy / "result_summary.json").write_text(json.dumps(dict(said, throughput=0.0)))

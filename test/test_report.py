@@ -15,6 +15,7 @@ from common.core import cli
 from common.core.cli import Refusal
 from common.model.statistics import interval
 from common.results import figures
+from common.results.texts import ENGLISH, Say
 
 import forecast_speed
 import made_up
@@ -109,6 +110,17 @@ def test_the_page_sets_the_measured_speed_beside_the_forecast(
     assert f" {ratio * speeds[2]:,.0f} {ratio:.2f} 16 " in words, "only batch size 8 was measured"
     assert words.count("slower than networks of this kind run there") == 2 * (ratio < 0.6)
     assert ("Look at: its clock and temperature" in words) == (ratio < 0.6)
+
+
+def test_one_measured_batch_size_has_one_ratio_to_the_forecast() -> None:
+    row = {"batch_size": 8, "ratio": 1.1, "low_90": 20.0}
+    judged = {"slow": False, "verdict": "", "rows": [row, dict(row, batch_size=16, ratio=0.9)]}
+    assert report.verdict_on_speed(judged, {8: 44.0}, ENGLISH).endswith(
+        ": 0.90 to 1.10 times the forecast."
+    )
+    one = dict(judged, rows=[row])
+    assert report.verdict_on_speed(one, {8: 44.0}, ENGLISH).endswith(": 1.10 times the forecast.")
+    assert report.verdict_on_speed(one, {8: 44.0}, Say("zh")).endswith("：为预估值的 1.10 倍。")
 
 
 def test_the_page_has_a_forecast_without_a_card_and_none_of_an_earlier_run(copy: Path) -> None:

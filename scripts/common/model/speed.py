@@ -891,10 +891,9 @@ def describe(verdicts: Sequence[Verdict], network: Network) -> Opinion:
     slow = [verdict for verdict in verdicts if verdict.is_slow]
     if not slow:
         ratios = [verdict.ratio for verdict in verdicts]
+        found = f"{min(ratios):.2f} to {max(ratios):.2f}" if len(ratios) > 1 else f"{ratios[0]:.2f}"
         return Opinion(
-            False,
-            "as fast as networks of this kind run there: "
-            f"{min(ratios):.2f} to {max(ratios):.2f} times the forecast",
+            False, f"as fast as networks of this kind run there: {found} times the forecast"
         )
     worst = min(slow, key=lambda verdict: verdict.ratio)
     names = " and ".join(costly_moves(network))

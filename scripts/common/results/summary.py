@@ -103,8 +103,9 @@ def agreement(workdir: str, backend: str) -> Tuple[str, str]:
     other = "float32" if with_float32 else precision_before(backend)
     return (
         "agreement",
-        f"the same Top-1 as {other} for {comparison['top1_agreement']:.2f} % of the images, "
-        f"cosine similarity of the logits {comparison['cosine']['min']:.4f} at least",
+        f"the same Top-1 as {other} for {comparison['top1_agreement']:.2f} % of "
+        f"{counted(comparison['images'], 'image')}, cosine similarity of the logits "
+        f"{comparison['cosine']['min']:.4f} at least",
     )
 
 

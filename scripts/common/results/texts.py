@@ -187,6 +187,9 @@ ENGLISH_TEXTS: Dict[str, str] = {
         "The card is as fast as networks of this kind run there: {low} to {high} times the "
         "forecast."
     ),
+    "card_fast_one": (
+        "The card is as fast as networks of this kind run there: {low} times the forecast."
+    ),
     "card_slow": (
         "The card is slower than networks of this kind run there: {measured} images/s at batch "
         "size {batch}, and 95 % of them reach {reach}."
@@ -526,6 +529,7 @@ CHINESE_TEXTS: Dict[str, str] = {
     "from_to": "{low} 到 {high}",
     "measured_to_forecast": "测量值 / 预估值",
     "card_fast": "该卡与此类网络应有的速度相符：为预估值的 {low} 到 {high} 倍。",
+    "card_fast_one": "该卡与此类网络应有的速度相符：为预估值的 {low} 倍。",
     "card_slow": (
         "该卡比此类网络应有的速度慢：batch size 为 {batch} 时每秒 {measured} 张图片，"
         "而 95 % 的此类网络达到 {reach}。"
