@@ -20,7 +20,7 @@ from typing import Any, Callable, Iterable, List, NoReturn, Optional, Tuple, Typ
 from common.core import places
 from common.core.places import ROOT
 
-VERSION = "1.3.0"
+VERSION = "1.4.0"
 GRACE = 1.2  # seconds that a process has after SIGTERM, before it is killed
 USAGE, BELOW_MINIMUM = 2, 3  # exit statuses, beside 0 good, 1 failure, 128 + number of a signal
 CLOSED_PIPE = 128 + signal.SIGPIPE
