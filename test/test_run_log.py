@@ -1,6 +1,5 @@
 """The log of a run has all that was printed; for who looks on nothing else changes."""
 
-import contextlib
 import os
 import re
 import signal
@@ -173,14 +172,11 @@ def test_a_killed_run_leaves_what_it_printed(tmp_path: Path) -> None:
 def test_a_program_that_outlives_the_run_does_not_hold_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began = time.monotonic()
-    words = "sleep 30 & echo $!"
+    words = "sleep 300 & echo $!"
     with open(str(tmp_path / "out"), "wb") as out:
         assert start(tmp_path / "log", "sh", "-c", words, stdout=out).wait() == 0
     orphan = int((tmp_path / "out").read_text().split()[1])
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(orphan, signal.SIGKILL)
-    assert time.monotonic() - began < 30, "it waited for the orphan"
+    os.kill(orphan, signal.SIGKILL)  # it is still there: nobody waited for its end
     assert logged(tmp_path / "log")[0] == "begun"
 
 

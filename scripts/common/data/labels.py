@@ -565,14 +565,15 @@ def likely_encoding(labels: Sequence[Label], sources: Iterable[str]) -> str:
     Text in GBK can be good UTF-8 as well: then the NAMEs are other words.
     """
     names = [os.fsencode(label.name) for label in labels[:PROBED_NAMES]]
-    foreign = [name for name in names if any(byte > 127 for byte in name)]
+    foreign = [name for name in names if not name.isascii()]
     bases: Set[str] = set()
     for source in sources:
         bases.update((os.path.basename(source), os.path.basename(without_suffix(source))))
     hits = {}
     for encoding in ENCODINGS:
         decoded = [loose(name.decode(encoding, "replace")) for name in foreign]
-        hits[encoding] = sum(os.path.basename(name) in bases for name in decoded)
+        fitting = [name for name in decoded if os.path.basename(name) in bases]
+        hits[encoding] = len(fitting)
     best = max(ENCODINGS, key=lambda encoding: hits[encoding])
     if hits[best]:
         return best
