@@ -180,7 +180,7 @@ ENGLISH_TEXTS: Dict[str, str] = {
         "measurement. It is {limits}."
     ),
     "forecast": "forecast",
-    "forecast_range": "80 % of such forecasts hold",
+    "forecast_range": "80 % range",
     "from_to": "{low} to {high}",
     "measured_to_forecast": "measured / forecast",
     "card_fast": (
@@ -525,7 +525,7 @@ CHINESE_TEXTS: Dict[str, str] = {
         "一个 Ascend {chip} 上每秒的图片数，根据网络的各层预估。这不是测量值。依据：{limits}。"
     ),
     "forecast": "预估值",
-    "forecast_range": "80 % 的此类预估在此范围",
+    "forecast_range": "80 % 范围",
     "from_to": "{low} 到 {high}",
     "measured_to_forecast": "测量值 / 预估值",
     "card_fast": "该卡与此类网络应有的速度相符：为预估值的 {low} 到 {high} 倍。",
