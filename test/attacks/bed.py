@@ -9,7 +9,7 @@ import random
 import re
 import shutil
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Set
+from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from conftest import ROOT, small_network
 
@@ -186,6 +186,28 @@ REMAINS = {
     "report": ["report.html.record.jsonl"],
     "unpack": ["unpacked/*.record.jsonl"],
 }
+
+
+COUNTED: Dict[Tuple[str, str, faults.Order, bool], int] = {}
+
+
+def counted(bed: Bed, step: Step, order: faults.Order, fresh: bool) -> int:
+    """How many calls of an order's kinds an undisturbed run of a step makes; counted once.
+
+    fresh: whether the step makes its products again.
+    """
+    key = (str(bed.folder), step.name, order, fresh)
+    if key not in COUNTED:
+        assert bed.page is not None
+        page = bed.page
+        page.give(order)
+        bed.run(step, lambda: faults.use(page))
+        COUNTED[key] = page.count
+        page.end()
+        bed.restore()
+        if fresh:
+            bed.remove_products(step)
+    return COUNTED[key]
 
 
 def temporary(folder: Path) -> None:

@@ -30,12 +30,12 @@ def attack(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
     if fresh:
         bed.remove_products(step)
     path = choose_file(bed, step, dice)
-    calls = counted(bed, step, path, fresh)
+    calls = ground.counted(bed, step, Order(str(path), KINDS), fresh)
     if not calls:  # an up-to-date step does not read everything
         bed.restore()
         bed.remove_products(step)
         path, fresh = choose_file(bed, step, dice), True
-        calls = counted(bed, step, path, fresh)
+        calls = ground.counted(bed, step, Order(str(path), KINDS), fresh)
     name = str(path.relative_to(bed.here))
     spare, content = make_spare(bed, path, dice)
     way = dice.choice(sorted(ACTIONS))
@@ -59,25 +59,6 @@ def choose_file(bed: Bed, step: Step, dice: random.Random) -> Path:
         if str(path.relative_to(bed.here)) not in made:
             kinds.setdefault((str(path.parent), path.suffix), []).append(path)
     return Path(dice.choice(kinds[dice.choice(sorted(kinds))]))
-
-
-COUNTED: Dict[Tuple[str, str, str, bool], int] = {}
-
-
-def counted(bed: Bed, step: Step, path: Path, fresh: bool) -> int:
-    """How many calls an undisturbed run makes on a file; counted once."""
-    key = (str(bed.folder), step.name, str(path), fresh)
-    if key not in COUNTED:
-        assert bed.page is not None
-        page = bed.page
-        page.give(Order(str(path), KINDS))
-        bed.run(step, lambda: faults.use(page))
-        COUNTED[key] = page.count
-        page.end()
-        bed.restore()
-        if fresh:
-            bed.remove_products(step)
-    return COUNTED[key]
 
 
 def make_spare(bed: Bed, path: Path, dice: random.Random) -> Tuple[Path, str]:

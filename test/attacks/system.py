@@ -49,7 +49,7 @@ def attack(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
     kind, calls = "", 0
     while not calls:
         kind = dice.choices(list(ERRORS), WEIGHTS)[0]
-        calls = counted(bed, step, kind, fresh)
+        calls = ground.counted(bed, step, Order(str(bed.here), (kind,)), fresh)
     error = dice.choice(ERRORS[kind])
     lasting = lasting and error != "EINTR"  # a call that a signal interrupts is rightly repeated
     nth = dice.randint(1, min(calls, MOST_CALLS))
@@ -63,22 +63,3 @@ def attack(bed: Bed, dice: random.Random) -> Tuple[str, Outcome]:
     made = bed.products(step)
     outcome = trial.judge(ended, made, bed.expected[step.name])
     return what, ground.judge_after(bed, step, outcome)
-
-
-COUNTED: Dict[Tuple[str, str, str, bool], int] = {}
-
-
-def counted(bed: Bed, step: trial.Step, kind: str, fresh: bool) -> int:
-    """How many calls of a kind an undisturbed run makes below the folder; counted once."""
-    key = (str(bed.folder), step.name, kind, fresh)
-    if key not in COUNTED:
-        assert bed.page is not None
-        page = bed.page
-        page.give(Order(str(bed.here), [kind]))
-        bed.run(step, lambda: faults.use(page))
-        COUNTED[key] = page.count
-        page.end()
-        bed.restore()
-        if fresh:
-            bed.remove_products(step)
-    return COUNTED[key]
