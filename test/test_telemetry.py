@@ -6,6 +6,7 @@ sends them to its maker, unless ORT_DISABLE_TELEMETRY is set when it is imported
 
 import ast
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -33,7 +34,8 @@ def test_an_inference_keeps_nothing_in_the_home_folder_and_asks_no_other_machine
     if shutil.which("strace"):
         tracer = tmp_path / "python"
         tracer.write_text(
-            f'#!/bin/sh\nexec strace -f -e trace=network -o {trace} {sys.executable} "$@"\n'
+            "#!/bin/sh\nexec strace -f -e trace=network "
+            f'-o {shlex.quote(str(trace))} {shlex.quote(sys.executable)} "$@"\n'
         )
         tracer.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(tracer))

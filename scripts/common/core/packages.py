@@ -135,7 +135,10 @@ def run_pip(arguments: Sequence[str], source: Source) -> None:
                 bar.what = f"set-up: {name} ({size} {unit})"
             elif install_line:
                 number = len(install_line.group(1).split(","))
-                bar.turn_to(f"set-up: installing {counted(number, 'package')}")
+                work = f"installing {counted(number, 'package')}"
+                bar.turn_to(f"set-up: {work}")
+                if not bar.terminal:
+                    say(work)
     if megabytes >= 1:
         say(f"{megabytes:,.0f} MB were downloaded")
     if pip.returncode:
