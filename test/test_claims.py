@@ -282,8 +282,8 @@ def test_summary_and_report_show_it_beside_the_measured_accuracy(
     model, result = str(small_work / "tresnet.onnx"), str(small_work / "result")
     summary.show(str(small_work), "cpu", model, model, result, None, (), "")
     words = (
-        "Top-1: the checkpoint says 100.00 % (metric = 100), measured 100.00 % on 20 images: +0.00 "
-        "points, which chance explains (95 % interval 83.89 to 100.00 %)"
+        "Top-1: the checkpoint says 100.00 % (metric = 100), and 20 images give the same (95 % "
+        "interval 83.89 to 100.00 %)"
     )
     assert f"checkpoint     {words}\n" in capsys.readouterr().out
     page = (small_work / "report.html").read_text(encoding="utf-8")

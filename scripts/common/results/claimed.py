@@ -45,15 +45,19 @@ class Comparison(NamedTuple):
             about = say("claimed_other_weights")
         elif self.is_best:
             about = say("claimed_best")
+        points = f"{self.measured - self.claimed:+.2f}"
+        key = "claimed_within" if self.within else "claimed_outside"
+        if float(points) == 0:
+            key = "claimed_same"
         return say(
-            "claimed_within" if self.within else "claimed_outside",
+            key,
             k=self.top,
             claimed=f"{self.claimed:.2f} %",
             said=self.said,
             about=about,
             measured=f"{self.measured:.2f} %",
             n=self.images,
-            points=f"{self.measured - self.claimed:+.2f}",
+            points=points,
             low=f"{self.low:.2f}",
             high=f"{self.high:.2f}",
         )

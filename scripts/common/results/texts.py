@@ -46,6 +46,14 @@ ENGLISH_TEXTS: Dict[str, str] = {
         "the checkpoint does not show the lineage of its weights clearly; {lineage} was assumed, "
         "and if that is wrong, so is every figure"
     ),
+    "claimed_same": (
+        "Top-{k}: the checkpoint says {claimed} ({said}{about}), and {n} images give the same "
+        "(95 % interval {low} to {high} %)"
+    ),
+    "claimed_same_one": (
+        "Top-{k}: the checkpoint says {claimed} ({said}{about}), and {n} image gives the same "
+        "(95 % interval {low} to {high} %)"
+    ),
     "claimed_within": (
         "Top-{k}: the checkpoint says {claimed} ({said}{about}), measured {measured} on "
         "{n} images: "
@@ -402,6 +410,14 @@ CHINESE_TEXTS: Dict[str, str] = {
     "likely_cause": "{sentence}；可能的原因：{cause}",
     "lineage_assumed": (
         "检查点没有明确表明权重的谱系；这里假定为 {lineage}，如果不对，则所有数字都是错的"
+    ),
+    "claimed_same": (
+        "Top-{k}：检查点声明 {claimed}（{said}{about}），在 {n} 张图片上测得的相同"
+        "（95 % 置信区间 {low} 到 {high} %）"
+    ),
+    "claimed_same_one": (
+        "Top-{k}：检查点声明 {claimed}（{said}{about}），在 {n} 张图片上测得的相同"
+        "（95 % 置信区间 {low} 到 {high} %）"
     ),
     "claimed_within": (
         "Top-{k}：检查点声明 {claimed}（{said}{about}），在 {n} 张图片上测得 {measured}："
