@@ -24,7 +24,6 @@ REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
 BORROWED = "torch of the host: "  # begins a line of the stamp
 OLDEST_TORCH = (1, 6)  # from this version on, a torch that the host has is good enough
 SPACE = 1_300_000_000  # bytes of an environment with all packages (measured)
-SET_UP = "python3 scripts/setup_env.py"
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@
 Standard library only.
 """
 
-import os
 from typing import Any, Dict, Mapping
 
 ENGLISH_TEXTS: Dict[str, str] = {
@@ -869,8 +868,3 @@ def language_of(environment: Mapping[str, str]) -> str:
         if environment.get(name):
             return "zh" if environment[name].lower().startswith("zh") else "en"
     return "en"
-
-
-def speaker(language: str = "") -> Say:
-    """Says the texts of a language; "": of the user's environment."""
-    return Say(language or language_of(os.environ))
